@@ -1,0 +1,43 @@
+# Two commands on a fresh machine: `make demo` and `make test`. Both set up what they need, and cost nothing again.
+PYTHON := $(shell for p in python3.12 python3.11 python3; do \
+	command -v $$p >/dev/null 2>&1 && $$p -c 'import sys; sys.exit(not (3,11) <= sys.version_info[:2] < (3,13))' 2>/dev/null \
+	&& echo $$p && break; done)
+BIN := .venv/bin
+LAB ?= lab
+export HF_HUB_OFFLINE ?= 1
+export GRADIO_ANALYTICS_ENABLED = False
+export SALAD_LAB = $(LAB)
+
+.PHONY: demo test test-all lint select arena sql clean
+
+demo: .venv/installed
+	@$(BIN)/salad demo
+
+# without the Slurm tests, which wait for its clocks for minutes: `make test-all` runs them too
+test: .venv/installed
+	$(BIN)/python -m pytest -q -m "not slurm"
+
+test-all: .venv/installed
+	SALAD_FAULT_ROUNDS=$${SALAD_FAULT_ROUNDS:-20} $(BIN)/python -m pytest -q
+
+lint: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/marimo check --strict notebooks/
+
+select: .venv/installed
+	$(BIN)/marimo edit notebooks/selection.py
+
+arena: .venv/installed
+	$(BIN)/python -m workbench.arena
+
+sql: .venv/installed
+	@$(BIN)/salad sql "$${Q:-select terms, sum(d*n_positions)/sum(n_positions) as d from divergences join clusters using (clustering_id, cluster_id) group by all order by d desc}"
+
+.venv/installed: pyproject.toml
+	@test -n "$(PYTHON)" || { echo "make: needs Python 3.11 or 3.12 (python3.12, python3.11 or python3 on the PATH); none was found" >&2; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv || { echo "make: $(PYTHON) cannot make a virtual environment; install its venv package (Debian: python3-venv)" >&2; exit 1; }
+	$(BIN)/python -m pip install -q -e '.[dev]'
+	@touch $@
+
+clean:
+	rm -rf .venv build *.egg-info

@@ -1,0 +1,228 @@
+"""The store beside raw DuckDB on the same Parquet files: publishing, the questions of a study, opening a lab.
+
+    python benchmarks/store.py                      # 10 M divergence rows
+    python benchmarks/store.py --millions 100       # the full size: 5 GB under --folder
+    python benchmarks/store.py --tables             # Markdown of the committed results
+
+Rows are generated: ten checkpoints of one run, two patterns a sample, samples in 128 clusters, texts of 300 characters.
+Each question runs `--rounds` times, ours and raw DuckDB's in turns, so that a busy machine slows both; the best counts.
+Results: `benchmarks/results/store-<millions>.json`.
+"""
+
+import argparse
+import concurrent.futures
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+import duckdb
+import pyarrow as pa
+
+sys.path = [path for path in sys.path if Path(path).resolve() != Path(__file__).parent]  # this file is named store too
+import store  # noqa: E402
+from store.lab import code_version, seal  # noqa: E402
+
+RESULTS = Path(__file__).parent / "results"
+UNIT_ROWS = 1_000_000
+GOALS = {  # name -> (what is asked of it, whether a number meets it)
+    "publish_rows_per_s": ("at least 3 M rows/s", lambda r: r["ours"] >= 3e6),
+    "by_cluster_s": ("at most 1.2 × raw DuckDB", lambda r: r["ours"] <= 1.2 * r["raw"]),
+    "worst_100_s": ("at most 0.7 s at 100 M", lambda r: r["ours"] <= 0.7),
+    "page_of_50_s": ("at most 0.2 s at 10 M", lambda r: r["ours"] <= 0.2),
+    "first_connect_bytes_per_s": ("at least 1 GB/s", lambda r: r["ours"] >= 1e9),
+    "connect_s": ("at most 0.3 s", lambda r: r["ours"] <= 0.3),
+    "connect_1000_units_s": ("at most 0.3 s", lambda r: r["ours"] <= 0.3),
+}
+
+
+def divergences(con, start: int, rows: int, per_step: int) -> pa.Table:
+    """`rows` rows of the table `divergences` from number `start` on; `per_step` rows make a checkpoint."""
+    return con.sql(f"""
+        SELECT 'r00000000beef' AS run_id, (i // {per_step} * 100)::BIGINT AS step,
+            's' || substr(md5((i % {per_step} // 2)::VARCHAR), 1, 12) AS sample_id,
+            'y' || substr(md5((i % {per_step} // 2 + 7)::VARCHAR), 1, 12) AS synthesis_id, (i % 2)::INTEGER AS pattern,
+            -ln(1 - random()) AS m, -ln(1 - random()) / 9 AS f, -ln(1 - random()) AS d,
+            (20 + i % 30)::INTEGER AS n_positions, (45 + i % 30)::INTEGER AS n_positions_f, 3 + random() AS speech_s
+        FROM range({start}, {start + rows}) t(i)""").to_arrow_table()
+
+
+def samples(con, start: int, rows: int) -> tuple[pa.Table, pa.Table]:
+    """Texts of about 300 characters, and which of 128 clusters each is in."""
+    texts = con.sql(f"""
+        SELECT 's' || substr(md5(i::VARCHAR), 1, 12) AS sample_id, 'broad' AS corpus, 'd' || i % 7 AS domain,
+            md5(i::VARCHAR) || ' ' || ['tide', 'comet', 'onion', 'violin', 'glacier'][(i % 5 + 1)::INTEGER] || ' '
+            || repeat(md5((i + 1)::VARCHAR) || ' ', 8) AS text
+        FROM range({start}, {start + rows}) t(i)""").to_arrow_table()
+    places = con.sql(f"""
+        SELECT 'c00000000beef' AS clustering_id, 's' || substr(md5(i::VARCHAR), 1, 12) AS sample_id,
+            (hash(i) % 128)::INTEGER AS cluster_id, random() AS distance
+        FROM range({start}, {start + rows}) t(i)""").to_arrow_table()
+    return texts, places
+
+
+def seconds(function, *values) -> float:
+    started = time.perf_counter()
+    function(*values)
+    return time.perf_counter() - started
+
+
+def publishing(lab: Path, folder: Path, n: int) -> dict:
+    """Publish `n` rows in units of a million; the first few are timed, ours and DuckDB's COPY in turns."""
+    con, ours, both, raw = duckdb.connect(), [], [], []
+    per_step = n // 10
+    for start in range(0, n, 2 * UNIT_ROWS):
+        parts = {at: divergences(con, at, UNIT_ROWS, per_step) for at in (start, start + UNIT_ROWS) if at < n}
+
+        if start // UNIT_ROWS % 4 == 0:
+            ours.append(seconds(_publish, lab, parts, 1) / len(parts))
+        else:
+            both.append(seconds(_publish, lab, parts, 2) / len(parts))
+        if len(raw) < 5:
+            con.register("incoming", parts[start])
+            copy = f"COPY (FROM incoming ORDER BY m DESC) TO '{folder}/raw.parquet' (COMPRESSION zstd)"
+            raw.append(seconds(con.sql, copy))
+    return {"ours": UNIT_ROWS / min(ours + both), "ours_one_thread": UNIT_ROWS / min(ours), "raw": UNIT_ROWS / min(raw),
+            "note": "two units at a time where that is faster; raw is DuckDB's COPY, no checksum, no flush"}
+
+
+def _publish(lab: Path, parts: dict[int, pa.Table], threads: int) -> None:
+    with concurrent.futures.ThreadPoolExecutor(threads) as pool:
+        list(pool.map(
+            lambda at: store.publish(lab, "divergences", parts[at], {"benchmark": "store", "start": at}), parts))
+
+
+def in_turns(rounds: int, ours, raw) -> dict:
+    """Best of `rounds` of each."""
+    times = [(seconds(ours), seconds(raw)) for _ in range(rounds)]
+    return {"ours": min(t[0] for t in times), "raw": min(t[1] for t in times)}
+
+
+def fresh_connect(lab: Path) -> float:
+    """Seconds that store.connect takes in a process of its own, imports apart."""
+    code = ("import sys, time, duckdb, pandas, pyarrow.parquet, store; t = time.perf_counter()\n"
+            "store.connect(sys.argv[1]); print(time.perf_counter() - t)")
+    return float(subprocess.run([sys.executable, "-c", code, lab], capture_output=True, text=True, check=True).stdout)
+
+
+def opening(lab: Path, rounds: int) -> dict:
+    size = sum(path.stat().st_size for path in lab.rglob("*.parquet"))
+    later = fresh_connect(lab)
+    first = []
+    for _ in range(2):
+        shutil.rmtree(lab / ".store-cache")
+        first.append(fresh_connect(lab))
+    later = min(later, *(fresh_connect(lab) for _ in range(rounds)))
+    return {"first_connect_bytes_per_s": {"ours": size / min(first), "bytes": size, "seconds": min(first)},
+            "connect_s": {"ours": later}}
+
+
+def thousand_units(folder: Path, rounds: int) -> dict:
+    """A lab of 1,000 small units, as many passes leave them."""
+    lab = folder / "thousand"
+    rows = divergences(duckdb.connect(), 0, 1000, 10_000)
+    base = store.publish(lab, "divergences", rows, made_from={"n": 0})
+    data = base.path.read_bytes()
+    for n in range(1, 1000):
+        unit = store.unit_id("divergences", {"n": n})
+        place = base.path.parent.parent / f"run_id={n % 20}"
+        place.mkdir(exist_ok=True)
+        (place / f"unit-{unit}.parquet").write_bytes(data)
+        manifest = {**base.manifest, "unit_id": unit, "made_from": {"n": n}, "file": f"unit-{unit}.parquet"}
+        (place / f"unit-{unit}.json").write_text(json.dumps(seal(manifest)))
+    fresh_connect(lab)
+    return {"connect_1000_units_s": {"ours": min(fresh_connect(lab) for _ in range(rounds))}}
+
+
+def questions(lab: Path, n: int, rounds: int) -> dict:
+    con, raw = store.connect(lab), duckdb.connect()
+    files = {name: [str(path) for path in sorted((lab / "tables" / name).rglob("*.parquet"))]
+             for name in ("divergences", "samples", "assignments")}
+    read = {name: f"read_parquet({paths!r}, hive_partitioning=false)" for name, paths in files.items()}
+    by_cluster = "SELECT cluster_id, sum(m * n_positions) / sum(n_positions) FROM {} GROUP BY cluster_id ORDER BY ALL"
+    joined = f"""(SELECT d.*, a.cluster_id FROM {read["divergences"]} d
+        LEFT JOIN {read["assignments"]} a USING (sample_id))"""
+    told = {"by_cluster_s": in_turns(
+        rounds, lambda: con.sql(by_cluster.format("divergences")).fetchall(),
+        lambda: raw.sql(by_cluster.format(joined)).fetchall())}
+    told["by_cluster_of_a_checkpoint_s"] = in_turns(
+        rounds, lambda: con.sql("FROM divergence_by_cluster('r00000000beef', 300)").fetchall(),
+        lambda: raw.sql(by_cluster.format(joined + " WHERE step = 300")).fetchall())
+    told["by_cluster_of_a_checkpoint_s"]["note"] = "ours M, F, D with intervals; raw the mean of M"
+    told["worst_100_s"] = in_turns(
+        rounds, lambda: con.sql("FROM worst_samples('r00000000beef', 300)").fetchall(),
+        lambda: raw.sql(f"FROM {read['divergences']} WHERE step = 300 ORDER BY m DESC LIMIT 100").fetchall())
+    told["worst_100_s"]["note"] = "ours with text, cluster and voice joined in; raw the divergences alone"
+    page = f"""SELECT d.sample_id, any_value(s.text), sum(m * n_positions) / sum(n_positions) AS m
+        FROM {read['divergences']} d JOIN {read['samples']} s USING (sample_id)
+        JOIN {read['assignments']} a USING (sample_id)
+        WHERE step = 300 AND cluster_id = 5 AND contains(lower(s.text), 'comet')
+        GROUP BY d.sample_id ORDER BY m DESC LIMIT 50"""
+    told["page_of_50_s"] = in_turns(
+        rounds, lambda: con.sql("FROM browse_samples('r00000000beef', 300, 5, 'comet')").fetchall(),
+        lambda: raw.sql(page).fetchall())
+    return told
+
+
+def run(millions: int, folder: Path, rounds: int) -> dict:
+    n, lab, con = millions * 10**6, folder / "lab", duckdb.connect()
+    store.atomic.write_json(lab / "runs" / "r00000000beef" / "config.json", {"run_id": "r00000000beef", "config": {}})
+    store.publish(lab, "clusters", [{"clustering_id": "c00000000beef", "cluster_id": k, "terms": [str(k)]}
+                                    for k in range(128)], made_from={"benchmark": "store"})
+    of_samples = n // 20
+    for start in range(0, of_samples, 250_000):
+        texts, places = samples(con, start, min(250_000, of_samples - start))
+        store.publish(lab, "samples", texts, made_from={"benchmark": "store", "start": start})
+        store.publish(lab, "assignments", places, made_from={"benchmark": "store", "start": start})
+    told = {"publish_rows_per_s": publishing(lab, folder, n)}
+    load = os.getloadavg()[0]
+    told |= opening(lab, rounds) | questions(lab, n, rounds) | thousand_units(folder, rounds)
+    for name, (goal, meets) in GOALS.items():
+        told[name] |= {"goal": goal}
+        if name != "worst_100_s" or n >= 100e6:  # a goal at another size is neither met nor missed here
+            told[name]["met"] = bool(meets(told[name]))
+    return {"rows": n, "results": told, "machine": {
+        "processor": platform.processor() or platform.machine(), "cores": os.cpu_count(), "load_average": load,
+        "duckdb": duckdb.__version__, "pyarrow": pa.__version__, "python": platform.python_version()},
+        "code_version": code_version(), "at": datetime.now(UTC).isoformat(timespec="seconds")}
+
+
+def tables() -> str:
+    lines = []
+    for path in sorted(RESULTS.glob("store-*.json"), key=lambda path: int(path.stem.split("-")[1])):
+        told = json.loads(path.read_text())
+        machine = told["machine"]
+        lines += [f"\n{told['rows'] / 1e6:.0f} M rows, {machine['cores']} cores, "
+                  f"load average {machine['load_average']:.1f}, DuckDB {machine['duckdb']}:\n",
+                  "| what | ours | raw DuckDB | goal | met |", "|---|---|---|---|---|"]
+        for name, result in told["results"].items():
+            figures = [f"{result[k]:.3g}" if k in result else "" for k in ("ours", "raw")]
+            met = {True: "yes", False: "**no**"}.get(result.get("met"), "")
+            lines.append(f"| {name} | {figures[0]} | {figures[1]} | {result.get('goal', '')} | {met} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--millions", type=int, default=10, help="million divergence rows")
+    parser.add_argument("--rounds", type=int, default=5, help="how often each question runs")
+    parser.add_argument("--folder", type=Path, help="where the lab is generated; a temporary folder by default")
+    parser.add_argument("--tables", action="store_true", help="print the committed results as Markdown")
+    options = parser.parse_args()
+    if options.tables:
+        print(tables())
+        return
+    with tempfile.TemporaryDirectory(prefix="store-benchmark-", dir=options.folder) as folder:
+        told = run(options.millions, Path(folder), options.rounds)
+    store.atomic.write_json(RESULTS / f"store-{options.millions}.json", told)
+    print(json.dumps(told, indent=1))
+
+
+if __name__ == "__main__":
+    main()

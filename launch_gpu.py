@@ -1,0 +1,198 @@
+"""Start, watch, stop and take up a run on a GPU machine, wherever it stands. See docs/launch.md.
+
+    python launch_gpu.py RECIPE [--set key=value ...] [--on here|ssh:HOST|slurm|sky|NAME] [--gpus H200:8] ...
+    python launch_gpu.py list
+    python launch_gpu.py check [NAME]
+    python launch_gpu.py logs|stop|resume|fetch RUN
+
+The same from Python: `from launch_gpu import launch`; `run = launch("miniature_stage1", on="here")`.
+"""
+
+import argparse
+import os
+import sys
+
+from salad.engines import Run, launch, runs
+from store.errors import UserError
+
+__all__ = ["Run", "launch", "runs", "main"]
+RESERVED = ("list", "check", "logs", "stop", "resume", "fetch")
+
+
+def _limits(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--max-hours", type=float, metavar="H", help="hard time limit, over all attempts")
+    parser.add_argument(
+        "--budget", type=float, metavar="AMOUNT", help="hard limit of hours times price per hour"
+    )
+
+
+def _common(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--lab", metavar="DIR", help="the lab (default: $SALAD_LAB, else ./lab)")
+
+
+def _launch(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="launch_gpu.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("recipe", metavar="RECIPE", help="a recipe's name, or a run's config.json")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="a.b=VALUE", help="override; repeatable"
+    )
+    parser.add_argument(
+        "--on", metavar="WHERE", help="here, ssh:[user@]host[:port], slurm, sky, or a target's name"
+    )
+    parser.add_argument("--gpus", metavar="[TYPE:]N", help="GPUs per node, as 2 or H200:8")
+    parser.add_argument("--nodes", type=int, default=1)
+    _limits(parser)
+    parser.add_argument("--max-hourly-cost", type=float, metavar="C", help="refuse what costs more an hour")
+    parser.add_argument(
+        "--stall-minutes", type=float, default=15.0, help="without a step for so long: stalled"
+    )
+    parser.add_argument("--again", action="store_true", help="another run of the same configuration")
+    parser.add_argument("--dry-run", action="store_true", help="say what would be done; start nothing")
+    parser.add_argument("--follow", action="store_true", help="show the log until the run ends")
+    parser.add_argument(
+        "--targets", metavar="FILE", help="default: ./targets.toml, ~/.config/salad/targets.toml"
+    )
+    _common(parser)
+    given = parser.parse_args(argv)
+    from salad.config import parse_set
+
+    run = launch(
+        given.recipe, given.on, parse_set(given.set), given.lab, gpus=given.gpus, nodes=given.nodes,
+        max_hours=given.max_hours, budget=given.budget, max_hourly_cost=given.max_hourly_cost,
+        stall_minutes=given.stall_minutes, again=given.again, dry_run=given.dry_run, targets=given.targets,
+    )  # fmt: skip
+    if given.dry_run:
+        print(run)
+        return 0
+    print(run)
+    if given.follow:
+        return _show(run, follow=True)
+    print(f"watch it: python launch_gpu.py logs {run.run_id} --follow --lab {run.lab}")
+    return 0
+
+
+def _list(argv: list[str]) -> int:
+    import store
+
+    parser = argparse.ArgumentParser(prog="launch_gpu.py list", description="The lab's runs, newest first.")
+    _common(parser)
+    found = runs(store.lab_path(parser.parse_args(argv).lab))
+    form = "{:13}  {:10}  {:18}  {:12}  {:>15}  {:>9}  {}"
+    print(form.format("run", "kind", "recipe", "where", "step", "left", "state"))
+    for run in found:
+        status, record = run.status(), run.folder.record
+        step = "" if status.get("step") is None else f"{status['step']:,}/{status.get('max_steps') or '?'}"
+        left = _duration(status.get("seconds_left")) if status["state"] == "running" else ""
+        told = status["state"] + (f": {status['error']}" if status.get("error") else "")
+        print(form.format(run.run_id, record["kind"], record["recipe"][:18], status.get("on") or "by hand", step, left,
+                          told))  # fmt: skip
+    return 0
+
+
+def _duration(seconds: float | None) -> str:
+    if seconds is None:
+        return ""
+    minutes, seconds = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02} m" if hours else f"{minutes} m {seconds:02} s"
+
+
+def _check(argv: list[str]) -> int:
+    from salad.engines.base import load
+    from salad.engines.targets import resolve
+
+    parser = argparse.ArgumentParser(
+        prog="launch_gpu.py check", description="Say whether a target would work."
+    )
+    parser.add_argument("name", nargs="?", help="here, ssh:HOST, slurm, sky, or a target's name")
+    parser.add_argument("--targets", metavar="FILE")
+    given = parser.parse_args(argv)
+    name, target = resolve(given.name, given.targets)
+    findings = load(target).check()
+    unset = [variable for variable in target.env if variable not in os.environ]
+    for variable in target.env:
+        print(f"no  {variable} is not set here" if variable in unset else f"ok  {variable} is set here")
+    for finding in findings:
+        print(f"{'ok ' if finding.ok else 'no '} {finding.told}")
+    works = not unset and all(finding.ok for finding in findings)
+    print(f"{name} {'would work' if works else 'would not work'}")
+    return 0 if works else 1
+
+
+def _one(name: str, argv: list[str]) -> int:
+    import store
+
+    told = {
+        "logs": "Show a run's log.",
+        "stop": "Ask a run to write a checkpoint and end.",
+        "resume": "Take a run up from its last checkpoint.",
+        "fetch": "Bring a run's units and checkpoints into this lab.",
+    }
+    parser = argparse.ArgumentParser(prog=f"launch_gpu.py {name}", description=told[name])
+    parser.add_argument("run_id", metavar="RUN", help="the run's id, as `list` shows it")
+    _common(parser)
+    if name in ("logs", "resume"):
+        parser.add_argument("--follow", action="store_true", help="until the run ends")
+    if name == "resume":
+        _limits(parser)
+    if name == "stop":
+        parser.add_argument(
+            "--wait", type=float, default=0.0, metavar="S", help="wait so many seconds for the end"
+        )
+    if name == "fetch":
+        parser.add_argument("--tables-only", action="store_true", help="without audio and checkpoints")
+    given = parser.parse_args(argv)
+    run = Run.open(store.lab_path(given.lab), given.run_id)
+    if name == "logs":
+        return _show(run, given.follow)
+    if name == "stop":
+        run.stop(given.wait)
+    elif name == "resume":
+        limits = {"max_hours": given.max_hours, "budget": given.budget}
+        run = run.resume(**{key: value for key, value in limits.items() if value is not None})
+        if given.follow:
+            return _show(run, follow=True)
+    elif name == "fetch":
+        told = run.fetch(tables_only=given.tables_only)
+        print(f"{told['checkpoints']} checkpoints and {told['units']} units are here and whole")
+        for line in told["damaged"]:
+            print(f"damaged: {line}")
+        return 1 if told["damaged"] else 0
+    print(run)
+    return 0
+
+
+def _show(run: Run, follow: bool) -> int:
+    if not follow:
+        print(run.logs(), end="")
+        return 0
+    for line in run.logs(follow=True):
+        print(line, flush=True)
+    status = run.status()
+    print(run)
+    return 0 if status["state"] == "done" else 1
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line. Returns the exit code; a person's error is one line on stderr and 2."""
+    argv = sys.argv[1:] if argv is None else argv
+    try:
+        if argv and argv[0] in RESERVED:
+            name, rest = argv[0], argv[1:]
+            return _list(rest) if name == "list" else _check(rest) if name == "check" else _one(name, rest)
+        return _launch(argv)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("left; the run goes on", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

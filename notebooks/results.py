@@ -1,0 +1,73 @@
+import marimo
+
+__generated_with = "0.25.2"
+app = marimo.App(width="full", app_title="SALAD: what came out?")
+
+with app.setup:
+    import marimo as mo
+
+    import store
+    from workbench import panels, report, results
+
+
+@app.cell
+def _():
+    lab = store.lab_path()
+    return (lab,)
+
+
+@app.cell(hide_code=True)
+def _(lab):
+    con = store.connect(lab)
+    advice = results.advice(con, lab)
+    mo.stop(advice is not None, mo.callout(mo.md(advice or ""), kind="warn"))
+    newest = report.checkpoints(con)
+    contenders_ui = mo.ui.multiselect(newest.contender.tolist(), value=newest.contender.tolist(), label="contenders")
+    mo.vstack([mo.md(f"## What came out?\n`{lab}`. {report.EXPLAIN}"), contenders_ui, panels.damage(con)])
+    return advice, con, contenders_ui, newest
+
+
+@app.cell(hide_code=True)
+def _(con, contenders_ui, lab, newest):
+    _chosen = newest[newest.contender.isin(contenders_ui.value)]
+    mo.stop(_chosen.empty, mo.md("Choose a contender above."))
+    study, rows = report.measured(lab, con, _chosen)
+    table = results.shown(rows)
+    return rows, study, table
+
+
+@app.cell(hide_code=True)
+def _(con, table):
+    _page = mo.ui.table(table, selection=None, pagination=False, show_column_summaries=False, show_data_types=False,
+                        text_justify_columns={c: "right" for c in table.columns[2:]})
+    _published = panels.plain_table(report.published_means(con).drop(columns="source"))
+    mo.vstack([mo.md("### Accuracy and gap"), _page,
+               mo.accordion({"Published, mean over six benchmarks (per cent, points; other models, data and tasks)":
+                             _published})])
+    return
+
+
+@app.cell(hide_code=True)
+def _(con, rows, study):
+    figures = results.figures(con, study, rows)
+    said = results.votes(con)
+    return figures, said
+
+
+@app.cell(hide_code=True)
+def _(figures):
+    mo.vstack([mo.md("### Figures\nEach saves as SVG, PNG and the rows behind it."),
+               panels.row(*(panels.figure(one) for one in figures))])
+    return
+
+
+@app.cell(hide_code=True)
+def _(said):
+    mo.vstack([mo.md("### What people said"),
+               panels.plain_table(said) if len(said) else
+               mo.md("No blind votes yet: `make arena` opens the app where people compare answers.")])
+    return
+
+
+if __name__ == "__main__":
+    app.run()

@@ -1,0 +1,176 @@
+import marimo
+
+__generated_with = "0.25.2"
+app = marimo.App(width="full", app_title="SALAD: what should be synthesised?")
+
+with app.setup:
+    import marimo as mo
+
+    import store
+    from workbench import charts, panels, review
+    from workbench.listen import Listening
+
+
+@app.cell
+def _():
+    lab = store.lab_path()
+    return (lab,)
+
+
+@app.cell(hide_code=True)
+def _():
+    drawn, set_drawn = mo.state(None)  # the selection that a refill has drawn
+    said, set_said = mo.state((0, ""))  # events so far, and the last in words: what shows decisions reads it
+    return drawn, said, set_drawn, set_said
+
+
+@app.cell(hide_code=True)
+def _(drawn, lab):
+    con = store.connect(lab)
+    advice = review.advice(con, lab)
+    mo.stop(advice is not None, mo.callout(mo.md(advice or ""), kind="warn"))
+    listed = review.selections(con)
+    choices = dict(zip(listed.label, listed.selection_id, strict=True))
+    newest = [label for label, selection_id in choices.items() if selection_id == drawn()]
+    selection_ui = mo.ui.dropdown(choices, value=[*newest, *choices][0], label="selection")
+    reviewer_ui = mo.ui.text(review.reviewer_name(), label="reviewer")
+    mo.vstack([
+        mo.md("## What should be synthesised?\nWhere the speech model disagrees with its text teacher, what was drawn "
+              "for it, and what you let through. Every decision is an event in the lab, and can be undone."),
+        mo.hstack([selection_ui, reviewer_ui, mo.md(f"`{lab}`")], justify="start", gap=2),
+        panels.damage(con),
+    ])
+    return con, reviewer_ui, selection_ui
+
+
+@app.cell(hide_code=True)
+def _(con, lab, reviewer_ui, selection_ui):
+    selection = selection_ui.value
+    judge = review.Review(lab, selection, reviewer_ui.value or review.reviewer_name())
+    own_gamma = panels.own_gamma(con, selection)
+    gamma_ui = mo.ui.slider(0, 6, 0.25, value=own_gamma, label="γ", show_value=True, full_width=True)
+    return gamma_ui, judge, selection
+
+
+@app.cell(hide_code=True)
+def _(con, selection):
+    cluster_chart = mo.ui.altair_chart(charts.clusters(con, selection))
+    return (cluster_chart,)
+
+
+@app.cell(hide_code=True)
+def _(cluster_chart, con, gamma_ui, said, selection):
+    said()
+    panels.row(
+        mo.vstack([mo.md("### Clusters\nLeft: where the speech model disagrees with its text teacher. Right: what the "
+                         "web has, what is intended, drawn and kept. Click a row on the left to read its texts; "
+                         "shift adds one, a double click takes all again."),
+                   panels.scrolled(cluster_chart, charts.masses(con, selection, gamma_ui.value))]),
+        mo.vstack([mo.md("### γ, live\nP_target ∝ P_web · d_clusterᵞ. Bars: hours at this γ. Green: kept now."),
+                   gamma_ui, panels.gamma_facts(con, selection, gamma_ui.value),
+                   charts.hours(con, selection, gamma_ui.value)]))
+    return
+
+
+@app.cell(hide_code=True)
+def _(cluster_chart):
+    picked = panels.picked(cluster_chart)
+    order_ui = mo.ui.dropdown({v: k for k, v in review.QUEUES.items()}, value=review.QUEUES["worst"], label="queue")
+    unjudged_ui = mo.ui.checkbox(label="only what I have not judged")
+    audit_n = mo.ui.number(1, 500, value=20, label="texts a cluster")
+    search_ui = mo.ui.text(placeholder="words in the text", label="search", debounce=300)
+    sort_ui = mo.ui.dropdown(["divergence", "character error rate", "draw"], value="divergence", label="sort by")
+    standing_ui = mo.ui.dropdown(["all", "kept", "dropped"], value="all", label="show")
+    page_ui = mo.ui.number(1, 100_000, value=1, label="page")
+    return audit_n, order_ui, page_ui, picked, search_ui, sort_ui, standing_ui, unjudged_ui
+
+
+@app.cell(hide_code=True)
+def _(audit_n, con, judge, order_ui, picked, search_ui, selection, set_said, unjudged_ui):
+    queue = review.queue(con, selection, order_ui.value, picked, judge.reviewer, unjudged_ui.value,
+                         search=search_ui.value, per_cluster=audit_n.value)
+    listening = Listening(con, judge, queue, on_said=lambda told: set_said(lambda before: (before[0] + 1, told)))
+    mo.vstack([mo.md(f"### Read and listen\n{panels.picked_words(con, selection, picked)}"),
+               mo.hstack([order_ui, unjudged_ui, search_ui], justify="start", gap=2), mo.ui.anywidget(listening)])
+    return (listening,)
+
+
+@app.cell(hide_code=True)
+def _(con, listening, page_ui, picked, said, search_ui, selection, sort_ui, standing_ui):
+    said()
+    rows, total = review.texts(con, selection, picked, search_ui.value, sort_ui.value, page_ui.value - 1, 10,
+                               standing_ui.value)
+    mo.vstack([
+        mo.hstack([sort_ui, standing_ui, page_ui, mo.md(f"of {max(1, -(-total // 10)):,}; {total:,} texts. "
+                   "Click one to hear it.")], justify="start", gap=2),
+        panels.text_table(rows, on_pick=listening.turn_to)])
+    return
+
+
+@app.cell(hide_code=True)
+def _(con, said, selection):
+    said()
+    mo.vstack([mo.md("### What the drops did"), panels.effect(con, selection)])
+    return
+
+
+@app.cell(hide_code=True)
+def _(con, selection):
+    panels.row(mo.vstack([mo.md("### Bad speech, or a gap?\nEach text that is spoken and scored, by CER and D."),
+                          charts.quadrants(con, selection)]),
+               mo.vstack([mo.md("### What stays when speech is accounted for\nD as measured, and with CER, duration "
+                                "and speaking rate regressed out."), charts.adjusted_ranking(con, selection)]))
+    return
+
+
+@app.cell(hide_code=True)
+def _():
+    rule_ui = mo.ui.text(placeholder="cer > 0.3", label="drop where", full_width=True, debounce=400)
+    reason_ui = mo.ui.dropdown(panels.REASONS, value=panels.REASONS[0], label="reason")
+    weight_ui = mo.ui.number(0, 10, 0.1, value=0.5, label="weight")
+    export_button = mo.ui.run_button(label="export what is kept")
+    launch_button = mo.ui.run_button(label="launch Stage II on this", kind="success")
+    return export_button, launch_button, reason_ui, rule_ui, weight_ui
+
+
+@app.cell(hide_code=True)
+def _(con, said, selection):
+    said()
+    events_ui = panels.events_table(con, selection)
+    return (events_ui,)
+
+
+@app.cell(hide_code=True)
+def _(con, events_ui, judge, picked, reason_ui, rule_ui, set_drawn, set_said, weight_ui):
+    # Each acts once, on its click: a cell that acted would act again when what it showed has changed.
+    rule_button, out_button, back_button, weigh_button, accept_button, undo_button, refill_button = panels.buttons(
+        con, judge, rule_ui.value, reason_ui.value, weight_ui.value, picked, events_ui.value,
+        on_said=lambda told: set_said(lambda before: (before[0] + 1, told)), on_drawn=set_drawn)
+    return accept_button, back_button, out_button, refill_button, rule_button, undo_button, weigh_button
+
+
+@app.cell(hide_code=True)
+def _(accept_button, audit_n, back_button, con, events_ui, out_button, picked, reason_ui, rule_button, rule_ui, said,
+      selection, undo_button, weigh_button, weight_ui):
+    mo.vstack([
+        mo.md("### By rule, by cluster, by audit"),
+        mo.hstack([rule_ui, reason_ui, rule_button], widths=[4, 1, 1], align="end"),
+        panels.rule_preview(con, selection, rule_ui.value),
+        mo.hstack([mo.md(panels.picked_words(con, selection, picked)), out_button, back_button, weight_ui,
+                   weigh_button], justify="start", gap=1),
+        mo.hstack([mo.md("**Audit**"), audit_n, accept_button], justify="start", gap=1),
+        panels.audits(con, selection, picked, audit_n.value),
+        mo.md(f"#### What was said, and stands\n{said()[1]}"), events_ui,
+        mo.hstack([undo_button, panels.agreement(con, selection)], justify="start", gap=2)])
+    return
+
+
+@app.cell(hide_code=True)
+def _(con, export_button, lab, launch_button, refill_button, selection):
+    mo.vstack([mo.md("### Go on"), mo.hstack([refill_button, export_button, launch_button], justify="start", gap=1),
+               panels.go_on(lab, con, selection, export=export_button.value, launch=launch_button.value)])
+    return
+
+
+if __name__ == "__main__":
+    app.run()

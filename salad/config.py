@@ -1,0 +1,176 @@
+"""What a run is, as data: frozen pydantic models that refuse unknown keys, and one way to override them."""
+
+import difflib
+import json
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from salad.errors import SaladError
+
+
+class Frozen(BaseModel):
+    """Base of every configuration: values cannot be reassigned, unknown keys are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class LLMConfig(Frozen):
+    """The text LLM: teacher as it stands, student with what fine-tuning adds."""
+
+    name: str = Field("models/teacher", description="folder (in the lab, or anywhere) or a hub name")
+    finetune: Literal["lora", "full"] = "lora"
+    lora_rank: int = Field(16, gt=0)
+    lora_alpha: float = Field(32.0, gt=0)
+    lora_dropout: float = Field(0.0, ge=0, lt=1)
+    lora_targets: tuple[str, ...] = (
+        "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj",
+    )  # fmt: skip
+    dtype: Literal["float32", "bfloat16"] = "float32"
+
+
+class EncoderConfig(Frozen):
+    """The frozen speech encoder: a folder or hub name (Mimi, Whisper, the miniature's), or `logmel`."""
+
+    name: str = "models/encoder"
+
+
+class AdapterConfig(Frozen):
+    """Causal transformer between encoder and LLM: Llama layers (gated MLP, RMS norms, no biases)."""
+
+    layers: int = Field(12, ge=1)
+    width: int = 960
+    mlp: int = 2560
+    heads: int = 15
+    kv_heads: int = 5
+    match_embedding_rms: bool = Field(
+        False, description="end with an RMS norm whose gain starts at the RMS of the LLM's embeddings"
+    )
+
+    @model_validator(mode="after")
+    def _heads_divide(self):
+        if self.width % self.heads or self.heads % self.kv_heads:
+            raise ValueError("width must be a multiple of heads, and heads of kv_heads")
+        return self
+
+
+class SequenceConfig(Frozen):
+    """How interleaved sequences are drawn in training (units are whole words, or words spoken as one)."""
+
+    prompt: Literal["plain"] = "plain"
+    span_units: tuple[int, int] = Field((1, 6), description="shortest and longest span, in units, uniform")
+    p_speech_first: float = Field(0.25, ge=0, le=1, description="one long speech span first, then text")
+    p_all_text: float = Field(0.0, ge=0, le=1, description="the whole sequence stays text")
+
+    @model_validator(mode="after")
+    def _spans(self):
+        if not 1 <= self.span_units[0] <= self.span_units[1]:
+            raise ValueError("span_units must be (shortest, longest) with 1 <= shortest <= longest")
+        return self
+
+
+class DataConfig(Frozen):
+    natural: tuple[str, ...] = Field(("natural",), description="speech folders under lab/speech")
+    text: tuple[str, ...] = Field(("broad",), description="corpora of the text-only batches")
+    p_text: float = Field(1 / 3, ge=0, lt=1, description="probability of a text-only batch")
+    p_selected: float = Field(0.75, ge=0, le=1, description="share of selected speech in a Stage II batch")
+
+
+class ObjectiveConfig(Frozen):
+    alpha: float = Field(1.0, ge=0, le=1, description="L = alpha D + (1 - alpha) NLL")
+
+
+class OptimConfig(Frozen):
+    steps: int = Field(gt=0)
+    batch: int = Field(8, gt=0, description="samples a step")
+    lr_adapter: float = Field(gt=0)
+    lr_llm: float = Field(gt=0)
+    weight_decay: float = Field(0.1, ge=0)
+    betas: tuple[float, float] = (0.9, 0.95)
+    clip: float = Field(1.0, gt=0)
+    warmup: int = Field(0, ge=0, description="steps of linear warm-up")
+    decay: int = Field(0, ge=0, description="last steps, over which the learning rate falls to 0")
+    checkpoint_every: int = Field(200, gt=0)
+    log_every: int = Field(10, gt=0)
+
+    @model_validator(mode="after")
+    def _phases(self):
+        if self.warmup + self.decay > self.steps:
+            raise ValueError(f"warmup + decay ({self.warmup} + {self.decay}) exceed steps ({self.steps})")
+        return self
+
+
+class RunConfig(Frozen):
+    """One training run, Stage I or II. A run's config.json holds this and is enough to start it again."""
+
+    kind: Literal["stage1", "stage2"]
+    seed: int = 0
+    contender: str = Field(description="the name under which evaluations report this run")
+    parent: str | None = Field(None, description="a run id, or `stage1`: the lab's newest finished one")
+    selection: str | None = Field(None, description="a selection id (l…) for Stage II")
+    llm: LLMConfig = LLMConfig()
+    encoder: EncoderConfig = EncoderConfig()
+    adapter: AdapterConfig = AdapterConfig()
+    sequences: SequenceConfig = SequenceConfig()
+    data: DataConfig = DataConfig()
+    objective: ObjectiveConfig = ObjectiveConfig()
+    optim: OptimConfig
+    threads: int = Field(0, ge=0, description="CPU threads; 0 leaves torch's own choice")
+
+    @model_validator(mode="after")
+    def _stages(self):
+        if self.kind == "stage2" and self.parent is None:
+            raise ValueError("a stage2 run needs `parent`: a run id, or `stage1`")
+        return self
+
+
+def parse_set(pairs: list[str]) -> dict:
+    """`["a.b=3", "c=text"]` → {"a.b": 3, "c": "text"}; a VALUE is read as JSON, else taken as a string."""
+    overrides = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or not key:
+            raise SaladError(f"--set {pair}: write it as a.b=VALUE")
+        try:
+            overrides[key] = json.loads(value)
+        except ValueError:
+            overrides[key] = value
+    return overrides
+
+
+def apply_overrides(config, overrides: dict):
+    """A copy of `config` with dotted keys replaced; an unknown key or bad value is a one-line SaladError."""
+    data = config.model_dump()
+    known = list(_keys(data))
+    for key, value in overrides.items():
+        if key not in known:
+            near = difflib.get_close_matches(key, known, 1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
+            raise SaladError(f"unknown configuration key {key!r}; {hint}")
+        node = data
+        *path, last = key.split(".")
+        for part in path:
+            node = node[part]
+        node[last] = value
+    return validate(type(config), data)
+
+
+def _keys(data: dict, prefix: str = ""):
+    for key, value in data.items():
+        yield prefix + key
+        if isinstance(value, dict):
+            yield from _keys(value, f"{prefix}{key}.")
+
+
+def validate(kind: type[BaseModel], data: dict):
+    """`kind(**data)`, with pydantic's complaints told in one line as a SaladError."""
+    try:
+        return kind.model_validate(data)
+    except ValidationError as error:
+        raise SaladError("; ".join(_told(item) for item in error.errors())) from None
+
+
+def _told(item: dict) -> str:
+    where = ".".join(map(str, item["loc"])) or "configuration"
+    got = f" (got {item['input']!r})" if item["loc"] and not isinstance(item["input"], dict) else ""
+    return f"{where}: {item['msg'].removeprefix('Value error, ')}{got}"

@@ -1,0 +1,1 @@
+"""Speech data: corpora, interleaved sequences, batches."""

@@ -1,0 +1,59 @@
+"""The three divergences of METHOD.md, per text position and per sample: misalignment M, forgetting F, and D.
+
+M = KL(P text ‖ P interleaved), F = KL(Q text ‖ P text), D = KL(Q text ‖ P interleaved): nats per text position,
+forward KL over the tokenizer's whole vocabulary, float32.
+"""
+
+from typing import NamedTuple
+
+import torch
+
+from salad.objective import PositionDivergences, position_divergences
+
+
+class SampleDivergences(NamedTuple):
+    """Means over a sample's positions, float64 [B]; NaN where a sample has no such position (null in the store)."""
+
+    m: torch.Tensor
+    f: torch.Tensor
+    d: torch.Tensor
+    n_positions: torch.Tensor
+    n_positions_f: torch.Tensor
+
+
+class Divergences(NamedTuple):
+    positions: PositionDivergences
+    samples: SampleDivergences
+
+
+@torch.no_grad()
+def divergences(student, teacher, batch, top_k: int = 0, text_hidden=None, teacher_hidden=None) -> Divergences:
+    """M, F and D of `student` (a SpeechLM) against `teacher` (its Teacher) on a Batch of B samples, N positions.
+
+    Per position [N] in the batch's order, with the `top_k` likeliest ids of both sides; per sample [B]: m and d over
+    the positions after the first speech span, f over all. `text_hidden`, `teacher_hidden` [B, S, ·] save their
+    forward pass where several patterns share a text.
+    """
+    if text_hidden is None:
+        text_hidden = student.text_hidden(batch.text_ids_BS)
+    if teacher_hidden is None:
+        teacher_hidden = teacher.hidden(batch.text_ids_BS)
+    told = position_divergences(
+        (text_hidden.flatten(0, 1)[batch.text_rows_N], student.head),
+        (student.hidden(batch).flatten(0, 1)[batch.rows_N], student.head),
+        (teacher_hidden.flatten(0, 1)[batch.text_rows_N], teacher.head),
+        vocab_size=student.vocab_size,
+        top_k=top_k,
+    )
+    size = len(batch.sample_ids)
+    after = batch.after_N.double()
+
+    def total(values_N):
+        return values_N.new_zeros(size, dtype=torch.float64).index_add_(0, batch.sample_N, values_N.double())
+
+    n, n_f = total(after), total(torch.ones_like(after))
+    samples = SampleDivergences(
+        m=total(told.m * after) / n, f=total(told.f) / n_f, d=total(told.d * after) / n,
+        n_positions=n.long(), n_positions_f=n_f.long(),
+    )  # fmt: skip
+    return Divergences(told, samples)

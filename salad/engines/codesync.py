@@ -1,0 +1,146 @@
+"""Which code a run runs: commit, uncommitted changes and package versions, recorded so that it can be repeated.
+
+What is sent is what git tracks, as it stands in the working tree, and new source files that git does not ignore;
+never what is ignored, and no other untracked file, among which keys and data are likely.
+"""
+
+import hashlib
+import importlib.metadata
+import os
+import platform
+import subprocess
+import tempfile
+from pathlib import Path
+
+from salad.errors import SaladError
+from salad.runs import RunFolder
+from store import atomic
+
+ROOT = Path(__file__).resolve().parents[2]
+SOURCE = {".py", ".toml", ".yaml", ".sql", ".js", ".css", ".csv", ".jsonl"}
+LARGEST = 2**20
+OWN = "salad-workbench"
+
+
+def record(run: RunFolder, root: Path = ROOT) -> dict:
+    """Write code.diff and packages.txt into the run's folder; returns what launch.json says of the code.
+
+    {"commit", "tree" (git's id of exactly these files), "changed", "python"}; commit and tree None outside git."""
+    atomic.write_bytes(run.path / "packages.txt", "".join(f"{line}\n" for line in packages()).encode())
+    told = {"commit": None, "tree": None, "changed": False, "python": platform.python_version()}
+    if _git(root, "rev-parse", "--is-inside-work-tree", check=False) is None:
+        return told
+    commit, tree, diff = state(root)
+    atomic.write_bytes(run.path / "code.diff", diff)
+    return told | {"commit": commit, "tree": tree, "changed": bool(diff)}
+
+
+def state(root: Path = ROOT) -> tuple[str, str, bytes]:
+    """(commit, tree id, binary diff from commit to tree) of the working tree; the repository is not written to."""
+    commit = _git(root, "rev-parse", "HEAD").decode().strip()
+    own = _git(root, "rev-parse", "--git-path", "objects").decode().strip()
+    with tempfile.TemporaryDirectory() as folder:
+        env = {
+            "GIT_INDEX_FILE": f"{folder}/index",
+            "GIT_OBJECT_DIRECTORY": f"{folder}/objects",
+            "GIT_ALTERNATE_OBJECT_DIRECTORIES": str((root / own).resolve()),
+        }
+        os.mkdir(f"{folder}/objects")
+        _git(root, "read-tree", "HEAD", env=env)
+        # staged new files are tracked too
+        new = _git(root, "diff", "--cached", "--name-only", "--diff-filter=A", "-z", "HEAD").split(b"\0")
+        new += _new_sources(root)
+        new = [name for name in new if name and (root / os.fsdecode(name)).is_file()]
+        _git(root, "add", "-u", env=env)
+        if new:
+            _git(root, "add", "--pathspec-from-file=-", "--pathspec-file-nul", env=env, stdin=b"\0".join(new))
+        tree = _git(root, "write-tree", env=env).decode().strip()
+        diff = _git(root, "diff", "--binary", "--full-index", commit, tree, env=env)
+    return commit, tree, diff
+
+
+def restore(run: RunFolder, code: dict, to: Path, root: Path = ROOT) -> Path:
+    """Lay the recorded code out in folder `to`: the commit's files with code.diff applied. Returns `to`.
+
+    Raises SaladError where this repository lacks the commit."""
+    if code.get("commit") is None:
+        raise SaladError(f"{root} is no git checkout: only `--on here` can run it")
+    to.mkdir(parents=True, exist_ok=True)
+    archive = _git(root, "archive", "--format=tar", code["commit"], check=False)
+    if archive is None:
+        raise SaladError(f"{root} lacks commit {code['commit'][:12]}; fetch it with git, then try again")
+    subprocess.run(["tar", "-xf", "-", "-C", to], input=archive, check=True)
+    diff = (run.path / "code.diff").read_bytes()
+    if diff:
+        applied = subprocess.run(
+            ["git", "apply", "--binary", "--whitespace=nowarn", "-"], input=diff, cwd=to, capture_output=True,
+            env=os.environ | {"GIT_CEILING_DIRECTORIES": str(to.resolve().parent)},
+        )  # fmt: skip
+        if applied.returncode:
+            raise SaladError(f"{run.path / 'code.diff'} does not apply: {applied.stderr.decode().strip()}")
+    return to
+
+
+def packages() -> list[str]:
+    """`name==version` of everything installed but this project, sorted; local labels (+cpu) are left out, because
+    another machine has another build of the same version."""
+    found = {
+        dist.metadata["Name"]: dist.version.partition("+")[0]
+        for dist in importlib.metadata.distributions()
+        if dist.metadata["Name"] and dist.metadata["Name"] != OWN
+    }
+    return sorted((f"{name}=={version}" for name, version in found.items()), key=str.lower)
+
+
+def differs(run: RunFolder, code: dict, root: Path = ROOT) -> list[str]:
+    """In words, how the code and packages at hand differ from the recorded ones; [] if they do not."""
+    told = []
+    if code.get("tree") and _git(root, "rev-parse", "--is-inside-work-tree", check=False) is not None:
+        commit, tree, _ = state(root)
+        if tree != code["tree"]:
+            told.append(
+                f"code is at {commit[:12]} with other changes, the run began at {code['commit'][:12]}"
+            )
+    recorded = run.path / "packages.txt"
+    if recorded.exists():
+        before = dict(line.split("==", 1) for line in recorded.read_text().splitlines())
+        after = dict(line.split("==", 1) for line in packages())
+        changed = [name for name, old in before.items() if after.get(name) != old]
+        changed = [f"{name} {before[name]} → {after.get(name, 'none')}" for name in changed]
+        if changed:
+            told.append("packages changed: " + ", ".join(changed[:8]) + (" …" if len(changed) > 8 else ""))
+    return told
+
+
+def environment_id(run: RunFolder, root: Path = ROOT) -> str:
+    """Names an installed environment: the project's requirements and the recorded versions."""
+    data = (root / "pyproject.toml").read_bytes() + (run.path / "packages.txt").read_bytes()
+    return hashlib.sha256(data).hexdigest()[:12]
+
+
+def _new_sources(root: Path) -> list[bytes]:
+    names = _git(root, "ls-files", "--others", "--exclude-standard", "-z").split(b"\0")
+    paths = [(name, root / os.fsdecode(name)) for name in names if name]
+    return [
+        name
+        for name, path in paths
+        if path.suffix in SOURCE and path.is_file() and path.stat().st_size <= LARGEST
+    ]
+
+
+def _git(
+    root: Path, *arguments: str, env: dict | None = None, stdin: bytes = b"", check: bool = True
+) -> bytes | None:
+    try:
+        done = subprocess.run(
+            ["git", "-C", root, *arguments], input=stdin, capture_output=True, env=os.environ | (env or {})
+        )
+    except FileNotFoundError:
+        if check:
+            raise SaladError("git is not installed; install it, or run `--on here`") from None
+        return None
+    if done.returncode:
+        if check:
+            raise SaladError(f"git {arguments[0]}: {done.stderr.decode(errors='replace').strip()}")
+        return None
+    return done.stdout

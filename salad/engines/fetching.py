@@ -1,0 +1,61 @@
+"""What a run on another machine needs of the lab, and whether what came back is whole."""
+
+from pathlib import Path
+
+from salad import checkpoints
+from salad.errors import SaladError
+from salad.runs import RunFolder
+
+# tables that a run reads; what it writes comes back as new units
+INPUT_TABLES = ("samples", "syntheses", "selections", "selected", "clusters", "assignments")
+
+
+def inputs(run: RunFolder) -> list[str]:
+    """Paths, relative to the lab, that the run reads: models, speech, corpora, tables, its parent's checkpoints.
+
+    Names that are no file of the lab (a hub's) are left to the other machine."""
+    lab, config = run.lab, run.config
+    wanted = [
+        f"runs/{run.run_id}/{name}" for name in ("config.json", "launch.json", "code.diff", "packages.txt")
+    ]
+    wanted += ["events", "tasks"]
+    wanted += [(config.get(part) or {}).get("name") for part in ("llm", "encoder")]
+    data = config.get("data") or {}
+    wanted += [f"speech/{name}" for name in data.get("natural") or ()]
+    wanted += [f"corpora/{name}" for name in data.get("text") or ()]
+    wanted += [f"tables/{table}" for table in INPUT_TABLES]
+    if run.record.get("parent_run_id"):
+        parent = f"runs/{run.record['parent_run_id']}"
+        wanted += [f"{parent}/config.json", f"{parent}/status.json", f"{parent}/checkpoints"]
+        wanted += [f"{parent}/{path.name}" for path in (lab / parent).glob("metrics-*.jsonl")]
+    if config.get("selection"):
+        wanted += [f"speech/{name}" for name in _speech_of(lab, config["selection"])]
+    wanted += config.get("inputs") or ()  # a module of one's own names its own
+    return sorted({name for name in wanted if name and _inside(lab, name)})
+
+
+def _inside(lab: Path, name: str) -> bool:
+    path = lab / name
+    return path.exists() and path.resolve().is_relative_to(lab.resolve())
+
+
+def _speech_of(lab: Path, selection: str) -> list[str]:
+    import store
+
+    rows = store.connect(lab).execute(
+        "select distinct speech from syntheses join selected using (sample_id) where selection_id = ?",
+        [selection],
+    )
+    return [name for (name,) in rows.fetchall() if name]
+
+
+def verified_checkpoints(run: RunFolder) -> tuple[int, list[str]]:
+    """(number of whole checkpoints, what is wrong with the others)."""
+    whole, damaged = 0, []
+    for folder in run.checkpoints():
+        try:
+            checkpoints.verify(folder)
+            whole += 1
+        except SaladError as error:
+            damaged.append(str(error))
+    return whole, damaged

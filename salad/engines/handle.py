@@ -1,0 +1,227 @@
+"""`Run`: the one handle on a run, wherever it runs. Every answer comes from the run's own files and its engine."""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from salad.engines import base, codesync
+from salad.engines.spec import Spec, secrets
+from salad.engines.supervisor import forgive
+from salad.errors import SaladError
+from salad.runs import ENDED, RunFolder, now, seconds_since
+
+SILENT_S = 45.0  # a heartbeat older than this is no sign of life (a run beats every 5 s)
+STARTS_S = 20.0
+GOES_S = 10.0
+LOST_S = 30.0
+
+
+class Run:
+    """A launched run. `.run_id`, `.lab`, `.folder` (its files here), `.spec` (how it was launched)."""
+
+    def __init__(self, folder: RunFolder, spec: Spec | None = None):
+        self.folder, self.run_id, self.lab = folder, folder.run_id, folder.lab
+        self.spec = spec or Spec.of(folder)
+        self.engine = base.load(self.spec.target) if self.spec else None
+
+    @classmethod
+    def open(cls, lab, run_id: str) -> "Run":
+        """The handle on an existing run, from another process or another day."""
+        return cls(RunFolder.open(Path(lab), run_id))
+
+    def __repr__(self) -> str:
+        status = self.status()
+        told = f"{self.run_id} on {status.get('on', 'here')}: {status['state']}"
+        if status.get("step") is not None:
+            told += f", step {status['step']}" + (
+                f" of {status['max_steps']}" if status.get("max_steps") else ""
+            )
+        return told + (f" ({status['error']})" if status.get("error") else "")
+
+    def status(self) -> dict:
+        """What the run says of itself, checked against its engine: status.json's fields, and `state` one of
+        `salad.runs.STATES`. A run whose process is gone is written down as failed."""
+        life = self.engine.look(self.folder, self.spec) if self.engine else None
+        status = settled(self.folder, self.spec, life, self.engine is None or self.engine.shares_lab)
+        return status | ({"on": self.spec.on} if self.spec else {})
+
+    def logs(self, follow: bool = False) -> "str | Iterator[str]":
+        """log.txt as it stands; with `follow`, its lines as they come until the run has ended."""
+        if follow:
+            return self._follow()
+        if self.engine:
+            self.engine.look(self.folder, self.spec)
+        path = self.folder.path / "log.txt"
+        return path.read_text(errors="replace") if path.exists() else ""
+
+    def _follow(self) -> Iterator[str]:
+        path, at, rest = self.folder.path / "log.txt", 0, ""
+        while True:
+            ended = self.status()["state"] in ENDED
+            if path.exists():
+                if path.stat().st_size < at:
+                    at, rest = 0, ""
+                with open(path, errors="replace") as file:
+                    file.seek(at)
+                    rest += file.read()
+                    at = file.tell()
+                *lines, rest = rest.split("\n")
+                yield from lines
+            if ended:
+                if rest:
+                    yield rest
+                return
+            time.sleep(0.5)
+
+    def metrics(self):
+        """The logged values as a DataFrame like the table `metrics`: run_id, step, tokens, name, value, at."""
+        import pandas as pd
+
+        if self.engine:
+            self.engine.look(self.folder, self.spec)
+        rows = [
+            {"run_id": self.run_id, "step": row["step"], "tokens": row["tokens"], "name": name, "value": value,
+             "at": row["at"]}
+            for row in self.folder.metrics() for name, value in row["values"].items()
+        ]  # fmt: skip
+        return pd.DataFrame(rows, columns=["run_id", "step", "tokens", "name", "value", "at"])
+
+    def stop(self, wait_s: float = 0) -> dict:
+        """Ask the run to write a checkpoint and end; with `wait_s`, wait so long for it. Returns the status."""
+        if self.status()["state"] in ENDED:
+            return self.status()
+        if self.engine is None:
+            raise SaladError(
+                f"{self.run_id} was not started by launch_gpu.py; end its process where it was started"
+            )
+        self.engine.stop(self.folder, self.spec)
+        return self.wait(wait_s) if wait_s else self.status()
+
+    def wait(self, timeout_s: float = float("inf")) -> dict:
+        """Wait until the run has ended, or for so long; returns the status."""
+        until = time.monotonic() + timeout_s
+        while True:
+            status = self.status()
+            if status["state"] in ENDED or time.monotonic() >= until:
+                return status
+            time.sleep(min(0.5, max(until - time.monotonic(), 0)))
+
+    def resume(self, **changes) -> "Run":
+        """Take the run up from its last checkpoint, on the same target. A run that lives or is done is left alone.
+
+        `changes`: fields of the launch to change, such as max_hours, budget or stall_minutes."""
+        if self.spec is None:
+            raise SaladError(
+                f"{self.run_id} was not started by launch_gpu.py; launch its config.json to go on with it"
+            )
+        status = self.status()
+        if status["state"] == "done" or self.lives():
+            return self
+        self.spec = self.spec.model_copy(update={**changes, "launched_at": now()})
+        reached = self.spec.limits.reason(float(status.get("ran_s") or 0))
+        if reached:
+            raise SaladError(f"{self.run_id}: {reached}")
+        secrets(self.spec.env)
+        self.engine.preflight(self.spec)
+        self.spec.save(self.folder)
+        forgive(self.folder)
+        if self.spec.on == "here":
+            for line in codesync.differs(self.folder, self.spec.code):
+                self.folder.log(f"resumed with a difference: {line}")
+        self.folder.reread()
+        self.folder.status(state="queued", error=None, ended_at=None)
+        self.engine.start(self.folder, self.spec)
+        return self
+
+    def lives(self) -> bool:
+        """Whether the engine has the run, queued or started. One that has ended is given a moment to go."""
+        until = time.monotonic() + GOES_S
+        while self.engine.look(self.folder, self.spec) in ("alive", "queued"):
+            if self.folder.read_status().get("state") not in ENDED or time.monotonic() > until:
+                return True
+            time.sleep(0.1)
+        return False
+
+    def fetch(self, tables_only: bool = False) -> dict:
+        """Bring the run's units and checkpoints into this lab and verify each by its SHA-256.
+
+        Can be interrupted and repeated: what is here is not brought again, and nothing is counted twice. Returns
+        {"checkpoints", "units": how many are here and whole, "damaged": what is not}."""
+        import store
+        from salad.engines.fetching import verified_checkpoints
+
+        if self.engine and not self.engine.shares_lab:
+            self.engine.look(self.folder, self.spec)
+            self.engine.fetch(self.folder, self.spec, tables_only)
+        whole, damaged = verified_checkpoints(self.folder)
+        units, bad = store.units.scan(store.lab_path(self.lab))
+        if (damaged or bad) and self.engine and not self.engine.shares_lab:  # once more, comparing every byte
+            self.engine.fetch(self.folder, self.spec, tables_only, compare=True)
+            whole, damaged = verified_checkpoints(self.folder)
+            units, bad = store.units.scan(store.lab_path(self.lab))
+        damaged += [f"{item.path}: {item.reason}" for item in bad]
+        return {"checkpoints": whole, "units": sum(map(len, units.values())), "damaged": damaged}
+
+
+def settled(run: RunFolder, spec: Spec | None, life: base.Life | None, write: bool = True) -> dict:
+    """The status as `judged`; a run that vanished is written down as ended, where this is the folder to write."""
+    status = judged(run.read_status(), life, spec)
+    if status.pop("vanished", False) and write:
+        run.reread()
+        run.status(state=status["state"], error=status["error"], settled=True, ended_at=now())
+    return status
+
+
+def judged(status: dict, life: base.Life | None, spec: Spec | None) -> dict:
+    """`status` with the state that the engine's word and the age of the heartbeat allow.
+
+    `life`: what the engine says, None where it cannot be asked. "vanished" is set where the run is gone for certain
+    and its own files do not say so."""
+    status = {"state": "queued", "error": None} | status
+    state, silent = status["state"], seconds_since(status.get("heartbeat_at"))
+    if state == "failed" and life == "alive" and not status.get("settled"):
+        return status | {"state": "starting"}  # its supervisor is about to try again
+    if state in ENDED:
+        return status
+    launched = seconds_since(spec.launched_at) if spec else float("inf")
+    if state == "preempted":
+        since = seconds_since(status.get("ended_at") or status.get("heartbeat_at"))
+        # between its end and its place in the queue a job can be in neither for a moment
+        if life == "gone" and spec and spec.engine in ("slurm", "sky") and since > LOST_S:
+            told = f"cancelled on {spec.on}; resume it to go on"
+            return status | {"state": "stopped", "error": told, "vanished": True}
+        return status
+    if life == "queued":
+        return status | ({} if state == "queued" else {"state": "preempted"})
+    if life == "gone":
+        if launched < STARTS_S and state == "queued":
+            return status
+        told = "the process ended before it said anything; see its log"
+        if state == "running":
+            told = f"the process ended without a word at step {status.get('step') or 0}; resume it to go on"
+        return status | {"state": "failed", "error": status.get("error") or told, "vanished": True}
+    if state == "running" and silent > SILENT_S:
+        if life is None and (spec is None or spec.engine in ("here", "slurm")):
+            told = f"no sign of life for {silent:.0f} s; resume it to go on"
+            return status | {"state": "failed", "error": told}
+        told = "it is there but says nothing" if life == "alive" else f"{spec.on} cannot be asked"
+        return status | {"state": "stalled", "error": f"no heartbeat for {silent:.0f} s: {told}"}
+    still = seconds_since(status.get("progress_at") or (spec.launched_at if spec else None))
+    limit = 60 * (spec.stall_minutes if spec else 15.0)
+    if state in ("running", "starting") and limit < still < float("inf"):
+        return status | {"state": "stalled", "error": f"no step for {still / 60:.0f} minutes"}
+    if state == "queued" and life == "alive":
+        return status | {"state": "starting"}
+    return status
+
+
+def runs(lab) -> list[Run]:
+    """Every run of the lab, newest first; folders that are damaged are left out."""
+    found = []
+    for path in Path(lab).glob("runs/r*/config.json"):
+        try:
+            run = Run.open(lab, path.parent.name)
+        except SaladError:
+            continue
+        found.append((run.folder.read_status().get("started_at") or "", run))
+    return [run for _, run in sorted(found, key=lambda pair: pair[0], reverse=True)]

@@ -1,0 +1,337 @@
+"""Any cloud or Kubernetes, through SkyPilot: a managed job that is recovered when its machine is taken away.
+
+This writes a task YAML and drives the `sky` command, which lives in an environment of its own (its old click and
+protobuf fit no other). The lab's inputs and what the run writes travel through the target's bucket; a managed job
+ends its machine with itself, so there is no stopped machine to forget.
+"""
+
+import json
+import os
+import shlex
+import shutil
+import socket
+import subprocess
+import time
+from pathlib import Path
+
+from salad.engines import codesync
+from salad.engines.base import Engine, Finding, Life
+from salad.engines.fetching import inputs
+from salad.engines.spec import Spec, secrets
+from salad.errors import SaladError
+from salad.runs import ENDED, PREEMPTED_CODE, RunFolder, now, read_json
+from store import atomic, ids
+
+LAB = "~/salad-lab"
+ENV = "~/salad-env"
+LOOK_S = 10.0
+WAITS = {"PENDING", "SUBMITTED", "STARTING", "RECOVERING"}
+LIVES = {"RUNNING", "WINDING_DOWN", "CANCELLING"}
+SETUP = f"""\
+test -e {ENV}/.ready && exit 0
+command -v uv > /dev/null || curl -LsSf https://astral.sh/uv/install.sh | sh
+export PATH="$HOME/.local/bin:$PATH"
+uv venv --clear --python 3.12 {ENV}
+uv pip install --python {ENV}/bin/python --constraint .packages.txt .
+touch {ENV}/.ready
+"""
+SMALL = ("status*.json", "metrics-*.jsonl", "log.txt", "attempts*.jsonl")
+
+
+def rendezvous() -> tuple[list[str], bool]:
+    """torchrun's arguments on a node of a SkyPilot job, and whether this is the first node."""
+    nodes, rank = os.environ.get("SKYPILOT_NUM_NODES", "1"), os.environ.get("SKYPILOT_NODE_RANK", "0")
+    if nodes == "1":
+        return [], True
+    first = os.environ["SKYPILOT_NODE_IPS"].split()[0]
+    return ["--nnodes", nodes, "--node_rank", rank, "--rdzv_backend", "c10d", "--rdzv_endpoint", f"{first}:29400",
+            "--rdzv_id", os.environ.get("SKYPILOT_TASK_ID", "salad")], rank == "0"  # fmt: skip
+
+
+class Sky(Engine):
+    shares_lab = False
+
+    def __init__(self, target):
+        super().__init__(target)
+        self._looked: tuple[float, Life | None] | None = None
+
+    def _sky(self, *words: str, env: dict | None = None, timeout: float = 600) -> subprocess.CompletedProcess:
+        name = self.target.sky or "sky"
+        try:
+            return subprocess.run(
+                [str(Path(name).expanduser()), *words], capture_output=True, text=True, timeout=timeout,
+                env=os.environ | (env or {}), stdin=subprocess.DEVNULL,
+            )  # fmt: skip
+        except (OSError, subprocess.TimeoutExpired) as error:
+            return subprocess.CompletedProcess(words, 127, "", str(error))
+
+    def check(self) -> list[Finding]:
+        try:
+            self._able()
+        except SaladError as error:
+            return [Finding(False, str(error))]
+        told = self._sky("check")
+        found = [
+            Finding(
+                not told.returncode,
+                f"sky check: {_last(told.stdout) if not told.returncode else _last(told.stderr)}",
+            )
+        ]
+        bucket = self._copy(f"{self.target.bucket.rstrip('/')}/", None)
+        return [*found, Finding(bucket is None, bucket or f"{self.target.bucket} can be read")]
+
+    def _able(self) -> None:
+        if shutil.which(str(Path(self.target.sky or "sky").expanduser())) is None:
+            raise SaladError(
+                "no sky here: uv tool install 'skypilot[aws]', or name the command as sky = \"…\" in targets.toml"
+            )
+        if not self.target.bucket:
+            raise SaladError('the target has no bucket; write bucket = "s3://…" in targets.toml')
+        _tool(self.target.bucket)
+
+    def preflight(self, spec: Spec) -> None:
+        self._able()
+        if not codesync.ROOT.joinpath(".git").exists():
+            raise SaladError(
+                f"{codesync.ROOT} is no git checkout, so its code cannot be sent; clone the project"
+            )
+        if spec.workers > 1:
+            raise SaladError("--workers: passes run on here, ssh or slurm")
+        if spec.gpus and not spec.gpu_type:
+            raise SaladError(f"--gpus {spec.gpus}: name the type for a cloud, as in H200:{spec.gpus}")
+        secrets(spec.env)
+        if spec.gpu_type:
+            cheapest = self._cheapest(spec)
+            cost, cap = cheapest * spec.nodes, spec.max_hourly_cost
+            if cap is not None and cost > cap:
+                what = f"{spec.nodes} × {spec.gpu_type}:{spec.gpus}"
+                raise SaladError(f"--max-hourly-cost {cap:g}: the cheapest {what} costs {cost:g} an hour")
+
+    def _cheapest(self, spec: Spec) -> float:
+        """The lowest price per hour of a node with these GPUs, spot where the target says so."""
+        words = ["gpus", "list", f"{spec.gpu_type}:{spec.gpus}", "--output", "json"]
+        if self.target.cloud:
+            words += ["--cloud", self.target.cloud]
+        told = self._sky(*words)
+        if told.returncode:
+            raise SaladError(f"sky gpus list: {_last(told.stderr)}")
+        try:
+            offers = [item for items in json.loads(told.stdout).values() for item in items]
+        except ValueError:
+            raise SaladError(f"sky gpus list: {_last(told.stdout)}") from None
+        name = "spot_price" if self.target.spot else "price"
+        prices = [
+            item[name]
+            for item in offers
+            if item.get(name) is not None and item["accelerator_count"] == spec.gpus
+        ]
+        if not prices:
+            raise SaladError(f"--gpus {spec.gpu_type}:{spec.gpus}: no cloud that sky knows offers that")
+        return min(prices)
+
+    def task(self, run: RunFolder, spec: Spec, workdir: str) -> dict:
+        """The SkyPilot task, as its YAML says it. No value of a secret is in it."""
+        target, lab = self.target, LAB
+        if _tool(target.bucket)[0] == "file":  # the same path on every machine
+            lab = self._bucket(run).removeprefix("file://")
+        resources = {
+            "use_spot": target.spot,
+            "disk_size": target.disk_gb,
+            "autostop": {"idle_minutes": 10, "down": True},
+            "job_recovery": {"max_restarts_on_errors": 0, "recover_on_exit_codes": [PREEMPTED_CODE]},
+        }
+        if spec.gpu_type:
+            resources["accelerators"] = f"{spec.gpu_type}:{spec.gpus}"
+        if spec.max_hourly_cost is not None:
+            resources["max_hourly_cost"] = spec.max_hourly_cost / spec.nodes
+        if target.cloud:
+            resources["infra"] = target.cloud + (f"/{target.region}" if target.region else "")
+        if target.container:
+            resources["image_id"] = f"docker:{target.container}"
+        return {
+            "name": _name(run),
+            "workdir": workdir,
+            "num_nodes": spec.nodes,
+            "resources": resources,
+            "envs": {"SALAD_RUN": run.run_id},
+            **(
+                {}
+                if lab != LAB
+                else {"file_mounts": {LAB: {"source": self._bucket(run), "mode": "MOUNT_CACHED"}}}
+            ),
+            "setup": SETUP,
+            "run": f"cd ~/sky_workdir && exec {ENV}/bin/python -m salad.engines --lab {lab} $SALAD_RUN\n",
+        }
+
+    def _bucket(self, run: RunFolder) -> str:
+        """This lab's place in the bucket."""
+        return f"{self.target.bucket.rstrip('/')}/{ids.hash_id('w', socket.gethostname(), str(run.lab))}"
+
+    def _command(self, path, env: tuple[str, ...]) -> list[str]:
+        words = ["jobs", "launch", "--yes", "--detach-run", "--no-job-group"]
+        for name in env:  # by name: sky takes the value from the environment
+            words += ["--secret", name]
+        return [*words, str(path)]
+
+    def plan(self, run: RunFolder, spec: Spec) -> str:
+        sent = "".join(f"# to {self._bucket(run)}/{name}\n" for name in inputs(run))
+        shown = shlex.join([self.target.sky or "sky", *self._command("task.yaml", spec.env)])
+        return f"{sent}{_yaml(self.task(run, spec, './code'))}# {shown}"
+
+    def start(self, run: RunFolder, spec: Spec) -> None:
+        code = run.path / "code"
+        if not code.exists():
+            unfinished = run.path / ".code.tmp"
+            shutil.rmtree(unfinished, ignore_errors=True)
+            codesync.restore(run, spec.code, unfinished)
+            shutil.copy(run.path / "packages.txt", unfinished / ".packages.txt")
+            os.replace(unfinished, code)
+        bucket = self._bucket(run)
+        for name in inputs(run):
+            told = self._copy(str(run.lab / name), f"{bucket}/{name}")
+            if told:
+                raise SaladError(f"sending {name} to {bucket}: {told}")
+        path = run.path / "sky.yaml"
+        atomic.write_bytes(path, _yaml(self.task(run, spec, str(code))).encode())
+        done = self._sky(*self._command(path, spec.env), env=secrets(spec.env), timeout=1800)
+        if done.returncode:
+            raise SaladError(f"sky jobs launch: {_last(done.stderr) or _last(done.stdout)}")
+        jobs = [job for job in self._queue() or [] if job.get("job_name") == _name(run)]
+        if not jobs:
+            raise SaladError(f"sky took the job but does not list {_name(run)}; look with `sky jobs queue`")
+        job = max(int(job["job_id"]) for job in jobs)
+        atomic.write_json(run.path / "sky.json", {"job_id": job, "bucket": bucket, "submitted_at": now()})
+        self._looked = None
+
+    def _queue(self) -> list[dict] | None:
+        told = self._sky("jobs", "queue", "--all", "--output", "json", timeout=120)
+        if told.returncode:
+            return None
+        try:
+            return json.loads(told.stdout[told.stdout.index("[") :])
+        except ValueError:
+            return None
+
+    def look(self, run: RunFolder, spec: Spec) -> Life | None:
+        if self._looked and time.monotonic() - self._looked[0] < LOOK_S:
+            return self._looked[1]
+        life = self._look(run, spec)
+        self._looked = (time.monotonic(), life)
+        return life
+
+    def _look(self, run: RunFolder, spec: Spec) -> Life | None:
+        told = read_json(run.path / "sky.json")
+        if told is None:
+            return "gone"
+        jobs = self._queue()
+        unread = self._copy(f"{told['bucket']}/runs/{run.run_id}", str(run.path), SMALL)
+        if jobs is None:
+            return None
+        job = next((job for job in jobs if int(job["job_id"]) == told["job_id"]), None)
+        state = str((job or {}).get("status") or "LOST").rpartition(".")[2].upper()
+        if state in WAITS:
+            return "queued"
+        if state in LIVES:
+            return "alive"
+        run.reread()
+        if run.read_status().get("state") in ENDED:
+            return "gone"
+        # the job has ended and the run did not say so itself
+        reason = (job or {}).get("failure_reason") or ""
+        if unread:
+            reason = f"{reason} (its files in the bucket cannot be read: {unread})"
+        ends = {
+            "SUCCEEDED": ("done", None),
+            "CANCELLED": ("stopped", "cancelled with sky; resume it to go on"),
+            "FAILED_NO_RESOURCE": ("failed", f"no capacity: {reason or 'no cloud had such a machine'}"),
+            "LOST": ("failed", "sky no longer knows the job; resume it to go on"),
+        }
+        end, error = ends.get(state, ("failed", f"{state.lower()}: {reason or 'see `sky jobs logs`'}"))
+        run.status(state=end, error=error, settled=True, ended_at=now())
+        return "gone"
+
+    def stop(self, run: RunFolder, spec: Spec) -> None:
+        told = read_json(run.path / "sky.json")
+        if told is None:
+            return
+        done = self._sky("jobs", "cancel", "--yes", str(told["job_id"]))
+        if done.returncode:
+            raise SaladError(f"sky jobs cancel: {_last(done.stderr)}")
+        self._looked = None
+
+    def fetch(self, run: RunFolder, spec: Spec, tables_only: bool = False, compare: bool = False) -> None:
+        told = read_json(run.path / "sky.json")
+        if told is None:
+            raise SaladError(f"{run.run_id} has not been started with sky; there is nothing to fetch")
+        parts = ["tables"] if tables_only else ["tables", "speech", f"runs/{run.run_id}/checkpoints"]
+        for part in parts:
+            failed = self._copy(f"{told['bucket']}/{part}", str(run.lab / part), compare=compare)
+            if failed:
+                raise SaladError(f"fetching {part} from {told['bucket']}: {failed}; do it again to go on")
+
+    def _copy(
+        self, source: str, to: str | None, only: tuple[str, ...] = (), compare: bool = False
+    ) -> str | None:
+        """Copy a file or folder to or from the bucket, what is there already left out; None to only look.
+        Returns what went wrong, in one line."""
+        scheme, tool = _tool(self.target.bucket)
+        folder = "://" in source or Path(source).is_dir()
+        if to is not None and "://" not in to:
+            Path(to).mkdir(parents=True, exist_ok=True)
+        if scheme == "file":  # a disk that the cluster mounts too
+            source, to = source.removeprefix("file://"), to and to.removeprefix("file://")
+            if to is None:
+                return None if Path(source).is_dir() else f"{source} is not there"
+            if not Path(source).exists():
+                return None
+            Path(to).parent.mkdir(parents=True, exist_ok=True)
+            chosen = [f"--include={name}" for name in only] + (["--exclude=*"] if only else [])
+            end = "/" if folder else ""
+            # what is small is compared whole: a status written twice in a second has one size and one time
+            words = ["rsync", "-rt", *(["--checksum"] if compare or only else []), *chosen, source + end, to + end]
+        elif scheme == "s3":
+            chosen = ["--exclude", "*"] * bool(only) + [word for name in only for word in ("--include", name)]
+            words = ["aws", "s3", "ls", source] if to is None else (
+                ["aws", "s3", "sync", "--only-show-errors", *chosen, source, to] if folder
+                else ["aws", "s3", "cp", "--only-show-errors", source, to]
+            )  # fmt: skip
+        else:
+            verb = ["rsync", "--recursive"] if folder else ["cp"]
+            words = (
+                ["gcloud", "storage", "ls", source]
+                if to is None
+                else ["gcloud", "storage", *verb, source, to]
+            )
+            if only and to is not None:  # gcloud has no include
+                words += [
+                    r"--exclude=(checkpoints|code|slurm)/.*|(launch|config|sky)\.json|.*\.(yaml|txt\.tmp|diff)$"
+                ]
+        done = subprocess.run(words, capture_output=True, text=True)
+        return None if done.returncode == 0 else _last(done.stderr)
+
+
+def _tool(bucket: str | None) -> tuple[str, str]:
+    scheme = (bucket or "").partition("://")[0]
+    tools = {"s3": "aws", "gs": "gcloud", "file": "rsync"}
+    if scheme not in tools:
+        raise SaladError(
+            f"bucket {bucket!r}: write s3://…, gs://…, or file:///… for a disk that the cluster mounts"
+        )
+    if shutil.which(tools[scheme]) is None:
+        raise SaladError(f"bucket {bucket}: the command {tools[scheme]} is not installed here")
+    return scheme, tools[scheme]
+
+
+def _name(run: RunFolder) -> str:
+    return f"salad-{run.run_id}"
+
+
+def _yaml(value: dict) -> str:
+    import yaml
+
+    return yaml.safe_dump(value, sort_keys=False, width=200)
+
+
+def _last(text: str) -> str:
+    lines = text.strip().splitlines()
+    return lines[-1].strip() if lines else "no message"

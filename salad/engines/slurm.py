@@ -1,0 +1,231 @@
+"""Slurm, through submitit: jobs that go back into the queue when they are preempted or their walltime ends.
+
+The run's folder is on a disk that the nodes share. A run works with the code as it was at launch, laid out in its
+folder. Without accounting Slurm forgets ended jobs, so the queue only says what lives: the rest is the run's own word.
+"""
+
+import contextlib
+import operator
+import os
+import re
+import shutil
+import signal
+import subprocess
+
+from salad.engines import codesync, supervisor
+from salad.engines.base import Engine, Finding, Life
+from salad.engines.spec import Spec, command, secrets
+from salad.errors import SaladError
+from salad.runs import RunFolder, now, read_json
+from store import atomic
+
+LONGEST_MIN = 7 * 24 * 60
+SIGNAL_DELAY_S = 120
+PASSED_ON = ("PATH", "HOME", "USER", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "TMPDIR", "SLURM_CONF", "OMP_NUM_THREADS",
+             "HF_HOME", "HF_HUB_OFFLINE", "PYTHONPATH")  # fmt: skip
+WAITS = {
+    "PENDING",
+    "CONFIGURING",
+    "REQUEUED",
+    "REQUEUE_HOLD",
+    "REQUEUE_FED",
+    "SPECIAL_EXIT",
+    "SUSPENDED",
+    "RESIZING",
+}
+
+
+class InJob:
+    """What submitit runs in the job, once a node. On SIGUSR2 (the walltime ends) the job is put back by itself."""
+
+    def __init__(self, lab: str, run_id: str, shard: int = 0):
+        self.lab, self.run_id, self.shard = lab, run_id, shard
+
+    def __call__(self) -> int:
+        run = RunFolder.open(self.lab, self.run_id)
+        spec = Spec.of(run)
+        first = os.environ.get("SLURM_NODEID", "0") == "0"
+        walltime = []
+
+        def ends(number, frame):
+            walltime.append(number)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+        signal.signal(signal.SIGUSR2, ends)
+        if first:
+            supervisor.mark_supervisor(run, self.shard, os.getpid())
+        code = supervisor.supervise(run, spec, self.shard, self._rendezvous(spec), first)
+        if walltime and code == supervisor.PREEMPTED_CODE and first:
+            _ask("scontrol", "requeue", os.environ["SLURM_JOB_ID"])
+        return code
+
+    @staticmethod
+    def _rendezvous(spec: Spec) -> list[str]:
+        if spec.nodes == 1:
+            return []
+        from submitit import JobEnvironment
+
+        job = JobEnvironment()
+        number = int(re.match(r"\d+", job.job_id)[0])
+        return ["--nnodes", str(spec.nodes), "--node_rank", os.environ["SLURM_NODEID"], "--rdzv_backend", "c10d",
+                "--rdzv_endpoint", f"{job.hostnames[0]}:{29400 + number % 1000}", "--rdzv_id", str(number)]  # fmt: skip
+
+
+class Slurm(Engine):
+    def check(self) -> list[Finding]:
+        try:
+            self.preflight(Spec(run_id="r000000000000", on="slurm", engine="slurm", target=self.target))
+        except SaladError as error:
+            return [Finding(False, str(error))]
+        where = f"partition {self.target.partition}" if self.target.partition else "the default partition"
+        return [Finding(True, f"Slurm answers; {where} has {self._most_gpus()} GPUs on a node, "
+                              f"jobs of up to {self._walltime_min() / 60:g} h")]  # fmt: skip
+
+    def preflight(self, spec: Spec) -> None:
+        if shutil.which("sbatch") is None:
+            raise SaladError("no Slurm here: sbatch is not on the PATH; go to the cluster's login node")
+        try:
+            import submitit  # noqa: F401
+        except ImportError:
+            raise SaladError("submitit is not installed; pip install 'salad-workbench[slurm]'") from None
+        told = self._nodes()
+        if told is None:
+            raise SaladError("Slurm does not answer (sinfo failed); is slurmctld up?")
+        if not told:
+            raise SaladError(f"Slurm has no partition {self.target.partition!r}")
+        nodes = sum(int(line.split()[0]) for line in told)
+        if spec.nodes > nodes:
+            raise SaladError(f"--nodes {spec.nodes}: the partition has {nodes}")
+        if (spec.gpus or 0) > self._most_gpus(told):
+            raise SaladError(
+                f"--gpus {spec.gpus}: no node of the partition has more than {self._most_gpus(told)}"
+            )
+        secrets(spec.env)
+
+    def plan(self, run: RunFolder, spec: Spec) -> str:
+        from submitit.slurm.slurm import _make_sbatch_string
+
+        told = self._parameters(run, spec)
+        return _make_sbatch_string(" ".join(command(spec, str(run.lab))), folder=run.path / "slurm", **told)
+
+    def start(self, run: RunFolder, spec: Spec) -> None:
+        import submitit
+
+        code = run.path / "code"
+        if spec.code.get("commit") and not code.exists():
+            unfinished = run.path / ".code.tmp"
+            shutil.rmtree(unfinished, ignore_errors=True)
+            codesync.restore(run, spec.code, unfinished)
+            os.replace(unfinished, code)
+        # not AutoExecutor: it renames Slurm's own words
+        executor = submitit.SlurmExecutor(folder=run.path / "slurm", max_num_timeout=10_000)
+        executor.update_parameters(**self._parameters(run, spec))
+        jobs = [InJob(str(run.lab), run.run_id, shard) for shard in range(spec.workers)]
+        with _environment(secrets(spec.env)):
+            try:
+                if spec.workers == 1:
+                    job_id = executor.submit(jobs[0]).job_id
+                else:
+                    job_id = executor.map_array(operator.call, jobs)[0].job_id.partition("_")[0]
+            except submitit.core.utils.FailedJobError as error:
+                raise SaladError(f"Slurm refused the job: {str(error).strip().splitlines()[-1]}") from None
+        atomic.write_json(run.path / "slurm.json", {"job_id": job_id, "submitted_at": now()})
+
+    def look(self, run: RunFolder, spec: Spec) -> Life | None:
+        job = read_json(run.path / "slurm.json")
+        if job is None:
+            return "gone"
+        told = _ask("squeue", "--noheader", "--format=%T", f"--jobs={job['job_id']}")
+        if told is None:
+            return None
+        states = set(told.split())
+        return "gone" if not states else "queued" if states <= WAITS else "alive"
+
+    def stop(self, run: RunFolder, spec: Spec) -> None:
+        run.request_stop()
+        job = read_json(run.path / "slurm.json")
+        if job is None:
+            return
+        if self.look(run, spec) == "queued":
+            _ask("scancel", job["job_id"])
+            run.reread()
+            run.status(state="stopped", error="stopped by hand before it started", ended_at=now())
+        else:
+            _ask("scancel", "--signal=TERM", job["job_id"])
+
+    def _parameters(self, run: RunFolder, spec: Spec) -> dict:
+        target = self.target
+        minutes = self._walltime_min()
+        if spec.limits.seconds < float("inf"):
+            minutes = min(minutes, spec.limits.seconds / 60 + 10)
+        env = ",".join(dict.fromkeys([name for name in PASSED_ON if name in os.environ] + list(spec.env)))
+        log = str(run.path / "log.txt")
+        setup = [f"module load {name}" for name in target.modules]
+        code = run.path / "code" if spec.code.get("commit") else codesync.ROOT
+        setup.append(f'export PYTHONPATH="{code}:$PYTHONPATH"')
+        told = {
+            "job_name": f"salad-{run.run_id}", "time": max(int(minutes), 1), "nodes": spec.nodes,
+            "ntasks_per_node": 1, "partition": target.partition, "account": target.account, "qos": target.qos,
+            "constraint": target.constraint, "setup": setup, "signal_delay_s": SIGNAL_DELAY_S,
+            "stderr_to_stdout": True,
+            "additional_parameters": {"requeue": True, "export": env, "output": log, "chdir": str(code)},
+            # the script adds to what was exported, and srun takes over sbatch's list unless told otherwise
+            "srun_args": ["--export=ALL", f"--output={log}", "--open-mode=append"],
+        }  # fmt: skip
+        if target.container:
+            told["srun_args"].append(f"--container-image={target.container}")
+        if spec.gpus:
+            kind = f"{spec.gpu_type}:" if spec.gpu_type else ""
+            told["additional_parameters"]["gres"] = f"gpu:{kind}{spec.gpus}"
+        return {name: value for name, value in told.items() if value is not None}
+
+    def _nodes(self) -> list[str] | None:
+        """Lines `number of nodes, longest time, gres` of the partition; None where Slurm does not answer."""
+        choice = [f"--partition={self.target.partition}"] if self.target.partition else []
+        told = _ask("sinfo", "--noheader", "--format=%D %l %G", *choice)
+        return None if told is None else told.splitlines()
+
+    def _most_gpus(self, told: list[str] | None = None) -> int:
+        numbers = re.findall(r"\bgpu(?::[A-Za-z][^:,(\s]*)?:(\d+)", "\n".join(told or self._nodes() or []))
+        return max(map(int, numbers), default=0)
+
+    def _walltime_min(self) -> float:
+        if self.target.walltime_hours is not None:
+            return self.target.walltime_hours * 60
+        times = [line.split()[1] for line in self._nodes() or []]
+        return min([_minutes(time) for time in times] + [LONGEST_MIN])
+
+
+def _minutes(text: str) -> float:
+    """Slurm's [days-]hours:minutes:seconds, or infinite."""
+    if not re.match(r"[\d:-]+$", text):
+        return LONGEST_MIN
+    days, _, clock = text.rpartition("-")
+    hours, minutes, seconds = ([0, 0, 0] + [int(part) for part in clock.split(":")])[-3:]
+    return int(days or 0) * 24 * 60 + hours * 60 + minutes + seconds / 60
+
+
+def _ask(*words: str) -> str | None:
+    """What one of Slurm's commands says; None where Slurm cannot be asked. A job it has forgotten is no error."""
+    try:
+        done = subprocess.run(words, capture_output=True, text=True, timeout=30)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    if done.returncode and "Invalid job id" not in done.stderr:
+        return None
+    return done.stdout
+
+
+@contextlib.contextmanager
+def _environment(values: dict[str, str]):
+    """sbatch takes the values of --export's names from its own environment: they stand in no file."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value

@@ -1,0 +1,271 @@
+"""Any machine with Python, rsync and a key: a rented box, the department's server.
+
+There, under the target's `scratch` (~/salad without one): code/<tree>/ what is run, env/<id>/ the project's own
+install with the run's versions, labs/<id>/ a lab of its own for each lab here. Nothing is shared: the inputs that a
+run needs go over at launch, its status, metrics and log come back every 15 s, its units and checkpoints by `fetch`.
+"""
+
+import json
+import shlex
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from salad.engines import codesync, processes
+from salad.engines.base import Engine, Finding, Life
+from salad.engines.fetching import inputs
+from salad.engines.spec import Spec, command, secrets
+from salad.errors import SaladError
+from salad.runs import ENDED, RunFolder, now, read_json
+from store import atomic, ids
+
+SYNC_S = 15.0
+LOOK_S = 2.0  # within so long, asking again gives the same answer
+INSTALL_S = 3600
+NEEDED = (
+    "for p in python3.12 python3.11 python3; do command -v $p && break; done; echo; command -v rsync; echo; \
+nvidia-smi -L 2>/dev/null | grep -c '^GPU '; true"
+)
+SMALL = ("status*.json", "metrics-*.jsonl", "log.txt", "attempts*.jsonl")
+
+
+class Ssh(Engine):
+    shares_lab = False
+
+    def __init__(self, target):
+        super().__init__(target)
+        self._looked: tuple[float, Life | None] | None = None
+
+    # the machine
+
+    @property
+    def _name(self) -> str:
+        return f"{self.target.user}@{self.target.host}" if self.target.user else str(self.target.host)
+
+    def _ssh_options(self) -> list[str]:
+        options = ["-o", "BatchMode=yes", "-o", "ConnectTimeout=10", "-o", "ServerAliveInterval=5",
+                   "-o", "ServerAliveCountMax=3", "-o", "LogLevel=ERROR"]  # fmt: skip
+        if self.target.port:
+            options += ["-p", str(self.target.port)]
+        if self.target.identity:
+            options += ["-i", str(Path(self.target.identity).expanduser()), "-o", "IdentitiesOnly=yes"]
+        return options + list(self.target.ssh_options)
+
+    def _ask(self, script: str, stdin: str = "", timeout: float = 60) -> subprocess.CompletedProcess:
+        """Run a shell script there; exit code 255 is ssh's own, the machine cannot be reached."""
+        if self.target.modules:
+            script = "".join(f"module load {shlex.quote(name)} && " for name in self.target.modules) + script
+        words = ["ssh", *self._ssh_options(), self._name, f"bash -lc {shlex.quote(script)}"]
+        try:
+            return subprocess.run(words, input=stdin, capture_output=True, text=True, timeout=timeout)
+        except subprocess.TimeoutExpired:
+            return subprocess.CompletedProcess(words, 255, "", f"no answer within {timeout:g} s")
+
+    def _do(self, script: str, what: str, stdin: str = "", timeout: float = 60) -> str:
+        done = self._ask(script, stdin, timeout)
+        if done.returncode:
+            raise SaladError(f"{what} on {self._name}: {_last(done.stderr) or _last(done.stdout)}")
+        return done.stdout
+
+    def _rsync(self, *words: str, stdin: str = "") -> subprocess.CompletedProcess:
+        remote_shell = shlex.join(["ssh", *self._ssh_options()])
+        # no owner or group: the other machine has other people
+        return subprocess.run(
+            ["rsync", "-rltp", "--partial-dir=.rsync-partial", "--timeout=60", "-e", remote_shell, *words],
+            input=stdin, capture_output=True, text=True,
+        )  # fmt: skip
+
+    def _send(self, *words: str, stdin: str = "") -> None:
+        done = self._rsync(*words, stdin=stdin)
+        if done.returncode:
+            raise SaladError(f"sending files to {self._name}: {_last(done.stderr)}")
+
+    # the engine
+
+    def check(self) -> list[Finding]:
+        try:
+            python, gpus = self._look_around()
+            found = [Finding(True, f"{self._name} answers: {python}, {gpus} GPUs, rsync")]
+            if self.target.python is None:
+                version = self._do(
+                    f"{python} -c 'import sys; print(sys.version_info[:2])'", "asking Python"
+                ).strip()
+                found.append(
+                    Finding(version in ("(3, 11)", "(3, 12)"), f"Python {version} for the project's install")
+                )
+            else:
+                told = self._ask(
+                    f"{shlex.quote(self.target.python)} -c 'import torch; print(torch.__version__)'"
+                )
+                found.append(
+                    Finding(not told.returncode, _last(told.stdout if not told.returncode else told.stderr))
+                )
+            base = self._base()
+            free = self._do(f"df -Pk {shlex.quote(base)} | tail -1", "asking for disk space").split()[3]
+            found.append(Finding(int(free) > 10 * 2**20, f"{int(free) / 2**20:.0f} GiB free under {base}"))
+            return found
+        except SaladError as error:
+            return [Finding(False, str(error))]
+
+    def preflight(self, spec: Spec) -> None:
+        if spec.nodes > 1:
+            raise SaladError(f"--nodes: {self._name} is one node; use --on slurm or --on sky")
+        if codesync.ROOT.joinpath(".git").exists() is False:
+            raise SaladError(
+                f"{codesync.ROOT} is no git checkout, so its code cannot be sent; clone the project"
+            )
+        _, gpus = self._look_around()
+        have = gpus if self.target.gpus is None else self.target.gpus
+        if (spec.gpus or 0) > have:
+            raise SaladError(f"--gpus {spec.gpus}: {self._name} has {have}")
+        secrets(spec.env)
+
+    def _look_around(self) -> tuple[str, int]:
+        """(Python there, number of GPUs); SaladError where the machine cannot be reached or lacks something."""
+        if not self.target.host:
+            raise SaladError('the target has no host; write host = "…" in targets.toml, or --on ssh:HOST')
+        for tool in ("ssh", "rsync"):
+            if shutil.which(tool) is None:
+                raise SaladError(f"{tool} is not installed here; --on ssh needs it")
+        told = self._ask(NEEDED)
+        if told.returncode == 255:
+            raise SaladError(f"cannot reach {self._name}: {_last(told.stderr)}")
+        if told.returncode:
+            raise SaladError(f"{self._name}: {_last(told.stderr)}")
+        python, rsync, gpus = (told.stdout.split("\n\n") + ["", ""])[:3]
+        if not rsync.strip():
+            raise SaladError(f"{self._name} has no rsync; install it there")
+        if not python.strip():
+            raise SaladError(f"{self._name} has no python3; install it there")
+        return python.strip(), int(gpus.strip() or 0)
+
+    def _base(self) -> str:
+        where = self.target.scratch or "salad"
+        quoted = where if where.startswith("~") else shlex.quote(where)
+        return (
+            self._do(f"mkdir -p {quoted} && cd {quoted} && pwd", "making the scratch folder")
+            .strip()
+            .split("\n")[-1]
+        )
+
+    def plan(self, run: RunFolder, spec: Spec) -> str:
+        there = self.target.scratch or "~/salad"
+        python = self.target.python or f"{there}/env/…/bin/python"
+        sent = "\n".join(f"  {name}" for name in inputs(run))
+        return f"rsync to {self._name}:{there}\n{sent}\n" + shlex.join(
+            command(spec, f"{there}/labs/…", python)
+        )
+
+    def start(self, run: RunFolder, spec: Spec) -> None:
+        base = self._base()
+        lab = f"{base}/labs/{ids.hash_id('w', socket.gethostname(), str(run.lab))}"
+        code = f"{base}/code/{spec.code['tree']}"
+        with tempfile.TemporaryDirectory() as folder:
+            codesync.restore(run, spec.code, Path(folder))
+            self._do(f"mkdir -p {shlex.quote(code)} {shlex.quote(lab)}", "making folders")
+            self._send("--delete", f"{folder}/", f"{self._name}:{code}/")
+        python = self.target.python or self._install(run, base, code)
+        self._send("--recursive", "--files-from=-", "--exclude=.store-cache", f"{run.lab}/", f"{self._name}:{lab}/",
+                   stdin="\n".join(inputs(run)))  # fmt: skip
+        atomic.write_json(
+            run.path / "ssh.json", {"lab": lab, "code": code, "python": python, "started_at": now()}
+        )
+        self._do(
+            self._there(run, "--secrets-on-stdin --detach"), "starting", json.dumps(secrets(spec.env)) + "\n"
+        )
+        self._looked = None
+        self._mirror(run)
+
+    def _install(self, run: RunFolder, base: str, code: str) -> str:
+        """The project's own install with the run's versions, made once for each set of them; returns its Python."""
+        env = f"{base}/env/{codesync.environment_id(run)}"
+        self._send(str(run.path / "packages.txt"), f"{self._name}:{code}/.packages.txt")
+        python = self._look_around()[0]
+        script = (
+            f"test -e {env}/.ready || (rm -rf {env} && {python} -m venv {env} && "
+            f"{env}/bin/pip install --quiet --constraint {code}/.packages.txt {code} && touch {env}/.ready)"
+        )
+        self._do(script, "installing", timeout=INSTALL_S)
+        return f"{env}/bin/python"
+
+    def _there(self, run: RunFolder, flags: str) -> str:
+        told = read_json(run.path / "ssh.json")
+        if told is None:
+            raise SaladError(f"{run.run_id} has no ssh.json: it was not started by ssh; launch it again")
+        return (f"cd {shlex.quote(told['code'])} && exec {shlex.quote(told['python'])} -m salad.engines "
+                f"--lab {shlex.quote(told['lab'])} {flags} {run.run_id}")  # fmt: skip
+
+    def look(self, run: RunFolder, spec: Spec) -> Life | None:
+        if self._looked and time.monotonic() - self._looked[0] < LOOK_S:
+            return self._looked[1]
+        life = self._bring(run)
+        self._looked = (time.monotonic(), life)
+        if run.read_status().get("state") not in ENDED:
+            self._mirror(run)
+        return life
+
+    def _bring(self, run: RunFolder) -> Life | None:
+        """The small files of the run's folder, brought here; whether it lives, None where it cannot be asked."""
+        there = read_json(run.path / "ssh.json")
+        if there is None:
+            return "gone"
+        told = self._ask(self._there(run, "--look"))
+        if told.returncode:
+            return None
+        chosen = [f"--include={name}" for name in SMALL]
+        source = f"{self._name}:{there['lab']}/runs/{run.run_id}/"
+        if self._rsync("--delete", *chosen, "--exclude=*", source, f"{run.path}/").returncode:
+            return None
+        return json.loads(told.stdout.strip().splitlines()[-1])["life"]
+
+    def stop(self, run: RunFolder, spec: Spec) -> None:
+        self._do(self._there(run, "--stop"), "stopping")
+        self._looked = None
+
+    def fetch(self, run: RunFolder, spec: Spec, tables_only: bool = False, compare: bool = False) -> None:
+        there = read_json(run.path / "ssh.json")
+        if there is None:
+            raise SaladError(f"{run.run_id} has not been started on {self._name}; there is nothing to fetch")
+        extra = ["--checksum"] if compare else []
+        parts = ["tables"] if tables_only else ["tables", "speech", f"runs/{run.run_id}/checkpoints"]
+        made = self._do(
+            f"cd {shlex.quote(there['lab'])} && ls -d {' '.join(parts)} 2>/dev/null; true", "looking"
+        )
+        for part in made.split():
+            (run.lab / part).mkdir(parents=True, exist_ok=True)
+            # what says that a thing is whole comes last
+            for choice in (["--exclude=manifest.json", "--exclude=unit-*.json"], []):
+                done = self._rsync("--exclude=.*", *extra, *choice, f"{self._name}:{there['lab']}/{part}/",
+                                   f"{run.lab / part}/")  # fmt: skip
+                if done.returncode:
+                    raise SaladError(
+                        f"fetching from {self._name}: {_last(done.stderr)}; do it again to go on"
+                    )
+        # what the run did inside passes is runs of their own
+        self._rsync("--ignore-existing", "--include=/r*/", "--include=config.json", "--include=status.json",
+                    "--include=metrics-*.jsonl", "--exclude=*", f"{self._name}:{there['lab']}/runs/",
+                    f"{run.lab / 'runs'}/")  # fmt: skip
+
+    def _mirror(self, run: RunFolder) -> None:
+        """See to it that a process of its own brings the run's small files every 15 s, whoever looks or not."""
+        marked = run.path / "mirror.json"
+        if processes.alive(read_json(marked)):
+            return
+        child = subprocess.Popen(
+            [sys.executable, "-m", "salad.engines.mirror", "--lab", str(run.lab), run.run_id],
+            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+        )  # fmt: skip
+        _children.append(child)
+        atomic.write_json(marked, processes.mark(child.pid))
+
+
+_children: list[subprocess.Popen] = []  # kept, so that Python does not complain of what outlives us
+
+
+def _last(text: str) -> str:
+    lines = text.strip().splitlines()
+    return lines[-1].strip() if lines else "no message"

@@ -1,0 +1,114 @@
+"""targets.toml: the machines that a person has, by name.
+
+    default = "server"
+
+    [server]
+    engine = "ssh"
+    host = "gpu1.example.org"
+    scratch = "/data/me/salad"
+    env = ["HF_TOKEN"]            # names only: the values are taken from the environment at launch
+    price_per_hour = 0.0
+
+Read from `--targets`, else $SALAD_TARGETS, else ./targets.toml, else ~/.config/salad/targets.toml.
+"""
+
+import difflib
+import os
+import tomllib
+from pathlib import Path
+
+from pydantic import Field
+
+from salad.config import Frozen, validate
+from salad.errors import SaladError
+
+ENGINES = ("here", "ssh", "slurm", "sky")
+
+
+class Target(Frozen):
+    """One place to run. What an engine has no use for stays at its default."""
+
+    engine: str = Field(description="here, ssh, slurm, sky, or package.module:Class")
+    env: tuple[str, ...] = Field((), description="names of environment variables that the run gets")
+    price_per_hour: float = Field(0.0, ge=0, description="of the whole machine or allocation, per node")
+    gpus: int | None = Field(None, ge=0, description="GPUs per node that it has, where that cannot be asked")
+    python: str | None = Field(
+        None, description="a Python there that has the dependencies: nothing is installed"
+    )
+    scratch: str | None = Field(None, description="folder for code, environments and the lab on that machine")
+    modules: tuple[str, ...] = Field((), description="environment modules to load first")
+    container: str | None = Field(
+        None, description="slurm: image for srun --container-image; sky: docker image"
+    )
+    # ssh
+    host: str | None = None
+    port: int | None = None
+    user: str | None = None
+    identity: str | None = Field(None, description="the private key's file")
+    ssh_options: tuple[str, ...] = ()
+    # slurm
+    partition: str | None = None
+    account: str | None = None
+    constraint: str | None = None
+    qos: str | None = None
+    walltime_hours: float | None = Field(
+        None, gt=0, description="the partition's longest job; longer runs requeue"
+    )
+    # sky
+    cloud: str | None = None
+    region: str | None = None
+    bucket: str | None = Field(None, description="s3://… or gs://…, where lab inputs and outputs travel")
+    spot: bool = False
+    disk_gb: int = Field(256, gt=0)
+    sky: str | None = Field(None, description="the sky command, where it is not on the PATH")
+
+
+class Targets(Frozen):
+    default: str = "here"
+    known: dict[str, Target] = {}
+    path: str | None = None
+
+
+def read(path: Path | str | None = None) -> Targets:
+    """The targets file's content; none at all is no error, a damaged one or an unknown key is (SaladError)."""
+    named = path or os.environ.get("SALAD_TARGETS")
+    places = [Path(named)] if named else [Path("targets.toml"), Path.home() / ".config/salad/targets.toml"]
+    found = next((place for place in places if place.exists()), None)
+    if found is None:
+        if named:
+            raise SaladError(f"no targets file {named}")
+        return Targets()
+    try:
+        data = tomllib.loads(found.read_text())
+    except (OSError, tomllib.TOMLDecodeError) as error:
+        raise SaladError(f"{found}: {error}") from None
+    default = data.pop("default", "here")
+    known = {}
+    for name, fields in data.items():
+        if not isinstance(fields, dict):
+            raise SaladError(f"{found}: {name} is not a target; write [{name}] and its keys under it")
+        try:
+            known[name] = validate(Target, fields)
+        except SaladError as error:
+            raise SaladError(f"{found}: [{name}] {error}") from None
+    return Targets(default=default, known=known, path=str(found))
+
+
+def resolve(on: str | None, path: Path | str | None = None) -> tuple[str, Target]:
+    """`here`, `slurm`, `sky`, `ssh:HOST`, a target's name, or None for the default → (name, Target)."""
+    targets = read(path)
+    name = on or targets.default
+    if name in targets.known:
+        return name, targets.known[name]
+    if name in ("here", "slurm", "sky"):
+        return name, Target(engine=name)
+    if name.startswith("ssh:") and name != "ssh:":
+        user, _, host = name.removeprefix("ssh:").rpartition("@")
+        host, _, port = host.partition(":")
+        if port and not port.isdigit():
+            raise SaladError(f"--on {name}: write it as ssh:[user@]host[:port]")
+        return name, Target(engine="ssh", host=host, user=user or None, port=int(port) if port else None)
+    choices = ["here", "slurm", "sky", *targets.known]
+    near = difflib.get_close_matches(name, choices, 1)
+    hint = f"did you mean {near[0]!r}?" if near else f"there are: ssh:HOST, {', '.join(choices)}"
+    raise SaladError(f"unknown target {name!r}; {hint}")

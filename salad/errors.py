@@ -1,0 +1,7 @@
+"""The error that a person can mend; see store.errors."""
+
+from store.errors import UserError
+
+
+class SaladError(UserError):
+    """Something about a configuration, a model, data or a run."""

@@ -1,0 +1,119 @@
+"""Steps of a study that depend on each other, run side by side in processes forked from one warm parent."""
+
+import multiprocessing
+import os
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import wait
+
+from salad.errors import SaladError
+from store.errors import UserError
+
+WARM = ["salad.training", "salad.passes.score", "salad.evaluation.run", "salad.miniature.work"]
+
+
+@dataclass(frozen=True)
+class Step:
+    """`work(progress, *arguments)` runs when the steps named in `after` are done; steps listed first go first.
+
+    `work` is a module-level function; `progress(done, total)` tells how far it is. What it returns is shown as what
+    was done."""
+
+    name: str
+    title: str
+    work: Callable
+    arguments: tuple = ()
+    after: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Outcome:
+    name: str
+    seconds: float
+    told: str
+
+
+def _child(connection, work, arguments) -> None:
+    from salad.models.names import quiet
+
+    quiet()
+    warnings.simplefilter("ignore", FutureWarning)  # of transformers and peft about each other
+    last = 0.0
+
+    def progress(done: int, total: int) -> None:
+        nonlocal last
+        if time.monotonic() - last > 0.2 or done >= total:
+            last = time.monotonic()
+            connection.send(("progress", done, total))
+
+    try:
+        connection.send(("done", str(work(progress, *arguments) or "")))
+    except KeyboardInterrupt:
+        os._exit(130)  # the parent hears it too, and tells
+    except UserError as error:
+        connection.send(("failed", str(error), ""))
+    except MemoryError:
+        connection.send(("failed", "out of memory", ""))
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename else ""
+        connection.send(("failed", f"{error.strerror or error}{where}", traceback.format_exc()))
+    except Exception as error:
+        connection.send(("failed", f"{type(error).__name__}: {error}", traceback.format_exc()))
+
+
+def run(steps: Sequence[Step], workers: int, watch: Callable) -> list[Outcome]:
+    """Run all steps, at most `workers` at once. `watch(event, step, *details)` hears "start", "progress" (done,
+    total), "done" (outcome). A step that fails ends the others; its error is raised as SaladError, in one line, with
+    the traceback of an unexpected one in `__notes__`. Ctrl-C ends the children and goes on its way."""
+    # one thread each: two OpenMP threads on a busy machine can fall to a fraction of one thread's speed
+    os.environ |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false"}
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(WARM)
+    waiting, done, outcomes, live = list(steps), set(), [], {}
+    try:
+        while waiting or live:
+            for step in [s for s in waiting if done.issuperset(s.after)][: workers - len(live)]:
+                waiting.remove(step)
+                ours, theirs = context.Pipe(duplex=False)
+                process = context.Process(target=_child, args=(theirs, step.work, step.arguments), daemon=True)
+                process.start()
+                theirs.close()
+                live[ours] = (step, process, time.monotonic())
+                watch("start", step)
+            if not live:
+                names = ", ".join(s.name for s in waiting)
+                raise SaladError(f"these steps wait for steps that do not exist: {names}")
+            for connection in wait(list(live)):
+                step, process, started = live[connection]
+                try:
+                    kind, *details = connection.recv()
+                except EOFError:
+                    process.join()
+                    raise SaladError(
+                        f"{step.title}: its process was ended from outside (exit status {process.exitcode}); "
+                        "the same command goes on where it was"
+                    ) from None
+                if kind == "progress":
+                    watch("progress", step, *details)
+                    continue
+                process.join()
+                del live[connection]
+                if kind == "failed":
+                    error = SaladError(f"{step.title}: {details[0]}")
+                    if details[1]:
+                        error.add_note(details[1])
+                    raise error
+                outcomes.append(Outcome(step.name, time.monotonic() - started, details[0]))
+                done.add(step.name)
+                watch("done", step, outcomes[-1])
+    finally:
+        for _, process, _ in live.values():
+            process.terminate()  # a training writes a checkpoint first
+        for _, process, _ in live.values():
+            process.join(15)
+            process.kill()
+            process.join()
+    return outcomes

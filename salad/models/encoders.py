@@ -1,0 +1,145 @@
+"""Frozen speech encoders behind one small interface: samples in, frames out."""
+
+import math
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from salad.errors import SaladError
+from salad.models.names import load_object, quiet, resolve
+
+
+class SpeechEncoder(nn.Module):
+    """What every encoder offers. Subclasses set the attributes and define `frames`.
+
+    sample_rate: Hz · frame_rate: frames a second · dim: width of a frame · causal: whether frame f depends on no
+    sample after (f + 1) / frame_rate · longest_s: the longest window in seconds, or None.
+    """
+
+    sample_rate: int
+    frame_rate: float
+    dim: int
+    causal: bool
+    longest_s: float | None = None
+
+    def frames(self, samples_BT: torch.Tensor) -> torch.Tensor:
+        """[B, T] float32 in [-1, 1] → [B, F, dim], of recordings of one length."""
+        raise NotImplementedError(f"{type(self).__name__} defines no frames()")
+
+    @torch.no_grad()
+    def forward(self, samples_T: torch.Tensor) -> torch.Tensor:
+        """One recording [T] → [floor(T / sample_rate · frame_rate), dim]; longer ones than `longest_s` are split and
+        joined, a last frame that the encoder leaves out is filled with zeros."""
+        count = math.floor(samples_T.shape[-1] / self.sample_rate * self.frame_rate + 1e-6)
+        if count == 0:
+            return samples_T.new_zeros(0, self.dim)
+        window = samples_T.shape[-1] if self.longest_s is None else int(self.longest_s * self.sample_rate)
+        parts = [self.frames(part[None])[0] for part in samples_T.split(window)]
+        frames = torch.cat(parts)[:count]
+        if len(frames) < count:
+            frames = torch.cat([frames, frames.new_zeros(count - len(frames), self.dim)])
+        return frames
+
+
+class Pretrained(SpeechEncoder):
+    """An encoder that transformers loads, with what it computes kept in `model`."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model.eval().requires_grad_(False)
+
+
+class Phone(Pretrained):
+    """The miniature's causal phone encoder: 16 kHz → 12.5 Hz."""
+
+    causal = True
+
+    def __init__(self, model):
+        super().__init__(model)
+        config = model.config
+        self.sample_rate, self.frame_rate, self.dim = config.sampling_rate, config.frame_rate, config.hidden_size
+
+    def frames(self, samples_BT):
+        return self.model(samples_BT).last_hidden_state
+
+
+class Mimi(Pretrained):
+    """Mimi's continuous latents before quantisation: 24 kHz → 12.5 Hz, causal."""
+
+    causal = True
+
+    def __init__(self, model):
+        super().__init__(model)
+        config = model.config
+        self.sample_rate, self.frame_rate, self.dim = config.sampling_rate, config.frame_rate, config.hidden_size
+
+    def frames(self, samples_BT):
+        return self.model.encoder(samples_BT[:, None]).latents.transpose(1, 2)
+
+
+class Whisper(Pretrained):
+    """Whisper's encoder: 16 kHz → 50 Hz, windows of 30 s; looks ahead, so spans are encoded alone."""
+
+    causal = False
+    sample_rate, frame_rate, longest_s = 16_000, 50.0, 30.0
+
+    def __init__(self, model, extractor):
+        super().__init__(model.get_encoder())
+        self.extractor = extractor
+        self.dim = model.config.d_model
+
+    def frames(self, samples_BT):
+        features = self.extractor(list(samples_BT.cpu().numpy()), sampling_rate=self.sample_rate, return_tensors="pt")
+        weight = next(self.model.parameters())
+        return self.model(features.input_features.to(weight)).last_hidden_state.to(samples_BT.dtype)
+
+
+class LogMel(SpeechEncoder):
+    """Baseline without learning: causal log-mel energies at 50 Hz, four stacked to 12.5 Hz."""
+
+    causal = True
+    sample_rate, frame_rate = 16_000, 12.5
+
+    def __init__(self):
+        super().__init__()
+        from salad.models.phone import CausalLogMel, PhoneConfig
+
+        config = PhoneConfig()
+        self.log_mel = CausalLogMel(config)
+        self.stack = config.samples_per_frame // config.hop_length
+        self.dim = config.n_mels * self.stack
+
+    def frames(self, samples_BT):
+        whole = samples_BT.shape[-1] // 1280 * 1280
+        mel_BTM = self.log_mel(samples_BT[:, :whole])
+        return mel_BTM.reshape(len(mel_BTM), -1, self.dim)
+
+
+def load_encoder(name: str, lab: Path | str | None = None) -> SpeechEncoder:
+    """The encoder called `name`: `logmel`, `package.module:name` (a callable that returns a SpeechEncoder), or a
+    folder or hub name of a type that transformers loads (Mimi, Whisper, the miniature's phone encoder)."""
+    if name == "logmel":
+        return LogMel()
+    if ":" in name:
+        return load_object(name)()
+    from transformers import AutoConfig, AutoFeatureExtractor, AutoModel
+
+    import salad.models.phone  # noqa: F401  (registers the miniature's encoder with transformers)
+
+    quiet()
+    folder = resolve(name, lab)
+    try:
+        kind = AutoConfig.from_pretrained(folder).model_type
+        model = AutoModel.from_pretrained(folder, use_safetensors=True)
+    except (OSError, ValueError) as error:
+        raise SaladError(f"encoder {name!r} cannot be loaded: {str(error).splitlines()[0]}") from None
+    if kind == "salad_phone":
+        return Phone(model)
+    if kind == "mimi":
+        return Mimi(model)
+    if kind == "whisper":
+        return Whisper(model, AutoFeatureExtractor.from_pretrained(folder))
+    raise SaladError(
+        f"encoder {name!r} is of type {kind!r}; known: salad_phone, mimi, whisper, logmel, or package.module:name"
+    )

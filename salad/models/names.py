@@ -1,0 +1,48 @@
+"""Where a model's name leads: a folder of the lab, a folder anywhere, a hub name, or `package.module:name`."""
+
+import hashlib
+import importlib
+from pathlib import Path
+
+from salad.errors import SaladError
+
+
+def resolve(name: str, lab: Path | str | None) -> str:
+    """The folder that `name` stands for (the lab's own first), else `name` itself as a hub name.
+
+    A name that looks like a folder and is none is a SaladError."""
+    for folder in ([Path(lab) / name] if lab is not None else []) + [Path(name)]:
+        if folder.is_dir():
+            return str(folder)
+    if name.startswith((".", "/", "models/")) or name.count("/") > 1:
+        raise SaladError(f"no model folder {name!r}" + (f" in {lab}" if lab is not None else ""))
+    return name
+
+
+def load_object(spec: str):
+    """The object that `package.module:name` names; a SaladError says which half is wrong."""
+    module, _, name = spec.partition(":")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except ModuleNotFoundError as error:
+        raise SaladError(f"{spec}: no module {error.name!r} to import") from None
+    except AttributeError:
+        raise SaladError(f"{spec}: module {module!r} has no {name!r}") from None
+
+
+def folder_sha256(folder: Path | str) -> str:
+    """SHA-256 over a model folder's weights and tokenizer: names and bytes, in order."""
+    total = hashlib.sha256()
+    for path in sorted(Path(folder).iterdir()):
+        if path.suffix in (".safetensors", ".json", ".txt", ".model") and path.is_file():
+            total.update(path.name.encode() + b"\0")
+            with open(path, "rb") as file:
+                total.update(hashlib.file_digest(file, "sha256").digest())
+    return total.hexdigest()
+
+
+def quiet() -> None:
+    """Keep transformers from drawing a progress bar for every folder that it loads."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()

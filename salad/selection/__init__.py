@@ -1,0 +1,25 @@
+"""Active selection: balanced clusters, the target distribution over them, the draw, and its review in a lab."""
+
+from .clusters import BalancedKMeans, terms
+from .draw import STRATEGIES, Clusters, Draw, Pool, Texts, draw, strategy
+from .lab import (
+    Drawn,
+    cluster_divergence,
+    cluster_rankings,
+    freeze,
+    frozen,
+    is_frozen,
+    pool,
+    refill,
+    select,
+    select_told,
+    to_synthesise,
+)
+from .target import cluster_means, effective_size, entropy, kl, regress_out, target_distribution, text_and_voice
+
+__all__ = [
+    "STRATEGIES", "BalancedKMeans", "Clusters", "Draw", "Drawn", "Pool", "Texts", "cluster_divergence",
+    "cluster_means", "cluster_rankings", "draw", "effective_size", "entropy", "freeze", "frozen", "is_frozen", "kl",
+    "pool", "refill", "regress_out", "select", "select_told", "strategy", "target_distribution", "terms",
+    "text_and_voice", "to_synthesise",
+]  # fmt: skip

@@ -1,0 +1,447 @@
+"""Selections in a lab: measure clusters, draw, review, freeze, refill. Everything about a draw is in the store."""
+
+import logging
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+import store
+from salad.errors import SaladError
+
+from .draw import OVERSHOOT, Clusters, Pool, decide, draw
+from .target import cluster_means, regress_out, text_and_voice
+
+log = logging.getLogger("salad.selection")
+
+SHORT = 0.01  # an arm that lacks more of its budget says so
+
+# one synthesis a text, as training takes it (salad.data.corpora.of_selection)
+_SPOKEN = """(SELECT sample_id, synthesis_id, duration_s FROM syntheses WHERE tts <> 'recorded'
+    QUALIFY row_number() OVER (PARTITION BY sample_id ORDER BY seed, synthesis_id) = 1)"""
+
+_PROBE = """SELECT a.cluster_id, v.sample_id, v.synthesis_id, v.pattern, v.d, v.n_positions, y.cer, y.duration_s,
+        length(coalesce(s.spoken, s.text)) / nullif(y.duration_s, 0) AS rate
+    FROM raw.divergences v
+    JOIN assignments a ON a.sample_id = v.sample_id AND a.clustering_id = $clustering
+    JOIN samples s ON s.sample_id = v.sample_id
+    LEFT JOIN syntheses y ON y.synthesis_id = v.synthesis_id
+    WHERE v.run_id = $run AND v.step = $step AND ($speech IS NULL OR y.speech = $speech)
+        AND v.d IS NOT NULL AND v.n_positions > 0
+    ORDER BY v.sample_id, v.synthesis_id, v.pattern"""
+
+
+def _connect(lab_or_con):
+    return lab_or_con if hasattr(lab_or_con, "execute") else store.connect(lab_or_con)
+
+
+def _clusters(con, clustering_id: str) -> pd.DataFrame:
+    table = con.execute(
+        "SELECT cluster_id, size, p_web, terms FROM clusters WHERE clustering_id = ? ORDER BY 1", [clustering_id]
+    ).df()
+    if not len(table):
+        raise SaladError(f"no clustering {clustering_id} in this lab; make one with `salad pass embed`")
+    if list(table.cluster_id) != list(range(len(table))):
+        raise SaladError(
+            f"clustering {clustering_id}: its clusters are not numbered from 0; is a unit damaged? see `salad verify`"
+        )
+    return table
+
+
+def _probe(con, clustering_id, run_id, step, speech) -> pd.DataFrame:
+    return con.execute(_PROBE, {"clustering": clustering_id, "run": run_id, "step": step, "speech": speech}).df()
+
+
+def cluster_divergence(lab, clustering_id: str, run_id: str, step: int, speech: str | None = None,
+                       draws: int = 1000, seed: int = 0) -> pd.DataFrame:  # fmt: skip
+    """d_cluster of every cluster at a checkpoint, from the texts of the clustering that were scored there.
+
+    `lab`: a folder or a connection. `speech` names the folder of the probe's speech where other texts of the
+    clustering were scored too. One row a cluster: cluster_id, size, p_web, terms, n_texts, n_positions, `d`
+    (token-weighted, nats) with `d_low` and `d_high` (95 %, bootstrap over texts), d_sample_mean. A cluster without a
+    probe position has NaN, and is named in a warning of the log."""
+    con = _connect(lab)
+    table, rows = _clusters(con, clustering_id), _probe(con, clustering_id, run_id, step, speech)
+    if not len(rows):
+        raise SaladError(
+            f"run {run_id}, step {step} has scored no text of clustering {clustering_id}; score the "
+            "probe first: `salad pass score`"
+        )
+    for name, value in cluster_means(rows.d, rows.n_positions, rows.cluster_id, rows.sample_id.to_numpy(str),
+                                     len(table), draws, seed).items():  # fmt: skip
+        table[name] = value
+    lacking = table.cluster_id[(table.n_positions == 0) & (table["size"] > 0)]
+    if len(lacking):
+        log.warning("clusters without a probe position: %s", ", ".join(map(str, lacking)))
+    return table
+
+
+def cluster_rankings(lab, clustering_id: str, run_id: str, step: int, speech: str | None = None) -> pd.DataFrame:
+    """Clusters by divergence, as measured and with the speech's CER, duration and rate regressed out.
+
+    One row a cluster: cluster_id, terms, d, rank, d_adjusted, rank_adjusted (1 is the worst), cer, and of the
+    variance of d between syntheses text_variance, voice_variance and text_share (null where no text was spoken
+    twice). `.attrs["slopes"]`: nats per unit of cer, second of duration, character a second. A cluster that falls in
+    the second ranking was bad for its speech rather than its domain."""
+    con = _connect(lab)
+    table = cluster_divergence(con, clustering_id, run_id, step, speech, draws=0)[["cluster_id", "terms", "d"]]
+    rows = _probe(con, clustering_id, run_id, step, speech)
+    rows["dn"] = rows.d * rows.n_positions
+    one = rows.groupby(["cluster_id", "sample_id", "synthesis_id"], as_index=False, dropna=False).agg(
+        dn=("dn", "sum"), n=("n_positions", "sum"), cer=("cer", "first"), duration_s=("duration_s", "first"),
+        rate=("rate", "first"))  # fmt: skip
+    one["d"] = one.dn / one.n
+    names = [name for name in ("cer", "duration_s", "rate") if one[name].notna().any()]
+    table["d_adjusted"], slopes = regress_out(one.d, one[names], one.cluster_id, len(table), one.n)
+    table["cer"] = one.groupby("cluster_id").cer.mean().reindex(table.cluster_id).to_numpy()
+    for name in ("d", "d_adjusted"):
+        table[name.replace("d", "rank", 1)] = table[name].rank(ascending=False, method="min").astype("Int64")
+    split = {k: text_and_voice(part.d, part.sample_id.to_numpy(str)) for k, part in one.groupby("cluster_id")}
+    for name in ("text_variance", "voice_variance", "text_share"):
+        table[name] = [split.get(k, {}).get(name, np.nan) for k in table.cluster_id]
+    table.attrs["slopes"] = dict(zip(names, map(float, slopes), strict=True))
+    return table
+
+
+def pool(lab, clustering_id: str, run_id: str, step: int, max_cer: float | None = None, speech: str | None = None,
+         nll: dict[str, float] | None = None) -> Pool:  # fmt: skip
+    """What a strategy decides on, read from a lab: texts, estimated seconds, divergences, clusters above `max_cer`.
+
+    A text's seconds are its spoken characters · the probe's seconds per character. `nll`: the teacher's mean NLL of
+    texts, for `teacher_nll`."""
+    con = _connect(lab)
+    table = cluster_divergence(con, clustering_id, run_id, step, speech, draws=0)
+    texts = con.execute(
+        """SELECT a.sample_id, a.cluster_id, s.domain, length(coalesce(s.spoken, s.text)) AS chars
+        FROM assignments a JOIN samples s USING (sample_id) WHERE a.clustering_id = ? ORDER BY 1""",
+        [clustering_id],
+    ).df()
+    speech_rows = con.execute(
+        """SELECT a.cluster_id, avg(y.cer) AS cer, sum(y.duration_s) AS seconds,
+            sum(length(coalesce(s.spoken, s.text))) AS chars
+        FROM syntheses y JOIN assignments a ON a.sample_id = y.sample_id AND a.clustering_id = $clustering
+        JOIN samples s ON s.sample_id = y.sample_id
+        WHERE y.tts <> 'recorded' AND ($speech IS NULL OR y.speech = $speech) AND y.duration_s > 0
+        GROUP BY 1 ORDER BY 1""",
+        {"clustering": clustering_id, "speech": speech},
+    ).df()
+    if not speech_rows.chars.sum() > 0:
+        raise SaladError(f"no probe speech for clustering {clustering_id}: a text's seconds are estimated from it")
+    per_char = speech_rows.seconds.sum() / speech_rows.chars.sum()
+    rows = _probe(con, clustering_id, run_id, step, speech)
+    total = (rows.d * rows.n_positions).groupby(rows.sample_id).sum()
+    d = total / rows.n_positions.groupby(rows.sample_id).sum()
+    notes, opened = [], np.ones(len(table), bool)
+    if max_cer is not None:
+        bad = speech_rows[speech_rows.cer > max_cer]
+        opened[bad.cluster_id.to_numpy(int)] = False
+        if len(bad):
+            notes.append(
+                f"left out for a CER above {max_cer:g}: cluster "
+                + ", ".join(
+                    f"{k} ({cer:.2f}: {', '.join((table.terms[k] if table.terms[k] is not None else [])[:3])})"
+                    for k, cer in zip(bad.cluster_id.astype(int), bad.cer, strict=True)
+                )
+            )
+    return Pool.of(
+        texts.sample_id.tolist(),
+        texts.cluster_id,
+        texts.chars * per_char,
+        len(table),
+        p_web_K=table.p_web,
+        d_cluster_K=table.d,
+        d_N=d.reindex(texts.sample_id),
+        domain_N=texts.domain.fillna("").to_numpy(str),
+        nll_N=np.array([(nll or {}).get(s, np.nan) for s in texts.sample_id], float),
+        open_K=opened,
+        notes=notes,
+    )
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A selection as it was published: hours of its rows, and what its draw left out."""
+
+    selection_id: str
+    hours: float
+    notes: tuple[str, ...]
+
+
+def select(lab, clustering_id: str, run_id: str, step: int, strategy: str = "active", gamma: float = 2.0,
+           budget_h: float = 1.0, seed: int = 0, max_cer: float | None = None, speech: str | None = None,
+           parent: str | None = None, nll: dict[str, float] | None = None) -> str:  # fmt: skip
+    """Draw a selection (METHOD.md, "From selection to training, exactly"), publish it, and return its id.
+
+    With `parent`, a round of `active_rounds`: the parent's kept texts come first (freeze it: then they are spoken),
+    with the seconds they have, and the draw goes on from the divergences of this checkpoint up to `budget_h` in all.
+    What the draw left out, and whether it ran dry, is logged. The same arguments on the same probe give the same
+    selection; one that exists is not drawn again. Raises SaladError where nothing can be drawn."""
+    return select_told(lab, clustering_id, run_id, step, strategy, gamma, budget_h, seed, max_cer, speech, parent,
+                       nll).selection_id  # fmt: skip
+
+
+def select_told(lab, clustering_id, run_id, step, strategy="active", gamma=2.0, budget_h=1.0, seed=0, max_cer=None,
+                speech=None, parent=None, nll=None) -> Drawn:  # fmt: skip
+    """`select`, with what it has to say."""
+    con = store.connect(lab)
+    rows = _probe(con, clustering_id, run_id, step, speech)
+    made_from = {
+        "pass": "select", "clustering_id": clustering_id, "run_id": run_id, "step": step, "strategy": strategy,
+        "gamma": gamma, "budget_h": budget_h, "seed": seed, "max_cer": max_cer, "speech": speech, "parent": parent,
+        "probe": store.ids.digest(rows[["sample_id", "synthesis_id", "pattern"]].astype(str).values.tolist()),
+        "nll": store.ids.digest(nll) if nll else None,
+    }  # fmt: skip
+    before, dropped = _carried(con, parent) if parent else (None, [])
+    if parent:
+        made_from["carried"] = store.ids.digest([before.sample_id.tolist(), dropped])
+    name = store.ids.selection_id(made_from)
+    texts = pool(con, clustering_id, run_id, step, max_cer, speech, nll)
+    spent_h = 0.0 if before is None else before.seconds.sum() / 3600
+    left_h = budget_h - spent_h
+    if left_h <= 0:
+        raise SaladError(f"selection {parent} has {spent_h:.3g} h already; a round needs a budget above that")
+    if parent:
+        dropped = [*dropped, *_ruled_out(con, parent, texts)]
+    skip = dropped if before is None else [*dropped, *before.sample_id]
+    made = draw(texts, strategy, gamma, left_h, seed, skip)
+    notes = (*(n for n in texts.notes if n not in made.notes), *made.notes)
+    info = {"clustering_id": clustering_id, "run_id": run_id, "step": step, "strategy": strategy, "gamma": gamma,
+            "budget_h": budget_h, "seed": seed, "parent_selection_id": parent}  # fmt: skip
+    _publish(lab, name, info, _rows(texts, made, before), made_from)
+    for note in notes:
+        log.warning("selection %s (%s): %s", name, strategy, note)
+    return Drawn(name, spent_h + made.seconds / 3600, notes)
+
+
+def _rows(texts: Pool, made, before: pd.DataFrame | None) -> pd.DataFrame:
+    cluster = texts.cluster_N[made.rows]
+    rows = pd.DataFrame({
+        "sample_id": np.asarray(texts.sample_ids, object)[made.rows], "cluster_id": cluster,
+        "p_web": texts.p_web_K[cluster], "p_target": made.p_target_K[cluster],
+        "d_cluster": texts.d_cluster_K[cluster], "estimated_s": texts.seconds_N[made.rows],
+    })  # fmt: skip
+    if before is not None:
+        rows = pd.concat([before[rows.columns], rows], ignore_index=True) if len(rows) else before[rows.columns]
+    return rows
+
+
+def _publish(lab, name: str, info: dict, rows: pd.DataFrame, made_from: dict) -> None:
+    if not len(rows):
+        raise SaladError("the draw found no text: every text is dropped or in a cluster that is left out")
+    rows = rows.assign(selection_id=name, draw=np.arange(len(rows)))
+    columns = ("sample_id", "cluster_id", "draw", "p_web", "p_target", "d_cluster", "estimated_s", "selection_id")
+    store.publish(lab, "selected", rows[list(columns)], made_from)
+    store.publish(lab, "selections", [{"selection_id": name, **info}], made_from)
+
+
+def _selection(con, selection_id: str) -> dict:
+    names = ("selection_id", "clustering_id", "run_id", "step", "strategy", "gamma", "budget_h", "seed",
+             "parent_selection_id")  # fmt: skip
+    found = con.execute(f"SELECT {', '.join(names)} FROM selections WHERE selection_id = ?", [selection_id]).fetchone()
+    if found is None:
+        known = [r[0] for r in con.execute("SELECT selection_id FROM selections ORDER BY 1 LIMIT 9").fetchall()]
+        raise SaladError(f"no selection {selection_id} in this lab; it has {', '.join(known) or 'none yet'}")
+    return dict(zip(names, found, strict=True))
+
+
+def _carried(con, selection_id: str) -> tuple[pd.DataFrame, list[str]]:
+    """The kept rows of a selection in draw order with their seconds (spoken, else estimated), and its dropped ids."""
+    _selection(con, selection_id)
+    rows = con.execute(f"""SELECT k.*, coalesce(y.duration_s, k.estimated_s, 0) AS seconds, y.synthesis_id
+        FROM kept k LEFT JOIN {_SPOKEN} y USING (sample_id) WHERE k.selection_id = ? ORDER BY draw, sample_id""",
+                       [selection_id]).df()  # fmt: skip
+    dropped = con.execute(
+        """SELECT DISTINCT sample_id FROM current_decisions
+        WHERE selection_id = ? AND verdict = 'drop' ORDER BY 1""",
+        [selection_id],
+    ).fetchall()
+    return rows, [s for (s,) in dropped]
+
+
+def _ruled_out(con, selection_id: str, texts: Pool) -> list[str]:
+    """Texts of the pool that the standing rules and cluster verdicts of a selection, or of those that it comes from,
+    would drop once drawn: as the view current_decisions decides it, over texts that are in no selection yet."""
+    events = con.execute("""SELECT event_id, target, rule, cluster_id, verdict, reviewer, "at" FROM decisions
+        WHERE verdict IN ('keep', 'drop') AND target IN ('rule', 'cluster')
+            AND selection_id IN (SELECT ancestor_id FROM lineage WHERE selection_id = ?)
+            AND event_id NOT IN (SELECT undoes FROM decisions WHERE verdict = 'undo' AND undoes IS NOT NULL)
+        ORDER BY "at", event_id""", [selection_id]).fetchall()  # fmt: skip
+    if not events:
+        return []
+    from store.views import check_rule
+
+    info = _selection(con, selection_id)
+    p_web, d = texts.p_web_K.tolist(), [None if np.isnan(v) else float(v) for v in texts.d_cluster_K]
+    con.execute("CREATE OR REPLACE TEMP TABLE _by_cluster (cluster_id INTEGER, p_web DOUBLE, d_cluster DOUBLE)")
+    con.executemany(
+        "INSERT INTO _by_cluster VALUES (?, ?, ?)", [list(r) for r in zip(range(len(d)), p_web, d, strict=True)]
+    )
+    con.execute(
+        "CREATE OR REPLACE TEMP TABLE _seconds AS SELECT unnest($ids) AS sample_id, unnest($s) AS estimated_s",
+        {"ids": texts.sample_ids, "s": texts.seconds_N.tolist()},
+    )
+    # the columns of the view rule_rows, for texts that were not drawn
+    con.execute("""CREATE OR REPLACE TEMP TABLE _rule_rows AS
+        SELECT $selection AS selection_id, a.sample_id, s.text, s.spoken, s.corpus, s.domain, s.n_tokens, s.licence,
+            s.flags, a.cluster_id, c.terms, NULL::BIGINT AS draw, b.p_web, NULL::DOUBLE AS p_target, b.d_cluster,
+            e.estimated_s, y.tts, y.voice, y.duration_s, y.cer, y.wer, y.speech_flags, v.m, v.f, v.d, v.n_positions
+        FROM assignments a JOIN samples s USING (sample_id) JOIN _seconds e USING (sample_id)
+        LEFT JOIN _by_cluster b ON b.cluster_id = a.cluster_id
+        LEFT JOIN clusters c ON c.clustering_id = a.clustering_id AND c.cluster_id = a.cluster_id
+        LEFT JOIN (SELECT sample_id, min(tts) AS tts, min(voice) AS voice, max(duration_s) AS duration_s,
+                max(cer) AS cer, max(wer) AS wer,
+                list_distinct(flatten(list(flags) FILTER (flags IS NOT NULL))) AS speech_flags
+            FROM syntheses GROUP BY sample_id) y ON y.sample_id = a.sample_id
+        LEFT JOIN (SELECT sample_id, sum(m * n_positions) / nullif(sum(n_positions), 0) AS m,
+                sum(f * n_positions_f) / nullif(sum(n_positions_f), 0) AS f,
+                sum(d * n_positions) / nullif(sum(n_positions), 0) AS d, sum(n_positions) AS n_positions
+            FROM raw.divergences WHERE run_id = $run AND step = $step GROUP BY 1) v ON v.sample_id = a.sample_id
+        WHERE a.clustering_id = $clustering""",
+                {"selection": selection_id, "run": info["run_id"], "step": info["step"],
+                 "clustering": info["clustering_id"]})  # fmt: skip
+    verdicts: dict[tuple[str, str], tuple[int, str]] = {}
+    for _, target, rule, cluster_id, verdict, reviewer, _ in events:  # in time order: the latest among equals stays
+        if target == "rule":
+            check_rule(rule)
+            found = con.execute(f"SELECT sample_id FROM _rule_rows WHERE ({rule}\n)").fetchall()
+        else:
+            found = con.execute("SELECT sample_id FROM _rule_rows WHERE cluster_id = ?", [cluster_id]).fetchall()
+        rank = 2 if target == "rule" else 1
+        for (sample_id,) in found:
+            if verdicts.get((sample_id, reviewer), (0, ""))[0] <= rank:
+                verdicts[sample_id, reviewer] = (rank, verdict)
+    return sorted({sample_id for (sample_id, _), (_, verdict) in verdicts.items() if verdict == "drop"})
+
+
+def _pool_again(con, info: dict, max_cer, speech, nll) -> Pool:
+    if info["clustering_id"] is None or info["run_id"] is None:
+        raise SaladError(f"selection {info['selection_id']} does not say what it was drawn from; select anew")
+    return pool(con, info["clustering_id"], info["run_id"], info["step"], max_cer, speech, nll)
+
+
+def refill(lab, selection_id: str, max_cer: float | None = None, speech: str | None = None,
+           nll: dict[str, float] | None = None) -> str:  # fmt: skip
+    """Replace what reviewers dropped: a child selection of the kept texts and, after them, further draws.
+
+    One text for each dropped one, from its cluster; where that cluster is dry, or the seconds are not yet regained,
+    from the clusters of the dropped texts in proportion to the seconds lost there, and at last from any cluster by
+    the selection's own strategy. What a standing rule or cluster verdict would drop is not drawn. The child's draw
+    numbers go on from its parent's kept ones; its id is a function of the parent and the dropped texts. Returns the
+    selection itself where nothing was dropped from it."""
+    con = store.connect(lab)
+    info = _selection(con, selection_id)
+    before, dropped = _carried(con, selection_id)
+    lost = con.execute("""SELECT l.sample_id, l.cluster_id, coalesce(y.duration_s, l.estimated_s, 0) AS seconds
+        FROM selected l LEFT JOIN """ + _SPOKEN + """ y USING (sample_id)
+        WHERE l.selection_id = $1 AND l.sample_id NOT IN (SELECT sample_id FROM kept WHERE selection_id = $1)
+        ORDER BY l.draw""", [selection_id]).df()  # fmt: skip
+    if not len(lost):
+        return selection_id
+    texts = _pool_again(con, info, max_cer, speech, nll)
+    made_from = {"pass": "refill", "parent": selection_id, "dropped": store.ids.digest(sorted(lost.sample_id)),
+                 "max_cer": max_cer, "speech": speech, "nll": store.ids.digest(nll) if nll else None}  # fmt: skip
+    seen = con.execute(
+        """SELECT DISTINCT sample_id FROM selected WHERE selection_id IN
+        (SELECT ancestor_id FROM lineage WHERE selection_id = ?)""",
+        [selection_id],
+    ).fetchall()
+    skip = [*dropped, *_ruled_out(con, selection_id, texts), *(s for (s,) in seen)]
+    own_K = decide(texts, info["strategy"], info["gamma"] or 0.0)[1]
+    by_cluster = np.bincount(lost.cluster_id, lost.seconds, len(texts.p_web_K)) * texts.open_K
+    shares = by_cluster / max(by_cluster.sum(), 1e-12) + 1e-9 * own_K
+    seed = int(store.ids.digest([info["seed"], sorted(lost.sample_id)]), 16)
+    hours = float(lost.seconds.sum()) / 3600
+    made = draw(texts, lambda pool, gamma: Clusters(shares), 0.0, hours, seed, skip, overshoot=1.0,
+                first=lost.cluster_id.astype(int).tolist())  # fmt: skip
+    made = made._replace(p_target_K=own_K)
+    name = store.ids.selection_id(made_from)
+    child = {key: info[key] for key in ("clustering_id", "run_id", "step", "strategy", "gamma", "budget_h", "seed")}
+    _publish(lab, name, {**child, "parent_selection_id": selection_id}, _rows(texts, made, before), made_from)
+    for note in made.notes:
+        log.warning("refill %s of %s: %s", name, selection_id, note)
+    return name
+
+
+def to_synthesise(lab, selection_id: str, max_cer: float | None = None, speech: str | None = None,
+                  nll: dict[str, float] | None = None) -> list[tuple[str, str]]:  # fmt: skip
+    """(sample id, text) of what is to be spoken, in draw order: what no standing verdict drops.
+
+    Where drops leave less than the budget, the selection is drawn on: further rows of the same selection, by the
+    same strategy from the same checkpoint's divergences, published as a unit of their own. Synthesis stops at the
+    first text that reaches the budget."""
+    con = store.connect(lab)
+    info = _selection(con, selection_id)
+    rows, dropped = _carried(con, selection_id)
+    asked = (info["budget_h"] or 0.0) * 3600
+    if dropped and rows.seconds.sum() < asked and not is_frozen(con, selection_id):
+        texts = _pool_again(con, info, max_cer, speech, nll)
+        drawn = con.execute("SELECT sample_id, draw FROM selected WHERE selection_id = ? ORDER BY draw",
+                            [selection_id]).df()  # fmt: skip
+        skip = [*dropped, *_ruled_out(con, selection_id, texts), *drawn.sample_id]
+        first = int(drawn.draw.max()) + 1
+        seed = int(store.ids.digest([info["seed"], first]), 16)
+        made = draw(texts, info["strategy"], info["gamma"] or 0.0, (asked * OVERSHOOT - rows.seconds.sum()) / 3600,
+                    seed, skip, overshoot=1.0)  # fmt: skip
+        for note in made.notes:
+            log.warning("selection %s, drawn on: %s", selection_id, note)
+        if len(made.rows):
+            more = _rows(texts, made, None)
+            more = more.assign(selection_id=selection_id, draw=first + np.arange(len(more)))
+            store.publish(lab, "selected", more, {"pass": "draw on", "selection_id": selection_id, "first": first})
+            store.refresh(con)
+            rows, _ = _carried(con, selection_id)
+    texts = dict(con.execute("SELECT sample_id, text FROM samples WHERE sample_id IN (SELECT sample_id FROM selected "
+                             "WHERE selection_id = ?)", [selection_id]).fetchall())  # fmt: skip
+    return [(s, texts[s]) for s in rows.sample_id if s in texts]
+
+
+def _frozen_id(parent: str, sample_ids) -> str:
+    return store.ids.hash_id("l", parent, sorted(sample_ids))
+
+
+def is_frozen(con, selection_id: str) -> bool:
+    """Whether a selection is what a launch froze: its id is then the hash of its parent and its texts."""
+    info = _selection(con, selection_id)
+    found = con.execute("SELECT sample_id FROM selected WHERE selection_id = ?", [selection_id]).fetchall()
+    return bool(info["parent_selection_id"]) and selection_id == _frozen_id(
+        info["parent_selection_id"], [s for (s,) in found]
+    )
+
+
+def freeze(lab, selection_id: str, budget_h: float | None = None) -> str:
+    """The child selection that a Stage II trains on: texts that are kept and spoken, in draw order, up to and with
+    the first that reaches the budget (by default the selection's own). Its id is the hash of parent and sorted
+    sample ids, so freezing the same texts again gives the same selection; a frozen one with nothing dropped since is
+    itself. One that is over 1 % short says so in a warning of the log. SaladError where nothing is spoken."""
+    con = store.connect(lab)
+    info = _selection(con, selection_id)
+    rows, dropped = _carried(con, selection_id)
+    budget_h = info["budget_h"] if budget_h is None else budget_h
+    if is_frozen(con, selection_id) and not set(dropped) and budget_h == info["budget_h"]:
+        return selection_id
+    rows = rows[rows.synthesis_id.notna()]
+    if not len(rows):
+        raise SaladError(f"selection {selection_id} has no text that is kept and spoken; synthesise it first")
+    if budget_h is not None:
+        reached = int(np.searchsorted(rows.seconds.cumsum(), budget_h * 3600))
+        rows = rows.iloc[: reached + 1]
+        hours = rows.seconds.sum() / 3600
+        if hours < (1 - SHORT) * budget_h:
+            log.warning(
+                "selection %s is %.1f %% short of its budget: %.3g h of %.3g h are kept and spoken; refill it",
+                selection_id,
+                100 * (1 - hours / budget_h),
+                hours,
+                budget_h,
+            )
+    name = _frozen_id(selection_id, rows.sample_id)
+    child = {key: info[key] for key in ("clustering_id", "run_id", "step", "strategy", "gamma", "seed")}
+    _publish(lab, name, {**child, "budget_h": budget_h, "parent_selection_id": selection_id}, rows.reset_index(),
+             {"pass": "freeze", "parent": selection_id, "selection_id": name})  # fmt: skip
+    return name
+
+
+def frozen(lab, selection_id: str) -> str:
+    """The selection itself where it is frozen already, whatever was dropped since; else `freeze`."""
+    con = store.connect(lab)
+    return selection_id if is_frozen(con, selection_id) else freeze(lab, selection_id)

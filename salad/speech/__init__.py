@@ -1,0 +1,87 @@
+"""Speech: text that can be spoken, voices behind one interface, Shar folders, the ASR check, alignment.
+
+A voice is named by a specification: `espeak`, `kokoro`, `kokoro:<folder or repository>` or the user's own
+`package.module:name` (see `load_tts`)."""
+
+from dataclasses import dataclass, field
+from importlib import import_module
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+
+from salad.errors import SaladError
+
+SAMPLE_RATE = 16_000  # of all speech that is written; Hz
+
+
+class Word(NamedTuple):
+    """A spoken word: `text[char_start:char_end] == word`, characters of the text handed to `speak`."""
+
+    word: str
+    char_start: int
+    char_end: int
+    start_s: float
+    end_s: float
+
+
+class Phone(NamedTuple):
+    """A phoneme in the voice's own notation (espeak: Kirshenbaum-like mnemonics without stress marks)."""
+
+    symbol: str
+    start_s: float
+    end_s: float
+
+
+@dataclass
+class Utterance:
+    """samples: float32 [T] in [-1, 1]. words: in order, disjoint in characters and in time. Times in seconds."""
+
+    samples: np.ndarray
+    sample_rate: int
+    words: list[Word]
+    flags: list[str] = field(default_factory=list)
+    phones: list[Phone] = field(default_factory=list)
+
+    @property
+    def duration_s(self) -> float:
+        return len(self.samples) / self.sample_rate
+
+
+@runtime_checkable
+class TTS(Protocol):
+    """A text-to-speech engine. The same (spoken, voice, seed) gives the same utterance, whatever came before."""
+
+    name: str
+    voices: tuple[str, ...]
+
+    def speak(self, spoken: str, voice: str, seed: int) -> Utterance:
+        """Raises SaladError for a voice that the engine does not have."""
+        ...
+
+
+def load_tts(spec: str) -> TTS:
+    """The engine that `spec` names: "espeak", "kokoro" (hexgrad/Kokoro-82M), "kokoro:<folder or repository>",
+    or "package.module:name", a class or function called without arguments. Raises SaladError."""
+    if spec == "espeak":
+        from salad.speech.espeak import Espeak
+
+        return Espeak()
+    if spec == "kokoro" or spec.startswith("kokoro:"):
+        from salad.speech.kokoro import Kokoro
+
+        return Kokoro(spec.partition(":")[2] or "hexgrad/Kokoro-82M")
+    module, colon, name = spec.partition(":")
+    if not colon:
+        raise SaladError(
+            f'unknown TTS "{spec}": say espeak, kokoro, kokoro:<folder or repository> or package.module:name'
+        )
+    try:
+        engine = getattr(import_module(module), name)()
+    except (ImportError, AttributeError) as error:
+        raise SaladError(f'TTS "{spec}" cannot be loaded: {error}') from error
+    if not isinstance(engine, TTS):
+        raise SaladError(f'TTS "{spec}" lacks name, voices or speak(); see salad.speech.TTS')
+    return engine
+
+
+__all__ = ["SAMPLE_RATE", "Phone", "TTS", "Utterance", "Word", "load_tts"]

@@ -1,0 +1,93 @@
+"""Word times of natural speech: forced alignment of a text under a CTC model (Graves et al., 2006; Viterbi path).
+
+    align(samples, text, load_recogniser("lab/models/recogniser")).words
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from salad.errors import SaladError
+from salad.speech import SAMPLE_RATE, Word
+from salad.speech.check import CTCRecogniser
+from salad.speech.spoken import spoken_form, text_words
+from salad.speech.words import runs, words_of
+
+
+class Alignment(NamedTuple):
+    """words: of the text handed in. score: mean log-probability (nats) a frame of the path; a text that does not match
+    its recording stands out by a low one."""
+
+    words: list[Word]
+    score: float
+
+
+def viterbi(log_probs_TV: np.ndarray, labels_N: np.ndarray, blank: int) -> tuple[np.ndarray, float]:
+    """The best CTC path of `labels_N` (none of them blank) through float [T, V] log-probabilities.
+
+    Returns int [N, 2], the first and last frame of each label, and the path's log-probability. Raises SaladError where
+    there are fewer frames than the labels need."""
+    n_frames, n_labels = len(log_probs_TV), len(labels_N)
+    repeats = int((labels_N[1:] == labels_N[:-1]).sum())
+    if n_labels == 0 or n_frames < n_labels + repeats:
+        raise SaladError(f"{n_labels} letters cannot be aligned with {n_frames} frames of speech")
+    states_S = np.full(2 * n_labels + 1, blank)
+    states_S[1::2] = labels_N
+    may_skip_S = np.zeros(len(states_S), bool)  # from the label before, over the blank between
+    may_skip_S[3::2] = labels_N[1:] != labels_N[:-1]
+    emitted_TS = log_probs_TV[:, states_S]
+    best_S = np.full(len(states_S), -np.inf)
+    best_S[:2] = emitted_TS[0, :2]
+    steps_TS = np.zeros((n_frames, len(states_S)), np.int8)
+    for t in range(1, n_frames):
+        one = np.concatenate([[-np.inf], best_S[:-1]])
+        two = np.where(may_skip_S, np.concatenate([[-np.inf, -np.inf], best_S[:-2]]), -np.inf)
+        choices = np.stack([best_S, one, two])
+        steps_TS[t] = choices.argmax(0)
+        best_S = choices.max(0) + emitted_TS[t]
+    state = len(states_S) - 1 if best_S[-1] >= best_S[-2] else len(states_S) - 2
+    score = float(best_S[state])
+    spans_N2 = np.full((n_labels, 2), -1)
+    for t in range(n_frames - 1, -1, -1):
+        if state % 2:
+            label = state // 2
+            spans_N2[label, 0] = t
+            if spans_N2[label, 1] < 0:
+                spans_N2[label, 1] = t
+        state -= steps_TS[t, state]
+    return spans_N2, score
+
+
+def align(samples: np.ndarray, text: str, recogniser: CTCRecogniser) -> Alignment:
+    """samples: float32 [T] at 16 kHz; text: what is said. Numbers and the like are aligned as they are spoken
+    (`spoken_form`); letters that the model has not are left out. Raises SaladError where the recogniser is no CTC
+    model, the text has no letter that it knows, or the recording is too short for it."""
+    if not isinstance(recogniser, CTCRecogniser):
+        raise SaladError(f"{recogniser.name} is no CTC model: alignment needs one")
+    spoken = spoken_form(text)
+    vocabulary = recogniser.processor.tokenizer.get_vocab()
+    gap = vocabulary.get(recogniser.processor.tokenizer.word_delimiter_token)
+    labels: list[int] = []
+    letters: dict[int, list[int]] = {}  # run of the spoken text -> its labels
+    for run, (start, end) in enumerate(runs(spoken.spoken)):
+        known = [
+            next((vocabulary[form] for form in (c, c.lower(), c.upper()) if form in vocabulary), None)
+            for c in spoken.spoken[start:end]
+        ]
+        known = [label for label in known if label is not None]
+        if not known:
+            continue
+        if labels and gap is not None:
+            labels.append(gap)
+        letters[run] = list(range(len(labels), len(labels) + len(known)))
+        labels += known
+    if not letters:
+        raise SaladError(f"nothing in {text[:60]!r} can be aligned: {recogniser.name} knows none of its letters")
+    log_probs = recogniser.log_probs([samples])[0]
+    frames_N2, score = viterbi(log_probs, np.array(labels), recogniser.model.config.pad_token_id)
+    hop_s = recogniser.hop / SAMPLE_RATE
+    timed = {
+        run: (frames_N2[those[0], 0] * hop_s, (frames_N2[those[-1], 1] + 1) * hop_s) for run, those in letters.items()
+    }
+    words = words_of(spoken.spoken, {run: (float(start), float(end)) for run, (start, end) in timed.items()})
+    return Alignment(text_words(words, spoken, text), score / len(log_probs))

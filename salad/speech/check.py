@@ -1,0 +1,238 @@
+"""Is it what was to be said? Error rates under a speech recogniser, and acoustic flags.
+
+    recogniser = load_recogniser("lab/models/recogniser")        # or "openai/whisper-small", "facebook/wav2vec2-…"
+    check(samples, text, recogniser)                              # -> Check(cer=0.02, wer=0.1, …, flags=[])
+
+Only the normalised rates exclude anything: text and transcript both go through Whisper's English normaliser, so that
+"$1,000" and "one thousand dollars" agree. The raw ones stand beside them.
+"""
+
+from dataclasses import asdict, dataclass
+from functools import cache, cached_property
+from typing import Protocol
+
+import numpy as np
+
+from salad.errors import SaladError
+from salad.speech import SAMPLE_RATE
+
+MIN_S = 0.1  # shorter is empty
+CHARACTERS_PER_S = (4.0, 30.0)  # letters and digits of what is spoken; fluent English has 10 to 20
+LONGEST_PAUSE_S = 1.5
+EXPECTED = (0.5, 2.0)  # of the expected duration
+
+
+class Recogniser(Protocol):
+    name: str
+
+    def transcribe(self, samples: list[np.ndarray]) -> list[str]:
+        """float32 [T] at 16 kHz each -> their transcripts, in order."""
+        ...
+
+
+@dataclass(frozen=True)
+class Check:
+    """cer, wer: normalised; raw_cer, raw_wer: as written. Shares of the reference: above 1 where more is inserted."""
+
+    cer: float
+    wer: float
+    raw_cer: float
+    raw_wer: float
+    text_asr: str
+    asr: str
+    flags: list[str]
+
+    def columns(self) -> dict:
+        """Columns of the store's `syntheses`, flags apart."""
+        return {key: value for key, value in asdict(self).items() if key != "flags"}
+
+
+@cache
+def _normaliser():
+    # The British-American spelling table is part of a Whisper checkpoint, not of transformers: both sides go without.
+    from transformers.models.whisper.english_normalizer import EnglishTextNormalizer
+
+    return EnglishTextNormalizer({})
+
+
+def normalise(text: str) -> str:
+    """`text` through Whisper's English normaliser (transformers)."""
+    return _normaliser()(text).strip()
+
+
+def _rates(reference: str, hypothesis: str) -> tuple[float, float]:
+    import jiwer
+
+    if not reference.strip():
+        missed = float(bool(hypothesis.strip()))
+        return missed, missed
+    return float(jiwer.cer(reference, hypothesis)), float(jiwer.wer(reference, hypothesis))
+
+
+def acoustic_flags(
+    samples: np.ndarray, text: str, rate: int = SAMPLE_RATE, expected_s: float | None = None
+) -> list[str]:
+    """What is wrong with the sound alone: "empty", "not finite", "sample rate", "clipping", "silence" (no sound at
+    all, or a pause above 1.5 s), "cut off" (ends at full voice), "speaking rate", "duration". `text`: what is said."""
+    flags = []
+    if rate != SAMPLE_RATE:
+        flags.append("sample rate")
+    duration = len(samples) / rate
+    if duration < MIN_S:
+        return [*flags, "empty"]
+    if not np.isfinite(samples).all():
+        return [*flags, "not finite"]
+    peak = float(np.abs(samples).max())
+    flat = np.abs(samples) >= max(0.98 * peak, 1e-9)
+    if peak >= 0.98 and int((flat[:-2] & flat[1:-1] & flat[2:]).sum()) > 1e-4 * len(samples):
+        flags.append("clipping")
+    frame = max(int(0.02 * rate), 1)
+    frames = samples[: len(samples) // frame * frame].reshape(-1, frame).astype(np.float64)
+    level = np.sqrt((frames**2).mean(1))
+    loudest = float(np.quantile(level, 0.95))
+    quiet = level < max(0.02 * loudest, 1e-4)
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], quiet, [0]])))
+    longest = max((edges[1::2] - edges[::2]).tolist(), default=0) * frame / rate
+    if loudest < 1e-3 or longest > LONGEST_PAUSE_S:
+        flags.append("silence")
+    if loudest >= 1e-3 and level[-1] > 0.3 * loudest:
+        flags.append("cut off")
+    characters = sum(c.isalnum() for c in text)
+    if not CHARACTERS_PER_S[0] <= characters / duration <= CHARACTERS_PER_S[1]:
+        flags.append("speaking rate")
+    if expected_s and not EXPECTED[0] <= duration / expected_s <= EXPECTED[1]:
+        flags.append("duration")
+    return flags
+
+
+def check(samples, text: str, recogniser: Recogniser, *, spoken: str | None = None, rate: int = SAMPLE_RATE,
+          expected_s: float | None = None) -> Check:  # fmt: skip
+    """One recording. samples: float32 [T] at `rate` Hz; text: what stands written; spoken: what the voice was given,
+    where it differs; expected_s: the duration that is expected. See `check_many`."""
+    return check_many([samples], [text], recogniser, spoken=[spoken or text], rates=[rate], expected_s=[expected_s])[0]
+
+
+def check_many(samples: list, texts: list[str], recogniser: Recogniser, *, spoken: list[str] | None = None,
+               rates: list[int] | None = None, expected_s: list | None = None) -> list[Check]:  # fmt: skip
+    """Many recordings, transcribed in batches. The reference of a rate is `text` or `spoken`, whichever the transcript
+    is nearer to: a voice that says "example dot com" for a URL has said what it was given."""
+    from salad.speech.shar import to_rate
+
+    spoken, rates = spoken or texts, rates or [SAMPLE_RATE] * len(texts)
+    expected_s = expected_s or [None] * len(texts)
+    heard = [np.nan_to_num(to_rate(np.asarray(s, np.float32), r)) for s, r in zip(samples, rates, strict=True)]
+    audible = [i for i, h in enumerate(heard) if len(h) >= MIN_S * SAMPLE_RATE]
+    transcripts = dict(zip(audible, recogniser.transcribe([heard[i] for i in audible]), strict=True))
+    checks = []
+    for i, (text, said) in enumerate(zip(texts, spoken, strict=True)):
+        transcript = transcripts.get(i, "")
+        normal = normalise(transcript)
+        cer, wer = min(_rates(normalise(reference), normal) for reference in (text, said))
+        raw_cer, raw_wer = min(_rates(reference, transcript) for reference in (text, said))
+        flags = acoustic_flags(samples[i], said, rates[i], expected_s[i])
+        checks.append(Check(cer, wer, raw_cer, raw_wer, transcript, recogniser.name, flags))
+    return checks
+
+
+def load_recogniser(folder: str, device: str = "cpu", batch_s: float = 120.0) -> Recogniser:
+    """Any CTC or Whisper-type model that transformers loads, by folder or repository. `batch_s`: seconds of padded
+    speech a batch. Raises SaladError where `folder` is no such model."""
+    from transformers import (
+        MODEL_FOR_CTC_MAPPING,
+        MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING,
+        AutoConfig,
+        AutoModelForCTC,
+        AutoModelForSpeechSeq2Seq,
+        AutoProcessor,
+    )
+
+    import salad.models.phone  # noqa: F401  registers the miniature's recogniser
+
+    try:
+        config = AutoConfig.from_pretrained(folder)
+        if type(config) in MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING:
+            kind, model = WhisperRecogniser, AutoModelForSpeechSeq2Seq.from_pretrained(folder)
+        elif type(config) in MODEL_FOR_CTC_MAPPING:
+            kind, model = CTCRecogniser, AutoModelForCTC.from_pretrained(folder)
+        else:
+            raise SaladError(f'"{folder}" ({config.model_type}) is neither a CTC nor a Whisper-type recogniser')
+        processor = AutoProcessor.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise SaladError(f'the recogniser "{folder}" cannot be loaded: {reason}') from error
+    return kind(str(folder), model.to(device).eval(), processor, batch_s)
+
+
+class _Batched:
+    def __init__(self, name: str, model, processor, batch_s: float):
+        self.name, self.model, self.processor, self.batch_s = name, model, processor, batch_s
+
+    def _features(self, samples: list[np.ndarray], **how):
+        return self.processor.feature_extractor(
+            samples, sampling_rate=SAMPLE_RATE, return_tensors="pt", return_attention_mask=True, **how
+        ).to(self.model.device)
+
+    def transcribe(self, samples: list[np.ndarray]) -> list[str]:
+        """float32 [T] at 16 kHz each -> transcripts, in order; batched by length, longest first."""
+        import torch
+
+        out: list[str] = [""] * len(samples)
+        rest = sorted(range(len(samples)), key=lambda i: -len(samples[i]))
+        with torch.inference_mode():
+            while rest:
+                size = max(int(self.batch_s * SAMPLE_RATE / max(len(samples[rest[0]]), 1)), 1)
+                batch, rest = rest[:size], rest[size:]
+                for i, transcript in zip(batch, self._batch([samples[i] for i in batch]), strict=True):
+                    out[i] = transcript.strip()
+        return out
+
+
+class CTCRecogniser(_Batched):
+    """The best path of a CTC model, decoded by its own tokenizer."""
+
+    @cached_property
+    def hop(self) -> float:
+        """Samples from one frame of logits to the next."""
+        if ratio := getattr(self.model.config, "inputs_to_logits_ratio", None):
+            return float(ratio)
+        import torch
+
+        with torch.inference_mode():
+            short, long = (
+                self.model(**self._features([np.zeros(n, np.float32)])).logits.shape[1] for n in (160_000, 320_000)
+            )
+        return 160_000 / (long - short)
+
+    def log_probs(self, samples: list[np.ndarray]) -> list[np.ndarray]:
+        """float32 [frames, vocabulary] of each, without the frames of the padding."""
+        import torch
+
+        with torch.inference_mode():
+            logits = self.model(**self._features(samples, padding=True)).logits.float().log_softmax(-1).cpu()
+        if hasattr(self.model, "_get_feat_extract_output_lengths"):
+            frames = self.model._get_feat_extract_output_lengths(torch.tensor([len(s) for s in samples])).tolist()
+        else:
+            frames = [round(len(s) / self.hop) for s in samples]
+        return [row[: max(int(n), 1)].numpy() for row, n in zip(logits, frames, strict=True)]
+
+    def _batch(self, samples):
+        return [self.processor.tokenizer.decode(row.argmax(-1).tolist()) for row in self.log_probs(samples)]
+
+
+class WhisperRecogniser(_Batched):
+    """Whisper and its kin, greedy, in English where the model has languages; above 30 s by its own long form."""
+
+    WINDOW = 30 * SAMPLE_RATE
+
+    def _batch(self, samples):
+        how = {"language": "en", "task": "transcribe"} if self.model.generation_config.is_multilingual else {}
+        if len(samples[0]) > self.WINDOW:  # longest first, and such a batch is small
+            texts = []
+            for one in samples:
+                long = len(one) > self.WINDOW
+                features = self._features([one], **({"truncation": False, "padding": "longest"} if long else {}))
+                ids = self.model.generate(**features, **how, **({"return_timestamps": True} if long else {}))
+                texts += self.processor.tokenizer.batch_decode(ids, skip_special_tokens=True)
+            return texts
+        ids = self.model.generate(**self._features(samples), **how)
+        return self.processor.tokenizer.batch_decode(ids, skip_special_tokens=True)

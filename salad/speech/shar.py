@@ -1,0 +1,336 @@
+"""Speech on disk: Lhotse Shar (uncompressed JSONL cuts + tar of 16-bit FLAC at 16 kHz), written shard by shard.
+
+A shard exists when its `cuts.NNNNNN.jsonl` does: both files are written into a hidden folder beside the Shar, flushed
+and renamed, the tar first. So writing can be killed at any time and taken up by the same call. The folder holds
+nothing else, and `lhotse.CutSet.from_shar(in_dir=folder)` reads it.
+"""
+
+import io
+import json
+import os
+import shutil
+import tarfile
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from salad.errors import SaladError
+from salad.speech import SAMPLE_RATE, Utterance, Word
+from store.atomic import fsync_folder
+from store.ids import digest
+
+
+@dataclass
+class Speech:
+    """One utterance to be written. `id`: the synthesis id, or a recording's own id for natural speech. `voice`: the
+    speaker. `text`: what the LLM reads; the utterance's words refer to it. `measured`: cer, wer, asr and the like,
+    further columns of the store's `syntheses`. `custom`: anything JSON-able, kept with the cut (a licence …)."""
+
+    id: str
+    sample_id: str
+    text: str
+    utterance: Utterance
+    voice: str
+    tts: str = "recorded"
+    seed: int = 0
+    measured: dict = field(default_factory=dict)
+    custom: dict = field(default_factory=dict)
+
+
+def folder_of(lab: Path | str, name: str) -> Path:
+    return Path(lab, "speech", name)
+
+
+def _paths(folder: Path, shard: int) -> tuple[Path, Path]:
+    return folder / f"cuts.{shard:06d}.jsonl", folder / f"recording.{shard:06d}.tar"
+
+
+def to_rate(samples: np.ndarray, rate: int) -> np.ndarray:
+    """float32 [T] at `rate` Hz -> float32 at 16 kHz, in [-1, 1]."""
+    if rate != SAMPLE_RATE:
+        import soxr
+
+        samples = soxr.resample(samples, rate, SAMPLE_RATE)
+    return np.clip(samples, -1, 1).astype(np.float32)
+
+
+def write(
+    lab: Path | str,
+    name: str,
+    jobs: Sequence,
+    make: Callable[..., Speech | None],
+    *,
+    job_id: Callable[..., str],
+    shard_size: int = 200,
+    progress: Callable[[int], None] | None = None,
+) -> list[dict]:
+    """Write `make(job)` of every job to lab/speech/<name>, `shard_size` jobs a shard; None leaves a job out.
+
+    Shards that are there are not made again, unless they are damaged or have grown. `job_id(job)` names a job (a
+    synthesis id). `progress(n)` is called with the number of jobs done. Returns the rows of `syntheses`, in order.
+    Raises SaladError where a shard holds other speech than these jobs."""
+    rows = []
+    for shard, start in enumerate(range(0, len(jobs), shard_size)):
+        part = jobs[start : start + shard_size]
+        rows += write_shard(lab, name, shard, part, make, job_id=job_id, progress=progress)
+    return rows
+
+
+def write_shard(lab, name: str, shard: int, jobs: Sequence, make, *, job_id, progress=None) -> list[dict]:
+    """One shard of `write`, for a worker of its own. Returns its rows."""
+    folder, ids = folder_of(lab, name), [job_id(job) for job in jobs]
+    if len(set(ids)) != len(ids):
+        raise SaladError(f"two jobs for {folder} have the same id: {next(i for i in ids if ids.count(i) > 1)}")
+    key = digest(ids)
+    if _paths(folder, shard)[0].exists():
+        there = _read_cuts(_paths(folder, shard)[0])
+        if not {cut["id"] for cut in there} <= set(ids):
+            raise SaladError(f"{_paths(folder, shard)[0]} holds other speech than asked for: take another name")
+        if damage(lab, name, shard) is None and all(_custom(cut)["jobs"] == key for cut in there):
+            if progress:
+                progress(len(jobs))
+            return [_row(name, shard, cut) for cut in there]
+    return _write_new(folder, name, shard, jobs, make, key, progress)
+
+
+def _write_new(folder: Path, name: str, shard: int, jobs, make, key: str, progress) -> list[dict]:
+    from lhotse.shar.writers.audio import AudioTarWriter
+
+    cuts_path, tar_path = _paths(folder, shard)
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{name}.{shard:06d}."))
+    try:
+        cuts = []
+        with AudioTarWriter(str(temporary / tar_path.name), shard_size=None, format="flac") as tar:
+            for job in jobs:
+                speech = make(job)
+                if speech is not None:
+                    samples = to_rate(speech.utterance.samples, speech.utterance.sample_rate)
+                    cut = _cut(speech, len(samples), key)
+                    tar.write(speech.id, samples[None], SAMPLE_RATE, cut.recording)
+                    cuts.append(cut)
+                if progress:
+                    progress(1)
+        lines = []
+        if cuts:
+            with tarfile.open(temporary / tar_path.name) as tar:
+                flacs = [m for m in tar.getmembers() if m.name.endswith(".flac")]
+            for cut, member in zip(cuts, flacs, strict=True):
+                cut.supervisions[0].custom |= {"audio_offset": member.offset_data, "audio_bytes": member.size}
+                lines.append(cut.to_dict())
+        else:
+            with tarfile.open(temporary / tar_path.name, "w"):
+                pass
+        with open(temporary / cuts_path.name, "w", encoding="utf-8") as file:
+            file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+        for path in (tar_path, cuts_path):
+            with open(temporary / path.name, "rb") as file:
+                os.fsync(file.fileno())
+        cuts_path.unlink(missing_ok=True)  # of a damaged shard: the pair must never be of two kinds
+        for path in (tar_path, cuts_path):
+            os.replace(temporary / path.name, path)
+        fsync_folder(folder)
+    except OSError as error:
+        raise SaladError(f"{cuts_path} cannot be written: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return [_row(name, shard, line) for line in lines]
+
+
+def _cut(speech: Speech, n_samples: int, key: str):
+    from lhotse import AudioSource, MonoCut, Recording, SupervisionSegment
+    from lhotse.supervision import AlignmentItem
+
+    if n_samples == 0:
+        raise SaladError(f"{speech.id} has no sound: leave it out, with its reason ({speech.text[:60]!r})")
+    duration = n_samples / SAMPLE_RATE
+    words = speech.utterance.words
+    supervision = SupervisionSegment(
+        id=speech.id,
+        recording_id=speech.id,
+        start=0,
+        duration=duration,
+        text=speech.text,
+        speaker=speech.voice,
+        alignment={"word": [AlignmentItem(w.word, w.start_s, w.end_s - w.start_s) for w in words]},
+        custom={
+            **speech.custom,
+            "words": [list(word) for word in words],
+            "sample_id": speech.sample_id,
+            "synthesis_id": speech.id,
+            "tts": speech.tts,
+            "seed": speech.seed,
+            "flags": list(speech.utterance.flags),
+            "measured": speech.measured,
+            "jobs": key,
+        },
+    )
+    source = AudioSource(type="shar", channels=[0], source="")
+    recording = Recording(speech.id, [source], SAMPLE_RATE, n_samples, duration)
+    return MonoCut(speech.id, 0, duration, channel=0, supervisions=[supervision], recording=recording)
+
+
+def _custom(cut: dict) -> dict:
+    return cut["supervisions"][0]["custom"]
+
+
+def _row(name: str, shard: int, cut: dict) -> dict:
+    custom = _custom(cut)
+    return {
+        "synthesis_id": custom["synthesis_id"],
+        "sample_id": custom["sample_id"],
+        "cut_id": cut["id"],
+        "audio_path": f"speech/{name}/recording.{shard:06d}.tar",
+        "audio_offset": custom["audio_offset"],
+        "audio_bytes": custom["audio_bytes"],
+        "tts": custom["tts"],
+        "voice": cut["supervisions"][0]["speaker"],
+        "seed": custom["seed"],
+        "speech": name,
+        "duration_s": cut["duration"],
+        "words": [Word(*word)._asdict() for word in custom["words"]],
+        "flags": custom["flags"],
+        **custom["measured"],
+    }
+
+
+def _read_cuts(path: Path) -> list[dict]:
+    try:
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, ValueError) as error:
+        raise SaladError(f"{path} cannot be read ({error}): remove it and run the same command again") from error
+
+
+def damage(lab: Path | str, name: str, shard: int) -> str | None:
+    """Why a shard cannot be used (a missing or shortened tar), or None. Sizes only; `verify` decodes everything."""
+    cuts_path, tar_path = _paths(folder_of(lab, name), shard)
+    ends = [_custom(cut)["audio_offset"] + _custom(cut)["audio_bytes"] for cut in _read_cuts(cuts_path)]
+    if not tar_path.exists():
+        return f"{tar_path} is missing"
+    if tar_path.stat().st_size < max(ends, default=0):
+        return f"{tar_path} is cut short: {tar_path.stat().st_size} of at least {max(ends)} bytes"
+    return None
+
+
+def decode_flac(data: bytes, where: str, n_samples: int | None = None) -> np.ndarray:
+    """FLAC bytes -> float32 [T]. Raises SaladError, naming `where`, on anything but whole 16 kHz mono FLAC."""
+    import soundfile
+
+    try:
+        samples, rate = soundfile.read(io.BytesIO(data), dtype="float32")
+    except (soundfile.LibsndfileError, RuntimeError) as error:
+        raise SaladError(f"{where} is damaged ({error}): remove its shard and run the same command again") from error
+    if rate != SAMPLE_RATE or samples.ndim != 1:
+        raise SaladError(f"{where} is not mono at {SAMPLE_RATE} Hz but {samples.shape} at {rate} Hz")
+    if n_samples is not None and len(samples) != n_samples:
+        raise SaladError(f"{where} is cut short: {len(samples)} of {n_samples} samples; remove its shard")
+    return samples
+
+
+class Shar:
+    """Reads lab/speech/<name>: `shar[id]` and iteration give (cut, samples), a lhotse MonoCut and float32 [T] at
+    16 kHz; an id is a cut's or, what is the same for synthesised speech, a synthesis'. Shards that appear later are
+    seen by a new reader. Memory: an index of some 100 bytes a cut; cuts and audio are read when asked for."""
+
+    def __init__(self, lab: Path | str, name: str):
+        self.lab, self.name, self.folder = Path(lab), name, folder_of(lab, name)
+        if not self.folder.is_dir():
+            raise SaladError(f"no speech in {self.folder}")
+        self.shards = sorted(int(path.name.split(".")[1]) for path in self.folder.glob("cuts.*.jsonl"))
+        self._index: dict[str, tuple[int, int]] = {}  # id -> shard, byte offset of the line
+        for shard in self.shards:
+            offset = 0
+            with open(_paths(self.folder, shard)[0], "rb") as file:
+                for line in file:
+                    self._index[_id_of(line, file.name)] = (shard, offset)
+                    offset += len(line)
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    def __contains__(self, id: str) -> bool:
+        return id in self._index
+
+    @property
+    def ids(self) -> list[str]:
+        return list(self._index)
+
+    def row(self, id: str) -> dict:
+        """The row of `syntheses`."""
+        return _row(self.name, self._index[id][0], self._line(id))
+
+    def rows(self) -> list[dict]:
+        return [
+            _row(self.name, shard, cut)
+            for shard in self.shards
+            for cut in _read_cuts(_paths(self.folder, shard)[0])
+        ]
+
+    def cut(self, id: str):
+        return _to_cut(self._line(id))
+
+    def __getitem__(self, id: str):
+        line = self._line(id)
+        samples = self._samples(self._index[id][0], line)
+        return _to_cut(line), samples
+
+    def samples(self, id: str) -> np.ndarray:
+        """float32 [T] at 16 kHz, without the cost of building a cut."""
+        return self._samples(self._index[id][0], self._line(id))
+
+    def __iter__(self) -> Iterator:
+        for shard in self.shards:
+            for line in _read_cuts(_paths(self.folder, shard)[0]):
+                samples = self._samples(shard, line)
+                yield _to_cut(line), samples
+
+    def verify(self) -> list[str]:
+        """Decodes everything; one line for each damaged recording or shard."""
+        faults = []
+        for shard in self.shards:
+            if fault := damage(self.lab, self.name, shard):
+                faults.append(fault)
+                continue
+            for line in _read_cuts(_paths(self.folder, shard)[0]):
+                try:
+                    self._samples(shard, line)
+                except SaladError as error:
+                    faults.append(str(error))
+        return faults
+
+    def _line(self, id: str) -> dict:
+        if id not in self._index:
+            raise SaladError(f"{self.folder} has no speech {id}")
+        shard, offset = self._index[id]
+        with open(_paths(self.folder, shard)[0], "rb") as file:
+            file.seek(offset)
+            return json.loads(file.readline())
+
+    def _samples(self, shard: int, line: dict) -> np.ndarray:
+        custom, path = _custom(line), _paths(self.folder, shard)[1]
+        where = f"{path} at {line['id']}"
+        try:
+            with open(path, "rb") as file:
+                file.seek(custom["audio_offset"])
+                data = file.read(custom["audio_bytes"])
+        except OSError as error:
+            raise SaladError(f"{path} cannot be read: {error.strerror}") from error
+        if len(data) < custom["audio_bytes"]:
+            raise SaladError(f"{where} is cut short: run the command that made it again")
+        return decode_flac(data, where, line["recording"]["num_samples"])
+
+
+def _to_cut(line: dict):  # lhotse takes parts out of `line`: last use
+    from lhotse.serialization import deserialize_item
+
+    return deserialize_item(line)
+
+
+def _id_of(line: bytes, path: str) -> str:
+    try:
+        return json.loads(line)["id"]
+    except (ValueError, KeyError) as error:
+        raise SaladError(f"{path} is cut short or damaged: remove it and run the same command again") from error

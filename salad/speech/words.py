@@ -1,0 +1,30 @@
+"""From timed pieces of a text to its words: runs of characters without whitespace, in order and disjoint."""
+
+import re
+
+from salad.speech import Word
+
+
+def runs(text: str) -> list[tuple[int, int]]:
+    """Spans of the runs of characters without whitespace."""
+    return [match.span() for match in re.finditer(r"\S+", text)]
+
+
+def words_of(text: str, timed: dict[int, tuple[float, float]]) -> list[Word]:
+    """`timed`: index of a run -> (start_s, end_s). A run without a time joins the word before it, at the start of the
+    text the word after. Times are made to ascend: a word ends at the latest where the next one starts."""
+    spans, order = runs(text), sorted(timed)
+    words, start = [], 0.0
+    for i, run in enumerate(order):
+        following = order[i + 1] if i + 1 < len(order) else len(spans)
+        char_start, char_end = spans[run if i else 0][0], spans[following - 1][1]
+        start = max(start, timed[run][0])
+        end = timed[run][1] if i + 1 == len(order) else min(timed[run][1], timed[following][0])
+        if end > start:
+            words.append(Word(text[char_start:char_end], char_start, char_end, start, end))
+            start = end
+        elif words:
+            words[-1] = words[-1]._replace(word=text[words[-1].char_start : char_end], char_end=char_end)
+    if words and words[0].char_start > (first := spans[0][0]):
+        words[0] = words[0]._replace(word=text[first : words[0].char_end], char_start=first)
+    return words

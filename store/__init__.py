@@ -1,0 +1,34 @@
+"""What a study knows: Parquet units, events, and DuckDB views over both. See docs/store.md."""
+
+from . import atomic, ids, schema
+from .care import compact, verify
+from .carry import export, import_
+from .errors import StoreError, UserError
+from .events import append
+from .lab import lab_path
+from .units import Unit, exists, publish, unit_id
+from .views import DamagedWarning, audio, connect, query, refresh, renew
+
+__all__ = [
+    "DamagedWarning",
+    "StoreError",
+    "Unit",
+    "UserError",
+    "append",
+    "atomic",
+    "audio",
+    "compact",
+    "connect",
+    "exists",
+    "export",
+    "ids",
+    "import_",
+    "lab_path",
+    "publish",
+    "query",
+    "refresh",
+    "renew",
+    "schema",
+    "unit_id",
+    "verify",
+]

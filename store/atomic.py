@@ -1,0 +1,42 @@
+"""Write a file so that a reader sees the old bytes or the new ones, never a half of either."""
+
+import json
+import os
+import tempfile
+from pathlib import Path
+
+
+def fsync_folder(folder: Path) -> None:
+    """Flush a folder's entries, so that a rename survives a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_bytes(path: Path | str, data: bytes) -> Path:
+    """Write `data` to `path` through a temporary name in the same folder: flushed, renamed, folder flushed.
+
+    Raises OSError as the file system gives it; the temporary file is removed and the old file stays."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    fsync_folder(path.parent)
+    return path
+
+
+def write_json(path: Path | str, value) -> Path:
+    """`write_bytes` of `value` as JSON: UTF-8, keys sorted, indented, so that equal values are equal bytes."""
+    text = json.dumps(value, ensure_ascii=False, sort_keys=True, indent=1, allow_nan=False)
+    return write_bytes(path, (text + "\n").encode())

@@ -1,0 +1,42 @@
+"""Ids: a letter and 12 hex digits of a hash of what the thing is, the same on every machine."""
+
+import hashlib
+import json
+
+
+def canonical(value) -> bytes:
+    """`value` as JSON bytes that depend on its content only."""
+    return json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
+
+
+def digest(value) -> str:
+    """First 12 hex digits of the SHA-256 of `value`'s canonical JSON."""
+    return hashlib.sha256(canonical(value)).hexdigest()[:12]
+
+
+def hash_id(letter: str, *parts) -> str:
+    return letter + digest(list(parts))
+
+
+def config_hash(config: dict) -> str:
+    return digest(config)
+
+
+def sample_id(corpus: str, text: str) -> str:
+    return hash_id("s", corpus, text)
+
+
+def synthesis_id(sample_id: str, tts: str, voice: str, seed: int) -> str:
+    return hash_id("y", sample_id, tts, voice, seed)
+
+
+def clustering_id(made_from: dict) -> str:
+    return hash_id("c", made_from)
+
+
+def selection_id(made_from: dict) -> str:
+    return hash_id("l", made_from)
+
+
+def run_id(config: dict, parent_run_id: str | None = None, repetition: int = 0) -> str:
+    return hash_id("r", config, parent_run_id, repetition)

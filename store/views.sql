@@ -1,0 +1,104 @@
+-- Views over the tables of a lab. `raw.<table>` is a table as published; what users ask for is in `main`.
+-- current_assignments and current_clusters, those of the newest clustering, are written at refresh.
+
+CREATE OR REPLACE VIEW divergences AS
+SELECT d.*, a.clustering_id, a.cluster_id
+FROM raw.divergences d LEFT JOIN current_assignments a ON a.sample_id = d.sample_id;
+
+-- Each selection beside itself (depth 0) and the selections that it was frozen or refilled from.
+CREATE OR REPLACE VIEW lineage AS
+WITH RECURSIVE up AS (
+    SELECT selection_id, selection_id AS ancestor_id, 0 AS depth FROM selections
+    UNION
+    SELECT up.selection_id, s.parent_selection_id, up.depth + 1
+    FROM up JOIN selections s ON s.selection_id = up.ancestor_id
+    WHERE s.parent_selection_id IS NOT NULL AND up.depth < 100
+)
+SELECT selection_id, ancestor_id, min(depth) AS depth FROM up GROUP BY ALL;
+
+-- What a rule is asked about: a selected text with the worst of its syntheses and its divergences at the
+-- checkpoint that the selection was drawn from, means over its positions.
+CREATE OR REPLACE VIEW rule_rows AS
+SELECT l.selection_id, l.sample_id, s.text, s.spoken, s.corpus, s.domain, s.n_tokens, s.licence, s.flags,
+    l.cluster_id, c.terms, l.draw, l.p_web, l.p_target, l.d_cluster, l.estimated_s,
+    y.tts, y.voice, y.duration_s, y.cer, y.wer, y.speech_flags, v.m, v.f, v.d, v.n_positions
+FROM selected l
+LEFT JOIN selections e ON e.selection_id = l.selection_id
+LEFT JOIN samples s ON s.sample_id = l.sample_id
+LEFT JOIN clusters c ON c.clustering_id = e.clustering_id AND c.cluster_id = l.cluster_id
+LEFT JOIN (
+    SELECT sample_id, min(tts) AS tts, min(voice) AS voice, max(duration_s) AS duration_s, max(cer) AS cer,
+        max(wer) AS wer, list_distinct(flatten(list(flags) FILTER (flags IS NOT NULL))) AS speech_flags
+    FROM syntheses GROUP BY sample_id
+) y ON y.sample_id = l.sample_id
+LEFT JOIN (
+    SELECT run_id, step, sample_id, sum(m * n_positions) / nullif(sum(n_positions), 0) AS m,
+        sum(f * n_positions_f) / nullif(sum(n_positions_f), 0) AS f,
+        sum(d * n_positions) / nullif(sum(n_positions), 0) AS d, sum(n_positions) AS n_positions
+    FROM raw.divergences GROUP BY ALL
+) v ON v.run_id = e.run_id AND v.step = e.step AND v.sample_id = l.sample_id;
+
+-- Which rule holds for which text; written at refresh, one branch per rule.
+CREATE OR REPLACE VIEW rule_matches AS
+SELECT ''::VARCHAR AS event_id, ''::VARCHAR AS selection_id, ''::VARCHAR AS sample_id WHERE false;
+
+-- The verdict that stands. An event holds for its own selection and for those that come from it; undo takes an
+-- event back wherever it was said. A sample's goes before a rule's and a rule's before a cluster's, whatever their
+-- times; among equals the latest. A cluster's holds where the selection was drawn from the same clustering.
+CREATE OR REPLACE VIEW current_decisions AS
+WITH standing AS (
+    SELECT * FROM decisions
+    WHERE verdict <> 'undo' AND event_id NOT IN (SELECT undoes FROM decisions WHERE verdict = 'undo' AND undoes IS NOT NULL)
+), lines AS (
+    SELECT selection_id, ancestor_id FROM lineage
+    UNION
+    SELECT selection_id, selection_id FROM standing WHERE selection_id IS NOT NULL
+), said AS (
+    SELECT n.selection_id, e.sample_id, 1 AS rank, e.*  EXCLUDE (selection_id, sample_id)
+    FROM standing e JOIN lines n ON n.ancestor_id = e.selection_id
+    WHERE e.target = 'sample' AND (n.selection_id = e.selection_id OR (n.selection_id, e.sample_id) IN
+        (SELECT (selection_id, sample_id) FROM selected))
+    UNION ALL BY NAME
+    SELECT n.selection_id, r.sample_id, 2 AS rank, e.* EXCLUDE (selection_id, sample_id)
+    FROM standing e JOIN lines n ON n.ancestor_id = e.selection_id
+    JOIN rule_matches r ON r.event_id = e.event_id AND r.selection_id = n.selection_id
+    UNION ALL BY NAME
+    SELECT n.selection_id, l.sample_id, 3 AS rank, e.* EXCLUDE (selection_id, sample_id)
+    FROM standing e JOIN lines n ON n.ancestor_id = e.selection_id
+    JOIN selected l ON l.selection_id = n.selection_id AND l.cluster_id = e.cluster_id
+    LEFT JOIN selections here ON here.selection_id = n.selection_id
+    LEFT JOIN selections there ON there.selection_id = e.selection_id
+    WHERE e.target = 'cluster' AND here.clustering_id IS NOT DISTINCT FROM there.clustering_id
+)
+SELECT selection_id, sample_id, reviewer, verdict, weight, reason, note, "at", event_id,
+    CASE rank WHEN 1 THEN 'sample' WHEN 2 THEN 'rule' ELSE 'cluster' END AS target
+FROM said
+QUALIFY row_number() OVER (PARTITION BY selection_id, sample_id, reviewer ORDER BY rank, "at" DESC, event_id DESC) = 1;
+
+-- The texts of a selection that no reviewer's standing verdict drops.
+CREATE OR REPLACE VIEW kept AS
+SELECT l.* FROM selected l
+WHERE NOT EXISTS (SELECT 1 FROM current_decisions c WHERE c.selection_id = l.selection_id
+    AND c.sample_id = l.sample_id AND c.verdict = 'drop');
+
+-- What users ask for by this name: a sample under a checkpoint, means over the positions of both patterns.
+-- `decision` is `drop` where any reviewer's standing verdict in any selection drops the text, else the latest verdict.
+CREATE OR REPLACE VIEW misalignment AS
+SELECT v.sample_id, s.text, s.domain, v.cluster_id, c.terms, v.run_id, v.step, v.m, v.f, v.d, v.n_positions,
+    v.n_positions_f, v.speech_s, y.tts, y.voice, y.cer, y.duration_s, y.audio_path, v.synthesis_id, s.corpus, s.flags,
+    s.spoken, v.clustering_id, k.decision
+FROM (
+    SELECT run_id, step, sample_id, synthesis_id, clustering_id, cluster_id,
+        sum(m * n_positions) / nullif(sum(n_positions), 0) AS m,
+        sum(f * n_positions_f) / nullif(sum(n_positions_f), 0) AS f,
+        sum(d * n_positions) / nullif(sum(n_positions), 0) AS d,
+        sum(n_positions) AS n_positions, sum(n_positions_f) AS n_positions_f, sum(speech_s) AS speech_s
+    FROM divergences GROUP BY ALL
+) v
+LEFT JOIN samples s ON s.sample_id = v.sample_id
+LEFT JOIN syntheses y ON y.synthesis_id = v.synthesis_id
+LEFT JOIN clusters c ON c.clustering_id = v.clustering_id AND c.cluster_id = v.cluster_id
+LEFT JOIN (
+    SELECT sample_id, CASE WHEN bool_or(verdict = 'drop') THEN 'drop' ELSE arg_max(verdict, "at") END AS decision
+    FROM current_decisions GROUP BY sample_id
+) k ON k.sample_id = v.sample_id;

@@ -1,0 +1,66 @@
+"""The house's rules: imports go one way, the light packages stay light, notebooks stay thin."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+MAY_IMPORT = {
+    "store": {"store"},
+    "salad": {"store", "salad"},
+    "workbench": {"store", "salad", "workbench", "launch_gpu"},
+    "notebooks": {"store", "salad", "workbench", "launch_gpu"},
+}
+OURS = {"store", "salad", "workbench", "notebooks", "launch_gpu", "tests", "benchmarks"}
+FORBIDDEN = {
+    "store": {"torch", "transformers", "marimo", "gradio", "altair"},
+    "salad": {"marimo", "gradio", "altair", "anywidget"},
+}
+
+
+def imported(path: Path):
+    """(line, top-level package) of every import in a file, those inside functions too."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name.split(".")[0]) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            yield node.lineno, node.module.split(".")[0]
+
+
+@pytest.mark.parametrize("package", MAY_IMPORT)
+def test_imports_go_one_way(package):
+    found = [
+        f"{path.relative_to(ROOT)}:{line} imports {name}"
+        for path in sorted((ROOT / package).rglob("*.py"))
+        for line, name in imported(path)
+        if (name in OURS and name not in MAY_IMPORT[package]) or name in FORBIDDEN.get(package, ())
+    ]
+    assert not found, "\n".join(found)
+
+
+@pytest.mark.parametrize("module", ["store", "salad", "salad.recipes", "salad.config", "workbench.cli"])
+def test_light_modules_do_not_load_torch(module):
+    told = subprocess.run(
+        [sys.executable, "-c", f"import sys, {module}; print('torch' in sys.modules or 'transformers' in sys.modules)"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert told.stdout.strip() == "False"
+
+
+def test_notebooks_are_thin():
+    long = {p.name: n for p in (ROOT / "notebooks").glob("*.py") if (n := len(p.read_text().splitlines())) > 200}
+    assert not long
+
+
+def test_no_large_file_no_weights_and_no_path_of_a_machine_is_tracked():
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a git checkout")
+    names = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\n")
+    tracked = [ROOT / name for name in names if name and (ROOT / name).exists()]
+    assert not [p for p in tracked if p.stat().st_size > 1_500_000]
+    assert not [p for p in tracked if p.suffix in (".safetensors", ".bin", ".pt", ".pkl", ".wav", ".mp3")]
+    here = str(ROOT.parent) + "/"
+    assert not [p for p in tracked if p.suffix in (".py", ".md", ".toml", ".json") and here in p.read_text()]

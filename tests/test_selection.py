@@ -1,0 +1,595 @@
+"""Active selection: hand-computed distributions, the draw's promises, balanced clusters, and review in a lab."""
+
+import logging
+import math
+import subprocess
+import sys
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import store
+from salad import selection
+from salad.errors import SaladError
+from salad.selection import BalancedKMeans, Pool, Texts, draw, target_distribution
+
+# ------------------------------------------------------------------------------------ target distribution
+
+
+def test_target_distribution_by_hand():
+    # 0.5·1², 0.3·2², 0.2·3² = 0.5, 1.2, 1.8 of 3.5
+    np.testing.assert_allclose(
+        target_distribution([0.5, 0.3, 0.2], [1, 2, 3], 2), [1 / 7, 12 / 35, 18 / 35], rtol=1e-14
+    )
+
+
+def test_gamma_0_is_p_web_even_where_d_is_zero_or_unknown():
+    np.testing.assert_allclose(target_distribution([2, 3, 5], [0, np.nan, 1], 0), [0.2, 0.3, 0.5])
+
+
+def test_a_huge_gamma_neither_overflows_nor_underflows():
+    p = target_distribution([0.5, 0.5], [1e-3, 1.001e-3], 5000)
+    assert p[0] / p[1] == pytest.approx(1.001**-5000, rel=1e-9) and p.sum() == pytest.approx(1)
+
+
+def test_zero_d_and_empty_clusters_get_nothing():
+    assert target_distribution([0.4, 0.6, 0.0], [0.0, 1.0, np.nan], 1).tolist() == [0, 1, 0]
+
+
+@pytest.mark.parametrize(("p", "d", "gamma", "message"), [
+    ([0.5, 0.5], [1, np.nan], 2, "d_cluster of cluster 1 is missing"),
+    ([0.5, 0.5], [1, None], 2, "d_cluster of cluster 1 is missing"),
+    ([0.5, 0.5], [-0.1, 1], 2, "d_cluster of cluster 0 is -0.1"),
+    ([0.5, 0.5], [1, np.inf], 2, "d_cluster of cluster 1 is inf"),
+    ([0.5, -0.5], [1, 1], 2, "p_web of cluster 1 is -0.5"),
+    ([0, 0], [1, 1], 2, "p_web is 0 in every cluster"),
+    ([0.5, 0.5], [0, 0], 2, "d_cluster is 0 in every cluster"),
+    ([0.5, 0.5], [1, 1], -1, "gamma is -1"),
+    ([0.5, 0.5], [1, 1, 1], 1, "2 clusters and d_cluster 3"),
+])  # fmt: skip
+def test_what_makes_no_distribution_is_refused_by_name(p, d, gamma, message):
+    with pytest.raises(SaladError, match=message):
+        target_distribution(p, d, gamma)
+
+
+shares = st.lists(st.floats(1e-6, 1), min_size=2, max_size=20)
+
+
+@given(shares, st.floats(0, 10), st.floats(0.01, 100), st.randoms())
+def test_target_is_a_distribution_that_scales_and_leans_to_high_d(p, gamma, scale, random):
+    d = [random.uniform(1e-3, 5) for _ in p]
+    target = target_distribution(p, d, gamma)
+    assert target.sum() == pytest.approx(1) and (target >= 0).all()
+    np.testing.assert_allclose(target, target_distribution(p, np.array(d) * scale, gamma), rtol=1e-6, atol=1e-12)
+    mean = np.average(d, weights=p)
+    assert (target * d).sum() >= mean * (1 - 1e-9)
+
+
+@given(shares)
+def test_entropy_size_and_kl_agree(p):
+    uniform = np.ones(len(p))
+    assert selection.kl(p, uniform) == pytest.approx(math.log(len(p)) - selection.entropy(p), abs=1e-9)
+    assert 1 - 1e-9 <= selection.effective_size(p) <= len(p) + 1e-9
+    assert selection.kl(p, p) == pytest.approx(0, abs=1e-12)
+
+
+def test_entropy_size_and_kl_by_hand():
+    assert selection.entropy([0.5, 0.25, 0.25, 0]) == pytest.approx(1.5 * math.log(2))
+    assert selection.effective_size([3, 1]) == pytest.approx(1.6)
+    assert selection.kl([1, 0], [0.25, 0.75]) == pytest.approx(math.log(4))
+    assert selection.kl([0.5, 0.5], [1, 0]) == math.inf
+
+
+# ------------------------------------------------------------------------------------ measuring clusters
+
+
+def test_cluster_divergence_is_token_weighted_with_the_sample_mean_beside_it():
+    # cluster 0: text a has 2·10 + 1·30 over 40, text b 4 over 10; cluster 2 was not probed; d has no position
+    got = selection.cluster_means([2, 1, 4, 7, np.nan], [10, 30, 10, 5, 0], [0, 0, 0, 1, 1], list("aabcd"), 3)
+    np.testing.assert_allclose(got["d"], [90 / 50, 7, np.nan])
+    np.testing.assert_allclose(got["d_sample_mean"], [(1.25 + 4) / 2, 7, np.nan])
+    assert got["n_texts"].tolist() == [2, 1, 0] and got["n_positions"].tolist() == [50, 5, 0]
+    assert got["d_low"][0] == pytest.approx(1.25) and got["d_high"][0] == pytest.approx(4)  # only a, only b
+    assert np.isnan(got["d_low"][1:]).all()
+
+
+def test_bootstrap_interval_covers_the_truth_about_as_often_as_it_says():
+    rng, inside = np.random.default_rng(0), 0
+    for trial in range(200):
+        text = rng.exponential(1, 60)
+        got = selection.cluster_means(
+            np.repeat(text, 2),
+            np.full(120, 9),
+            np.zeros(120, int),
+            np.repeat(np.arange(60), 2),
+            1,
+            draws=300,
+            seed=trial,
+        )
+        inside += got["d_low"][0] <= 1 <= got["d_high"][0]
+    assert 175 <= inside <= 198
+
+
+def test_regressing_out_recovers_the_domains_own_level():
+    rng = np.random.default_rng(1)
+    cluster = np.repeat([0, 1, 2], 50)
+    cer = np.concatenate([rng.uniform(0, 0.1, 50), rng.uniform(0.3, 0.5, 50), rng.uniform(0, 0.1, 50)])
+    seconds = rng.uniform(3, 9, 150)
+    d = np.array([1.0, 0.2, 0.8])[cluster] + 4 * cer + 0.1 * seconds  # cluster 1 is bad speech only
+    adjusted, slope = selection.regress_out(d, np.stack([cer, seconds, np.ones(150)], 1), cluster, 4)
+    np.testing.assert_allclose(slope, [4, 0.1, 0], atol=1e-9)
+    np.testing.assert_allclose(adjusted[:3], np.array([1.0, 0.2, 0.8]) + 4 * cer.mean() + 0.1 * seconds.mean())
+    assert np.isnan(adjusted[3]) and np.bincount(cluster, d)[1] > np.bincount(cluster, d)[0]
+
+
+def test_text_and_voice_by_hand():
+    # means 1 and 5; within 2·1² + 2·1² over 2; between 2·2² + 2·2² over 1; (16 - 2) / 2
+    got = selection.text_and_voice([0, 2, 4, 6], ["a", "a", "b", "b"])
+    assert got == {"text_variance": 7, "voice_variance": 2, "text_share": pytest.approx(7 / 9)}
+    assert np.isnan(selection.text_and_voice([0, 2], ["a", "b"])["text_share"])
+
+
+# ------------------------------------------------------------------------------------ the draw
+
+
+def make_pool(sizes=(40, 40, 40), seconds=10.0, d=(1, 2, 3), **known) -> Pool:
+    cluster = np.repeat(np.arange(len(sizes)), sizes)
+    return Pool.of(
+        [f"s{i:04d}" for i in range(len(cluster))],
+        cluster,
+        np.full(len(cluster), seconds),
+        len(sizes),
+        d_cluster_K=d,
+        **known,
+    )
+
+
+def test_the_draw_stops_at_the_first_text_that_reaches_110_percent():
+    got = draw(make_pool(), "active", 2, budget_h=0.1, seed=0)  # 396 s of 10 s each
+    assert len(got.rows) == 40 and got.seconds == 400 and got.wanted == pytest.approx(396) and not got.notes
+    np.testing.assert_allclose(got.p_target_K, np.array([1, 4, 9]) / 14)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.integers(0, 60), min_size=1, max_size=6), st.integers(0, 9), st.floats(0.01, 0.6),
+       st.sampled_from(["active", "uniform", "uniform_clusters", "sample_level"]))  # fmt: skip
+def test_no_text_twice_none_dropped_and_a_larger_budget_only_goes_on(sizes, seed, budget, name):
+    if not sum(sizes):
+        return
+    n, rng = sum(sizes), np.random.default_rng(seed)
+    pool = make_pool(sizes, rng.uniform(1, 20, n), np.arange(1, len(sizes) + 1), d_N=rng.uniform(0.1, 3, n))
+    dropped = [s for s in pool.sample_ids if rng.random() < 0.2]
+    if len(dropped) == n:
+        return
+    small = draw(pool, name, 2, budget, seed, dropped)
+    large = draw(pool, name, 2, 2 * budget, seed, dropped)
+    assert len(set(large.rows)) == len(large.rows)
+    assert not {pool.sample_ids[i] for i in large.rows} & set(dropped)
+    assert large.rows[: len(small.rows)].tolist() == small.rows.tolist()
+    assert (large.seconds >= large.wanted) != bool(large.notes)  # it says so when it ran dry
+    if large.notes:
+        assert len(large.rows) == n - len(dropped)
+    else:
+        assert pool.seconds_N[large.rows[:-1]].sum() < large.wanted
+
+
+def test_clusters_are_drawn_in_proportion_to_the_target():
+    got = draw(make_pool((9000, 9000, 9000)), "active", 2, budget_h=20, seed=3)
+    share = np.bincount(got.rows // 9000) / len(got.rows)
+    np.testing.assert_allclose(share, np.array([1, 4, 9]) / 14, atol=0.015)
+    inside = got.rows[got.rows >= 18000] - 18000  # uniform within the cluster
+    assert np.histogram(inside, 4, (0, 9000))[0] / len(inside) == pytest.approx(0.25, abs=0.02)
+
+
+def test_a_dry_cluster_passes_its_mass_on_in_proportion():
+    got = draw(make_pool((3000, 3000, 30), d=(1, 3, 900)), "active", 1, budget_h=3600 / 3960, seed=0)
+    count = np.bincount(got.rows // 3000, minlength=3)
+    assert count[2] == 30 and count.sum() == 360
+    assert count[1] / (count[0] + count[1]) == pytest.approx(0.75, abs=0.06)
+
+
+def test_dropping_a_text_leaves_the_order_of_the_others():
+    pool = make_pool()
+    before = draw(pool, "active", 2, 0.1, 5).rows.tolist()
+    gone = before[3]
+    after = draw(pool, "active", 2, 0.1, 5, [pool.sample_ids[gone]]).rows.tolist()
+    assert [i for i in before if i // 40 != gone // 40] == [i for i in after if i // 40 != gone // 40]
+
+
+def test_a_cluster_left_out_for_its_speech_is_never_drawn_from():
+    for name in ("active", "uniform", "uniform_clusters", "sample_level"):
+        pool = make_pool(open_K=[True, False, True], d_N=np.ones(120))
+        got = draw(pool, name, 1, 1, 0)
+        assert not (got.rows // 40 == 1).any() and got.p_target_K[1] == 0
+
+
+def test_strategies():
+    pool = make_pool(
+        (10, 20, 70),
+        d=(1, np.nan, 2),
+        d_N=np.repeat([0.1, np.nan, 2], (10, 20, 70)),
+        nll_N=np.repeat([1.0, 2.0, np.nan], (10, 20, 70)),
+        domain_N=np.repeat(["stories", "biology", "x"], (10, 20, 70)),
+    )
+    share = {name: draw(pool, name, 1, 0.01, 0).p_target_K for name in selection.STRATEGIES}
+    np.testing.assert_allclose(share["active"], [1 / 15, 0, 14 / 15])
+    np.testing.assert_allclose(share["uniform"], [0.1, 0.2, 0.7])
+    np.testing.assert_allclose(share["uniform_clusters"], [1 / 3] * 3)
+    np.testing.assert_allclose(share["teacher_nll"], [0.2, 0.8, 0])
+    np.testing.assert_allclose(share["sample_level"], [0.5 / 70.5, 0, 70 / 70.5], atol=1e-9)
+    np.testing.assert_allclose(share["oracle"], [0, 1, 0])
+    assert "cluster 1" in draw(pool, "active", 1, 0.01, 0).notes[0]
+    order = draw(pool, "sample_level", 1, 1, 0).rows  # unprobed texts come last
+    assert set(order[-20:]) == set(range(10, 30))
+
+
+def shortest(pool, gamma):
+    return Texts(1 / pool.seconds_N)
+
+
+def test_a_strategy_of_ones_own():
+    assert len(draw(make_pool(), f"{__name__}:shortest", 0, 0.01, 0).rows) == 4
+    with pytest.raises(SaladError, match="no strategy 'best'; there are active"):
+        draw(make_pool(), "best", 0, 1, 0)
+    with pytest.raises(SaladError, match="cannot be loaded"):
+        draw(make_pool(), "nowhere.at:all", 0, 1, 0)
+    with pytest.raises(SaladError, match="budget"):
+        draw(make_pool(), "uniform", 0, 0, 0)
+
+
+# ------------------------------------------------------------------------------------ clusters
+
+
+def topics(n, k=24, d=48, seed=0):
+    """Texts of k topics of very unequal mass."""
+    means = np.random.default_rng(99).standard_normal((k, d))
+    rng, mass = np.random.default_rng(seed), 1 / np.arange(1, k + 1)
+    x = means[rng.choice(k, n, p=mass / mass.sum())] + 0.9 * rng.standard_normal((n, d))
+    return (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
+
+
+def load(labels, k):
+    return np.bincount(labels, minlength=k).max() * k / len(labels)
+
+
+def test_equal_mass_on_the_texts_and_on_new_ones_by_centroid_and_price_alone():
+    x, new, k = topics(8_000), topics(8_000, seed=1), 8
+    plain = BalancedKMeans(k, 0, largest=k, rounds=0, restarts=1).fit(x)
+    assert load(plain.labels_, k) > 1.5  # or there is nothing to balance
+    even = BalancedKMeans(k, 0, largest=1.0).fit(x)
+    assert load(even.labels_, k) <= 1.01
+    scores = new @ even.cluster_centers_.T - even.prices_
+    assert (even.predict(new) == scores.argmax(1)).all() and load(even.predict(new), k) <= 1.15
+    loose = BalancedKMeans(k, 0).fit(x)
+    cosine = {m: (x * m.cluster_centers_[m.labels_]).sum(1).mean() for m in (plain, even, loose)}
+    assert load(loose.labels_, k) <= 1.13 and cosine[even] < cosine[loose] <= cosine[plain] + 0.01
+    np.testing.assert_allclose(np.linalg.norm(even.cluster_centers_, axis=1), 1, rtol=1e-5)
+    assert even.prices_.min() == 0
+
+
+def test_prices_give_the_optimal_transport_of_a_small_case():
+    from scipy.optimize import linear_sum_assignment
+
+    x, k = topics(80, d=12), 4
+    model = BalancedKMeans(k, 0, largest=1.0, fit_per_cluster=20).fit(x)
+    cosine = x @ model.cluster_centers_.T
+    rows, seats = linear_sum_assignment(-np.repeat(cosine, 20, 1))
+    best = cosine[rows, seats // 20].mean()
+    mine = cosine[np.arange(80), model.labels_].mean()
+    assert np.bincount(model.labels_, minlength=k).max() <= 21 and mine == pytest.approx(best, abs=2e-3)
+
+
+def test_a_rerun_gives_the_same_bytes_in_another_process():
+    code = (
+        "import sys; sys.path.insert(0, 'tests'); from test_selection import *;"
+        "m = BalancedKMeans(8, 3).fit(topics(3000));"
+        "print(__import__('hashlib').sha256(m.cluster_centers_.tobytes() + m.prices_.tobytes()).hexdigest())"
+    )
+    assert len({subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, timeout=100).stdout
+                for _ in range(2)}) == 1  # fmt: skip
+
+
+def test_parquet_streams_to_the_same_clusters_as_an_array(tmp_path):
+    x = topics(5000)
+    ids = [f"s{i}" for i in range(len(x))]
+    for part, rows in enumerate((slice(0, 1700), slice(1700, 5000))):
+        vectors = pa.FixedSizeListArray.from_arrays(pa.array(x[rows].ravel()), x.shape[1]).cast(pa.list_(pa.float32()))
+        pq.write_table(
+            pa.table({"sample_id": ids[rows], "vector": vectors}), tmp_path / f"{part}.parquet", row_group_size=600
+        )
+    of_array, of_parquet = (BalancedKMeans(8, 0, fit_per_cluster=100).fit(source) for source in (x, tmp_path))
+    assert of_array.cluster_centers_.tobytes() == of_parquet.cluster_centers_.tobytes()
+    assert of_array.prices_.tobytes() == of_parquet.prices_.tobytes()
+    assert (of_parquet.predict(tmp_path) == of_array.labels_).all()
+    found = list(of_parquet.stream(tmp_path, ("sample_id",)))
+    assert [s for other, _, _ in found for s in other.column("sample_id").to_pylist()] == ids
+    distance = np.concatenate([d for _, _, d in found])
+    np.testing.assert_allclose(distance, 1 - (x * of_array.cluster_centers_[of_array.labels_]).sum(1), atol=1e-5)
+
+
+def test_manners_of_scikit_learn_and_clear_refusals(tmp_path):
+    from sklearn.base import clone
+
+    model = BalancedKMeans(4, seed=2, largest=1.05)
+    assert clone(model).get_params() == model.get_params() and model.set_params(n_clusters=5).n_clusters == 5
+    x = topics(300)
+    assert (model.fit_predict(x) == model.labels_).all() and model.transform(x).shape == (300, 5)
+    with pytest.raises(SaladError, match="3 documents are fewer than 5 clusters"):
+        model.fit(x[:3])
+    bad = x.copy()
+    bad[7] = 0
+    with pytest.raises(SaladError, match="row 7 is zero or not finite"):
+        model.fit(bad)
+    with pytest.raises(SaladError, match="48 dimensions|12 dimensions"):
+        model.predict(x[:, :12])
+    with pytest.raises(SaladError, match="fit first"):
+        BalancedKMeans(3).predict(x)
+    pq.write_table(pa.table({"a": [1]}), tmp_path / "a.parquet")
+    with pytest.raises(SaladError, match="no column 'vector'; it has a"):
+        model.fit([tmp_path / "a.parquet"] * 5)
+    (tmp_path / "a.parquet").write_bytes(b"PAR1")
+    with pytest.raises(SaladError, match="cannot be read as Parquet"):
+        model.fit(tmp_path)
+
+
+def test_terms_tell_the_clusters_apart():
+    told = selection.terms(
+        ["the cell grows, and cells divide in 12 days", "the cell wall", "the song of the river", "a song", "42"],
+        np.array([0, 0, 1, 1, 2]),
+        4,
+        3,
+    )
+    assert told[0][0] == "cell" and told[1][0] == "song" and told[2:] == [[], []]
+    assert "cells" not in told[0] and "the" not in sum(told, [])
+    assert selection.terms(["the", "12"], np.array([0, 1]), 2) == [[], []]
+
+
+# ------------------------------------------------------------------------------------ in a lab
+
+RUN, STEP, CLUSTERING = "r00000000000a", 30, "c00000000000a"
+
+
+@pytest.fixture
+def lab(tmp_path):
+    """Three clusters of 60 texts of 100 characters: 0.1 s a character, d 1, 2, 3, and a fourth that nobody probed."""
+    samples = [{"sample_id": f"s{k}{i:011d}", "text": f"{k} {i:03d} ".ljust(100, "x"), "corpus": "broad",
+                "domain": "abcd"[k], "flags": ["odd"] if i == 59 else []}
+               for k in range(4) for i in range(60)]  # fmt: skip
+    store.publish(tmp_path, "samples", samples, {"test": 1})
+    cluster = {s["sample_id"]: int(s["sample_id"][1]) for s in samples}
+    store.publish(
+        tmp_path,
+        "clusters",
+        [
+            {"clustering_id": CLUSTERING, "cluster_id": k, "size": 60, "p_web": 0.25, "terms": ["word" + "abcd"[k]]}
+            for k in range(4)
+        ],
+        {"test": 1},
+    )
+    store.publish(
+        tmp_path,
+        "assignments",
+        [{"clustering_id": CLUSTERING, "sample_id": s, "cluster_id": k} for s, k in cluster.items()],
+        {"test": 1},
+    )
+    probe = [s for s, k in cluster.items() if k < 3 and int(s[2:]) < 4]
+    spoken = [{"synthesis_id": f"y{s[1:]}{v}", "sample_id": s, "tts": "espeak", "voice": "ab"[v], "duration_s": 10.0,
+               "seed": v, "speech": "probe", "cer": 0.6 if cluster[s] == 2 else 0.1}
+              for s in probe for v in (0, 1)]  # fmt: skip
+    store.publish(tmp_path, "syntheses", spoken, {"test": 1})
+    store.publish(tmp_path, "divergences", [
+        {"run_id": RUN, "step": STEP, "sample_id": y["sample_id"], "synthesis_id": y["synthesis_id"], "pattern": p,
+         "m": 0.1, "f": 0.1, "d": cluster[y["sample_id"]] + 1 + (0.5 if p else -0.5), "n_positions": 10,
+         "n_positions_f": 12}
+        for y in spoken for p in (0, 1)], {"test": 1})  # fmt: skip
+    return tmp_path
+
+
+def chosen(lab, name, what="sample_id"):
+    return [
+        r[0]
+        for r in store.connect(lab)
+        .execute(f"SELECT {what} FROM selected WHERE selection_id = ? ORDER BY draw", [name])
+        .fetchall()
+    ]
+
+
+def speak(lab, texts, seconds=10.0):
+    """As the synthesis pass does it, without the sound."""
+    store.publish(
+        lab,
+        "syntheses",
+        [
+            {
+                "synthesis_id": f"y9{s[1:]}",
+                "sample_id": s,
+                "tts": "espeak",
+                "voice": "a",
+                "seed": 7,
+                "duration_s": seconds,
+                "speech": "sel",
+            }
+            for s, _ in texts
+        ],
+        {"spoken": [s for s, _ in texts]},
+    )
+
+
+def drop(lab, name, **what):
+    target = {"sample_id": "sample", "cluster_id": "cluster", "rule": "rule"}[next(iter(what))]
+    return store.append(lab, "decisions", selection_id=name, target=target, verdict="drop", reviewer="me", **what)
+
+
+def select(lab, **options):
+    return selection.select(lab, CLUSTERING, RUN, STEP, **{"gamma": 2.0, "budget_h": 0.1, **options})
+
+
+def test_d_cluster_from_a_lab_names_who_was_not_probed(lab, caplog):
+    table = selection.cluster_divergence(lab, CLUSTERING, RUN, STEP)
+    np.testing.assert_allclose(table.d, [1, 2, 3, np.nan])
+    assert table.n_texts.tolist() == [4, 4, 4, 0] and table.n_positions.tolist() == [160, 160, 160, 0]
+    assert "without a probe position: 3" in caplog.text
+    with pytest.raises(SaladError, match="has scored no text"):
+        selection.cluster_divergence(lab, CLUSTERING, RUN, 1)
+    with pytest.raises(SaladError, match="no clustering c1"):
+        selection.cluster_divergence(lab, "c1", RUN, STEP)
+
+
+def test_both_rankings_stand_side_by_side(lab):
+    rng, rows = np.random.default_rng(0), []
+    for k in range(3):  # cluster 1 is as easy as cluster 0, but badly spoken; two voices for every text
+        for i in range(20):
+            for v in (0, 1):
+                s, y = f"s{k}{i:011d}", f"yy{k}{i:04d}{v}"
+                cer = rng.uniform(0.4, 0.8) if k == 1 else rng.uniform(0, 0.2)
+                rows.append(
+                    {
+                        "synthesis_id": y,
+                        "sample_id": s,
+                        "cer": cer,
+                        "duration_s": rng.uniform(8, 12),
+                        "tts": "t",
+                        "speech": "again",
+                        "d": (0.5, 0.5, 1.0)[k] + 2 * cer,
+                    }
+                )
+    store.publish(lab, "syntheses", [{k: v for k, v in r.items() if k != "d"} for r in rows], {"test": 2})
+    store.publish(
+        lab,
+        "divergences",
+        [
+            {
+                "run_id": RUN,
+                "step": 99,
+                "sample_id": r["sample_id"],
+                "synthesis_id": r["synthesis_id"],
+                "pattern": 0,
+                "d": r["d"],
+                "n_positions": 10,
+            }
+            for r in rows
+        ],
+        {"test": 2},
+    )
+    table = selection.cluster_rankings(lab, CLUSTERING, RUN, 99, "again")
+    assert table["rank"].tolist()[:3] == [3, 1, 2] and table.rank_adjusted[2] == 1
+    assert table.attrs["slopes"]["cer"] == pytest.approx(2, abs=0.01)
+    assert (table.text_share[:3] < 0.6).all()  # the voices differ, the texts do not
+
+
+def test_select_publishes_why_each_text_is_there_and_repeats(lab):
+    name = select(lab)
+    assert select(lab) == name and select(lab, seed=1) != name
+    con = store.connect(lab)
+    assert con.execute(
+        "SELECT clustering_id, run_id, step, strategy, gamma, budget_h, seed FROM selections WHERE selection_id = ?",
+        [name],
+    ).fetchone() == (CLUSTERING, RUN, STEP, "active", 2.0, 0.1, 0)
+    assert chosen(lab, name, "draw") == list(range(40)) and set(chosen(lab, name, "estimated_s")) == {10.0}
+    why = con.execute(
+        "SELECT DISTINCT cluster_id, p_web, p_target, d_cluster FROM selected WHERE selection_id = ? ORDER BY 1", [name]
+    )
+    for k, p_web, p_target, d in why.fetchall():
+        assert (p_web, d) == (0.25, k + 1) and p_target == pytest.approx((k + 1) ** 2 / 14)
+    told = selection.select_told(lab, CLUSTERING, RUN, STEP, budget_h=0.05, max_cer=0.5)
+    assert told.notes[0] == "left out for a CER above 0.5: cluster 2 (0.60: wordc)" and "cluster 3" in told.notes[1]
+    assert set(chosen(lab, told.selection_id, "cluster_id")) == {0, 1}
+
+
+def test_freeze_takes_the_kept_and_spoken_in_draw_order_up_to_the_budget(lab, caplog):
+    name = select(lab)
+    order = chosen(lab, name)
+    with pytest.raises(SaladError, match="no selection l0"):
+        selection.freeze(lab, "l0")
+    speak(lab, selection.to_synthesise(lab, name))
+    drop(lab, name, sample_id=order[1])
+    child = selection.freeze(lab, name)
+    wanted = [order[0], *order[2:37]]  # 36 texts of 10 s are 0.1 h
+    assert chosen(lab, child) == wanted and child == store.ids.hash_id("l", name, sorted(wanted))
+    assert not [r for r in caplog.records if "short" in r.message]
+    assert selection.freeze(lab, name) == child == selection.freeze(lab, child) == selection.frozen(lab, child)
+    drop(lab, name, rule="cluster_id = 2")  # changes no run, but the next launch
+    assert chosen(lab, child) == wanted and selection.frozen(lab, child) == child
+    caplog.clear()
+    other = selection.frozen(lab, name)
+    assert other != child and not set(chosen(lab, other, "cluster_id")) & {2}
+    assert "short of its budget" in caplog.text and "refill" in caplog.text
+
+
+def test_synthesis_draws_on_where_drops_leave_less_than_the_budget(lab):
+    name = select(lab)
+    order = chosen(lab, name)
+    drop(lab, name, sample_id=order[0])
+    assert [s for s, _ in selection.to_synthesise(lab, name)] == order[1:]  # the overshoot is enough
+    for s in order[1:8]:
+        drop(lab, name, sample_id=s)
+    again = [s for s, _ in selection.to_synthesise(lab, name)]
+    assert again[:32] == order[8:] and len(again) == 40 and not set(again[32:]) & set(order)
+    assert chosen(lab, name) == order + again[32:] and [s for s, _ in selection.to_synthesise(lab, name)] == again
+
+
+def test_refill_replaces_from_the_same_clusters_and_rules_hold(lab):
+    name = select(lab, strategy="uniform_clusters")
+    order, where = chosen(lab, name), chosen(lab, name, "cluster_id")
+    assert selection.refill(lab, name) == name
+    gone = [s for s, k in zip(order, where, strict=True) if k in (1, 3)][:9]
+    for s in gone:
+        drop(lab, name, sample_id=s)
+    # texts 20 to 59 by rule: those in the selection go, and none comes back
+    drop(lab, name, rule="regexp_extract(text, '^. (\\d+)', 1)::INT >= 20 AND cluster_id <> 0")
+    undone = drop(lab, name, cluster_id=0)
+    store.append(lab, "decisions", verdict="undo", undoes=undone["event_id"], selection_id=name)
+    con = store.connect(lab)
+    kept = [
+        r[0] for r in con.execute("SELECT sample_id FROM kept WHERE selection_id = ? ORDER BY draw", [name]).fetchall()
+    ]
+    child = selection.refill(lab, name)
+    assert selection.refill(lab, name) == child
+    got, clusters = chosen(lab, child), chosen(lab, child, "cluster_id")
+    new = got[len(kept) :]
+    assert got[: len(kept)] == kept and not set(new) & set(order) and len(got) == len(order)
+    assert all(int(s[2:]) < 20 for s, k in zip(got, clusters, strict=True) if k)
+    assert (
+        con.execute("SELECT parent_selection_id FROM selections WHERE selection_id = ?", [child]).fetchone() is None
+    )  # before
+    store.refresh(con)
+    assert con.execute("SELECT count(*) FROM kept WHERE selection_id = ?", [child]).fetchone() == (len(got),)
+    # same clusters as long as they last: at most 20 texts of clusters 1 to 3 pass the rule
+    lost = np.bincount([k for s, k in zip(order, where, strict=True) if s not in kept], minlength=4)
+    for k in range(1, 4):
+        room = 20 - sum(1 for s, c in zip(order, where, strict=True) if c == k and int(s[2:]) < 20)
+        assert sum(1 for s in new if int(s[1]) == k) >= min(lost[k], room)
+
+
+def test_a_cluster_dropped_whole_is_not_refilled_from(lab):
+    name = select(lab, strategy="uniform")
+    drop(lab, name, cluster_id=1)
+    child = selection.refill(lab, name)
+    assert 1 not in chosen(lab, child, "cluster_id") and len(chosen(lab, child)) == len(chosen(lab, name))
+
+
+def test_rounds_go_on_from_what_is_spoken_with_new_divergences(lab):
+    first = select(lab, strategy="active_rounds", budget_h=0.05)
+    speak(lab, selection.to_synthesise(lab, first))
+    child = selection.freeze(lab, first)
+    con = store.connect(lab)
+    rows = con.sql(
+        "SELECT * REPLACE (31 AS step, CASE WHEN sample_id < 's1' THEN 9.0 ELSE 0.01 END AS d) FROM raw.divergences"
+    )
+    store.publish(lab, "divergences", rows.to_arrow_table(), {"step": 31})
+    second = selection.select(lab, CLUSTERING, RUN, 31, "active_rounds", 2.0, 0.1, parent=child, speech="probe")
+    got = chosen(lab, second)
+    assert got[:18] == chosen(lab, child) and len(set(got)) == len(got) == 18 + 20  # 1.1 · (360 - 180) s
+    assert set(chosen(lab, second, "cluster_id")[18:]) == {0}
+    with pytest.raises(SaladError, match="needs a budget above"):
+        selection.select(lab, CLUSTERING, RUN, 31, "active_rounds", 2.0, 0.04, parent=child)
+
+
+def test_what_a_draw_left_out_is_logged(lab, caplog):
+    with caplog.at_level(logging.WARNING, "salad.selection"):
+        select(lab, budget_h=5)
+    assert "ran dry" in caplog.text and "nothing drawn from cluster 3" in caplog.text

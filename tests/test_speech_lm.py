@@ -1,0 +1,196 @@
+"""The speech LM: what each position may hear, the teacher inside it, its folder, its answers."""
+
+import contextlib
+
+import numpy as np
+import pytest
+import torch
+from tiny import TEXTS, config, encoder, spoken_text, teacher
+
+from salad import SaladError
+from salad.config import LLMConfig
+from salad.data.batches import collate
+from salad.data.interleaving import Span, interleave, scoring_patterns, sequence, token_offsets, units
+from salad.divergence import divergences
+from salad.evaluation.scoring import loglikelihoods
+from salad.models.speech_lm import SpeechLM, load_llm
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("lab")
+    teacher(folder / "models" / "teacher")
+    encoder(folder / "models" / "encoder")
+    return folder
+
+
+def shaken(model, seed=3):
+    """LoRA and adapter moved away from their start, so that student and teacher differ."""
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.05 * torch.randn_like(parameter))
+    return model
+
+
+@pytest.fixture(scope="module")
+def model(place):
+    return shaken(SpeechLM.build(config(), place).eval())
+
+
+def batch_of(model, texts, patterns, sounds=None, first=0):
+    laid, speech = [], []
+    for i, text in enumerate(texts, first):
+        spoken, samples = spoken_text(text, i)
+        samples = samples if sounds is None else sounds[i]
+        ids, offsets = token_offsets(model.tokenizer, text)
+        cut = units(text, offsets, spoken.words, spoken.duration_s)
+        spans = interleave(cut, patterns(i, len(cut)), model.encoder.frame_rate)
+        laid.append(sequence(model.prefix, ids, spans))
+        speech.append(model.encoder(torch.from_numpy(samples)).numpy())
+    return collate(laid, speech, [f"s{i}" for i in range(len(texts))])
+
+
+def test_an_all_text_interleaving_gives_m_exactly_zero(model):
+    batch = batch_of(model, TEXTS, lambda i, n: [False] * n)
+    told = divergences(model, model.teacher, batch)
+    assert (told.positions.m == 0).all() and (told.positions.f > 0).all()
+    assert torch.equal(told.positions.f, told.positions.d)  # where all is text, D is F
+    assert told.samples.n_positions.sum() == 0 and told.samples.m.isnan().all()  # no speech before any of them
+
+
+def test_a_teacher_off_by_one_is_caught(model):
+    batch = batch_of(model, TEXTS, lambda i, n: [False] * n)
+    untrained = SpeechLM.build(config(), model.lab).eval()
+    right = divergences(untrained, untrained.teacher, batch).positions.f.mean()
+    batch.text_rows_N = batch.text_rows_N - 1
+    batch.text_rows_N[batch.text_rows_N < 0] = 0
+    wrong = divergences(untrained, untrained.teacher, batch).positions.d.mean()
+    assert right == 0 and wrong > 0.5
+
+
+def test_sound_after_a_spans_end_changes_none_of_its_frames_nor_predictions(model):
+    text, half = TEXTS[0], lambda i, n: [True] * 3 + [False] * (n - 3)
+    samples = spoken_text(text, 0)[1]
+    first = batch_of(model, [text], half, [samples])
+    changed = samples.copy()
+    end_s = int(first.frames_BT.max() + 1) / model.encoder.frame_rate
+    changed[int(end_s * 16_000) :] = 0.9
+    second = batch_of(model, [text], half, [changed])
+    assert torch.equal(first.speech_BFD, second.speech_BFD)
+    assert torch.equal(model.hidden(first), model.hidden(second))
+
+
+def test_padding_and_neighbours_in_a_batch_change_nothing(model):
+    patterns = lambda i, n: scoring_patterns(0, f"s{i}", n)[0]  # noqa: E731
+    together = divergences(model, model.teacher, batch_of(model, TEXTS, patterns)).samples
+    for i, text in enumerate(TEXTS):
+        alone = divergences(model, model.teacher, batch_of(model, [text], patterns, first=i)).samples
+        assert alone.n_positions[0] == together.n_positions[i] > 0
+        for name in ("m", "f", "d"):
+            torch.testing.assert_close(getattr(alone, name)[0], getattr(together, name)[i], rtol=1e-4, atol=1e-6)
+
+
+def test_with_lora_the_teacher_is_the_original_bit_for_bit_and_no_second_copy(place, model):
+    original = load_llm(LLMConfig(), place)
+    ids = torch.randint(0, 300, (2, 11), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        mine = model.teacher.hidden(ids) @ model.teacher.head.T
+        theirs = original(input_ids=ids).logits
+        student = model.text_hidden(ids) @ model.head.T
+    assert torch.equal(mine, theirs) and not torch.allclose(student, theirs, atol=1e-3)
+    frozen = sum(p.numel() for p in model.llm.parameters() if not p.requires_grad)
+    assert frozen == sum(p.numel() for p in original.parameters())
+    assert model._beside["original"] is None
+
+
+def test_trained_in_full_the_teacher_is_a_frozen_second_copy(place):
+    full = config(llm=LLMConfig(finetune="full"))
+    student = shaken(SpeechLM.build(full, place).eval())
+    ids = torch.arange(12)[None]
+    assert torch.equal(student.teacher.hidden(ids), load_llm(LLMConfig(), place).get_decoder()(ids).last_hidden_state)
+    assert not any(p.requires_grad for p in student._beside["original"].parameters())
+    assert len(list(student.parameters())) == len({id(p) for p in student.parameters()})
+
+
+@pytest.mark.parametrize("finetune", ["lora", "full"])
+@pytest.mark.parametrize("alone", [True, False])
+def test_a_saved_model_loads_back_the_same(place, tmp_path, finetune, alone):
+    model = shaken(SpeechLM.build(config(llm=LLMConfig(finetune=finetune, lora_rank=4)), place).eval())
+    (model.save_pretrained if alone else model.save_trained)(tmp_path / "saved")
+    loaded = SpeechLM.from_pretrained(tmp_path / "saved", None if alone else place).eval()
+    batch = batch_of(model, TEXTS[:2], lambda i, n: [True] * 2 + [False] * (n - 2))
+    with torch.no_grad():
+        assert torch.equal(model.hidden(batch), loaded.hidden(batch))
+        assert torch.equal(model.teacher.hidden(batch.text_ids_BS), loaded.teacher.hidden(batch.text_ids_BS))
+    assert not list((tmp_path / "saved").rglob("*.bin")) and not list((tmp_path / "saved").rglob("*.pt"))
+
+
+def test_a_checkpoint_whose_teacher_has_changed_is_refused(tmp_path):
+    teacher(tmp_path / "models" / "teacher")
+    encoder(tmp_path / "models" / "encoder")
+    SpeechLM.build(config(), tmp_path).save_trained(tmp_path / "saved")
+    teacher(tmp_path / "models" / "teacher", seed=5)
+    with pytest.raises(SaladError, match="its files have changed"):
+        SpeechLM.from_pretrained(tmp_path / "saved", tmp_path)
+
+
+def test_a_tokenizer_without_bos_begins_with_its_end_of_text_token(tmp_path):
+    teacher(tmp_path / "models" / "teacher", bos=False)
+    encoder(tmp_path / "models" / "encoder")
+    model = SpeechLM.build(config(), tmp_path)
+    assert model.prefix == model.tokenizer.eos_token_id
+
+
+def test_choices_score_as_whole_texts_do(model):
+    contexts = [TEXTS[0][:20], "What is the capital of France?", spoken_text(TEXTS[3], 4)[1]]
+    choices = [["fish.", "a very long choice of many words", "x"], ["Paris", "Rome"], ["pears", "plums and pears"]]
+    for as_teacher in (False, True):
+        pick = 2 if as_teacher else 3
+        told = loglikelihoods(model, contexts[:pick], choices[:pick], teacher=as_teacher)
+        for context, some, values in zip(contexts, choices, told, strict=False):
+            for choice, value in zip(some, values, strict=True):
+                ids = model.tokenizer(" " + choice, add_special_tokens=False)["input_ids"]
+                off = model.teacher.switched() if as_teacher else contextlib.nullcontext()
+                with torch.no_grad(), off:
+                    before = model.prompt_embeddings([context])
+                    after = model.llm.get_input_embeddings()(torch.tensor([ids]))
+                    logits = model.llm(inputs_embeds=torch.cat([before, after], 1)).logits[0, :, : model.vocab_size]
+                logp = logits.float().log_softmax(-1)[before.shape[1] - 1 : -1]
+                assert abs(float(logp[range(len(ids)), ids].sum()) - value) < 1e-4
+
+
+def test_streaming_answers_as_generate_does(model):
+    prompts = [["What does the otter eat?"], ["Listen: ", spoken_text(TEXTS[1], 1)[1], " so"], [TEXTS[4]]]
+    whole = model.generate(prompts, max_new_tokens=12, stop=("?",))
+    for prompt, answer in zip(prompts, whole, strict=True):
+        tokens = [token for token, _ in model.stream(prompt, max_new_tokens=12, stop=("?",))]
+        assert model.tokenizer.decode(tokens, skip_special_tokens=True) == answer
+    other = [t for t, _ in model.stream(prompts[0], max_new_tokens=12, temperature=2.0, seed=1)]
+    assert other == [t for t, _ in model.stream(prompts[0], max_new_tokens=12, temperature=2.0, seed=1)]
+
+
+def test_a_fully_trained_students_teacher_reads_with_its_own_embeddings(place):
+    student = shaken(SpeechLM.build(config(llm=LLMConfig(finetune="full")), place).eval())
+    plain = SpeechLM.build(config(), place).eval()  # untrained: its student is the teacher
+    contexts, choices = ["What does the otter eat?"], [["Fish.", "A book and a pear."]]
+    told = loglikelihoods(student, contexts, choices, teacher=True)[0]
+    assert told == pytest.approx(loglikelihoods(plain, contexts, choices)[0], abs=1e-4)
+    assert told != pytest.approx(loglikelihoods(student, contexts, choices)[0], abs=1e-2)
+    streamed = [token for token, _ in student.stream(contexts, max_new_tokens=8, teacher=True)]
+    assert streamed == [token for token, _ in plain.stream(contexts, max_new_tokens=8)]
+
+
+def test_an_answer_never_holds_an_id_that_only_pads_the_head(model):
+    assert model.head.shape[0] > model.vocab_size
+    told = model.generate([[text] for text in TEXTS], max_new_tokens=20, stop=(), temperature=50.0, seed=1)
+    assert all(isinstance(text, str) for text in told)
+    ids = [token for text in TEXTS for token, _ in model.stream([text], max_new_tokens=20, stop=(), temperature=50.0)]
+    assert max(ids) < model.vocab_size
+
+
+def test_a_span_beyond_the_sound_is_never_looked_up(model):
+    laid = sequence(model.prefix, [5, 6], [Span(False, 0, 2, 0, 0)])
+    batch = collate([laid], [np.zeros((0, model.encoder.dim), np.float32)], ["s"])
+    assert batch.speech_BFD is None and model.hidden(batch).shape[:2] == (1, 3)

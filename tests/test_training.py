@@ -1,0 +1,188 @@
+"""The trainer: what it learns, and that killing, stopping and resuming it changes nothing."""
+
+import json
+import multiprocessing
+import os
+import signal
+import time
+
+import pytest
+import torch
+from tiny import config, lab
+
+import store
+from salad import SaladError, checkpoints, training
+from salad.runs import RunFolder
+
+ROUNDS = int(os.environ.get("SALAD_FAULT_ROUNDS", "3"))
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    return lab(tmp_path_factory.mktemp("lab"))
+
+
+def losses(run) -> dict[int, float]:
+    return {row["step"]: row["values"]["loss"] for row in run.metrics()}
+
+
+def slowed(**changes):
+    optim = config().optim.model_copy(update={"steps": 40, "decay": 10, "checkpoint_every": 3} | changes)
+    return config(optim=optim)
+
+
+@pytest.fixture(scope="module")
+def whole(place):
+    """An uninterrupted run of `slowed()`."""
+    run = training.prepare(place, slowed(), "tiny")
+    training.train(place, run.run_id)
+    return run
+
+
+def test_it_learns_and_leaves_both_checkpoints(place, whole):
+    told = losses(whole)
+    assert list(told) == list(range(1, 41))
+    spoken = [row["values"]["d_speech"] for row in whole.metrics() if "d_speech" in row["values"]]
+    assert sum(spoken[-8:]) < 0.9 * sum(spoken[:8])
+    assert whole.read_status()["state"] == "done"
+    assert [int(p.name.split("-")[1]) for p in whole.checkpoints()] == [30, 40]
+    con = store.connect(place)
+    row = con.execute("select kind, status, parent_run_id from runs where run_id = ?", [whole.run_id]).fetchone()
+    assert row == ("stage1", "done", None)
+    counted = con.execute("select count(*) from metrics where name = 'loss' and run_id = ?", [whole.run_id])
+    assert counted.fetchone()[0] == 40
+    assert (place / "store.duckdb").exists()
+
+
+def test_the_same_configuration_is_the_same_run_and_done_means_done(place, whole):
+    again = training.prepare(place, slowed(), "tiny")
+    assert again.run_id == whole.run_id
+    assert training.prepare(place, slowed(), "tiny", repetition=1).run_id != whole.run_id
+
+
+def start(place, run):
+    """The run in a process of its own, forked from one warm parent; returns when it has begun to train."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["salad.training", "salad.models.phone"])
+    logged = lambda: sum(p.stat().st_size for p in run.path.glob("metrics-*.jsonl"))  # noqa: E731
+    before = {p.name: p.stat().st_mtime_ns for p in run.path.glob("metrics-*.jsonl")}
+    process = context.Process(target=training.main, args=(["--lab", str(place), run.run_id],))
+    process.start()
+    deadline = time.monotonic() + 120
+    while process.is_alive() and time.monotonic() < deadline:
+        now = {p.name: p.stat().st_mtime_ns for p in run.path.glob("metrics-*.jsonl")}
+        if now != before and logged():
+            return process
+        time.sleep(0.01)
+    return process
+
+
+def test_killed_at_random_moments_it_goes_on_to_the_same_losses(place, whole):
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    run = training.prepare(place, slowed(), "tiny", repetition=7)
+    for _ in range(ROUNDS):
+        process = start(place, run)
+        time.sleep(rng.uniform(0, 0.6))
+        process.kill()
+        process.join()
+    training.train(place, run.run_id)
+    assert losses(run) == losses(whole)
+    kept = lambda r: (r.path / "checkpoints" / "step-40" / "model" / "adapter.safetensors").read_bytes()  # noqa: E731
+    assert kept(run) == kept(whole)
+
+
+def test_sigterm_writes_a_checkpoint_and_says_preempted(place, whole):
+    run = training.prepare(place, slowed(checkpoint_every=40), "tiny", repetition=8)
+    process = start(place, run)
+    os.kill(process.pid, signal.SIGTERM)
+    process.join(25)
+    assert process.exitcode == 75
+    assert run.read_status()["state"] == "preempted" and len(run.checkpoints()) >= 1
+    training.train(place, run.run_id)
+    assert list(losses(run)) == list(range(1, 41)) and run.read_status()["state"] == "done"
+
+
+def test_a_loader_taken_up_anywhere_goes_on_with_the_same_batches(place):
+    run = slowed()
+    model = training.start_model(place, run)
+    loader = training.load_data(place, run, model)
+    states, batches = [], []
+    for _ in range(40):  # pools of text and of speech end in between
+        states.append(json.loads(json.dumps(loader.state)))
+        batch, source = loader.next()
+        batches.append((source, batch.sample_ids, batch.ids_BT.tolist()))
+    for start in range(40):
+        again = training.load_data(place, run, model)
+        again.state = states[start]
+        for wanted in batches[start : start + 2]:
+            batch, source = again.next()
+            assert (source, batch.sample_ids, batch.ids_BT.tolist()) == wanted
+
+
+def test_a_damaged_checkpoint_is_passed_over(place, whole):
+    run = training.prepare(place, slowed(), "tiny", repetition=9)
+    training.train(place, run.run_id)
+    weights = run.path / "checkpoints" / "step-40" / "model" / "adapter.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    assert checkpoints.latest(run.path).name == "step-30"
+    with pytest.raises(SaladError, match="damaged"):
+        checkpoints.at(run.path, 40)
+    training.train(place, run.run_id)
+    assert losses(run) == losses(whole)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_samples(place, monkeypatch):
+    run = training.prepare(place, config(seed=5), "tiny")
+    real = training.SpeechLM.forward
+
+    def broken(self, batch, **options):
+        out = real(self, batch, **options)
+        return out._replace(loss=out.loss * float("nan")) if "text" not in batch.sample_ids else out
+
+    monkeypatch.setattr(training.SpeechLM, "forward", broken)
+    with pytest.raises(SaladError, match=r"loss is nan at step \d+; samples: s[0-9a-f]{12}"):
+        training.train(place, run.run_id)
+    assert run.read_status()["state"] == "failed" and "nan" in run.read_status()["error"]
+
+
+def test_stage2_starts_from_before_the_parents_decay(place, whole):
+    con = store.connect(place)
+    sample = con.execute("select sample_id from samples order by 1").fetchall()[:4]
+    store.publish(place, "selections", [{"selection_id": "l000000000001", "strategy": "frozen"}], {"l": 1})
+    store.publish(place, "selected", [
+        {"selection_id": "l000000000001", "sample_id": s, "draw": i} for i, (s,) in enumerate(sample)
+    ], {"l": 1})  # fmt: skip
+    child = config(kind="stage2", contender="stage2", parent=whole.run_id)
+    model = training.start_model(place, child)
+    before = checkpoints.at(whole.path, 30)
+    from salad.models import SpeechLM
+
+    other = SpeechLM.from_pretrained(before / "model", place)
+    for a, b in zip(model.parameters(), other.parameters(), strict=True):
+        assert torch.equal(a, b)
+    with pytest.raises(SaladError, match="another adapter"):
+        training.start_model(place, child.model_copy(update={"adapter": child.adapter.model_copy(update={"mlp": 96})}))
+
+
+def test_no_parent_no_run(tmp_path):
+    with pytest.raises(SaladError, match="no finished stage1 run"):
+        training.prepare(tmp_path, config(kind="stage2", parent="stage1"), "tiny")
+
+
+def test_a_configuration_file_is_enough_to_start_it_again(whole):
+    from salad.config import RunConfig, validate
+
+    record = json.loads((whole.path / "config.json").read_text())
+    assert validate(RunConfig, record["config"]) == slowed()
+    assert RunFolder.open(whole.lab, whole.run_id).config == record["config"]
+
+
+def test_the_learning_rate_warms_up_stays_and_decays():
+    run = slowed(warmup=4)
+    rates = [training.learning_rate(run, step) for step in range(40)]
+    assert rates[:4] == [0.25, 0.5, 0.75, 1.0] and set(rates[4:30]) == {1.0}
+    assert rates[30:] == pytest.approx([1 - i / 10 for i in range(10)])

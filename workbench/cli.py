@@ -1,0 +1,450 @@
+"""The command line, `salad`. A command is one small function: its docstring is its --help, and it imports what it
+runs when it runs, so that `salad --help` answers at once.
+
+To add a command: write a function below with keyword-only options, decorate it with @command.
+"""
+
+import contextlib
+import difflib
+import functools
+import inspect
+import io
+import itertools
+import sys
+import warnings
+from collections.abc import Callable
+from typing import Annotated, Literal
+
+import tyro
+from tyro.extras import SubcommandApp
+
+Lab = Annotated[
+    str | None, tyro.conf.arg(metavar="DIR", help="the lab (default: $SALAD_LAB, else lab/)", help_behavior_hint="")
+]
+File = Annotated[str | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")]
+COMMANDS: dict[str, Callable] = {}
+
+
+def command(function: Callable | None = None, *, name: str | None = None):
+    """Register a command. Parsing only binds the arguments: `main` calls it, outside the parser's error handling."""
+    if function is None:
+        return functools.partial(command, name=name)
+
+    @functools.wraps(function)
+    def bind(*args, **kwargs):
+        return functools.partial(function, *args, **kwargs)
+
+    COMMANDS[name or function.__name__.strip("_").replace("_", "-")] = bind
+    return function
+
+
+Set = Annotated[
+    tyro.conf.UseAppendAction[list[str]],
+    tyro.conf.arg(name="set", metavar="KEY=VALUE", help="override a.b=VALUE; repeatable", help_behavior_hint=""),
+]
+
+
+@command
+def demo(
+    *,
+    lab: Lab = None,
+    seed: int = 0,
+    corpus: File = None,
+    smoke: bool = False,
+    tts: str | None = None,
+    full: bool = False,
+    overrides: Set = [],  # noqa: B006
+) -> int:
+    """Run SALAD end to end in miniature, here: about five minutes on two CPU cores, nothing to download.
+
+    Text, teacher, speech, Stage I, divergences, clusters, active selection and its uniform control, synthesis,
+    Stage II, evaluation, report. Interrupt it when you like: the same command goes on where it was.
+
+    Args:
+        seed: of everything; the same seed gives the same table.
+        corpus: your own texts (lines, JSONL with "text", or Parquet with a column text) in the broad corpus: which
+            of them would speech fail on?
+        smoke: the smallest sizes, a minute, to see that it runs; its figures mean nothing.
+        tts: what synthesises: espeak, or kokoro:FOLDER where Kokoro's weights are at hand.
+        full: train every LLM weight instead of LoRA.
+    """
+    import store
+    from salad.config import parse_set
+    from workbench import demo as runner
+
+    runner.demo(store.lab_path(lab), seed, corpus, smoke, tts, full, parse_set(overrides))
+    return 0
+
+
+@command
+def train(recipe: tyro.conf.Positional[str], *, lab: Lab = None, overrides: Set = []) -> int:  # noqa: B006
+    """Train a recipe (or a run's config.json) in this process, or take its run up; launch_gpu.py starts it elsewhere.
+
+    Args:
+        recipe: a recipe's name, such as miniature_stage2, or the path of a run's config.json.
+    """
+    import store
+    from salad import training
+    from salad.config import apply_overrides, parse_set
+    from salad.engines import configuration
+
+    config, name = configuration(recipe)
+    config = apply_overrides(config, parse_set(overrides))
+    run = training.prepare(store.lab_path(lab), config, name)
+    with _bar(run.run_id) as progress:
+        training.train(run.lab, run.run_id, lambda step, steps, _: progress(step, steps))
+    print(f"{run.run_id} done: {run.path}")
+    return 0
+
+
+@command(name="pass")
+def pass_(
+    what: tyro.conf.Positional[Literal["score", "cluster", "synthesise"]],
+    *,
+    lab: Lab = None,
+    run: str | None = None,
+    step: int | None = None,
+    speech: str = "heldout",
+    corpus: str = "broad",
+    k: int = 16,
+    selection: str | None = None,
+    tts: str = "espeak",
+    seed: int = 0,
+) -> int:
+    """Do one pass over the lab: score speech under a checkpoint, cluster a corpus, or speak a selection.
+
+    Args:
+        what: score, cluster or synthesise.
+        run: score: the run; by default the newest Stage I.
+        step: score: the checkpoint; by default the last.
+        speech: score: a folder of lab/speech.
+        corpus: cluster: a folder of lab/corpora.
+        k: cluster: how many.
+        selection: synthesise: the selection (l...).
+        tts: synthesise: the engine.
+        seed: of the scoring patterns, the clustering or the voices.
+    """
+    import store
+    from salad.errors import SaladError
+    from salad.passes import run as passes
+
+    if what == "synthesise" and selection is None:
+        raise SaladError("say which with --selection l...; `salad sql \"from selections\"` shows them")
+    options = {
+        "score": {"run_id": run, "step": step, "speech": speech},
+        "cluster": {"corpus": corpus, "k": k},
+        "synthesise": {"selection": selection, "tts": tts},
+    }[what]
+    with _bar(what) as progress:
+        told = passes.PASSES[what](store.lab_path(lab), seed=seed, progress=progress, **options)
+    print(told)
+    return 0
+
+
+@command
+def select(
+    *,
+    lab: Lab = None,
+    clustering: str | None = None,
+    run: str | None = None,
+    step: int | None = None,
+    strategy: str = "active",
+    gamma: float = 2.0,
+    budget: float = 1.6,
+    seed: int = 0,
+    speech: str | None = "probe",
+) -> int:
+    """Draw a selection: which texts are worth synthesising, up to a budget in hours.
+
+    Args:
+        clustering: by default the lab's newest.
+        run: the run whose divergences steer it; by default the newest Stage I.
+        step: its checkpoint; by default the last.
+        strategy: active, uniform, uniform_clusters, teacher_nll, sample_level, oracle, or package.module:name.
+        gamma: exponent on d_cluster; the paper's is 5.
+        budget: hours of speech.
+        speech: the folder of lab/speech that holds the probe.
+    """
+    import store
+    from salad import selection
+    from salad.errors import SaladError
+    from salad.passes.run import checkpoint_of, newest
+
+    lab = store.lab_path(lab)
+    if clustering is None:
+        row = store.connect(lab).execute(
+            "select c.clustering_id from clusters c left join runs r using (run_id) order by ended_at desc limit 1"
+        )
+        found = row.fetchone()
+        if found is None:
+            raise SaladError(f"{lab} has no clustering; make one with `salad pass cluster`")
+        clustering = found[0]
+    run = run or newest(lab, "stage1")
+    _, step = checkpoint_of(lab, run, step)
+    made = selection.select_told(lab, clustering, run, step, strategy, gamma, budget, seed, speech=speech)
+    print("\n".join([f"selection {made.selection_id}: {made.hours:.2f} h by {strategy}", *made.notes]))
+    return 0
+
+
+@command
+def evaluate(
+    *,
+    lab: Lab = None,
+    run: str | None = None,
+    step: int | None = None,
+    name: str | None = None,
+    tasks: str | None = None,
+    modality: str = "text,speech,cascade",
+) -> int:
+    """Evaluate a checkpoint on tasks, as text, as speech and through a cascade, item by item into the store.
+
+    Args:
+        run: by default the newest Stage II.
+        step: by default its last checkpoint.
+        name: the contender's name; by default the run's own.
+        tasks: comma-separated; by default all of lab/tasks.
+        modality: comma-separated, of text, speech and cascade.
+    """
+    import store
+    from salad.evaluation import run as evaluation
+    from salad.evaluation import tasks as known
+    from salad.passes.run import model_of, newest
+    from salad.runs import RunFolder
+
+    lab = store.lab_path(lab)
+    run = run or newest(lab, "stage2")
+    wanted = tasks.split(",") if tasks else known.names(lab)
+    for task in wanted:
+        known.load(lab, task)
+    model, step = model_of(lab, run, step)
+    name = name or RunFolder.open(lab, run).config["contender"]
+    with _bar(name) as progress:
+        evaluation.evaluate(lab, model, name, run, step, wanted, tuple(modality.split(",")), progress=progress)
+    rows = store.query(lab, f"""select task, modality, round(avg(correct_norm::int), 3) as accuracy, count(*) as items
+        from evaluations where run_id = '{run}' and step = {step} and contender = '{name}' group by all order by all""")
+    from workbench import tables
+
+    tables.show(rows, None)
+    return 0
+
+
+@contextlib.contextmanager
+def _bar(title: str):
+    """A progress bar with the time left, on a terminal."""
+    from rich.progress import Progress
+
+    with Progress(transient=True, disable=not sys.stdout.isatty()) as bar:
+        task = bar.add_task(title, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+@command
+def sql(
+    statement: tyro.conf.Positional[str],
+    *,
+    lab: Lab = None,
+    csv: bool = False,
+    json: bool = False,
+    parquet: File = None,
+    timeout: float = 30.0,
+    width: int = 0,
+) -> int:
+    """Ask the lab a question: one SELECT over its tables, printed as a table.
+
+    For example: salad sql "select domain, avg(m) from misalignment group by domain". The tables are described in
+    docs/store.md; DESCRIBE and SUMMARIZE work too.
+
+    Args:
+        statement: one SELECT, or - to read it from the standard input.
+        csv: print CSV.
+        json: print one JSON object a line.
+        parquet: write a Parquet file instead of printing.
+        timeout: seconds before the question is given up.
+        width: characters that a column of the table may take at most; 0 sets no limit.
+    """
+    import store
+    from workbench import tables
+
+    rows = store.query(store.lab_path(lab), sys.stdin.read() if statement == "-" else statement, timeout_s=timeout)
+    if parquet:
+        tables.write_parquet(rows, parquet)
+        print(f"{parquet}: {rows.num_rows:,} rows")
+    elif csv:
+        tables.write_csv(rows, sys.stdout)
+    elif json:
+        tables.write_json(rows, sys.stdout)
+    else:
+        tables.show(rows, width or None)
+    return 0
+
+
+@command
+def index(*, lab: Lab = None) -> int:
+    """Renew lab/store.duckdb, a plain DuckDB file with every table, for tools that open such a file."""
+    import store
+
+    print(store.renew(store.lab_path(lab)))
+    return 0
+
+
+@command
+def verify(*, lab: Lab = None, repair: bool = False) -> int:
+    """Check every file of the store against its checksum; exit 1 if one is damaged.
+
+    Args:
+        repair: move what is damaged out of the way, so that the work that made it can be done again.
+    """
+    import store
+
+    found = store.verify(store.lab_path(lab), repair=repair)
+    for damage in found:
+        print(" · ".join(str(part) for part in (damage.values() if isinstance(damage, dict) else damage)))
+    done = "moved out of the way" if repair else "damaged; `salad verify --repair` moves them out of the way"
+    print(f"{len(found)} {done}" if found else "nothing is damaged")
+    return 1 if found and not repair else 0
+
+
+@command
+def compact(*, lab: Lab = None) -> int:
+    """Join a lab's many small units into few large ones; what SQL answers stays the same."""
+    import store
+
+    print(_told(store.compact(store.lab_path(lab))))
+    return 0
+
+
+@command
+def export(what: tyro.conf.Positional[str], to: tyro.conf.Positional[str], *, lab: Lab = None) -> int:
+    """Copy a part of the lab, with all that it rests on, into a folder that another lab can import.
+
+    Args:
+        what: a selection (l...), a run (r...), or the name of a table.
+        to: the folder to write.
+    """
+    import store
+
+    print(_told(store.export(store.lab_path(lab), what, to)))
+    return 0
+
+
+@command(name="import")
+def import_(bundle: tyro.conf.Positional[str], *, lab: Lab = None) -> int:
+    """Bring an exported folder, or a whole other lab, into this one; what is already here is not doubled.
+
+    Args:
+        bundle: the folder.
+    """
+    import store
+
+    print(_told(store.import_(store.lab_path(lab), bundle)))
+    return 0
+
+
+@command
+def report(*, lab: Lab = None, runs: tyro.conf.UseAppendAction[list[str]] | None = None) -> int:
+    """Put the lab's results into a table, and into report.md and report.html in the lab.
+
+    Args:
+        runs: only this run; repeatable. Without it, each contender's newest checkpoint.
+    """
+    import store
+    from workbench import report as reports
+
+    made = reports.report(store.lab_path(lab), runs)
+    made.print()
+    print(f"{made.markdown_path} and {made.html_path}")
+    return 0
+
+
+def _told(result) -> str:
+    if isinstance(result, dict):
+        return ", ".join(f"{key} {value}" for key, value in result.items())
+    if isinstance(result, list | tuple):
+        return "\n".join(map(str, result)) or "nothing to do"
+    return "done" if result is None else str(result)
+
+
+_DESCRIPTION = """Adapt text LLMs to speech, and see, sample by sample, where speech understanding still falls behind
+text. Begin with `salad demo`; each command explains itself with --help."""
+
+
+def _parse(args: list[str]) -> Callable[[], int | None]:
+    """The command that `args` name, bound; raises SystemExit(2) after one line where they name none."""
+    config = (tyro.conf.FlagCreatePairsOff, tyro.conf.HelptextFromCommentsOff)
+    name, *rest = args or [""]
+    complaint = io.StringIO()
+    with contextlib.redirect_stderr(complaint):
+        try:
+            if name in COMMANDS:
+                return tyro.cli(COMMANDS[name], prog=f"salad {name}", args=rest, config=config)
+            if name in ("-h", "--help", "--tyro-print-completion"):
+                return _listing().cli(prog="salad", args=args, description=_DESCRIPTION, config=config)
+        except SystemExit as stop:
+            if not stop.code:
+                raise
+    if name in COMMANDS:
+        line = _unknown_option(name, rest) or f"{_one_line(complaint.getvalue())} See `salad {name} --help`."
+    else:
+        near = difflib.get_close_matches(name, COMMANDS, 1)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(COMMANDS)}."
+        line = f"no command {name!r}; {hint} See `salad --help`." if name else f"say what to do: {', '.join(COMMANDS)}."
+    print(f"salad: {line}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+def _listing() -> SubcommandApp:
+    app = SubcommandApp()
+    for name, bind in COMMANDS.items():
+        app.command(name=name, help=bind.__doc__.strip().splitlines()[0])(bind)
+    return app
+
+
+def _unknown_option(name: str, args: list[str]) -> str | None:
+    known = ["--help", *("--" + p.replace("_", "-") for p in inspect.signature(COMMANDS[name]).parameters)]
+    given = [a.split("=")[0] for a in itertools.takewhile(lambda a: a != "--", args) if a.startswith("--")]
+    for option in given:
+        if option.replace("_", "-") not in known:
+            near = difflib.get_close_matches(option, known, 1)
+            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}."
+            return f"{name} has no option {option}; {hint} See `salad {name} --help`."
+    return None
+
+
+def _one_line(box: str) -> str:
+    """tyro's boxed complaint as one line: what stands between its title and its first rule."""
+    lines = [line.strip("│╭╰─╮╯ ") for line in box.splitlines()]
+    said = " ".join(itertools.takewhile(bool, lines[1:]))
+    return f"{said.rstrip('.')}."
+
+
+def main(args: list[str] | None = None) -> None:
+    """Run a command and leave: 0 done, 1 it found something, 2 a user's error in one line, 130 interrupted."""
+    from store.errors import UserError
+
+    warnings.formatwarning = lambda message, *_, **__: f"salad: {' '.join(str(message).split())}\n"
+    try:
+        code = _parse(sys.argv[1:] if args is None else list(args))()
+        sys.stdout.flush()
+    except UserError as error:
+        print(f"salad: {' '.join(str(error).split())}", file=sys.stderr)
+        code = 2
+    except (KeyboardInterrupt, RuntimeError) as error:
+        if not isinstance(error, KeyboardInterrupt) and str(error) != "Query interrupted":  # DuckDB's word for Ctrl-C
+            raise
+        print("\nsalad: interrupted; the same command goes on where it was.", file=sys.stderr)
+        code = 130
+    except BrokenPipeError:  # `salad sql ... | head`
+        sys.stderr.close()
+        code = 0
+    except OSError as error:
+        where = f" {error.filename}" if error.filename else ""
+        print(
+            f"salad: {error.strerror or error}{where}; make room or give permission, then run it again.",
+            file=sys.stderr,
+        )
+        code = 2
+    raise SystemExit(code or 0)
+
+
+if __name__ == "__main__":
+    main()

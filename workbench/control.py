@@ -1,0 +1,243 @@
+"""The questions and actions behind notebooks/training.py: a form made from RunConfig's own schema, the command line
+that it equals, the lab's runs, and what a person does with them."""
+
+import json
+import shlex
+from pathlib import Path
+
+import marimo as mo
+import pandas as pd
+
+import store
+from salad import recipes
+from salad.config import RunConfig, apply_overrides
+
+LIVE = ("queued", "starting", "running", "preempted", "stalled")
+FIRST = ("loss", "d_speech", "d_text", "nll", "tokens_per_s")
+
+
+# -------------------------------------------------------------------------------------------------- the form
+
+
+def leaves(schema: dict | None = None, definitions: dict | None = None, prefix: str = "") -> dict[str, dict]:
+    """{"a.b": its JSON schema} of every value in RunConfig, in the order of its definition."""
+    schema = RunConfig.model_json_schema() if schema is None else schema
+    definitions = schema["$defs"] if definitions is None else definitions
+    found = {}
+    for key, value in schema["properties"].items():
+        if "$ref" in value:
+            found |= leaves(definitions[value["$ref"].rsplit("/", 1)[1]], definitions, f"{prefix}{key}.")
+        else:
+            found[prefix + key] = value
+    return found
+
+
+def values(config: RunConfig) -> dict[str, object]:
+    """{"a.b": value} of a configuration, as JSON has them."""
+    found = {}
+
+    def walk(data, prefix):
+        for key, value in data.items():
+            walk(value, f"{prefix}{key}.") if isinstance(value, dict) else found.update({prefix + key: value})
+
+    walk(config.model_dump(mode="json"), "")
+    return found
+
+
+def form(recipe: str) -> mo.ui.dictionary:
+    """One input per value of RunConfig, holding what the recipe says. An unknown recipe is a SaladError."""
+    held = values(recipes.get(recipe))
+    return mo.ui.dictionary({key: _input(key, schema, held[key]) for key, schema in leaves().items()})
+
+
+def _input(key: str, schema: dict, value):
+    label = key.rsplit(".", 1)[-1]
+    if "enum" in schema:
+        return mo.ui.dropdown(schema["enum"], value=value, label=label)
+    if schema.get("type") == "boolean":
+        return mo.ui.checkbox(value=value, label=label)
+    if schema.get("type") == "integer":
+        low = schema.get("minimum", schema.get("exclusiveMinimum", -1) + 1 if "exclusiveMinimum" in schema else None)
+        return mo.ui.number(low, schema.get("maximum"), 1, value=value, label=label, debounce=True)
+    return mo.ui.text(value if isinstance(value, str) else json.dumps(value), label=label, debounce=True)
+
+
+def form_laid_out(inputs: mo.ui.dictionary) -> mo.Html:
+    """The form by section; a description stands beside the input where the schema has one."""
+    sections: dict[str, list] = {}
+    for key, schema in leaves().items():
+        told = mo.md(f"<small style='opacity:.75'>{schema.get('description', '')}</small>")
+        section = key.split(".")[0] if "." in key else "run"
+        sections.setdefault(section, []).append(mo.hstack([inputs[key], told], justify="start", gap=1, align="center"))
+    return mo.accordion({name: mo.vstack(rows, gap=0.4) for name, rows in sections.items()}, multiple=True)
+
+
+def overrides(recipe: str, given: dict) -> dict[str, object]:
+    """What a filled form changes of its recipe, as launch() takes it. A bad value is a SaladError in one line."""
+    config, schemas = recipes.get(recipe), leaves()
+    changed = {}
+    for key, value in values(config).items():
+        new = given.get(key, value)
+        if isinstance(new, str) and schemas[key].get("type") != "string" and "enum" not in schemas[key]:
+            try:
+                new = json.loads(new or "null")
+            except ValueError:
+                pass  # a string, where the schema also takes one; else the check below tells
+        if new != value:
+            changed[key] = new
+    apply_overrides(config, changed)
+    return changed
+
+
+def command_line(recipe: str, changed: dict, on: str = "here", gpus: str = "", lab=None, **limits) -> str:
+    """The launch as a person would type it. `limits`: max_hours, budget, ..., left out where None."""
+    words = ["python", "launch_gpu.py", recipe]
+    for key, value in changed.items():
+        words += ["--set", f"{key}={json.dumps(value)}"]
+    words += ["--on", on] + (["--gpus", gpus] if gpus else [])
+    for name, value in limits.items():
+        words += [f"--{name.replace('_', '-')}", f"{value:g}"] if value else []
+    return shlex.join(words + (["--lab", str(lab)] if lab else []))
+
+
+# -------------------------------------------------------------------------------------------------- the runs
+
+
+def advice(con, lab: Path | str) -> str | None:
+    """What to do first in a lab without runs, in a sentence."""
+    if con.execute("SELECT count(*) FROM runs").fetchone()[0]:
+        return None
+    return (
+        f"The lab {lab} has no run yet. `make demo` makes the whole miniature (five minutes); a recipe below starts a "
+        "run once the lab has its models and speech. Another lab opens with `SALAD_LAB=path/to/lab`."
+    )
+
+
+def runs(con, lab: Path | str) -> pd.DataFrame:
+    """The lab's runs, newest first: run_id, kind, contender, recipe, state, step, max_steps, seconds_left, tokens,
+    started_at, seconds, tags, note, error. Runs that are going are asked (and one whose process is gone is failed)."""
+    table = con.execute("""
+        SELECT run_id, kind, coalesce(config->>'contender', '') AS contender, recipe, status AS state, step, max_steps,
+            seconds_left, tokens, started_at, date_diff('second', started_at, coalesce(ended_at, heartbeat_at))
+            AS seconds, coalesce(tags, '') AS tags, coalesce(note, '') AS note, coalesce(error, '') AS error
+        FROM runs ORDER BY started_at DESC NULLS FIRST, run_id""").df()
+    going = table.state.isin(LIVE)
+    for at, run_id in table.run_id[going].items():
+        status = now(lab, run_id)
+        table.loc[at, ["state", "error"]] = [status.get("state") or table.state[at], status.get("error") or ""]
+    table.loc[~table.state.isin(LIVE), "seconds_left"] = None
+    return table
+
+
+def now(lab, run_id: str) -> dict:
+    """What a run says of itself, checked against its engine; empty where it cannot be asked."""
+    from launch_gpu import Run
+
+    try:
+        return Run.open(lab, run_id).status()
+    except (store.UserError, OSError):  # a read-only lab, a damaged file: what the store says stands
+        return {}
+
+
+def duration(seconds) -> str:
+    if seconds is None or pd.isna(seconds):
+        return ""
+    hours, rest = divmod(int(seconds), 3600)
+    return f"{hours} h {rest // 60:02} min" if hours else f"{rest // 60} min {rest % 60:02} s"
+
+
+def runs_table(rows: pd.DataFrame, kept: dict) -> mo.ui.table:
+    """The runs to read and to choose from; a bar is the steps done. `kept` ({"runs": ids}) holds what is chosen from
+    one drawing to the next."""
+
+    def bar(row):
+        if pd.isna(row.step) or pd.isna(row.max_steps) or not row.max_steps:
+            return ""
+        part = min(1.0, row.step / row.max_steps)
+        return f"{'█' * round(8 * part):░<8} {int(row.step):,} / {int(row.max_steps):,}"
+
+    shown = pd.DataFrame(
+        {
+            "run": rows.run_id, "kind": rows.kind, "contender": rows.contender, "recipe": rows.recipe,
+            "state": rows.state, "progress": [bar(r) for r in rows.itertuples()],
+            "left": rows.seconds_left.map(duration), "took": rows.seconds.map(duration),
+            "started (UTC)": [f"{t:%m-%d %H:%M}" if pd.notna(t) else "" for t in rows.started_at],
+            "tags": rows.tags, "note": rows.note, "error": rows.error,
+        }
+    )  # fmt: skip
+    shown = shown.loc[:, [c for c in shown if c not in ("left", "tags", "note", "error") or (shown[c] != "").any()]]
+    chosen = kept.get("runs") or overlaid(rows)
+    first = [i for i, run_id in enumerate(rows.run_id) if run_id in chosen]
+    return mo.ui.table(
+        shown, selection="multi", initial_selection=first, page_size=10, show_download=False, show_data_types=False,
+        show_column_summaries=False, on_change=lambda picked: kept.update(runs=list(picked.run) if len(picked) else []),
+    )  # fmt: skip
+
+
+def overlaid(rows: pd.DataFrame) -> list[str]:
+    """The runs whose curves are shown first: the going ones, else the newest of Stage II, else the newest."""
+    for part in (rows[rows.state.isin(LIVE)], rows[rows.kind == "stage2"].head(2), rows.head(1)):
+        if len(part):
+            return part.run_id.tolist()
+    return []
+
+
+def measures(con, run_ids: list[str]) -> list[str]:
+    """Names of what the runs have logged, the losses first."""
+    rows = con.execute("SELECT DISTINCT name FROM metrics WHERE run_id IN (SELECT unnest(?))", [run_ids]).fetchall()
+    return sorted((name for (name,) in rows), key=lambda n: (FIRST.index(n) if n in FIRST else 9, n))
+
+
+def log(lab: Path | str, run_id: str, lines: int = 25) -> str:
+    """The last lines of a run's log as it stands here."""
+    path = Path(lab) / "runs" / run_id / "log.txt"
+    try:
+        with open(path, "rb") as file:
+            file.seek(max(0, path.stat().st_size - 200 * lines))
+            return "\n".join(file.read().decode(errors="replace").splitlines()[-lines:])
+    except OSError:
+        return "This run has no log: it ran inside another command, or has not begun."
+
+
+def note(lab, run_ids: list[str], tags: str, words: str, author: str) -> str:
+    """Tag runs and note something on them: one event each. Says what was done."""
+    for run_id in run_ids:
+        store.append(lab, "run_notes", run_id=run_id, tags=tags or None, note=words or None, author=author)
+    return f"Noted on {', '.join(run_ids)}." if run_ids else "Choose a run in the table first."
+
+
+def stop(lab, run_ids: list[str]) -> str:
+    """Ask runs to write a checkpoint and end. Says what came of it."""
+    from launch_gpu import Run
+
+    told = [f"{run_id}: {Run.open(lab, run_id).stop()['state']}" for run_id in run_ids]
+    return f"Asked to stop. {'; '.join(told)}." if told else "Choose a run in the table first."
+
+
+def resume(lab, run_ids: list[str]) -> str:
+    """Take runs up from their last checkpoints. Says what came of it."""
+    from launch_gpu import Run
+
+    told = [repr(Run.open(lab, run_id).resume()) for run_id in run_ids]
+    return "; ".join(told) if told else "Choose a run in the table first."
+
+
+def start(lab, recipe: str, changed: dict, on: str, gpus: str, dry_run: bool = False, **limits) -> str:
+    """launch_gpu.launch with what the form says. Says what came of it."""
+    import launch_gpu
+
+    limits = {name: value for name, value in limits.items() if value}
+    run = launch_gpu.launch(recipe, on=on, overrides=changed, lab=lab, gpus=gpus or None, dry_run=dry_run, **limits)
+    return f"```\n{run}\n```" if dry_run else f"`{run.run_id}` is {run.status()['state']}; it goes on when this closes."
+
+
+def button(label: str, act, on_told, kind: str = "neutral") -> mo.ui.button:
+    """Acts once, on its click; what `act` says, or the error in one line, goes to `on_told`."""
+
+    def clicked(_):
+        try:
+            on_told(act())
+        except (store.UserError, OSError) as error:
+            on_told(f"Not done: {error}")
+
+    return mo.ui.button(label=label, kind=kind, on_change=clicked)

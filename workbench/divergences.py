@@ -1,0 +1,303 @@
+"""The questions behind notebooks/divergences.py: where and why checkpoints diverge. All of it is SQL over the store's
+views; a mean is token-weighted, sum(x·n)/sum(n), and its 95 % interval is over texts."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import duckdb
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+MEASURES = {
+    "m": "misalignment M: the student on text against itself on speech",
+    "d": "distillation divergence D: the teacher on text against the student on speech",
+    "f": "forgetting F: the teacher against the student, both on text",
+}
+GROUPS = {"domain": "domain", "corpus": "corpus", "cluster": "cluster"}
+KINDS = ("name", "number", "content word", "function word", "sentence start", "rest of a word", "punctuation")
+FUNCTION_WORDS = """
+    a an the this that these those and or but nor so if as of in on at by for from to with into over under
+    about than then it its he she they we you i him her them his their our your my is are was were be been
+    being am do does did has have had not no who what which when where how why there here will would can could
+    may might shall should must one all each some any more most also very
+""".split()
+_OF = "($corpus IS NULL OR corpus = $corpus)"
+TEXTS = 20_000  # texts whose tokens are read for figures by token: a fixed random part of a larger lab
+
+
+class Checkpoint(NamedTuple):
+    """A scored checkpoint, and how figures call it."""
+
+    run_id: str
+    step: int
+    label: str
+
+
+def checkpoints(con: duckdb.DuckDBPyConnection) -> pd.DataFrame:
+    """The checkpoints that have divergences: run_id, step, contender, label, n_texts; Stage I first, then by time."""
+    return con.execute("""
+        WITH scored AS (SELECT run_id, step, count(DISTINCT sample_id) AS n_texts FROM raw.divergences GROUP BY ALL)
+        SELECT s.*, coalesce(r.config->>'contender', r.kind, 'run') AS contender,
+            format('{} · step {} · {}', coalesce(r.config->>'contender', r.kind, 'run'), s.step, s.run_id) AS label
+        FROM scored AS s LEFT JOIN runs AS r USING (run_id)
+        ORDER BY r.kind IS DISTINCT FROM 'stage1', r.started_at, s.run_id, s.step""").df()
+
+
+def advice(con, lab: Path | str) -> str | None:
+    """What to do where nothing is scored yet, in a sentence; None where something is."""
+    if con.execute("SELECT count(*) FROM raw.divergences").fetchone()[0]:
+        return None
+    going = con.execute("SELECT count(*) FROM runs WHERE status IN ('queued', 'starting', 'running')").fetchone()[0]
+    if going:
+        return (
+            f"The lab {lab} has no divergences yet, and a run is still going: they are measured when it ends. "
+            "Open this again then, or watch it in `notebooks/training.py`."
+        )
+    if con.execute("SELECT count(*) FROM runs").fetchone()[0]:
+        return f"The lab {lab} has no divergences yet. Score its newest Stage I with `salad pass score --lab {lab}`."
+    return (
+        f"The lab {lab} is empty. Make one with `make demo` (five minutes), or say which one to open: "
+        "`SALAD_LAB=path/to/lab marimo edit notebooks/divergences.py`."
+    )
+
+
+def two(listed: pd.DataFrame) -> tuple[str, str]:
+    """Labels of the two checkpoints to compare first: the first one, and the newest of Stage II's active arm."""
+    arm = listed[listed.contender == "stage2_active"]
+    return listed.label.iloc[0], (arm if len(arm) else listed).label.iloc[-1]
+
+
+def read(con, chosen: list[Checkpoint]) -> str:
+    """Bring the chosen checkpoints' texts into a temporary table and return its name: one row per checkpoint and
+    text, m, d over n and f over n_f positions, with label, domain, corpus and (newest clustering's) cluster."""
+    name = "scored_" + "_".join(f"{c.run_id}_{c.step}" for c in chosen)
+    of = " UNION ALL ".join("SELECT ? AS run_id, ?::BIGINT AS step, ? AS label" for _ in chosen)
+    con.execute(
+        f"""CREATE OR REPLACE TEMP TABLE "{name}" AS
+        WITH chosen AS ({of}), texts AS (
+            SELECT c.label, v.run_id, v.step, v.sample_id, min(v.synthesis_id) AS synthesis_id,
+                sum(n_positions) FILTER (m IS NOT NULL) AS n, sum(n_positions_f) FILTER (f IS NOT NULL) AS n_f,
+                sum(m * n_positions) / nullif(sum(n_positions) FILTER (m IS NOT NULL), 0) AS m,
+                sum(d * n_positions) / nullif(sum(n_positions) FILTER (d IS NOT NULL), 0) AS d,
+                sum(f * n_positions_f) / nullif(sum(n_positions_f) FILTER (f IS NOT NULL), 0) AS f
+            FROM raw.divergences AS v JOIN chosen AS c ON v.run_id = c.run_id AND v.step = c.step GROUP BY ALL
+        )
+        SELECT t.*, coalesce(s.domain, '–') AS domain, coalesce(s.corpus, '–') AS corpus, a.cluster_id
+        FROM texts AS t LEFT JOIN samples AS s USING (sample_id)
+        LEFT JOIN current_assignments AS a ON a.sample_id = t.sample_id""",
+        [value for c in chosen for value in c],
+    )
+    return f'"{name}"'
+
+
+def corpora(con, scored: str) -> list[str]:
+    """The corpora whose texts every chosen checkpoint has scored, the one with the most texts first."""
+    rows = con.execute(f"""SELECT corpus FROM {scored} GROUP BY corpus
+        HAVING count(DISTINCT label) = (SELECT count(DISTINCT label) FROM {scored}) ORDER BY count(*) DESC, corpus""")
+    return [row[0] for row in rows.fetchall()]
+
+
+def _n(measure: str) -> str:
+    if measure not in MEASURES:
+        raise ValueError(f"{measure}: one of {', '.join(MEASURES)}")
+    return "n_f" if measure == "f" else "n"
+
+
+def facts(con, scored: str, measure: str, corpus: str | None = None) -> pd.DataFrame:
+    """label, n_texts, mean (token-weighted), low, high (95 %), mean_per_text and median of each checkpoint."""
+    return _intervals(con, scored, measure, corpus, "'all'")
+
+
+def by_group(con, scored: str, measure: str, group: str, corpus: str | None = None) -> pd.DataFrame:
+    """The same by domain, corpus or cluster (texts in no cluster are left out), the first checkpoint's highest
+    group first. `group` has the cluster's words beside its number."""
+    if group == "cluster":
+        words = "cluster_id || ' ' || coalesce((SELECT array_to_string(terms[1:4], ', ') FROM current_clusters AS k"
+        return _intervals(con, scored, measure, None, f"{words} WHERE k.cluster_id = x.cluster_id), '')", "cluster_id")
+    return _intervals(con, scored, measure, None if group == "corpus" else corpus, GROUPS[group])
+
+
+def _intervals(con, scored, measure, corpus, group, needs="label") -> pd.DataFrame:
+    table = con.execute(
+        f"""WITH texts AS (
+            SELECT label, {group} AS "group", {measure} AS value, {_n(measure)} AS n FROM {scored} AS x
+            WHERE {measure} IS NOT NULL AND {_n(measure)} > 0 AND {needs} IS NOT NULL AND {_OF}
+        ), means AS (
+            SELECT label, "group", sum(value * n) / sum(n) AS mean FROM texts GROUP BY ALL
+        )
+        SELECT label, "group", count(*) AS n_texts, sum(n)::BIGINT AS n_positions, any_value(mean) AS mean,
+            avg(value) AS mean_per_text, median(value) AS median,
+            sqrt(sum((n * (value - mean)) ** 2) * count(*) / nullif(count(*) - 1, 0)) / sum(n) AS se
+        FROM texts JOIN means USING (label, "group") GROUP BY label, "group" ORDER BY label, mean DESC, "group" """,
+        {"corpus": corpus},
+    ).df()
+    half = stats.t.ppf(0.975, np.maximum(table.n_texts - 1, 1)) * table.se
+    table["low"], table["high"] = np.maximum(table["mean"] - half, 0), table["mean"] + half
+    return table
+
+
+def histogram(con, scored: str, measure: str, corpus: str | None = None, bins: int = 40) -> pd.DataFrame:
+    """label, low, high, n, share: texts counted in even bins from 0 to the 99.5th percentile; the last takes the
+    rest."""
+    top = con.execute(
+        f"SELECT quantile_cont({measure}, 0.995) FROM {scored} WHERE {_OF}", {"corpus": corpus}
+    ).fetchone()[0]
+    return con.execute(
+        f"""SELECT label, i * $width AS low, (i + 1) * $width AS high, count(*) AS n,
+            count(*) / sum(count(*)) OVER (PARTITION BY label) AS share
+        FROM (SELECT label, least(floor({measure} / $width), $bins - 1) AS i FROM {scored}
+            WHERE {measure} IS NOT NULL AND {_OF})
+        GROUP BY label, i ORDER BY label, i""",
+        {"corpus": corpus, "width": (top or 1.0) / bins, "bins": bins},
+    ).df()
+
+
+def _tokens(scored: str) -> str:
+    """SQL: a WITH clause that ends in `tokens`, every position of the chosen checkpoints with its text. A lab of more
+    than TEXTS texts is read by a fixed random part."""
+    return f"""WITH part AS (
+        SELECT DISTINCT sample_id FROM {scored} WHERE {_OF} ORDER BY md5(sample_id) LIMIT {TEXTS}
+    ), tokens AS (
+        SELECT c.label, v.sample_id, v.position, v.token, v.char_start, v.m, v.d, v.f, s.text
+        FROM token_divergences AS v JOIN (SELECT DISTINCT label, run_id, step FROM {scored}) AS c
+            ON v.run_id = c.run_id AND v.step = c.step
+        JOIN part ON part.sample_id = v.sample_id JOIN samples AS s ON s.sample_id = v.sample_id
+    )"""
+
+
+def by_position(con, scored: str, measure: str, corpus: str | None = None, bins: int = 24) -> pd.DataFrame:
+    """label, position (middle of a bin, in tokens from the text's start), mean, low, high (95 %), n."""
+    _n(measure)
+    return con.execute(
+        f"""{_tokens(scored)}, top AS (SELECT greatest(1, ceil((max(position) + 1) / $bins)) AS width FROM tokens)
+        SELECT label, (floor(position / width) + 0.5) * width - 0.5 AS position, avg({measure}) AS mean,
+            greatest(mean - 1.96 * coalesce(stddev_samp({measure}) / sqrt(count(*)), 0), 0) AS low,
+            mean + 1.96 * coalesce(stddev_samp({measure}) / sqrt(count(*)), 0) AS high, count(*) AS n
+        FROM tokens, top WHERE {measure} IS NOT NULL GROUP BY label, floor(position / width), width
+        ORDER BY label, position""",
+        {"corpus": corpus, "bins": bins},
+    ).df()
+
+
+def by_kind(con, scored: str, measure: str, corpus: str | None = None) -> pd.DataFrame:
+    """label, kind (of KINDS), mean, low, high (95 %), n, share of all that diverges, and examples: the three tokens
+    that add most to it."""
+    _n(measure)
+    table = con.execute(
+        f"""{_tokens(scored)}, words AS (
+            SELECT label, token, {measure} AS value,
+                regexp_extract(ltrim(substr(text, char_start + 1, 40)), '^[\\p{{L}}\\p{{N}}]+') AS word,
+                substr(text, char_start, 1) AS before, right(rtrim(left(text, char_start)), 1) AS ended
+            FROM tokens WHERE {measure} IS NOT NULL
+        ), kinds AS (
+            SELECT label, token, value, CASE
+                WHEN NOT regexp_matches(token, '[\\p{{L}}\\p{{N}}]') THEN 'punctuation'
+                WHEN regexp_matches(token, '\\p{{N}}') THEN 'number'
+                WHEN NOT regexp_matches(token, '^\\s') AND regexp_matches(before, '[\\p{{L}}\\p{{N}}]')
+                    THEN 'rest of a word'
+                WHEN ended IN ('', '.', '?', '!') THEN 'sentence start'
+                WHEN lower(word) IN (SELECT unnest($function)) THEN 'function word'
+                WHEN regexp_matches(word, '^\\p{{Lu}}') THEN 'name' ELSE 'content word' END AS kind
+            FROM words
+        ), telling AS (
+            SELECT label, kind, list(trim(token) ORDER BY total DESC)[1:3] AS examples
+            FROM (SELECT label, kind, token, sum(value) AS total FROM kinds GROUP BY ALL) GROUP BY ALL
+        )
+        SELECT label, kind, avg(value) AS mean, stddev_samp(value) / sqrt(count(*)) AS se, count(*) AS n,
+            sum(value) / sum(sum(value)) OVER (PARTITION BY label) AS share, array_to_string(any_value(examples), ', ')
+            AS examples
+        FROM kinds JOIN telling USING (label, kind) GROUP BY label, kind ORDER BY label, mean DESC""",
+        {"corpus": corpus, "function": FUNCTION_WORDS},
+    ).df()
+    table["low"] = np.maximum(table["mean"] - 1.96 * table.se.fillna(0), 0)
+    table["high"] = table["mean"] + 1.96 * table.se.fillna(0)
+    return table
+
+
+_BOTH = """WITH both_scored AS (
+    SELECT x.sample_id, x.synthesis_id, x.domain, x.corpus, x.cluster_id, x.{m} AS a, y.{m} AS b,
+        y.{m} - x.{m} AS change
+    FROM {scored} AS x JOIN {scored} AS y ON x.sample_id = y.sample_id AND x.label = $a AND y.label = $b
+    WHERE x.{m} IS NOT NULL AND y.{m} IS NOT NULL AND ($corpus IS NULL OR x.corpus = $corpus)
+)"""
+
+
+def compared(con, scored: str, measure: str, a: str, b: str, corpus: str | None = None, cells: int = 40):
+    """Texts that both checkpoints scored, counted in cells of a and b (even in the square root) by domain: a, b
+    (means of the cell's texts), n. A small lab's cells hold one text each; at most 2,000 rows."""
+    _n(measure)
+    return con.execute(
+        f"""{_BOTH.format(m=measure, scored=scored)},
+        top AS (SELECT sqrt(greatest(max(a), max(b), 1e-6)) AS top FROM both_scored)
+        SELECT domain, avg(a) AS a, avg(b) AS b, count(*) AS n FROM both_scored, top
+        GROUP BY domain, floor(sqrt(a) / top * $cells), floor(sqrt(b) / top * $cells) ORDER BY n DESC LIMIT 2000""",
+        {"a": a, "b": b, "corpus": corpus, "cells": cells},
+    ).df()
+
+
+ORDERS = {"a": "worst under A", "b": "worst under B", "rise": "rose most", "fall": "fell most"}
+_ORDER = {"a": "a DESC", "b": "b DESC", "rise": "change DESC", "fall": "change"}
+
+
+def texts(con, scored, measure, a, b, corpus=None, brushed=None, words="", order="b", page=0, size=10):
+    """One page of the texts that both scored, and how many there are: sample_id, domain, a, b, change, text, cer.
+
+    `brushed` ({"a": (low, high), "b": (low, high)}) and `words` (any case) narrow it; `order` is a key of ORDERS."""
+    _n(measure)
+    values = {"a": a, "b": b, "corpus": corpus, "words": words or None}
+    where = ["($words IS NULL OR contains(lower(text), lower($words)))"]
+    for axis, (low, high) in (brushed or {}).items():
+        where.append(f"{'a' if axis == 'a' else 'b'} BETWEEN $low_{axis} AND $high_{axis}")
+        values |= {f"low_{axis}": float(low), f"high_{axis}": float(high)}
+    source = f"""{_BOTH.format(m=measure, scored=scored)}, texts AS (
+        SELECT x.*, s.text, y.cer, y.voice FROM both_scored AS x JOIN samples AS s USING (sample_id)
+        LEFT JOIN syntheses AS y USING (synthesis_id) WHERE {" AND ".join(where)})"""
+    total = con.execute(f"{source} SELECT count(*) FROM texts", values).fetchone()[0]
+    rows = con.execute(
+        f"{source} FROM texts ORDER BY {_ORDER[order]}, sample_id LIMIT {int(size)} OFFSET {int(page) * int(size)}",
+        values,
+    ).df()
+    return rows, total
+
+
+def card(con, checkpoint: Checkpoint, sample_id: str) -> dict | None:
+    """What the listening widget shows of a text under a checkpoint (as review.card has it); None if it is not there."""
+    from workbench.review import read_tokens, read_words
+
+    names = ["sample_id", "text", "domain", "synthesis_id", "d", "m", "f", "cluster_id", "terms", "tts", "voice", "cer",
+             "duration_s", "flags"]  # fmt: skip
+    row = con.execute(
+        """SELECT x.sample_id, any_value(s.text), any_value(s.domain), x.synthesis_id,
+            sum(x.d * n_positions) / nullif(sum(n_positions) FILTER (x.d IS NOT NULL), 0),
+            sum(x.m * n_positions) / nullif(sum(n_positions) FILTER (x.m IS NOT NULL), 0),
+            sum(x.f * n_positions_f) / nullif(sum(n_positions_f) FILTER (x.f IS NOT NULL), 0),
+            any_value(x.cluster_id), any_value(array_to_string(k.terms[1:4], ', ')), any_value(y.tts),
+            any_value(y.voice), any_value(y.cer), any_value(y.duration_s),
+            list_concat(coalesce(any_value(s.flags), []), coalesce(any_value(y.flags), []))
+        FROM divergences AS x JOIN samples AS s ON s.sample_id = x.sample_id
+        LEFT JOIN syntheses AS y ON y.synthesis_id = x.synthesis_id
+        LEFT JOIN current_clusters AS k ON k.cluster_id = x.cluster_id
+        WHERE x.run_id = ? AND x.step = ? AND x.sample_id = ? GROUP BY x.sample_id, x.synthesis_id
+        ORDER BY x.synthesis_id LIMIT 1""",
+        [checkpoint.run_id, checkpoint.step, sample_id],
+    ).fetchone()
+    if row is None:
+        return None
+    found = dict(zip(names, row, strict=True))
+    found["said"], found["words"] = [], read_words(con, found["synthesis_id"])
+    found["tokens"] = read_tokens(con, checkpoint.run_id, checkpoint.step, sample_id, found["synthesis_id"])
+    return found
+
+
+def tokens(con, chosen: list[Checkpoint], sample_id: str) -> pd.DataFrame:
+    """A text's tokens under each checkpoint: label, place, token, m, d, f, teacher and student (their likeliest
+    tokens, in words)."""
+    parts = []
+    for checkpoint in chosen:
+        told = card(con, checkpoint, sample_id)
+        for place, token in enumerate(told["tokens"] if told else []):
+            sides = {side: ", ".join(f"{t} {p:.0%}" for t, p in token[side][:4]) for side in ("teacher", "student")}
+            figures = {key: token[key] for key in ("token", *MEASURES)}
+            parts.append({"label": checkpoint.label, "place": place, **figures, **sides})
+    return pd.DataFrame(parts, columns=["label", "place", "token", *MEASURES, "teacher", "student"])

@@ -1,0 +1,368 @@
+"""What the notebooks show beside charts: sentences, figures and tables as marimo elements."""
+
+import marimo as mo
+import pandas as pd
+
+import store
+from workbench import divergences, review
+
+REASONS = list(review.REASONS)
+
+
+def damage(con) -> mo.Html:
+    """A line about units that were left out, where there are any."""
+    rows = con.execute('SELECT "table", path, reason FROM damaged').fetchall()
+    if not rows:
+        return mo.md("")
+    return mo.callout(
+        mo.md(
+            f"{len(rows)} file{'s are' if len(rows) > 1 else ' is'} damaged and left out "
+            f"(first: `{rows[0][1]}`: {rows[0][2]}). "
+            "`salad verify --repair` moves them away, so that they can be made again."
+        ),
+        kind="warn",
+    )
+
+
+def own_gamma(con, selection_id: str) -> float:
+    """The selection's own gamma, 0 where it has none (uniform)."""
+    row = con.execute("SELECT gamma FROM selections WHERE selection_id = ?", [selection_id]).fetchone()
+    return float(row[0] or 0.0) if row else 0.0
+
+
+def picked(chart: mo.ui.altair_chart) -> list[int]:
+    """The cluster ids that are selected in charts.clusters; none means all."""
+    return [int(c) for c in (chart.selections.get("cluster") or {}).get("cluster_id", [])]
+
+
+def picked_words(con, selection_id: str, ids: list[int]) -> str:
+    if not ids:
+        return "All clusters. Click one above to read it alone."
+    labels = con.execute(
+        """SELECT cluster_id, array_to_string(terms[1:4], ', ') FROM clusters JOIN selections USING (clustering_id)
+        WHERE selection_id = ? AND cluster_id IN (SELECT unnest(?)) ORDER BY 1""",
+        [selection_id, ids],
+    ).fetchall()
+    return "Clusters: " + "; ".join(f"**{c}** {terms or ''}" for c, terms in labels)
+
+
+def stats(*facts: tuple[str, str, str | None]) -> mo.Html:
+    return mo.hstack(
+        [mo.stat(value, label=label, caption=caption, bordered=True) for label, value, caption in facts],
+        wrap=True,
+        justify="start",
+        gap=0.5,
+    )
+
+
+def gamma_facts(con, selection_id: str, gamma: float) -> mo.Html:
+    """Entropy and effective number of clusters of P_target at gamma, beside P_web's."""
+    from salad.selection import effective_size, entropy
+
+    table = review.cluster_table(con, selection_id, gamma)
+    p, web = table.p_target, table.p_web
+    return stats(
+        ("entropy", f"{entropy(p):.2f} nats", f"P_web {entropy(web):.2f}"),
+        ("effective clusters", f"{effective_size(p):.1f} of {len(table)}", f"P_web {effective_size(web):.1f}"),
+    )
+
+
+def effect(con, selection_id: str) -> mo.Html:
+    """What the drops did: texts, hours, KL to the intended distribution, effective sample size, clusters lost."""
+    now = review.effect_of_drops(con, selection_id)
+    lost = ", ".join(map(str, now["clusters_lost"]))
+    row = stats(
+        ("texts kept", f"{now['kept']:,} of {now['drawn']:,}", f"{now['drawn'] - now['kept']:,} dropped"),
+        ("hours kept", f"{now['kept_h']:.3f}", f"of {now['drawn_h']:.3f} drawn, {now['budget_h']:.3f} the budget"),
+        ("KL(kept ‖ intended)", f"{now['kl_kept']:.4f} nats", f"{now['kl_drawn']:.4f} as drawn"),
+        ("effective sample size", f"{now['effective_sample_size']:,.0f}", "kept texts weighted to P_target"),
+        ("clusters lost", str(len(now["clusters_lost"])), lost or "none"),
+    )
+    short = (
+        mo.md(
+            f"What is kept is {100 * (1 - now['kept_h'] / now['budget_h']):.1f} % short of the budget: "
+            "a refill draws on from the same "
+            "distribution."
+        )
+        if now["short_of_budget"]
+        else mo.md("")
+    )
+    return mo.vstack([row, short])
+
+
+def text_table(rows: pd.DataFrame, on_pick) -> mo.ui.table:
+    """A page of texts; a click on a row calls `on_pick(sample_id)`."""
+    shown = pd.DataFrame(
+        {
+            "draw": rows.draw,
+            "cluster": rows.cluster_id,
+            "text": rows.text,
+            "D": rows.d,
+            "M": rows.m,
+            "CER": rows.cer,
+            "seconds": rows.seconds,
+            "stands": [f"dropped: {r.reason}" if r.dropped else "kept" if r.kept else "" for r in rows.itertuples()],
+            "flags": [", ".join(f) for f in rows["flags"]],
+            "sample_id": rows.sample_id,
+        }
+    )
+
+    def figure(digits):
+        return lambda x: "–" if x is None or pd.isna(x) else f"{x:.{digits}f}"
+
+    return mo.ui.table(
+        shown,
+        selection="single",
+        pagination=False,
+        show_search=False,
+        show_download=False,
+        show_column_summaries=False,
+        show_data_types=False,
+        wrapped_columns=["text"],
+        column_widths={"text": 560},
+        hidden_columns=["sample_id"],
+        format_mapping={"D": figure(2), "M": figure(2), "CER": figure(2), "seconds": figure(1)},
+        on_change=lambda picked: on_pick(picked.sample_id.iloc[0]) if len(picked) else None,
+    )
+
+
+def rule_preview(con, selection_id: str, predicate: str) -> mo.Html:
+    """The count and 20 examples of a rule, or what is wrong with it in one line."""
+    if not predicate.strip():
+        return mo.md(
+            "A rule is a SQL condition on a text, for example `cer > 0.3`, `regexp_matches(text, '[{}=]')` or "
+            "`list_contains(flags, 'near-duplicate')`. It also holds for refills and for selections made from this one."
+        )
+    try:
+        count, rows = review.rule_preview(con, selection_id, predicate)
+    except RuntimeError as error:
+        return mo.callout(mo.md(str(error)), kind="danger")
+    keep = [c for c in ("text", "domain", "cluster_id", "cer", "d", "m", "duration_s", "flags") if c in rows]
+    return mo.vstack(
+        [
+            mo.md(f"**{count:,}** texts would be dropped" + (f"; {len(rows)} of them:" if count else ".")),
+            plain_table(rows[keep]) if count else mo.md(""),
+        ]
+    )
+
+
+def compared_table(rows: pd.DataFrame, on_pick) -> mo.ui.table:
+    """A page of texts under two checkpoints; a click on a row calls `on_pick(sample_id)`."""
+    columns = {"text": "text", "domain": "domain", "a": "A", "b": "B", "change": "B − A"}
+    shown = rows[["sample_id", *columns]].rename(columns=columns)
+    return mo.ui.table(
+        shown, selection="single", pagination=False, show_search=False, show_download=False, show_data_types=False,
+        show_column_summaries=False, wrapped_columns=["text"], column_widths={"text": 270},
+        hidden_columns=["sample_id"],
+        format_mapping={c: lambda x: "–" if pd.isna(x) else f"{x:.3f}" for c in ("A", "B", "B − A")},
+        on_change=lambda picked: on_pick(picked.sample_id.iloc[0]) if len(picked) else None,
+    )  # fmt: skip
+
+
+def divergence_facts(con, scored: str, measure: str, labels, corpus: str | None) -> mo.Html:
+    """The token-weighted mean of each checkpoint with its interval, and the mean over texts beside it."""
+    table = divergences.facts(con, scored, measure, corpus).set_index("label")
+    return stats(*(
+        (f"{key}: {label}", f"{row['mean']:.3f} nats",
+         f"[{row.low:.3f}, {row.high:.3f}]; mean of {row.n_texts:,.0f} texts {row.mean_per_text:.3f}")
+        for key, label, row in ((k, v, table.loc[v]) for k, v in zip("AB", labels, strict=False) if v in table.index)
+    ))  # fmt: skip
+
+
+def answer(locked, query: str, rows: int = 200) -> mo.Html:
+    """What a SELECT that a person typed gives on a locked connection, at most `rows` of it; else why not, in a line."""
+    try:
+        table = locked.table(query)
+    except store.StoreError as error:
+        return mo.callout(mo.md(str(error)), kind="danger")
+    told = f"{table.num_rows:,} rows" + (f", the first {rows} shown" if table.num_rows > rows else "")
+    page = mo.ui.table(table.slice(0, rows).to_pandas(), selection=None, page_size=10, show_column_summaries=False)
+    return mo.vstack([mo.md(told), page])
+
+
+def figure(one) -> mo.Html:
+    """A figure with its caption, to save as SVG, PNG or the rows behind it."""
+    saves = [
+        mo.download(make, f"{one.name}.{kind}", mime, label=kind.upper())
+        for kind, mime, make in (("svg", "image/svg+xml", one.svg), ("png", "image/png", one.png),
+                                 ("csv", "text/csv", one.csv))
+    ]  # fmt: skip
+    return mo.vstack([mo.md(f"#### {one.caption}"), one.chart, mo.hstack(saves, justify="start", gap=0.5)])
+
+
+def plain_table(rows: pd.DataFrame) -> mo.ui.table:
+    return mo.ui.table(
+        rows,
+        selection=None,
+        pagination=False,
+        show_search=False,
+        show_download=False,
+        show_column_summaries=False,
+        show_data_types=False,
+        max_height=260,
+        wrapped_columns=["text"] if "text" in rows else None,
+        format_mapping={c: "{:.2f}".format for c in rows.select_dtypes("float")},
+    )
+
+
+def events_table(con, selection_id: str) -> mo.ui.table:
+    """What was said about the selection and stands, newest first; at most the latest 200."""
+    rows = review.standing_events(con, selection_id).head(200)
+    shown = rows[
+        [
+            "at",
+            "reviewer",
+            "verdict",
+            "target",
+            "sample_id",
+            "cluster_id",
+            "rule",
+            "weight",
+            "reason",
+            "note",
+            "event_id",
+        ]
+    ]
+    shown = shown.dropna(axis=1, how="all").astype(object)
+    shown = shown.where(shown.notna(), "")
+    return mo.ui.table(
+        shown,
+        selection="single",
+        page_size=8,
+        show_search=False,
+        show_download=False,
+        show_column_summaries=False,
+        show_data_types=False,
+        format_mapping={
+            "at": lambda t: f"{t:%Y-%m-%d %H:%M:%S}",
+            "cluster_id": lambda c: "" if c == "" else f"{c:.0f}",
+        },
+    )
+
+
+def audits(con, selection_id: str, ids: list[int], n: int, more: int = 20) -> mo.Html:
+    """The fault rate of each picked cluster's audit, with its interval and what `more` texts would buy."""
+    if not ids:
+        return mo.md(
+            "Click a cluster above; choose the queue “audit” to judge its first texts in a fixed random order."
+        )
+    lines = []
+    for c in ids:
+        a = review.audit(con, selection_id, c, n, more=more)
+        rate = (
+            f"{a['faults']} of {a['judged']} judged are faulty: {100 * a['rate']:.0f} % "
+            if a["judged"]
+            else "nothing judged yet: the rate is anywhere in "
+        )
+        lines.append(
+            f"- cluster **{c}**: {rate}[{100 * a['low']:.0f}, {100 * a['high']:.0f}] %, width {100 * a['width']:.0f} "
+            f"points; {more} more would make it about {100 * a['width_after']:.0f}. {len(a['unjudged'])} of this "
+            f"audit's {a['drawn']} are still to be judged."
+        )
+    return mo.md("\n".join(lines))
+
+
+def agreement(con, selection_id: str) -> mo.Html:
+    rows = review.agreement(con, selection_id)
+    if rows.empty:
+        return mo.md("No text has been judged by two reviewers yet.")
+    return mo.md(
+        "\n".join(
+            f"- {r.one} and {r.other} judged {r.both} texts both and agree on {100 * r.agree:.0f} %"
+            + (f" (κ {r.kappa:.2f})" if pd.notna(r.kappa) else "")
+            for r in rows.itertuples()
+        )
+    )
+
+
+def row(*parts) -> mo.Html:
+    """Beside each other at their own widths, below each other where the window is narrow."""
+    cells = "".join(
+        f"<div style='flex:0 0 auto;width:min-content;min-width:380px;max-width:100%'>{mo.as_html(part)}</div>"
+        for part in parts
+    )
+    return mo.Html(f"<div style='display:flex;flex-wrap:wrap;gap:12px 28px;align-items:flex-start'>{cells}</div>")
+
+
+def beside(left, right) -> mo.Html:
+    """`left` at its own width, `right` in the room that it leaves."""
+    cells = f"<div>{mo.as_html(left)}</div><div style='min-width:0'>{mo.as_html(right)}</div>"
+    return mo.Html(f"<div style='display:grid;grid-template-columns:max-content minmax(0,1fr);gap:20px'>{cells}</div>")
+
+
+def scrolled(*charts, height: int = 640) -> mo.Html:
+    """Charts whose rows stand beside each other, in one scroll: 128 clusters are 2,400 pixels."""
+    cells = "".join(f"<div style='flex:none'>{mo.as_html(chart)}</div>" for chart in charts)
+    return mo.Html(f"<div style='display:flex;gap:2px;max-height:{height}px;overflow:auto'>{cells}</div>")
+
+
+def buttons(con, judge: review.Review, rule, reason, weight, clusters, events, on_said, on_drawn) -> list[mo.ui.button]:
+    """Set the rule, leave the picked clusters out, take them back in, reweight them, accept their audit, undo,
+    refill. Each writes its event on its click, and tells `on_said` in words; a refill tells `on_drawn` its id."""
+
+    def each(verdict, words, *details):
+        if not clusters:
+            return "Click a cluster in the chart first."
+        for c in clusters:
+            judge.cluster(c, verdict, *details)
+        return f"Clusters {', '.join(map(str, clusters))} {words}."
+
+    def undo():
+        said = judge.undo(con, events.event_id.iloc[0] if events is not None and len(events) else None)
+        return f"Taken back: {said['verdict']} of a {said['target']}." if said else "Nothing of yours to undo here."
+
+    def set_rule():
+        return f"Rule set: `{judge.rule(rule, reason)['rule']}`." if rule.strip() else "Write a rule first."
+
+    def refill():
+        from salad import selection
+
+        child = selection.refill(judge.lab, judge.selection_id)
+        if child == judge.selection_id:
+            return "Nothing was dropped from this selection: there is nothing to refill."
+        on_drawn(child)
+        return f"Refilled as `{child}`, which is chosen above. Its new texts are yet to be spoken."
+
+    def button(label, act):
+        def clicked(_):
+            try:
+                told = act()
+            except (RuntimeError, OSError) as error:
+                told = f"Not done: {error}"
+            store.refresh(con)
+            on_said(told)
+
+        return mo.ui.button(label=label, on_change=clicked)
+
+    return [
+        button("set this rule", set_rule),
+        button("leave out", lambda: each("drop", "left out", reason)),
+        button("take back in", lambda: each("keep", "taken back in")),
+        button("reweight", lambda: each("reweight", f"reweighted by {weight:g}", reason, weight)),
+        button("accept the audit", lambda: each("keep", "accepted", "audit")),
+        button("undo the selected event, else my last", undo),
+        button("refill what was dropped", refill),
+    ]
+
+
+def go_on(lab, con, selection_id: str, *, export: bool, launch: bool) -> mo.Html:
+    """Export, or start Stage II on what is kept; says what came of it."""
+    try:
+        if export:
+            with mo.status.spinner("writing texts and speech"):
+                folder = review.export_kept(lab, con, selection_id)
+            return mo.md(
+                f"Written to `{folder}`: `texts.parquet`"
+                + (" and a Lhotse Shar in `speech/`." if (folder / "speech").exists() else ".")
+            )
+        if launch:
+            child, run = review.launch_stage2(lab, selection_id)
+            return mo.md(
+                f"Run `{run.run_id}` has started on `{child}`, the kept and spoken texts frozen; it goes on when this "
+                "notebook closes. `notebooks/training.py` shows how it fares."
+            )
+    except (RuntimeError, OSError) as error:
+        return mo.callout(mo.md(str(error)), kind="danger")
+    return mo.md(
+        "Launching freezes what is kept and spoken now as a selection of its own; later drops do not change that run."
+    )

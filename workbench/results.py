@@ -1,0 +1,163 @@
+"""The questions behind notebooks/results.py: what came out, as tables and as figures that save as SVG, PNG and data."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import altair as alt
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from workbench import arena_stats, charts, report
+
+
+class Figure(NamedTuple):
+    """A figure with the rows that it is drawn from."""
+
+    name: str
+    caption: str
+    chart: alt.TopLevelMixin
+    rows: pd.DataFrame
+
+    def svg(self) -> bytes:
+        import vl_convert
+
+        return vl_convert.vegalite_to_svg(self.chart.to_dict()).encode()
+
+    def png(self) -> bytes:
+        """Twice as fine as the screen."""
+        import vl_convert
+
+        return vl_convert.vegalite_to_png(self.chart.to_dict(), scale=2)
+
+    def csv(self) -> bytes:
+        return self.rows.to_csv(index=False).encode()
+
+
+def advice(con, lab: Path | str) -> str | None:
+    """What to do where nothing is evaluated yet, in a sentence; None where something is."""
+    if con.execute("SELECT count(*) FROM evaluations").fetchone()[0]:
+        return None
+    if con.execute("SELECT count(*) FROM runs WHERE status IN ('queued', 'starting', 'running')").fetchone()[0]:
+        return (
+            f"Nothing is evaluated in {lab} yet, and a run is still going: `notebooks/training.py` shows how far. "
+            "Open this again when it has ended."
+        )
+    if con.execute("SELECT count(*) FROM runs").fetchone()[0]:
+        return f"Nothing is evaluated in {lab} yet: `salad evaluate --lab {lab}` does that for its newest run."
+    return (
+        f"The lab {lab} is empty. Make one with `make demo` (five minutes), or say which one to open: "
+        "`SALAD_LAB=path/to/lab marimo edit notebooks/results.py`."
+    )
+
+
+def shown(rows: pd.DataFrame) -> pd.DataFrame:
+    """Report.rows as a person reads them: value ± standard error."""
+    cells = [[row["group"], row["contender"], *report._cells(row), row["n_items"]] for row in rows.to_dict("records")]
+    return pd.DataFrame(cells, columns=["group", "contender", *report.HEADS.values(), "items"])
+
+
+def by_domain(con, study: dict) -> pd.DataFrame:
+    """contender, domain and, where measured, m, f, text, speech, gap: one row per contender and domain."""
+    cells = report.by_domain(con, study.get("heldout", "heldout"))
+    return cells.pivot_table("value", ["contender", "domain"], "measure").reset_index()
+
+
+def paired(con, study: dict) -> pd.DataFrame:
+    """Every two arms of Stage II at equal hours (within 2 %), item by item: pair, group (the report's, then domains),
+    difference in speech accuracy (first minus second, 0 to 1) with its 95 % interval, n, hours of both.
+
+    A domain's interval is Student's t over its items; a group's weighs domains as the report does."""
+    arms = con.execute("""
+        SELECT contender, sum(coalesce(duration_s, estimated_s)) / 3600 AS hours
+        FROM contenders JOIN runs USING (run_id) LEFT JOIN selected USING (selection_id)
+        LEFT JOIN (SELECT sample_id, arg_min(duration_s, synthesis_id) AS duration_s FROM syntheses GROUP BY 1)
+            USING (sample_id)
+        WHERE kind = 'stage2' GROUP BY contender, place ORDER BY place, contender""").df()
+    out = []
+    for i, one in enumerate(arms.itertuples()):
+        for other in list(arms.itertuples())[i + 1 :]:
+            if abs(one.hours - other.hours) > 0.02 * one.hours:
+                continue
+            cells = con.execute(
+                """SELECT domain, avg(x.correct - y.correct) AS difference, count(*) AS n,
+                    stddev_samp(x.correct - y.correct) / sqrt(count(*)) AS se
+                FROM answers AS x JOIN answers AS y USING (task, item_id, domain)
+                WHERE x.modality = 'speech' AND y.modality = 'speech' AND x.contender = ? AND y.contender = ?
+                GROUP BY domain ORDER BY difference DESC""",
+                [one.contender, other.contender],
+            ).df()
+            hours = [f"{a.contender} ({a.hours:.2f} h)" if a.hours == a.hours else a.contender for a in (one, other)]
+            rows = _with_groups(cells, study)
+            out.append(rows.assign(pair=" minus ".join(hours), hours=one.hours, hours_other=other.hours))
+    columns = ["pair", "group", "difference", "low", "high", "n", "hours", "hours_other"]
+    return pd.concat(out)[columns] if out else pd.DataFrame(columns=columns)
+
+
+def _with_groups(cells: pd.DataFrame, study: dict) -> pd.DataFrame:
+    half = stats.t.ppf(0.975, np.maximum(cells.n - 1, 1)) * cells.se.fillna(0)
+    domains = cells.assign(group=cells.domain, low=cells.difference - half, high=cells.difference + half)
+    rows = []
+    for name, weights in report.groups(study, cells.domain).items():
+        part = cells[cells.domain.isin(weights)]
+        w = np.array([weights[d] for d in part.domain])
+        if not len(part) or not w.sum():
+            continue
+        mean = float((w * part.difference).sum() / w.sum())
+        error = 1.96 * float(np.sqrt((w**2 * part.se.fillna(0) ** 2).sum()) / w.sum())
+        rows.append({"group": name, "difference": mean, "low": mean - error, "high": mean + error, "n": part.n.sum()})
+    return pd.concat([pd.DataFrame(rows), domains], ignore_index=True)
+
+
+def beside_published(con, rows: pd.DataFrame) -> pd.DataFrame:
+    """system, accuracy (%), gap (points), whose: the contenders over all domains, and published means on speech."""
+    own = rows[(rows.group == report.ALL) & rows.speech.notna()]
+    mine = pd.DataFrame({"system": own.contender, "accuracy": 100 * own.speech, "gap": 100 * own.gap}).assign(
+        whose="this lab"
+    )
+    means = report.published_means(con).query("modality in ('speech', 'cascade')").dropna(subset=["accuracy", "gap"])
+    theirs = means.assign(system=means.system.where(means.modality == "cascade", means.model), whose="published")
+    return pd.concat([mine, theirs[["system", "accuracy", "gap", "whose"]]], ignore_index=True)
+
+
+def votes(con) -> pd.DataFrame:
+    """The A/B app's blind votes: pair, mean, low, high, n, verdict; speech against text first. No row without votes."""
+    games = arena_stats.games(arena_stats.votes(con))
+    found = [arena_stats.speech_against_text(games), *arena_stats.pairs(games)] if len(games) else []
+    rows = [
+        {"pair": f"{p.a} against {p.b}", "mean": p.mean, "low": p.low, "high": p.high, "n": p.n, "verdict": p.verdict}
+        for p in found
+        if p.n
+    ]
+    return pd.DataFrame(rows, columns=["pair", "mean", "low", "high", "n", "verdict"])
+
+
+def figures(con, study: dict, rows: pd.DataFrame) -> list[Figure]:
+    """Every figure that the lab has the data for. Needs the view `contenders` (report.measured makes it)."""
+    long = report.accuracies(rows)
+    out = [Figure("accuracy", "Accuracy by coverage group", charts.accuracy(long), long)]
+    cells = by_domain(con, study)
+    if rows.m.notna().any():
+        both = rows[["contender", "group", "m", "f"]]
+        out.append(Figure("divergences", "Misalignment and forgetting", charts.divergence_groups(rows), both))
+    for name, x, y, figure in (
+        ("misalignment-and-speech", "m", "speech", charts.misalignment_and_accuracy),
+        ("forgetting-and-text", "f", "text", charts.forgetting_and_accuracy),
+    ):
+        if {x, y} <= set(cells.columns):
+            part = cells[["contender", "domain", x, y]].dropna().rename(columns={y: "accuracy"})
+            words = {"m": "Misalignment M", "f": "Forgetting F"}[x]
+            told = stats.spearmanr(part[x], part.accuracy).statistic if len(part) > 2 else np.nan
+            caption = f"{words} against {y} accuracy, by domain" + (f" (Spearman {told:.2f})" if told == told else "")
+            out.append(Figure(name, caption, figure(part), part))
+    arms = paired(con, study)
+    for i, (pair, part) in enumerate(arms.groupby("pair", sort=False)):
+        name = "strategies" if i == 0 else f"strategies-{i + 1}"
+        out.append(Figure(name, f"Strategies: {pair}", charts.strategies(part), part))
+    near = beside_published(con, rows)
+    out.append(Figure("published", "Beside published systems (other models, data and tasks)",
+                      charts.beside_published(near), near))  # fmt: skip
+    said = votes(con)
+    if len(said):
+        out.append(Figure("votes", "What people preferred", charts.votes(said), said))
+    return out
