@@ -147,3 +147,16 @@ def test_a_tts_of_ones_own_is_loaded_by_name():
     for spec, says in [("festival", "unknown TTS"), ("salad.nowhere:X", "cannot be"), ("json:JSONEncoder", "lacks")]:
         with pytest.raises(SaladError, match=says):
             load_tts(spec)
+
+
+def test_another_holder_of_the_library_changes_nothing():
+    """Kokoro's phonemizer loads the same file into the process and keeps it."""
+    import ctypes
+
+    import espeakng_loader
+
+    alone = load_tts("espeak").speak("The water boils.", "en-us+f2", seed=3).samples
+    other = ctypes.CDLL(espeakng_loader.get_library_path())
+    other.espeak_Initialize(2, 0, espeakng_loader.get_data_path().encode(), 0x8000)
+    other.espeak_SetParameter(1, 400, 0)
+    assert np.array_equal(load_tts("espeak").speak("The water boils.", "en-us+f2", seed=3).samples, alone)

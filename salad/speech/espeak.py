@@ -10,9 +10,11 @@ whatever was spoken before.
 """
 
 import _ctypes
+import atexit
 import ctypes
 import os
 import re
+import tempfile
 import threading
 from bisect import bisect_left
 from functools import cache
@@ -88,18 +90,33 @@ def _after_fork() -> None:
 os.register_at_fork(after_in_child=_after_fork)
 
 
+@cache
+def _own_copy() -> str:
+    """The path of a copy of the library that only this process knows.
+
+    A second loading of the original would be the same engine, with the state of whoever holds it (Kokoro does, for
+    the words it lacks), and unloading it would not reset it."""
+    import espeakng_loader
+
+    library = Path(espeakng_loader.get_library_path()).read_bytes()
+    if hasattr(os, "memfd_create"):  # nothing on the disk, gone with the process however it ends
+        memory = os.memfd_create("espeak-ng")
+        with open(memory, "wb", closefd=False) as copy:
+            copy.write(library)
+        return f"/proc/self/fd/{memory}"
+    copy = tempfile.NamedTemporaryFile(prefix="espeak-ng-", delete=False)
+    atexit.register(Path(copy.name).unlink, missing_ok=True)
+    with copy:
+        copy.write(library)
+    return copy.name
+
+
 def _load(seed: int) -> ctypes.CDLL:
     """espeak as it is right after the process has started."""
     global _library
     import espeakng_loader
 
-    path, data = espeakng_loader.get_library_path(), espeakng_loader.get_data_path()
-    try:
-        ctypes.CDLL(path, mode=os.RTLD_NOLOAD | os.RTLD_LAZY)
-    except OSError:
-        pass  # not loaded, as it should be
-    else:
-        raise SaladError(f"another part of this process holds {path}: speak with espeak in a process of its own")
+    path, data = _own_copy(), espeakng_loader.get_data_path()
     _library = library = ctypes.CDLL(path)
     library.espeak_Initialize.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_char_p, ctypes.c_int]
     library.espeak_SetVoiceByName.argtypes = [ctypes.c_char_p]
