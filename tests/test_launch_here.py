@@ -184,13 +184,14 @@ def test_a_run_that_hangs_past_its_limit_is_made_to_end(tmp_path, monkeypatch):
                 max_hours=1 / 3600)  # fmt: skip
     spec.save(run)
     monkeypatch.setattr(supervisor, "GRACE_S", 1.0)
-    before = signal.getsignal(signal.SIGTERM)
+    before, others = signal.getsignal(signal.SIGTERM), psutil.Process().children(recursive=True)  # of earlier tests
     try:
         supervisor.supervise(run, spec)
     finally:
         signal.signal(signal.SIGTERM, before)
     assert run.read_status()["state"] in ("failed", "stopped")
-    assert not [p for p in psutil.Process().children(recursive=True) if p.status() != psutil.STATUS_ZOMBIE]
+    left = [p for p in psutil.Process().children(recursive=True) if p not in others]
+    assert not [p for p in left if p.status() != psutil.STATUS_ZOMBIE]
 
 
 def test_stalled_is_a_run_that_beats_without_moving_or_is_there_without_beating():
