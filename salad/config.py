@@ -59,13 +59,45 @@ class SequenceConfig(Frozen):
 
     prompt: Literal["plain"] = "plain"
     span_units: tuple[int, int] = Field((1, 6), description="shortest and longest span, in units, uniform")
+    span_weights: tuple[float, ...] = Field(
+        (), description="how likely each length from the shortest to the longest is; empty: all equally"
+    )
     p_speech_first: float = Field(0.25, ge=0, le=1, description="one long speech span first, then text")
     p_all_text: float = Field(0.0, ge=0, le=1, description="the whole sequence stays text")
+    p_all_speech: float = Field(0.0, ge=0, le=1, description="the whole sequence is speech, which carries no loss")
+    context: int = Field(2048, gt=1, description="longest sequence in tokens and frames; what is longer is cut there")
 
     @model_validator(mode="after")
     def _spans(self):
-        if not 1 <= self.span_units[0] <= self.span_units[1]:
+        shortest, longest = self.span_units
+        if not 1 <= shortest <= longest:
             raise ValueError("span_units must be (shortest, longest) with 1 <= shortest <= longest")
+        weights = self.span_weights
+        if weights and (len(weights) != longest - shortest + 1 or min(weights) < 0 or sum(weights) <= 0):
+            raise ValueError(f"span_weights needs a weight for each of the {longest - shortest + 1} lengths of span_units")
+        if self.p_speech_first + self.p_all_text + self.p_all_speech > 1 + 1e-9:
+            raise ValueError("p_speech_first, p_all_text and p_all_speech add up to more than 1")
+        return self
+
+
+class AugmentConfig(Frozen):
+    """What is done to the recordings of a source before they are encoded; each part with its own probability."""
+
+    p_speed: float = Field(0.0, ge=0, le=1)
+    speed: tuple[float, float] = Field((0.9, 1.1), description="slowest and fastest")
+    p_room: float = Field(0.0, ge=0, le=1, description="a room's impulse response")
+    p_noise: float = Field(0.0, ge=0, le=1)
+    noise: str = Field("white", description="white, or a folder under lab/speech whose recordings are mixed in")
+    snr_db: tuple[float, float] = Field((10.0, 30.0), description="lowest and highest")
+    p_codec: float = Field(0.0, ge=0, le=1)
+    codecs: tuple[Literal["mp3", "opus", "vorbis", "gsm"], ...] = ("mp3", "vorbis", "gsm")
+
+    @model_validator(mode="after")
+    def _ranges(self):
+        if not 0.5 <= self.speed[0] <= self.speed[1] <= 2:
+            raise ValueError("speed must be (slowest, fastest) between 0.5 and 2")
+        if self.snr_db[0] > self.snr_db[1] or not self.codecs:
+            raise ValueError("snr_db must be (lowest, highest), and codecs name at least one")
         return self
 
 
@@ -74,6 +106,17 @@ class DataConfig(Frozen):
     text: tuple[str, ...] = Field(("broad",), description="corpora of the text-only batches")
     p_text: float = Field(1 / 3, ge=0, lt=1, description="probability of a text-only batch")
     p_selected: float = Field(0.75, ge=0, le=1, description="share of selected speech in a Stage II batch")
+    augment: dict[str, AugmentConfig] = Field({}, description="by source: a folder of `natural`, or `selected`")
+    keep_gb: float = Field(4.0, ge=0, description="encoder frames are kept in memory if all of them take at most this")
+    prefetch: int = Field(2, ge=0, description="steps whose batches are made ahead, beside the training")
+    workers: int = Field(4, gt=0, description="threads that read and decode recordings, where frames are not kept")
+
+    @model_validator(mode="after")
+    def _sources(self):
+        unknown = sorted(self.augment.keys() - {*self.natural, "selected"})
+        if unknown:
+            raise ValueError(f"augment names {', '.join(unknown)}, which is neither a folder of `natural` nor `selected`")
+        return self
 
 
 class ObjectiveConfig(Frozen):
@@ -82,7 +125,13 @@ class ObjectiveConfig(Frozen):
 
 class OptimConfig(Frozen):
     steps: int = Field(gt=0)
-    batch: int = Field(8, gt=0, description="samples a step")
+    batch: int = Field(8, gt=0, description="samples a step, over all processes")
+    batch_tokens: int = Field(
+        0, ge=0, description="instead of `batch`: tokens and frames a step, over all processes, packed without leaks"
+    )
+    micro_batch: int = Field(0, ge=0, description="samples a forward pass of one process; 0: all of the step's")
+    micro_tokens: int = Field(0, ge=0, description="the same in tokens and frames, with `batch_tokens`")
+    gradient_checkpointing: bool = Field(False, description="compute layers again in the backward pass: less memory")
     lr_adapter: float = Field(gt=0)
     lr_llm: float = Field(gt=0)
     weight_decay: float = Field(0.1, ge=0)
@@ -116,6 +165,9 @@ class RunConfig(Frozen):
     objective: ObjectiveConfig = ObjectiveConfig()
     optim: OptimConfig
     threads: int = Field(0, ge=0, description="CPU threads; 0 leaves torch's own choice")
+    trackers: tuple[Literal["trackio", "wandb", "tensorboard"], ...] = Field(
+        (), description="also send the metrics there, through accelerate; its package must be installed"
+    )
 
     @model_validator(mode="after")
     def _stages(self):

@@ -35,9 +35,9 @@ def divergences(student, teacher, batch, top_k: int = 0, text_hidden=None, teach
     forward pass where several patterns share a text.
     """
     if text_hidden is None:
-        text_hidden = student.text_hidden(batch.text_ids_BS)
+        text_hidden = student.text_hidden(batch.text_ids_BS, batch.text_place_BS)
     if teacher_hidden is None:
-        teacher_hidden = teacher.hidden(batch.text_ids_BS)
+        teacher_hidden = teacher.hidden(batch.text_ids_BS, batch.text_place_BS)
     told = position_divergences(
         (text_hidden.flatten(0, 1)[batch.text_rows_N], student.head),
         (student.hidden(batch).flatten(0, 1)[batch.rows_N], student.head),

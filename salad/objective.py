@@ -51,6 +51,7 @@ def distillation_loss(
     *,
     chunk_rows: int | None = None,
     vocab_tile: int | None = None,
+    per_position: bool = False,
 ) -> DistillationLoss:
     """The loss of METHOD.md, "The objective", exact over the full vocabulary.
 
@@ -63,7 +64,8 @@ def distillation_loss(
     SaladError.
 
     Products are taken in the inputs' type (autocast's, inside autocast) with float32 results and sums, float64 where
-    the inputs are float64. The returned values are float32 (float64), scalars, or [N] for "none".
+    the inputs are float64. The returned values are float32 (float64), scalars, or [N] for "none". With `per_position`
+    `d` and `nll` are [N] and carry no gradient, whatever the reduction of the loss.
 
     Peak bytes beside the inputs, bfloat16 inputs (b = 2), R = `chunk_rows` (256 on CPU, 1,024 elsewhere; at most the
     rows that carry loss): 12 R V + b N H, on CPU + 4 min(V, 8192) max(H, G), and with a trainable head + (4 + b) V H
@@ -91,7 +93,7 @@ def distillation_loss(
         raise SaladError("distillation_loss: vocab_tile must be at least 1, and stands instead of chunk_rows")
     out = _DistillationLoss.apply(
         student_hidden_NH, student_head_VH, teacher_hidden_NG.detach(), teacher_head_VG.detach(), targets_N,
-        float(alpha), vocab_size, reduction, chunk_rows, vocab_tile, torch.is_grad_enabled(),
+        float(alpha), vocab_size, reduction, chunk_rows, vocab_tile, torch.is_grad_enabled(), per_position,
     )  # fmt: skip
     return DistillationLoss(*out)
 
@@ -153,7 +155,7 @@ class _DistillationLoss(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx, student_hidden, student_head, teacher_hidden, teacher_head, targets, alpha, vocab_size, reduction,
-        chunk_rows, vocab_tile, grad_enabled,
+        chunk_rows, vocab_tile, grad_enabled, per_position,
     ):  # fmt: skip
         ctx.rows = _rows_with_loss(targets, vocab_size)
         kept = targets.numel() if ctx.rows is None else ctx.rows.numel()
@@ -164,12 +166,15 @@ class _DistillationLoss(torch.autograd.Function):
             wants = [False, False]  # the rows' weights are known in the backward pass only
         inputs = (student_hidden, student_head, teacher_hidden, teacher_head, targets)
         d, nll, *gradients = _pass(ctx, inputs, alpha, 1.0 - alpha, *wants)
+        told = d, nll
         if reduction != "none":
             d, nll = d.sum() * ctx.scale, nll.sum() * ctx.scale
+        if per_position:
+            ctx.mark_non_differentiable(*told)
         ctx.gradients = gradients if any(wants) else None
         ctx.save_for_backward(*inputs)
         ctx.set_materialize_grads(False)
-        return alpha * d + (1.0 - alpha) * nll, d, nll
+        return alpha * d + (1.0 - alpha) * nll, *(told if per_position else (d, nll))
 
     @staticmethod
     def backward(ctx, grad_loss, grad_d, grad_nll):
@@ -177,7 +182,7 @@ class _DistillationLoss(torch.autograd.Function):
             raise SaladError("distillation_loss has no double backward; call backward without create_graph")
         given = next((g for g in (grad_loss, grad_d, grad_nll) if g is not None), None)
         if given is None:
-            return (None,) * 11
+            return (None,) * 12
         if grad_d is None and grad_nll is None and ctx.gradients is not None:
             gradients, ctx.gradients = ctx.gradients, None  # scaled in place: a second backward computes them again
             weight = grad_loss * ctx.scale
@@ -192,7 +197,7 @@ class _DistillationLoss(torch.autograd.Function):
             kl_weight = ((ctx.alpha * grad_loss + grad_d) * ctx.scale).expand(n)
             nll_weight = (((1.0 - ctx.alpha) * grad_loss + grad_nll) * ctx.scale).expand(n)
             _, _, *gradients = _pass(ctx, ctx.saved_tensors, kl_weight, nll_weight, *ctx.needs_input_grad[:2])
-        return (*gradients, *(None,) * 9)
+        return (*gradients, *(None,) * 10)
 
 
 def _pass(ctx, inputs, kl_weight, nll_weight, wants_hidden, wants_head):

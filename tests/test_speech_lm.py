@@ -78,7 +78,7 @@ def test_sound_after_a_spans_end_changes_none_of_its_frames_nor_predictions(mode
     end_s = int(first.frames_BT.max() + 1) / model.encoder.frame_rate
     changed[int(end_s * 16_000) :] = 0.9
     second = batch_of(model, [text], half, [changed])
-    assert torch.equal(first.speech_BFD, second.speech_BFD)
+    assert torch.equal(first.speech_PFD, second.speech_PFD)
     assert torch.equal(model.hidden(first), model.hidden(second))
 
 
@@ -193,4 +193,4 @@ def test_an_answer_never_holds_an_id_that_only_pads_the_head(model):
 def test_a_span_beyond_the_sound_is_never_looked_up(model):
     laid = sequence(model.prefix, [5, 6], [Span(False, 0, 2, 0, 0)])
     batch = collate([laid], [np.zeros((0, model.encoder.dim), np.float32)], ["s"])
-    assert batch.speech_BFD is None and model.hidden(batch).shape[:2] == (1, 3)
+    assert batch.speech_PFD is None and model.hidden(batch).shape[:2] == (1, 3)

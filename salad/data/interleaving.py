@@ -7,7 +7,7 @@ stays text. See METHOD.md, "Interleaving, exactly".
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -100,12 +100,21 @@ def _runs(units, speech):
         yield speech[len(units) - 1], group
 
 
-def alternate(rng: np.random.Generator, n: int, span_units: tuple[int, int], first: bool) -> list[bool]:
-    """Alternating runs of random lengths (uniform, inclusive bounds) over `n` units, beginning with `first`."""
+def alternate(
+    rng: np.random.Generator, n: int, span_units: tuple[int, int], first: bool, weights: tuple[float, ...] = ()
+) -> list[bool]:
+    """Alternating runs of random lengths (inclusive bounds) over `n` units, beginning with `first`.
+
+    `weights`: how likely each length from the shortest to the longest is; without any, all are equally likely."""
     pattern: list[bool] = []
+    shares = np.asarray(weights) / sum(weights) if weights else None
     kind = first
     while len(pattern) < n:
-        pattern += [kind] * int(rng.integers(span_units[0], span_units[1] + 1))
+        if shares is None:
+            length = int(rng.integers(span_units[0], span_units[1] + 1))
+        else:
+            length = span_units[0] + int(rng.choice(len(shares), p=shares))
+        pattern += [kind] * length
         kind = not kind
     return pattern[:n]
 
@@ -118,7 +127,9 @@ def training_pattern(rng: np.random.Generator, n: int, config) -> list[bool]:
     if draw < config.p_all_text + config.p_speech_first:
         cut = int(rng.integers(1, n))
         return [True] * cut + [False] * (n - cut)
-    return alternate(rng, n, config.span_units, bool(rng.integers(2)))
+    if draw < config.p_all_text + config.p_speech_first + config.p_all_speech:
+        return [True] * n
+    return alternate(rng, n, config.span_units, bool(rng.integers(2)), config.span_weights)
 
 
 def scoring_patterns(seed: int, sample_id: str, n: int, span_units: tuple[int, int] = (1, 4)):
@@ -175,3 +186,12 @@ def sequence(prefix: int, token_ids: list[int], spans: list[Span]) -> Sequence:
         positions=positions,
         after_speech=np.asarray(after, dtype=bool),
     )
+
+
+def shortened(one: Sequence, limit: int) -> Sequence:
+    """The first `limit` places of a sequence and of its text, with the text positions that are within both."""
+    if max(len(one.ids), len(one.text_ids)) <= limit:
+        return one
+    kept = (one.rows + 1 < limit) & (one.text_rows + 1 < limit)
+    per_position = {name: getattr(one, name)[kept] for name in ("rows", "text_rows", "positions", "after_speech")}
+    return replace(one, text_ids=one.text_ids[:limit], ids=one.ids[:limit], frames=one.frames[:limit], **per_position)

@@ -32,10 +32,11 @@ class Teacher:
         self.llm, self.switched = llm, switched
 
     @torch.no_grad()
-    def hidden(self, ids_BS: torch.Tensor) -> torch.Tensor:
-        """Last hidden states [B, S, G] of token ids [B, S], padded on the right."""
+    def hidden(self, ids_BS: torch.Tensor, place_BS: torch.Tensor | None = None) -> torch.Tensor:
+        """Last hidden states [B, S, G] of token ids [B, S], padded on the right, or packed with their places."""
         with self.switched():
-            return self.llm.get_decoder()(input_ids=ids_BS, use_cache=False).last_hidden_state
+            decoder = self.llm.get_decoder()
+            return decoder(input_ids=ids_BS, position_ids=place_BS, use_cache=False).last_hidden_state
 
     @property
     def head(self) -> torch.Tensor:
@@ -184,24 +185,26 @@ class SpeechLM(nn.Module):
         """Output head [V, H]."""
         return self.llm.get_output_embeddings().weight
 
-    def text_hidden(self, ids_BS: torch.Tensor) -> torch.Tensor:
-        """The student's last hidden states [B, S, H] of token ids [B, S], padded on the right."""
-        return self.llm.get_decoder()(input_ids=ids_BS, use_cache=False).last_hidden_state
+    def text_hidden(self, ids_BS: torch.Tensor, place_BS: torch.Tensor | None = None) -> torch.Tensor:
+        """The student's last hidden states [B, S, H] of token ids [B, S], padded on the right, or packed."""
+        return self.llm.get_decoder()(input_ids=ids_BS, position_ids=place_BS, use_cache=False).last_hidden_state
 
     def embed(self, batch) -> torch.Tensor:
         """Input vectors [B, T, H] of an interleaved batch (`salad.data.batches.Batch`)."""
         embedded = self.llm.get_input_embeddings()(batch.ids_BT.clamp_min(0))
-        if batch.speech_BFD is None:
+        if batch.speech_PFD is None:
             return embedded
-        speech_BFH = self.adapter(batch.speech_BFD.to(embedded.dtype))
-        at = batch.frames_BT.clamp_min(0).unsqueeze(-1).expand(-1, -1, embedded.shape[-1])
-        return torch.where((batch.frames_BT >= 0).unsqueeze(-1), speech_BFH.gather(1, at), embedded)
+        speech_MH = self.adapter(batch.speech_PFD.to(embedded.dtype)).flatten(0, 1).to(embedded.dtype)
+        picked = speech_MH.index_select(0, batch.frames_BT.clamp_min(0).flatten()).view(embedded.shape)
+        return torch.where((batch.frames_BT >= 0).unsqueeze(-1), picked, embedded)
 
     def hidden(self, batch) -> torch.Tensor:
         """The student's last hidden states [B, T, H] of an interleaved batch."""
-        return self.llm.get_decoder()(inputs_embeds=self.embed(batch), use_cache=False).last_hidden_state
+        return self.llm.get_decoder()(
+            inputs_embeds=self.embed(batch), position_ids=batch.place_BT, use_cache=False
+        ).last_hidden_state
 
-    def forward(self, batch, alpha: float = 1.0, reduction: str = "mean"):
+    def forward(self, batch, alpha: float = 1.0, reduction: str = "mean", per_position: bool = False):
         """The distillation objective on a batch: `salad.objective.distillation_loss`'s named tuple."""
         from salad.objective import distillation_loss
 
@@ -209,12 +212,13 @@ class SpeechLM(nn.Module):
         return distillation_loss(
             self.hidden(batch).flatten(0, 1)[batch.rows_N],
             self.head,
-            teacher.hidden(batch.text_ids_BS).flatten(0, 1)[batch.text_rows_N],
+            teacher.hidden(batch.text_ids_BS, batch.text_place_BS).flatten(0, 1)[batch.text_rows_N],
             teacher.head,
             batch.targets_N,
             alpha=alpha,
             vocab_size=self.vocab_size,
             reduction=reduction,
+            per_position=per_position,
         )
 
     # --- answering ---
