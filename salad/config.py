@@ -27,12 +27,16 @@ class LLMConfig(Frozen):
         "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj",
     )  # fmt: skip
     dtype: Literal["float32", "bfloat16"] = "float32"
+    teacher: str | None = Field(
+        None, description="another LLM with the same tokenizer as the teacher; by default the LLM as it stands"
+    )
 
 
 class EncoderConfig(Frozen):
     """The frozen speech encoder: a folder or hub name (Mimi, Whisper, the miniature's), or `logmel`."""
 
     name: str = "models/encoder"
+    dtype: Literal["float32", "bfloat16"] = Field("float32", description="in which it computes; frames are float32")
 
 
 class AdapterConfig(Frozen):
@@ -57,7 +61,10 @@ class AdapterConfig(Frozen):
 class SequenceConfig(Frozen):
     """How interleaved sequences are drawn in training (units are whole words, or words spoken as one)."""
 
-    prompt: Literal["plain"] = "plain"
+    prompt: Literal["plain", "chat"] = Field(
+        "plain", description="chat: the tokenizer's own template; the user's turn may be speech, the answer is scored"
+    )
+    system: str | None = Field(None, description="chat: the system prompt; without one, what the template itself puts")
     span_units: tuple[int, int] = Field((1, 6), description="shortest and longest span, in units, uniform")
     span_weights: tuple[float, ...] = Field(
         (), description="how likely each length from the shortest to the longest is; empty: all equally"

@@ -7,7 +7,7 @@ is computed on the way, in the forward pass, where one is needed. `position_dive
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import NamedTuple
 
 import torch
@@ -135,7 +135,7 @@ def position_divergences(
     for start in range(0, n, size or 1):
         rows = slice(start, min(start + size, n))
         log_text, log_spoken, log_q, q, work = (buffer[: rows.stop - start] for buffer in buffers)
-        with torch.autocast(device.type, enabled=False):
+        with _without_autocast(device):
             _project(projections, rows, (log_text, log_spoken, log_q), wide)
         for log_probabilities in (log_text, log_spoken, log_q):
             _log_softmax_(log_probabilities)
@@ -208,7 +208,7 @@ def _pass(ctx, inputs, kl_weight, nll_weight, wants_hidden, wants_head):
     student_hidden, student_head, teacher_hidden, teacher_head, targets = inputs
     student = _Projection(student_hidden, student_head, ctx.vocab_size)
     teacher = _Projection(teacher_hidden, teacher_head, ctx.vocab_size)
-    with torch.autocast(student_hidden.device.type, enabled=False):
+    with _without_autocast(student_hidden.device):
         by_rows = ctx.vocab_tile is None
         return (_row_chunks if by_rows else _vocabulary_tiles)(
             student, teacher, targets, ctx.rows, ctx.chunk_rows if by_rows else ctx.vocab_tile,
@@ -316,7 +316,7 @@ class _Projection:
 
     def __init__(self, hidden: Tensor, head: Tensor, vocab_size: int):
         kind = hidden.device.type
-        autocast = torch.is_autocast_enabled(kind)
+        autocast = kind != "meta" and torch.is_autocast_enabled(kind)
         self.dtype = torch.get_autocast_dtype(kind) if autocast else torch.promote_types(hidden.dtype, head.dtype)
         self.hidden, self.source, self.vocab_size = hidden, head, vocab_size
         self.head = head[:vocab_size].to(self.dtype)
@@ -412,6 +412,10 @@ def _logit_gradient_(p, q, index, hit, kl_weight, nll_weight) -> Tensor:
     return p.scatter_add_(1, index, torch.ones_like(index, dtype=p.dtype) * hit * -nll_weight)
 
 
+def _without_autocast(device: torch.device) -> AbstractContextManager:
+    return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
+
+
 def _at(weight, at):
     return weight if isinstance(weight, float) else weight[at]
 
@@ -429,6 +433,8 @@ def _rows_with_loss(targets: Tensor, vocab_size: int) -> Tensor | None:
         return None
     if targets.is_floating_point():
         raise SaladError(f"distillation_loss: targets are {targets.dtype}; they must be integer token ids")
+    if targets.device.type == "meta":  # shapes only: there is no value to look at
+        return None
     low, high = torch.stack(targets.aminmax()).tolist()
     if high >= vocab_size:
         raise SaladError(f"distillation_loss: target {high} is not among the tokenizer's {vocab_size} ids")

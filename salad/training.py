@@ -79,10 +79,7 @@ def start_model(lab: Path | str, config: RunConfig) -> SpeechLM:
         return SpeechLM.build(config, lab)
     parent = RunFolder.open(lab, config.parent)
     parent_config = validate(RunConfig, parent.config)
-    for part in ("llm", "encoder", "adapter"):
-        if getattr(parent_config, part) != getattr(config, part):
-            raise SaladError(f"parent {config.parent} was trained with another {part}; a child goes on with the same")
-    return SpeechLM.from_pretrained(checkpoints.at(parent.path, decay_start(parent_config)) / "model", lab)
+    return SpeechLM.child(checkpoints.at(parent.path, decay_start(parent_config)) / "model", config, lab)
 
 
 def load_data(lab: Path | str, config: RunConfig, model: SpeechLM) -> Loader:

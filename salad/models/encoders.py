@@ -6,12 +6,14 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from salad.config import EncoderConfig
 from salad.errors import SaladError
-from salad.models.names import load_object, quiet, resolve
+from salad.models.names import DTYPES, load_object, quiet, resolve
 
 
 class SpeechEncoder(nn.Module):
-    """What every encoder offers. Subclasses set the attributes and define `frames`.
+    """What every encoder offers: float32 samples in, float32 frames out. Subclasses set the attributes and define
+    `frames`.
 
     sample_rate: Hz · frame_rate: frames a second · dim: width of a frame · causal: whether frame f depends on no
     sample after (f + 1) / frame_rate · longest_s: the longest window in seconds, or None.
@@ -49,6 +51,11 @@ class Pretrained(SpeechEncoder):
         super().__init__()
         self.model = model.eval().requires_grad_(False)
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """In which the model computes."""
+        return next(self.model.parameters()).dtype
+
 
 class Phone(Pretrained):
     """The miniature's causal phone encoder: 16 kHz → 12.5 Hz."""
@@ -61,7 +68,7 @@ class Phone(Pretrained):
         self.sample_rate, self.frame_rate, self.dim = config.sampling_rate, config.frame_rate, config.hidden_size
 
     def frames(self, samples_BT):
-        return self.model(samples_BT).last_hidden_state
+        return self.model(samples_BT.to(self.dtype)).last_hidden_state.float()
 
 
 class Mimi(Pretrained):
@@ -75,7 +82,7 @@ class Mimi(Pretrained):
         self.sample_rate, self.frame_rate, self.dim = config.sampling_rate, config.frame_rate, config.hidden_size
 
     def frames(self, samples_BT):
-        return self.model.encoder(samples_BT[:, None]).latents.transpose(1, 2)
+        return self.model.encoder(samples_BT[:, None].to(self.dtype)).latents.transpose(1, 2).float()
 
 
 class Whisper(Pretrained):
@@ -91,8 +98,7 @@ class Whisper(Pretrained):
 
     def frames(self, samples_BT):
         features = self.extractor(list(samples_BT.cpu().numpy()), sampling_rate=self.sample_rate, return_tensors="pt")
-        weight = next(self.model.parameters())
-        return self.model(features.input_features.to(weight)).last_hidden_state.to(samples_BT.dtype)
+        return self.model(features.input_features.to(samples_BT.device, self.dtype)).last_hidden_state.float()
 
 
 class LogMel(SpeechEncoder):
@@ -116,30 +122,37 @@ class LogMel(SpeechEncoder):
         return mel_BTM.reshape(len(mel_BTM), -1, self.dim)
 
 
-def load_encoder(name: str, lab: Path | str | None = None) -> SpeechEncoder:
-    """The encoder called `name`: `logmel`, `package.module:name` (a callable that returns a SpeechEncoder), or a
+def load_encoder(config: EncoderConfig, lab: Path | str | None = None) -> SpeechEncoder:
+    """The encoder called `config.name`: `logmel`, `package.module:name` (a callable that returns a SpeechEncoder), or a
     folder or hub name of a type that transformers loads (Mimi, Whisper, the miniature's phone encoder)."""
+    name = config.name
     if name == "logmel":
         return LogMel()
     if ":" in name:
         return load_object(name)()
-    from transformers import AutoConfig, AutoFeatureExtractor, AutoModel
+    from transformers import AutoFeatureExtractor, AutoModel
 
     import salad.models.phone  # noqa: F401  (registers the miniature's encoder with transformers)
 
     quiet()
     folder = resolve(name, lab)
     try:
-        kind = AutoConfig.from_pretrained(folder).model_type
-        model = AutoModel.from_pretrained(folder, use_safetensors=True)
+        model = AutoModel.from_pretrained(folder, dtype=DTYPES[config.dtype], use_safetensors=True)
+        extractor = AutoFeatureExtractor.from_pretrained(folder) if model.config.model_type == "whisper" else None
     except (OSError, ValueError) as error:
         raise SaladError(f"encoder {name!r} cannot be loaded: {str(error).splitlines()[0]}") from None
+    return wrap(model, name, extractor)
+
+
+def wrap(model, name: str, extractor=None) -> SpeechEncoder:
+    """The SpeechEncoder around a model of transformers; a type that none is written for is a SaladError."""
+    kind = model.config.model_type
     if kind == "salad_phone":
         return Phone(model)
     if kind == "mimi":
         return Mimi(model)
     if kind == "whisper":
-        return Whisper(model, AutoFeatureExtractor.from_pretrained(folder))
+        return Whisper(model, extractor)
     raise SaladError(
         f"encoder {name!r} is of type {kind!r}; known: salad_phone, mimi, whisper, logmel, or package.module:name"
     )

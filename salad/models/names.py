@@ -4,7 +4,11 @@ import hashlib
 import importlib
 from pathlib import Path
 
+import torch
+
 from salad.errors import SaladError
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def resolve(name: str, lab: Path | str | None) -> str:

@@ -18,11 +18,10 @@ from salad.config import AdapterConfig, EncoderConfig, LLMConfig, RunConfig
 from salad.errors import SaladError
 from salad.models.adapter import Adapter
 from salad.models.encoders import load_encoder
-from salad.models.names import folder_sha256, quiet, resolve
+from salad.models.names import DTYPES, folder_sha256, quiet, resolve
 from store import atomic
 
 SETTINGS = "speech_lm.json"
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 class Teacher:
@@ -59,6 +58,7 @@ class SpeechLM(nn.Module):
         if self.prefix is None:
             raise SaladError(f"the tokenizer of {settings['llm']['name']!r} has neither a BOS nor an end-of-text token")
         self._beside = {"original": original, "peft": peft}  # no submodules: neither trained nor counted twice
+        self._frozen: dict = {}
 
     # --- building, saving, loading ---
 
@@ -66,51 +66,86 @@ class SpeechLM(nn.Module):
     def build(cls, config: RunConfig, lab: Path | str | None = None) -> "SpeechLM":
         """A student initialised from its teacher, with a new adapter (seeded by `config.seed`)."""
         torch.manual_seed(config.seed)
-        settings = {
-            "llm": config.llm.model_dump(mode="json"),
-            "encoder": config.encoder.model_dump(mode="json"),
-            "adapter": config.adapter.model_dump(mode="json"),
-            "prompt": config.sequences.prompt,
-        }
-        return cls._assemble(settings, lab, load_llm(config.llm, lab))
+        return cls._load(settings_of(config), lab)
 
     @classmethod
-    def _assemble(cls, settings: dict, lab, llm, folder: Path | None = None) -> "SpeechLM":
-        """`llm`: the original weights, or with a full fine-tuning the trained ones."""
-        llm_config = LLMConfig(**settings["llm"])
-        tokenizer = load_tokenizer(llm_config.name, lab)
-        encoder = load_encoder(EncoderConfig(**settings["encoder"]).name, lab)
-        embeddings = llm.get_input_embeddings().weight
-        adapter = Adapter(
-            AdapterConfig(**settings["adapter"]),
-            encoder.dim,
-            embeddings.shape[1],
-            float(embeddings.detach().float().pow(2).mean().sqrt()),
-        ).to(embeddings.dtype)
-        llm.requires_grad_(llm_config.finetune == "full")
-        original = peft = None
-        if llm_config.finetune == "full":
-            original = load_llm(llm_config, lab).requires_grad_(False)
-        elif folder is None:
-            peft = add_lora(llm, llm_config)
-        else:
-            from peft import PeftModel
+    def child(cls, folder: Path | str, config: RunConfig, lab: Path | str | None = None) -> "SpeechLM":
+        """The student of a run that goes on from the checkpoint in `folder` (its parent's).
 
-            peft = PeftModel.from_pretrained(llm, folder / "lora", is_trainable=True, autocast_adapter_dtype=False)
-        lab = None if lab is None else Path(lab)
-        model = cls(llm, tokenizer, encoder, adapter, settings, lab, original, peft).eval()
+        It goes on with the same parts. One change is allowed: where the parent was trained in full, LoRA may be put on
+        top of its LLM; the teacher stays the original, which is then loaded beside it. Raises SaladError."""
+        settings, wanted = _read_settings(folder), settings_of(config)
+        for part in ("encoder", "adapter", "prompt", "system"):
+            if settings.get(part) != wanted.get(part):
+                raise SaladError(f"parent {config.parent} was trained with another {part}; a child goes on with the same")
+        before, after = LLMConfig(**settings["llm"]), config.llm
+        if before == after:
+            return cls.from_pretrained(folder, lab)
+        on_top = ("finetune", "lora_rank", "lora_alpha", "lora_dropout", "lora_targets")
+        same = before.model_copy(update={name: getattr(after, name) for name in on_top}) == after
+        if not same or (before.finetune, after.finetune) != ("full", "lora"):
+            raise SaladError(
+                f"parent {config.parent} was trained with another llm; a child goes on with the same, or with LoRA on a "
+                "parent that was trained in full"
+            )
+        start = Path(folder).resolve() / "llm"
+        if lab is not None and start.is_relative_to(Path(lab).resolve()):
+            start = start.relative_to(Path(lab).resolve())
+        torch.manual_seed(config.seed)
+        model = cls._load(wanted | {"start": str(start)}, lab)
+        model.adapter.load_state_dict(load_file(Path(folder) / "adapter.safetensors"))
+        return model
+
+    @classmethod
+    def _load(cls, settings: dict, lab, folder: Path | None = None) -> "SpeechLM":
+        """Read the parts that `settings` name and join them; what was trained comes from the checkpoint `folder`."""
+        config = LLMConfig(**settings["llm"])
+        start = settings.get("start", config.name)  # whose weights the student begins with
+        if config.finetune == "full" and folder is not None:
+            start = str(folder / "llm")
+        llm = load_llm(config, lab, start)
+        tokenizer = load_tokenizer(config.name, lab)
+        encoder = load_encoder(EncoderConfig(**settings["encoder"]), lab)
+        adapter = new_adapter(AdapterConfig(**settings["adapter"]), encoder.dim, llm)
+        teacher, original = config.teacher or config.name, None
+        if config.finetune == "full" or start != teacher:
+            original = load_llm(config, lab, teacher)
+        if config.teacher is not None:
+            check_same_tokenizer(tokenizer, config.name, load_tokenizer(config.teacher, lab), config.teacher)
+        model = cls.join(settings, llm, tokenizer, encoder, adapter, original, lab, folder)
         if folder is not None:
             adapter.load_state_dict(load_file(folder / "adapter.safetensors"))
         return model
 
+    @classmethod
+    def join(cls, settings: dict, llm, tokenizer, encoder, adapter, original=None, lab=None, folder=None) -> "SpeechLM":
+        """A speech LM of its parts, LoRA put on where the settings say so (new, or that of the checkpoint `folder`).
+
+        `llm`: what the student begins with; `original`: the teacher, where it is not the same weights."""
+        config, peft = LLMConfig(**settings["llm"]), None
+        llm.requires_grad_(config.finetune == "full")
+        if original is not None:
+            original.requires_grad_(False)
+        if config.finetune == "lora" and folder is None:
+            peft = add_lora(llm, config)
+        elif config.finetune == "lora":
+            from peft import PeftModel
+
+            peft = PeftModel.from_pretrained(llm, folder / "lora", is_trainable=True, autocast_adapter_dtype=False)
+        lab = None if lab is None else Path(lab)
+        return cls(llm, tokenizer, encoder, adapter, settings, lab, original, peft).eval()
+
     def frozen(self) -> dict:
-        """Names and SHA-256 of the frozen parts that a checkpoint needs beside it (folders only)."""
-        parts = {}
-        for part in ("llm", "encoder"):
-            name = self.settings[part]["name"]
-            folder = resolve(name, self.lab) if ":" not in name and name != "logmel" else name
-            parts[part] = {"name": name, "sha256": folder_sha256(folder) if Path(folder).is_dir() else None}
-        return parts
+        """Names and SHA-256 of the frozen parts that a checkpoint needs beside it (folders only), read once."""
+        llm = self.settings["llm"]
+        names = {"llm": llm["name"], "encoder": self.settings["encoder"]["name"], "teacher": llm.get("teacher"),
+                 "start": self.settings.get("start")}  # fmt: skip
+        for part, name in names.items():
+            if name is not None and part not in self._frozen:
+                folder = resolve(name, self.lab) if ":" not in name and name != "logmel" else name
+                sha256 = folder_sha256(folder) if Path(folder).is_dir() else None
+                self._frozen[part] = {"name": name, "sha256": sha256}
+        return dict(self._frozen)
 
     def save_trained(self, folder: Path | str) -> None:
         """The trained tensors (adapter, LoRA or LLM) and the settings; the frozen parts by name and SHA-256."""
@@ -126,17 +161,25 @@ class SpeechLM(nn.Module):
 
     def save_pretrained(self, folder: Path | str) -> None:
         """A folder that stands alone: `base/` (the original LLM), `lora/` (peft) or `llm/` (the trained LLM),
-        `adapter.safetensors`, `encoder/`. Loads anywhere with `SpeechLM.from_pretrained(folder)`."""
-        folder = Path(folder)
+        `adapter.safetensors`, `encoder/`; `start/` where LoRA sits on an LLM that was trained in full, `teacher/` where
+        another LLM teaches. Loads anywhere with `SpeechLM.from_pretrained(folder)`."""
+        folder, config = Path(folder), LLMConfig(**self.settings["llm"])
         self.save_trained(folder)
-        load_llm(LLMConfig(**self.settings["llm"]), self.lab).save_pretrained(folder / "base")
-        self.tokenizer.save_pretrained(folder / "base")
-        settings = self.settings | {"llm": self.settings["llm"] | {"name": "base"}}
+        settings, llm = dict(self.settings), {"name": "base"}
+        copies = {"base": config.name}
+        if config.teacher is not None:
+            copies["teacher"], llm["teacher"] = config.teacher, "teacher"
+        if "start" in settings:
+            copies["start"], settings["start"] = settings["start"], "start"
+        for name, source in copies.items():
+            load_llm(config, self.lab, source).save_pretrained(folder / name)
+            load_tokenizer(config.name, self.lab).save_pretrained(folder / name)
+        settings["llm"] = settings["llm"] | llm
         if hasattr(self.encoder, "model"):
             self.encoder.model.save_pretrained(folder / "encoder")
             if hasattr(self.encoder, "extractor"):
                 self.encoder.extractor.save_pretrained(folder / "encoder")
-            settings["encoder"] = {"name": "encoder"}
+            settings["encoder"] = settings["encoder"] | {"name": "encoder"}
         atomic.write_json(folder / SETTINGS, settings)
 
     @classmethod
@@ -145,10 +188,7 @@ class SpeechLM(nn.Module):
 
         A checkpoint's frozen parts are looked up in `lab` (by default the lab it lies in); one that has changed
         since is refused by its SHA-256. Raises SaladError."""
-        folder = Path(folder)
-        if not (folder / SETTINGS).is_file():
-            raise SaladError(f"{folder} is no speech LM: it has no {SETTINGS}")
-        settings = json.loads((folder / SETTINGS).read_text())
+        folder, settings = Path(folder), _read_settings(folder)
         frozen = settings.pop("frozen", None)
         if frozen is None:
             lab = folder
@@ -158,10 +198,9 @@ class SpeechLM(nn.Module):
             path = Path(resolve(frozen[part]["name"], lab)) if frozen[part]["sha256"] else None
             if path is not None and path.is_dir() and folder_sha256(path) != frozen[part]["sha256"]:
                 raise SaladError(f"{folder} was trained with another {path}: its files have changed since")
-        config = LLMConfig(**settings["llm"])
-        if config.finetune == "full":
-            config = config.model_copy(update={"name": str(folder / "llm")})
-        return cls._assemble(settings, lab, load_llm(config, lab), folder)
+        model = cls._load(settings, lab, folder)
+        model._frozen = frozen or {}
+        return model
 
     # --- computing ---
 
@@ -310,17 +349,64 @@ def load_tokenizer(name: str, lab: Path | str | None):
     return AutoTokenizer.from_pretrained(resolve(name, lab))
 
 
-def load_llm(config: LLMConfig, lab: Path | str | None):
-    """The causal LM called `config.name`, from safetensors, in `config.dtype`; a SaladError where it cannot be had."""
+def load_llm(config: LLMConfig, lab: Path | str | None, name: str | None = None):
+    """The causal LM called `name` (by default `config.name`), from safetensors, in `config.dtype`; a SaladError where
+    it cannot be had."""
     from transformers import AutoModelForCausalLM
 
     quiet()
-    folder = resolve(config.name, lab)
+    name = name or config.name
+    folder = resolve(name, lab)
     try:
         llm = AutoModelForCausalLM.from_pretrained(folder, dtype=DTYPES[config.dtype], use_safetensors=True)
     except (OSError, ValueError) as error:
-        raise SaladError(f"LLM {config.name!r} cannot be loaded: {str(error).splitlines()[0]}") from None
+        raise SaladError(f"LLM {name!r} cannot be loaded: {str(error).splitlines()[0]}") from None
     return llm.eval()
+
+
+def check_same_tokenizer(one, one_name: str, other, other_name: str) -> None:
+    """Student and teacher are compared id by id: two tokenizers that differ are a SaladError that says in what."""
+    mine, others = one.get_vocab(), other.get_vocab()
+    what = None
+    if mine != others:
+        token = min((t for t in mine.keys() | others.keys() if mine.get(t) != others.get(t)), key=repr)
+        what = f"token {token!r} has id {mine.get(token)} in one and {others.get(token)} in the other"
+    else:
+        cut, other_cut = (json.loads(t.backend_tokenizer.to_str()) for t in (one, other))
+        parts = ("normalizer", "pre_tokenizer", "model")
+        what = next((f"they differ in their {part}" for part in parts if cut[part] != other_cut[part]), None)
+    if what is not None:
+        raise SaladError(
+            f"{one_name!r} cannot learn from {other_name!r}: their tokenizers are not the same ({what}); a teacher "
+            "must read the student's token ids"
+        )
+
+
+def new_adapter(config: AdapterConfig, in_dim: int, llm) -> Adapter:
+    """An adapter from frames [.., in_dim] to the input embeddings of `llm`, in their type."""
+    embeddings = llm.get_input_embeddings().weight.detach()
+    rms = 1.0
+    if config.match_embedding_rms and not embeddings.is_meta:
+        rms = float(embeddings.float().pow(2).mean().sqrt())
+    return Adapter(config, in_dim, embeddings.shape[1], rms).to(embeddings.dtype)
+
+
+def settings_of(config: RunConfig) -> dict:
+    """What a checkpoint says of its parts, in speech_lm.json."""
+    return {
+        "llm": config.llm.model_dump(mode="json"),
+        "encoder": config.encoder.model_dump(mode="json"),
+        "adapter": config.adapter.model_dump(mode="json"),
+        "prompt": config.sequences.prompt,
+        "system": config.sequences.system,
+    }
+
+
+def _read_settings(folder: Path | str) -> dict:
+    path = Path(folder) / SETTINGS
+    if not path.is_file():
+        raise SaladError(f"{folder} is no speech LM: it has no {SETTINGS}")
+    return json.loads(path.read_text())
 
 
 def add_lora(llm, config: LLMConfig):

@@ -1,0 +1,83 @@
+"""A speech LM of a recipe's real sizes without its weights, on PyTorch's meta device: for parameter counts, for
+shapes, and for `salad plan`. The sizes of the LLMs that recipes name lie beside this, in sizes/."""
+
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from salad.config import EncoderConfig, RunConfig
+from salad.errors import SaladError
+from salad.models.encoders import SpeechEncoder, load_encoder, wrap
+from salad.models.names import DTYPES, resolve
+from salad.models.speech_lm import SpeechLM, new_adapter, settings_of
+
+SIZES = Path(__file__).with_name("sizes")
+
+
+class TokenizerSizes(NamedTuple):
+    """What a model's shapes need of a tokenizer that is not at hand."""
+
+    ids: int
+    bos_token_id: int | None
+    eos_token_id: int | None
+    chat_template: str | None = None
+
+    def __len__(self) -> int:
+        return self.ids
+
+
+def sizes(name: str, lab: Path | str | None = None):
+    """(transformers configuration, tokenizer or its sizes) of the LLM `name`: of its folder where there is one, else of
+    sizes/. A SaladError where neither is at hand."""
+    from transformers import AutoConfig, AutoTokenizer
+
+    folder = resolve(name, lab)
+    if Path(folder).is_dir():
+        return AutoConfig.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    path = SIZES / f"{name.replace('/', '--')}.json"
+    if not path.is_file():
+        known = ", ".join(sorted(p.stem.replace("--", "/") for p in SIZES.glob("*.json")))
+        raise SaladError(f"the sizes of {name!r} are not at hand; name its folder, or one of {known}")
+    told = json.loads(path.read_text())
+    tokenizer = told.pop("tokenizer")
+    return AutoConfig.for_model(told.pop("model_type"), **told), TokenizerSizes(
+        tokenizer["ids"], tokenizer["bos"], tokenizer["eos"]
+    )
+
+
+def speech_lm(config: RunConfig, lab: Path | str | None = None) -> SpeechLM:
+    """The model that `SpeechLM.build(config, lab)` would make, on the meta device: shapes and types, no values.
+
+    Raises SaladError where the sizes of its LLM or encoder are not at hand."""
+    from transformers import AutoModelForCausalLM
+
+    dtype = DTYPES[config.llm.dtype]
+    llm_config, tokenizer = sizes(config.llm.name, lab)
+    with torch.device("meta"):
+        llm = AutoModelForCausalLM.from_config(llm_config, dtype=dtype)
+        original = None
+        if config.llm.finetune == "full" or config.llm.teacher is not None:
+            teacher, _ = sizes(config.llm.teacher or config.llm.name, lab)
+            original = AutoModelForCausalLM.from_config(teacher, dtype=dtype)
+        encoder = _encoder(config.encoder, lab)
+        adapter = new_adapter(config.adapter, encoder.dim, llm)
+        return SpeechLM.join(settings_of(config), llm, tokenizer, encoder, adapter, original, lab)
+
+
+def _encoder(config: EncoderConfig, lab: Path | str | None) -> SpeechEncoder:
+    from transformers import AutoConfig, AutoModel, MimiConfig
+
+    import salad.models.phone  # noqa: F401  (registers the miniature's encoder with transformers)
+
+    if config.name == "logmel" or ":" in config.name:
+        return load_encoder(config, lab)
+    folder = resolve(config.name, lab)
+    if Path(folder).is_dir():
+        known = AutoConfig.from_pretrained(folder)
+    elif config.name == "kyutai/mimi":
+        known = MimiConfig()  # transformers' default is that model
+    else:
+        raise SaladError(f"the sizes of encoder {config.name!r} are not at hand; name its folder, or kyutai/mimi")
+    return wrap(AutoModel.from_config(known, dtype=DTYPES[config.dtype]), config.name)
