@@ -20,6 +20,7 @@ from .lab import lab_path, seal_line
 _BELONGS = {
     "selections": "selection_id IN (SELECT id FROM wanted WHERE kind = 'selection')",
     "selected": "selection_id IN (SELECT id FROM wanted WHERE kind = 'selection')",
+    "selection_clusters": "selection_id IN (SELECT id FROM wanted WHERE kind = 'selection')",
     "clusters": "clustering_id IN (SELECT id FROM wanted WHERE kind = 'clustering')",
     "assignments": "clustering_id IN (SELECT id FROM wanted WHERE kind = 'clustering')",
     "divergences": "(run_id IN (SELECT id FROM wanted WHERE kind = 'run') OR (run_id, step) IN "

@@ -217,3 +217,41 @@ def test_room_is_checked_before_anything_is_written(tmp_path, monkeypatch):
     with pytest.raises(SaladError, match="GB free"):
         demo.demo(Path(tmp_path / "lab"), smoke=True)
     assert not (tmp_path / "lab").exists()
+
+
+def test_an_arm_in_rounds_goes_on_from_the_round_before(whole, tmp_path):
+    from salad.miniature import work
+    from salad.miniature.study import StudyConfig
+
+    lab = tmp_path / "lab"
+    shutil.copytree(whole[0], lab)
+    config = StudyConfig().seeded(7).smoke().model_copy(update={"arms": ("active_rounds",)})
+
+    def quiet(done, total):
+        pass
+
+    work.selection(quiet, lab, config)
+    for number in (1, 2):
+        work.synthesis(quiet, lab, config, "active_rounds", number)
+        work.stage2(quiet, lab, config, "active_rounds", number)
+        if number == 1:
+            work.next_round(quiet, lab, config, "active_rounds", number)
+    con = store.connect(lab)
+    rows = con.execute(
+        """select l.round, r.run_id, r.parent_run_id, r.max_steps, l.run_id, l.budget_h,
+               (select sum(duration_s) / 3600 from selected t join syntheses y using (sample_id)
+                where t.selection_id = r.selection_id and y.voice = 'en-us@rate=195')
+           from runs r join selections l using (selection_id) where l.strategy = 'active_rounds' order by 1"""
+    ).fetchall()
+    (_, first, stage1, steps, probed, budget, hours), (_, _, parent, more, probed_again, whole_budget, all_hours) = rows
+    assert parent == first == probed_again and probed == stage1 and (steps, more) == (5, 25)
+    assert (budget, whole_budget) == (0.015, 0.03)
+    assert hours < all_hours and abs(all_hours - 0.03) < 20 / 3600  # equal hours, equal steps
+    scored = con.execute("select count(*) from raw.divergences where run_id = ?", [first]).fetchone()[0]
+    assert scored == con.execute("""select count(*) from raw.divergences join syntheses using (synthesis_id)
+        where run_id = ? and speech = 'probe'""", [stage1]).fetchone()[0] > 0  # fmt: skip
+    texts = con.execute(
+        """select count(*) from selected join (select distinct sample_id from syntheses where speech = 'probe')
+           using (sample_id) join selections using (selection_id) where strategy = 'active_rounds'"""
+    )
+    assert texts.fetchone()[0] == 0

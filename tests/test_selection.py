@@ -13,9 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import store
-from salad import selection
+from salad import recipes, selection
 from salad.errors import SaladError
+from salad.miniature.study import StudyConfig, plan
 from salad.selection import BalancedKMeans, Pool, Texts, draw, target_distribution
+from salad.training import decay_start
 
 # ------------------------------------------------------------------------------------ target distribution
 
@@ -587,6 +589,75 @@ def test_rounds_go_on_from_what_is_spoken_with_new_divergences(lab):
     assert set(chosen(lab, second, "cluster_id")[18:]) == {0}
     with pytest.raises(SaladError, match="needs a budget above"):
         selection.select(lab, CLUSTERING, RUN, 31, "active_rounds", 2.0, 0.04, parent=child)
+
+
+def test_a_round_draws_no_text_of_the_probe_and_what_a_rule_drops_stays_out_of_the_next(lab):
+    probe = {s for (s,) in store.connect(lab).execute("SELECT DISTINCT sample_id FROM raw.divergences").fetchall()}
+    assert set(chosen(lab, select(lab, budget_h=0.5))) & probe  # a single draw may take them
+    first = select(lab, strategy="active_rounds", budget_h=0.05, number=1)
+    drop(lab, first, rule="regexp_extract(text, '^. (\\d+)', 1)::INT >= 30")
+    speak(lab, selection.to_synthesise(lab, first))
+    child = selection.freeze(lab, first)
+    second = select(lab, strategy="active_rounds", budget_h=0.2, parent=child, number=2)
+    got = chosen(lab, second)
+    assert not set(got) & probe and all(int(s[2:]) < 30 for s in got) and len(got) > 40
+    told = store.connect(lab).execute("SELECT round FROM selections ORDER BY round").fetchall()
+    assert told == [(1,), (1,), (2,), (None,)]
+
+
+def test_what_a_draw_saw_in_each_cluster_is_in_the_store(lab):
+    name = select(lab, budget_h=0.4, max_cer=0.5)  # 158 texts of the 120 in clusters 0 and 1
+    rows = store.connect(lab).execute(
+        """SELECT cluster_id, p_target, left_out, texts, seconds, dry, cer, rank, rank_adjusted, text_share
+           FROM selection_clusters WHERE selection_id = ? ORDER BY 1""", [name]).fetchall()  # fmt: skip
+    assert [r[2] for r in rows] == [None, None, "CER", "no probe"]
+    assert [r[3] for r in rows] == [60, 60, 0, 0] and [r[4] for r in rows] == [600, 600, 0, 0]
+    assert [r[5] for r in rows] == [True, True, False, False]
+    assert [r[6] for r in rows] == [pytest.approx(0.1), pytest.approx(0.1), pytest.approx(0.6), None]
+    assert [r[7] for r in rows] == [3, 2, 1, None] and rows[0][1] + rows[1][1] == pytest.approx(1)
+
+
+def test_a_refill_keeps_out_the_clusters_that_its_draw_left_out(lab):
+    name = select(lab, budget_h=0.05, max_cer=0.5)
+    for s in chosen(lab, name):
+        drop(lab, name, sample_id=s)
+    child = selection.refill(lab, name)
+    assert set(chosen(lab, child, "cluster_id")) <= {0, 1}
+    drop(lab, child, cluster_id=1)
+    assert set(chosen(lab, selection.refill(lab, child), "cluster_id")) == {0}
+
+
+def test_rounds_have_the_hours_and_the_steps_of_the_single_shot():
+    stage2 = recipes.miniature_stage2()
+    for n in (1, 2, 3, 4):
+        parts = selection.rounds(stage2, 2.4, n)
+        assert [p.number for p in parts] == list(range(1, n + 1)) and parts[-1].budget_h == 2.4
+        assert sum(p.run.optim.steps for p in parts) == stage2.optim.steps
+        np.testing.assert_allclose(np.diff([0, *(p.budget_h for p in parts)]), 2.4 / n)
+        assert [p.run.optim.decay for p in parts] == [0] * (n - 1) + [stage2.optim.decay]
+        assert all(p.run.optim.steps >= p.run.optim.warmup + p.run.optim.decay for p in parts)
+        # what a child goes on from is its parent's end
+        assert all(decay_start(p.run) == p.run.optim.steps for p in parts[:-1])
+    assert selection.rounds(stage2, 2.4, 1)[0].run == stage2
+    with pytest.raises(SaladError, match="lower optim.decay"):
+        selection.rounds(stage2, 2.4, 20)
+
+
+def test_a_study_names_its_arms():
+    config = StudyConfig(arms=("active@gamma=5", "active_rounds@rounds=4,gamma=1", "uniform", f"{__name__}:shortest"))
+    arms = [config.arm(spec) for spec in config.arms]
+    assert [a.name for a in arms] == ["active_gamma5", "active_rounds_rounds4_gamma1", "uniform", "shortest"]
+    assert [(a.gamma, a.rounds) for a in arms] == [(5, 1), (1, 4), (0, 1), (2, 1)]
+    with pytest.raises(SaladError, match="'k=3' is neither gamma"):
+        config.arm("active@k=3")
+    with pytest.raises(SaladError, match="no strategy 'best'"):
+        plan("lab", StudyConfig(arms=("best",)))
+    with pytest.raises(SaladError, match="a name of its own"):
+        plan("lab", StudyConfig(arms=("active", "active")))
+    steps = {s.name: s for s in plan("lab", config)}
+    assert steps["synthesis_active_rounds_rounds4_gamma1_2"].after[-1] == "draw_active_rounds_rounds4_gamma1_2"
+    assert steps["results_uniform"].after == ("stage2_uniform", "spoken")
+    assert {a for s in steps.values() for a in s.after} <= set(steps)
 
 
 def test_what_a_draw_left_out_is_logged(lab, caplog):

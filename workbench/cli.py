@@ -152,7 +152,10 @@ def select(
     gamma: float = 2.0,
     budget: float = 1.6,
     seed: int = 0,
+    max_cer: float | None = None,
     speech: str | None = "probe",
+    parent: str | None = None,
+    round: int | None = None,
 ) -> int:
     """Draw a selection: which texts are worth synthesising, up to a budget in hours.
 
@@ -160,29 +163,34 @@ def select(
         clustering: by default the lab's newest.
         run: the run whose divergences steer it; by default the newest Stage I.
         step: its checkpoint; by default the last.
-        strategy: active, uniform, uniform_clusters, teacher_nll, sample_level, oracle, or package.module:name.
+        strategy: active, active_rounds, uniform, uniform_clusters, teacher_nll, sample_level, oracle, or
+            package.module:name.
         gamma: exponent on d_cluster; the paper's is 5.
-        budget: hours of speech.
+        budget: hours of speech; of a round, with all rounds before it.
+        max_cer: leave out clusters whose probe has a mean character error rate above.
         speech: the folder of lab/speech that holds the probe.
+        parent: active_rounds: the selection that the round before was trained on.
+        round: active_rounds: which, from 1.
     """
     import store
     from salad import selection
-    from salad.errors import SaladError
-    from salad.passes.run import checkpoint_of, newest
+    from salad.passes.run import checkpoint_of, newest, newest_clustering
+    from workbench import tables
 
     lab = store.lab_path(lab)
-    if clustering is None:
-        row = store.connect(lab).execute(
-            "select c.clustering_id from clusters c left join runs r using (run_id) order by ended_at desc limit 1"
-        )
-        found = row.fetchone()
-        if found is None:
-            raise SaladError(f"{lab} has no clustering; make one with `salad pass cluster`")
-        clustering = found[0]
+    clustering = clustering or newest_clustering(lab)
     run = run or newest(lab, "stage1")
     _, step = checkpoint_of(lab, run, step)
-    made = selection.select_told(lab, clustering, run, step, strategy, gamma, budget, seed, speech=speech)
+    made = selection.select_told(lab, clustering, run, step, strategy, gamma, budget, seed, max_cer, speech, parent,
+                                 round)  # fmt: skip
     print("\n".join([f"selection {made.selection_id}: {made.hours:.2f} h by {strategy}", *made.notes]))
+    tables.show(store.query(lab, f"""select k.cluster_id as cluster, array_to_string(terms[:4], ' ') as terms,
+            round(k.p_web, 3) as p_web, round(d_cluster, 3) as d, rank, round(d_adjusted, 3) as d_adjusted,
+            rank_adjusted, round(cer, 2) as cer, round(text_share, 2) as text_share, round(p_target, 3) as p_target,
+            texts, round(seconds / 3600, 3) as hours, coalesce(left_out, if(dry, 'dry', '')) as note
+        from selection_clusters k join selections using (selection_id) left join clusters c
+            on c.clustering_id = selections.clustering_id and c.cluster_id = k.cluster_id
+        where selection_id = '{made.selection_id}' order by rank nulls last, 1"""), None)
     return 0
 
 

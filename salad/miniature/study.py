@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import NamedTuple
 
 from pydantic import Field
 
@@ -24,7 +25,24 @@ NATURAL_VOICES = tuple(
     )
 )  # fmt: skip
 VOICES = ("en-us@rate=195",)  # of the synthesiser: about 5 s a document
+PROBE_VOICES = (*VOICES, "en-us+f3@rate=195")  # what is in the voice is not in the text
 COVERAGE = {"stories": "covered", "family": "partly covered"} | dict.fromkeys(BROAD, "uncovered") | {"user": "user"}
+
+
+class Arm(NamedTuple):
+    """A Stage II of the study: what draws its texts. `spec` is how StudyConfig.arms names it."""
+
+    spec: str
+    strategy: str
+    gamma: float
+    rounds: int
+
+    @property
+    def name(self) -> str:
+        """As it stands in a contender's name: `active`, `active_gamma5`, `active_rounds`, or a function's name."""
+        strategy, _, values = self.spec.partition("@")
+        values = values.replace("=", "").replace(",", "_")
+        return strategy.rpartition(":")[2] + (f"_{values}" if values else "")
 
 
 class StudyConfig(Frozen):
@@ -40,13 +58,35 @@ class StudyConfig(Frozen):
     voices: tuple[str, ...] = VOICES
     speech_faults: float = Field(0.02, ge=0, le=0.25, description="share of the synthesis, per kind of planted fault")
     recogniser_texts: int = Field(360, description="texts that the recogniser learns from")
+    probe_voices: tuple[str, ...] = Field(PROBE_VOICES, description="each text of the probe is spoken in all of them")
     n_clusters: int = Field(16, gt=1)
     probe_per_cluster: int = Field(6, gt=0)
     gamma: float = Field(2.0, ge=0, description="the paper's 5 over-concentrates here: d runs from 0.02 to 4")
+    arms: tuple[str, ...] = Field(
+        ("active", "uniform"),
+        description="a Stage II each: a strategy, or one with values of its own: active@gamma=5, active_rounds@rounds=4",
+    )
+    rounds: int = Field(2, gt=0, description="into which the arm active_rounds divides its budget and steps")
     budget_h: float = Field(2.4, gt=0, description="hours of synthesised speech an arm")
     max_cer: float = Field(0.5, description="clusters whose mean CER is above are left out of the draw")
     stage1: RunConfig = recipes.miniature_stage1()
     stage2: RunConfig = recipes.miniature_stage2()
+
+    def arm(self, spec: str) -> Arm:
+        """What an entry of `arms` stands for; SaladError where it says nothing that an arm has."""
+        strategy, _, values = spec.partition("@")
+        given = {"gamma": self.gamma, "rounds": self.rounds}
+        if strategy in ("uniform", "uniform_clusters", "oracle"):
+            given["gamma"] = 0.0  # plays no part
+        for pair in filter(None, values.split(",")):
+            name, _, value = pair.partition("=")
+            try:
+                given[name] = {"gamma": float, "rounds": int}[name](value)
+            except (KeyError, ValueError):
+                raise SaladError(f"arms: {spec!r}: {pair!r} is neither gamma=NUMBER nor rounds=NUMBER") from None
+        if strategy != "active_rounds":
+            given["rounds"] = 1
+        return Arm(spec, strategy, **given)
 
     def seeded(self, seed: int) -> "StudyConfig":
         """The same study from another seed."""
@@ -83,14 +123,15 @@ class StudyConfig(Frozen):
                 "budget_h": 0.03,
                 "max_cer": 10.0,
                 "stage1": short(self.stage1, steps=30, warmup=5, decay=10, checkpoint_every=10),
-                "stage2": short(self.stage2, steps=30, warmup=5, decay=25, checkpoint_every=10),
+                "stage2": short(self.stage2, steps=30, warmup=5, decay=20, checkpoint_every=10),
             }
         )  # fmt: skip
 
 
 def voices_of(tts: str) -> dict:
     """The voices that a study takes with this TTS."""
-    return {"voices": ("af_heart",)} if tts.startswith("kokoro") else {}
+    kokoro = {"voices": ("af_heart",), "probe_voices": ("af_heart", "am_michael")}
+    return kokoro if tts.startswith("kokoro") else {}
 
 
 def claim(lab: Path | str, config: StudyConfig, user_corpus: Path | str | None = None) -> None:
@@ -135,8 +176,16 @@ def _differences(there, here, where=""):
 def plan(lab: Path | str, config: StudyConfig, user_corpus: Path | str | None = None) -> list[Step]:
     """The study's steps, the longest way first. Each can be run again at no cost and taken up where it was left."""
     from salad.miniature import work
+    from salad.selection import rounds, strategy
 
-    arms, shares = work.ARMS, [f"share_{k}" for k in range(work.SHARES)]
+    arms = [config.arm(spec) for spec in config.arms]
+    names = [arm.name for arm in arms]
+    if not names or len(set(names)) < len(names):
+        raise SaladError(f"arms: {', '.join(config.arms) or 'none'}: each needs a name of its own")
+    shares = [f"share_{k}" for k in range(work.SHARES)]
+    for arm in arms:
+        strategy(arm.strategy)
+        rounds(config.stage2, config.budget_h, arm.rounds)
 
     lab = str(Path(lab).resolve())
     both = (lab, config)
@@ -154,21 +203,36 @@ def plan(lab: Path | str, config: StudyConfig, user_corpus: Path | str | None = 
         step("recogniser", "Recogniser", work.recogniser, "encoder", "world"),
         step("probe", "Probe speech", work.probe, "clusters", "recogniser"),
         step("divergences", "Divergences of Stage I", work.stage1_divergences, "stage1", "probe"),
-        step("selection", "Active and uniform selection", work.selection, "divergences", "clusters"),
+        step("selection", "Selections", work.selection, "divergences", "clusters"),
         *(
             step(name, f"Synthesis, part {k + 1} of {work.SHARES}", work.synthesis_share, "selection", arguments=(k,))
             for k, name in enumerate(shares)
         ),
-        # one after the other: a text that both draw is spoken once
-        step("synthesis_active", "Synthesis, active", work.synthesis, *shares, arguments=("active",)),
-        step("synthesis_uniform", "Synthesis, uniform", work.synthesis, "synthesis_active", arguments=("uniform",)),
-        *(step(f"stage2_{arm}", f"Stage II, {arm}", work.stage2, f"synthesis_{arm}", arguments=(arm,)) for arm in arms),
-        *(
-            step(f"results_{arm}", f"Results, {arm}", work.stage2_results, f"stage2_{arm}", "spoken", arguments=(arm,))
-            for arm in arms
-        ),
+    ]
+    # syntheses stand one after the other: a text that two of them draw is spoken once
+    spoken, training, drawn = shares, [], {}
+    for number in range(1, max(arm.rounds for arm in arms) + 1):
+        for arm in arms:
+            if number > arm.rounds:
+                continue
+            of = f"{arm.name}_{number}" if arm.rounds > 1 else arm.name
+            title = arm.name.replace("_", " ") + (f", round {number} of {arm.rounds}" if arm.rounds > 1 else "")
+            ready = [drawn[arm.name]] if arm.name in drawn else []
+            which = (arm.spec, number)
+            steps.append(step(f"synthesis_{of}", f"Synthesis, {title}", work.synthesis, *spoken, *ready, arguments=which))
+            spoken = [f"synthesis_{of}"]
+            training.append(step(f"stage2_{of}", f"Stage II, {title}", work.stage2, *spoken, arguments=which))
+            if number < arm.rounds:
+                drawn[arm.name] = f"draw_{arm.name}_{number + 1}"
+                training.append(step(drawn[arm.name], f"Probe and draw again, {arm.name.replace('_', ' ')}",
+                                     work.next_round, f"stage2_{of}", arguments=which))  # fmt: skip
+            else:
+                training.append(step(f"results_{of}", f"Results, {title}", work.stage2_results, f"stage2_{of}",
+                                     "spoken", arguments=(arm.spec,)))  # fmt: skip
+    return [
+        *steps,
+        *sorted(training, key=lambda one: one.name.startswith("results_")),
         step("spoken", "Held-out and test speech", work.spoken, "recogniser"),
         step("teacher_results", "Teacher's results", work.teacher_results, "teacher", "spoken"),
         step("stage1_results", "Results of Stage I", work.stage1_results, "stage1", "spoken"),
     ]
-    return steps

@@ -17,7 +17,7 @@ from salad.errors import SaladError
 from salad.evaluation import tasks
 from salad.evaluation.run import context_sample, evaluate
 from salad.miniature.faults import Faulty
-from salad.miniature.study import StudyConfig
+from salad.miniature.study import Arm, StudyConfig
 from salad.models.speech_lm import SpeechLM, load_llm, load_tokenizer
 from salad.passes import as_run
 from salad.passes.cluster import cluster, embed, probe_texts
@@ -199,9 +199,9 @@ def clusters(progress, lab, config: StudyConfig) -> str:
 
 def probe(progress, lab, config: StudyConfig) -> str:
     texts = probe_texts(lab, recall(lab, "clustering"), config.probe_per_cluster, config.seed)
-    jobs = jobs_of(texts, config.voices, config.seed)
+    jobs = jobs_of(texts, config.probe_voices, config.seed, per_text=len(config.probe_voices))
     seconds = _speak(progress, lab, config, "probe", jobs, faults=config.speech_faults)
-    return f"{len(texts)} texts, {seconds:.0f} s"
+    return f"{len(texts)} texts in {len(config.probe_voices)} voices, {seconds:.0f} s"
 
 
 def _score(progress, lab, run_id: str, step: int, speech: str, seed: int) -> SpeechLM:
@@ -212,26 +212,53 @@ def _score(progress, lab, run_id: str, step: int, speech: str, seed: int) -> Spe
 
 
 def stage1_divergences(progress, lab, config: StudyConfig) -> str:
-    run_id, step = recall(lab, "stage1")
-    told = {"pass": "score", "run_id": run_id, "step": step, "speech": ["probe"], "seed": config.seed}
-    as_run(lab, "score", told, lambda run: _score(progress, lab, run_id, step, "probe", config.seed) and None)
+    return _score_probe(progress, lab, *recall(lab, "stage1"), config.seed)
+
+
+def _score_probe(progress, lab, run_id: str, step: int, seed: int) -> str:
+    told = {"pass": "score", "run_id": run_id, "step": step, "speech": ["probe"], "seed": seed}
+    as_run(lab, "score", told, lambda run: _score(progress, lab, run_id, step, "probe", seed) and None)
     return "M, F, D of the probe"
 
 
 def selection(progress, lab, config: StudyConfig) -> str:
-    run_id, step = recall(lab, "stage1")
+    """What each arm draws from Stage I's divergences: all of it, or its first round."""
     told = []
-    for arm, gamma in (("active", config.gamma), ("uniform", 0.0)):
-        name = selecting.select(
-            lab, clustering_id=recall(lab, "clustering"), run_id=run_id, step=step, strategy=arm, gamma=gamma,
-            budget_h=config.budget_h, seed=config.seed, max_cer=config.max_cer, speech="probe",
-        )  # fmt: skip
-        _remember(lab, **{f"selection_{arm}": name})
-        told.append(f"{arm} {name}")
+    for spec in config.arms:
+        told.append(f"{config.arm(spec).name} {_draw(lab, config, spec, 1, *recall(lab, 'stage1'))}")
     return ", ".join(told)
 
 
-ARMS = ("active", "uniform")
+def _draw(lab, config: StudyConfig, spec: str, number: int, run_id: str, step: int, parent: str | None = None) -> str:
+    arm = config.arm(spec)
+    name = selecting.select(
+        lab, clustering_id=recall(lab, "clustering"), run_id=run_id, step=step, strategy=arm.strategy, gamma=arm.gamma,
+        budget_h=_round(config, arm, number).budget_h, seed=config.seed, max_cer=config.max_cer, speech="probe",
+        parent=parent, number=number if arm.rounds > 1 else None,
+    )  # fmt: skip
+    _remember(lab, **{_of("selection", arm, number): name})
+    return name
+
+
+def _round(config: StudyConfig, arm: Arm, number: int) -> selecting.Round:
+    stage2 = config.stage2.model_copy(update={"contender": f"stage2_{arm.name}"})
+    return selecting.rounds(stage2, config.budget_h, arm.rounds)[number - 1]
+
+
+def _of(what: str, arm: Arm, number: int) -> str:
+    """The name under which a round's selection or run is remembered; the last round's is the arm's own."""
+    return f"{what}_{arm.name}" + (f"_{number}" if number < arm.rounds else "")
+
+
+def next_round(progress, lab, config: StudyConfig, spec: str, number: int) -> str:
+    """The probe measured again after round `number`, and the next round drawn from it."""
+    arm = config.arm(spec)
+    run_id, step = recall(lab, _of("stage2", arm, number))
+    _score_probe(progress, lab, run_id, step, config.seed)
+    frozen = RunFolder.open(lab, run_id).record["selection_id"]
+    return f"{arm.name} {_draw(lab, config, spec, number + 1, run_id, step, frozen)}"
+
+
 SURELY = 0.97  # of the budget, by estimated seconds: what the workers may speak before the arms are filled up
 SHARES = 4
 
@@ -239,12 +266,13 @@ SHARES = 4
 def synthesis_share(progress, lab, config: StudyConfig, share: int) -> str:
     """A share of what the arms will surely need, each text once, so that the workers speak side by side."""
     texts: dict[str, str] = {}
-    for arm in ARMS:
-        name = recall(lab, f"selection_{arm}")
+    for spec in config.arms:
+        arm = config.arm(spec)
+        name, budget_h = recall(lab, _of("selection", arm, 1)), _round(config, arm, 1).budget_h
         rows = store.connect(lab).execute(
             """select sample_id, sum(estimated_s) over (order by draw) from selected where selection_id = ?""", [name]
         )
-        sure = {sample_id for sample_id, spent in rows.fetchall() if spent < SURELY * config.budget_h * 3600}
+        sure = {sample_id for sample_id, spent in rows.fetchall() if spent < SURELY * budget_h * 3600}
         texts |= {sample_id: text for sample_id, text in selecting.to_synthesise(lab, name) if sample_id in sure}
     mine = [(sample_id, texts[sample_id]) for sample_id in sorted(texts) if int(sample_id[-1], 16) % SHARES == share]
     jobs = jobs_of(mine, config.voices, config.seed)
@@ -252,22 +280,25 @@ def synthesis_share(progress, lab, config: StudyConfig, share: int) -> str:
     return f"{len(jobs)} texts, {seconds / 3600:.2f} h"
 
 
-def synthesis(progress, lab, config: StudyConfig, arm: str) -> str:
-    """The rest of an arm, in draw order up to the budget."""
-    name = recall(lab, f"selection_{arm}")
+def synthesis(progress, lab, config: StudyConfig, spec: str, number: int) -> str:
+    """The rest of an arm or of its round, in draw order up to the budget."""
+    arm = config.arm(spec)
+    name = recall(lab, _of("selection", arm, number))
     jobs = jobs_of(selecting.to_synthesise(lab, name), config.voices, config.seed)
-    budget_s = config.budget_h * 3600
+    budget_s = _round(config, arm, number).budget_h * 3600
     seconds = _speak(progress, lab, config, name, jobs, budget_s=budget_s, faults=config.speech_faults)
     return f"{seconds / 3600:.2f} h"
 
 
-def stage2(progress, lab, config: StudyConfig, arm: str) -> str:
-    run = config.stage2.model_copy(
-        update={"parent": recall(lab, "stage1")[0], "selection": recall(lab, f"selection_{arm}"),
-                "contender": f"stage2_{arm}"}
-    )  # fmt: skip
+def stage2(progress, lab, config: StudyConfig, spec: str, number: int) -> str:
+    """Stage II of an arm, or of a round of it: a child of the round before."""
+    arm = config.arm(spec)
+    parent = recall(lab, "stage1" if number == 1 else _of("stage2", arm, number - 1))[0]
+    run = _round(config, arm, number).run.model_copy(
+        update={"parent": parent, "selection": recall(lab, _of("selection", arm, number))}
+    )
     run_id, step = _trained(progress, lab, run, "miniature_stage2")
-    _remember(lab, **{f"stage2_{arm}": [run_id, step]})
+    _remember(lab, **{_of("stage2", arm, number): [run_id, step]})
     return f"run {run_id}, {step} steps"
 
 
@@ -291,8 +322,9 @@ def stage1_results(progress, lab, config: StudyConfig) -> str:
     return _results(progress, lab, "stage1", *recall(lab, "stage1"), config.seed)
 
 
-def stage2_results(progress, lab, config: StudyConfig, arm: str) -> str:
-    return _results(progress, lab, f"stage2_{arm}", *recall(lab, f"stage2_{arm}"), config.seed)
+def stage2_results(progress, lab, config: StudyConfig, spec: str) -> str:
+    name = f"stage2_{config.arm(spec).name}"
+    return _results(progress, lab, name, *recall(lab, name), config.seed)
 
 
 def _results(progress, lab, contender: str, run_id: str, step: int, seed: int) -> str:

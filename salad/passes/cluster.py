@@ -8,6 +8,7 @@ import pyarrow as pa
 import torch
 
 import store
+from salad.objective import distillation_loss
 from salad.passes import Progress
 from salad.selection import BalancedKMeans, terms
 from store.ids import clustering_id, digest
@@ -16,7 +17,8 @@ from store.ids import clustering_id, digest
 @torch.no_grad()
 def embed(lab: Path | str, llm, tokenizer, corpus: str, model_name: str, batch: int = 64,
           progress: Progress | None = None) -> None:  # fmt: skip
-    """Publish the mean-pooled last hidden states of `llm`, of unit length, for the corpus's speakable samples.
+    """Publish the mean-pooled last hidden states of `llm`, of unit length, for the corpus's speakable samples, and its
+    mean NLL of each, nats a token from the second on.
 
     The embedded default: needs no further model. Texts with a flag (formula, code, url …) are left out."""
     con = store.connect(lab)
@@ -30,6 +32,7 @@ def embed(lab: Path | str, llm, tokenizer, corpus: str, model_name: str, batch: 
     ids = tokenizer([text for _, text in rows], add_special_tokens=False)["input_ids"]
     order = sorted(range(len(rows)), key=lambda i: (len(ids[i]), i))
     vectors = np.zeros((len(rows), llm.config.hidden_size), dtype=np.float32)
+    nll, head = np.full(len(rows), np.nan), llm.get_output_embeddings().weight
     for start in range(0, len(order), batch):
         group = order[start : start + batch]
         longest = max(len(ids[i]) for i in group) or 1
@@ -38,7 +41,14 @@ def embed(lab: Path | str, llm, tokenizer, corpus: str, model_name: str, batch: 
             inputs[row, : len(ids[i])] = torch.tensor(ids[i], dtype=torch.long)
             mask[row, : len(ids[i])] = 1
         device = llm.device
-        hidden = llm.get_decoder()(input_ids=inputs.to(device), use_cache=False).last_hidden_state.float().cpu()
+        hidden = llm.get_decoder()(input_ids=inputs.to(device), use_cache=False).last_hidden_state
+        targets = torch.where(mask[:, 1:, 0] > 0, inputs[:, 1:], -1).to(device)
+        told = distillation_loss(hidden[:, :-1].flatten(0, 1), head, hidden[:, :-1].flatten(0, 1), head,
+                                 targets.flatten(), alpha=0.0, vocab_size=len(tokenizer), reduction="none")  # fmt: skip
+        count = (targets >= 0).sum(1)
+        mean = told.nll.view(targets.shape).sum(1) / count
+        nll[group] = torch.where(count > 0, mean, torch.nan).double().cpu().numpy()
+        hidden = hidden.float().cpu()
         pooled = (hidden * mask).sum(1) / mask.sum(1).clamp_min(1)
         vectors[group] = torch.nn.functional.normalize(pooled, dim=-1).numpy()
         if progress is not None:
@@ -47,6 +57,7 @@ def embed(lab: Path | str, llm, tokenizer, corpus: str, model_name: str, batch: 
         "sample_id": [r[0] for r in rows],
         "model": [model_name] * len(rows),
         "vector": pa.array(list(vectors), pa.list_(pa.float32())),
+        "nll": pa.array(nll, from_pandas=True),
     })  # fmt: skip
     store.publish(lab, "embeddings", table, made_from)
 

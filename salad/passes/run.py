@@ -43,6 +43,17 @@ def newest(lab: Path | str, kind: str) -> str:
     return row[0]
 
 
+def newest_clustering(lab: Path | str) -> str:
+    """The clustering whose pass ended last."""
+    row = store.connect(lab).execute(
+        """select c.clustering_id from (select distinct clustering_id, run_id from clusters) c
+           left join runs r using (run_id) order by r.ended_at desc nulls last, 1 desc limit 1"""
+    ).fetchone()
+    if row is None:
+        raise SaladError(f"{lab} has no clustering; make one with `salad pass cluster`")
+    return row[0]
+
+
 def score(lab, run_id: str | None = None, step: int | None = None, speech: str = "heldout", seed: int = 0,
           shard: int = 0, shards: int = 1, progress: Progress | None = None) -> str:  # fmt: skip
     """M, F and D of the speech folder `speech` under a checkpoint (by default the newest Stage I's last)."""

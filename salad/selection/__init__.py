@@ -15,11 +15,12 @@ from .lab import (
     select_told,
     to_synthesise,
 )
+from .schedule import Round, rounds
 from .target import cluster_means, effective_size, entropy, kl, regress_out, target_distribution, text_and_voice
 
 __all__ = [
-    "STRATEGIES", "BalancedKMeans", "Clusters", "Draw", "Drawn", "Pool", "Texts", "cluster_divergence",
+    "STRATEGIES", "BalancedKMeans", "Clusters", "Draw", "Drawn", "Pool", "Round", "Texts", "cluster_divergence",
     "cluster_means", "cluster_rankings", "draw", "effective_size", "entropy", "freeze", "frozen", "is_frozen", "kl",
-    "pool", "refill", "regress_out", "select", "select_told", "strategy", "target_distribution", "terms",
+    "pool", "refill", "regress_out", "rounds", "select", "select_told", "strategy", "target_distribution", "terms",
     "text_and_voice", "to_synthesise",
 ]  # fmt: skip

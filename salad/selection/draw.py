@@ -23,7 +23,8 @@ class Pool:
 
     `d_cluster_K` is NaN where a cluster has no probe position, `d_N` (nats) where a text was not probed, `nll_N` (the
     teacher's mean NLL, nats a token) where it is not known. `open_K`: whether a cluster may be drawn from at all
-    (its speech is well synthesised). `uncovered`: the domains without natural speech, for the oracle."""
+    (its speech is well synthesised); `cer_K`: the mean CER of its probe; `probed_N`: whether a text is of the probe.
+    `uncovered`: the domains without natural speech, for the oracle."""
 
     sample_ids: list[str]
     cluster_N: np.ndarray
@@ -34,6 +35,8 @@ class Pool:
     nll_N: np.ndarray
     domain_N: np.ndarray
     open_K: np.ndarray
+    probed_N: np.ndarray
+    cer_K: np.ndarray
     uncovered: tuple[str, ...] = ("biology", "chemistry", "geography", "cooking", "music")
     notes: list[str] = field(default_factory=list)
 
@@ -49,6 +52,8 @@ class Pool:
             "nll_N": np.full(n, np.nan),
             "domain_N": np.full(n, None, object),
             "open_K": np.ones(k, bool),
+            "probed_N": np.zeros(n, bool),
+            "cer_K": np.full(k, np.nan),
         }
         arrays = {name: np.asarray(known.pop(name, value)) for name, value in default.items()}
         return cls(list(sample_ids), cluster_N, np.asarray(seconds_N, float), **arrays, **known)
@@ -85,7 +90,7 @@ def teacher_nll(pool: Pool, gamma: float) -> Clusters:
     """P_web · nll_cluster^gamma, with the teacher's mean NLL in the place of d: what is merely hard as text."""
     known = np.isfinite(pool.nll_N)
     if not known.any():
-        raise SaladError("teacher_nll: no text has the teacher's NLL; give it to the draw (nll={sample_id: nats})")
+        raise SaladError("teacher_nll: no text has the teacher's NLL; `salad pass embed --model teacher` measures it")
     k = len(pool.p_web_K)
     count = np.bincount(pool.cluster_N[known], minlength=k)
     mean = np.bincount(pool.cluster_N[known], pool.nll_N[known], k) / np.maximum(count, 1)
@@ -113,7 +118,8 @@ def oracle(pool: Pool, gamma: float) -> Texts:
     return Texts(inside.astype(float))
 
 
-# active_rounds is `active` with the budget in parts and a new probe before each: select(..., parent=last round's)
+# active_rounds is `active` with the budget in rounds and the probe measured again after each: salad.selection.rounds,
+# and select(..., parent=what the last round trained on, number=2)
 STRATEGIES: dict[str, Callable[[Pool, float], Clusters | Texts]] = {
     "active": active,
     "active_rounds": active,

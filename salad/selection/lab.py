@@ -103,17 +103,19 @@ def cluster_rankings(lab, clustering_id: str, run_id: str, step: int, speech: st
     return table
 
 
-def pool(lab, clustering_id: str, run_id: str, step: int, max_cer: float | None = None, speech: str | None = None,
-         nll: dict[str, float] | None = None) -> Pool:  # fmt: skip
+def pool(lab, clustering_id: str, run_id: str, step: int, max_cer: float | None = None,
+         speech: str | None = None) -> Pool:  # fmt: skip
     """What a strategy decides on, read from a lab: texts, estimated seconds, divergences, clusters above `max_cer`.
 
-    A text's seconds are its spoken characters · the probe's seconds per character. `nll`: the teacher's mean NLL of
-    texts, for `teacher_nll`."""
+    A text's seconds are its spoken characters · the probe's seconds per character. The teacher's NLL of texts is what
+    the pass `embed` left beside their embeddings."""
     con = _connect(lab)
     table = cluster_divergence(con, clustering_id, run_id, step, speech, draws=0)
     texts = con.execute(
-        """SELECT a.sample_id, a.cluster_id, s.domain, length(coalesce(s.spoken, s.text)) AS chars
-        FROM assignments a JOIN samples s USING (sample_id) WHERE a.clustering_id = ? ORDER BY 1""",
+        """SELECT a.sample_id, a.cluster_id, s.domain, length(coalesce(s.spoken, s.text)) AS chars, e.nll
+        FROM assignments a JOIN samples s USING (sample_id)
+        LEFT JOIN (SELECT sample_id, any_value(nll) AS nll FROM embeddings GROUP BY 1) e USING (sample_id)
+        WHERE a.clustering_id = ? ORDER BY 1""",
         [clustering_id],
     ).df()
     speech_rows = con.execute(
@@ -129,6 +131,7 @@ def pool(lab, clustering_id: str, run_id: str, step: int, max_cer: float | None 
         raise SaladError(f"no probe speech for clustering {clustering_id}: a text's seconds are estimated from it")
     per_char = speech_rows.seconds.sum() / speech_rows.chars.sum()
     rows = _probe(con, clustering_id, run_id, step, speech)
+    probed = set(rows.sample_id)
     total = (rows.d * rows.n_positions).groupby(rows.sample_id).sum()
     d = total / rows.n_positions.groupby(rows.sample_id).sum()
     notes, opened = [], np.ones(len(table), bool)
@@ -152,8 +155,10 @@ def pool(lab, clustering_id: str, run_id: str, step: int, max_cer: float | None 
         d_cluster_K=table.d,
         d_N=d.reindex(texts.sample_id),
         domain_N=texts.domain.fillna("").to_numpy(str),
-        nll_N=np.array([(nll or {}).get(s, np.nan) for s in texts.sample_id], float),
+        nll_N=texts.nll.to_numpy(float),
         open_K=opened,
+        probed_N=texts.sample_id.isin(probed).to_numpy(bool),
+        cer_K=speech_rows.set_index("cluster_id").cer.reindex(table.cluster_id).to_numpy(float),
         notes=notes,
     )
 
@@ -169,19 +174,20 @@ class Drawn:
 
 def select(lab, clustering_id: str, run_id: str, step: int, strategy: str = "active", gamma: float = 2.0,
            budget_h: float = 1.0, seed: int = 0, max_cer: float | None = None, speech: str | None = None,
-           parent: str | None = None, nll: dict[str, float] | None = None) -> str:  # fmt: skip
+           parent: str | None = None, number: int | None = None) -> str:  # fmt: skip
     """Draw a selection (METHOD.md, "From selection to training, exactly"), publish it, and return its id.
 
-    With `parent`, a round of `active_rounds`: the parent's kept texts come first (freeze it: then they are spoken),
-    with the seconds they have, and the draw goes on from the divergences of this checkpoint up to `budget_h` in all.
-    What the draw left out, and whether it ran dry, is logged. The same arguments on the same probe give the same
+    With `parent`, the next round of `active_rounds`, `number` from 1: the parent's kept texts come first (freeze it:
+    then they are spoken), with the seconds they have, and the draw goes on from the divergences of this checkpoint up
+    to `budget_h` in all. active_rounds draws no text of the probe, or the next round would measure what was trained
+    on. What the draw left out, and whether it ran dry, is logged. The same arguments on the same probe give the same
     selection; one that exists is not drawn again. Raises SaladError where nothing can be drawn."""
     return select_told(lab, clustering_id, run_id, step, strategy, gamma, budget_h, seed, max_cer, speech, parent,
-                       nll).selection_id  # fmt: skip
+                       number).selection_id  # fmt: skip
 
 
 def select_told(lab, clustering_id, run_id, step, strategy="active", gamma=2.0, budget_h=1.0, seed=0, max_cer=None,
-                speech=None, parent=None, nll=None) -> Drawn:  # fmt: skip
+                speech=None, parent=None, number=None) -> Drawn:  # fmt: skip
     """`select`, with what it has to say."""
     con = store.connect(lab)
     rows = _probe(con, clustering_id, run_id, step, speech)
@@ -189,28 +195,50 @@ def select_told(lab, clustering_id, run_id, step, strategy="active", gamma=2.0, 
         "pass": "select", "clustering_id": clustering_id, "run_id": run_id, "step": step, "strategy": strategy,
         "gamma": gamma, "budget_h": budget_h, "seed": seed, "max_cer": max_cer, "speech": speech, "parent": parent,
         "probe": store.ids.digest(rows[["sample_id", "synthesis_id", "pattern"]].astype(str).values.tolist()),
-        "nll": store.ids.digest(nll) if nll else None,
     }  # fmt: skip
     before, dropped = _carried(con, parent) if parent else (None, [])
     if parent:
         made_from["carried"] = store.ids.digest([before.sample_id.tolist(), dropped])
     name = store.ids.selection_id(made_from)
-    texts = pool(con, clustering_id, run_id, step, max_cer, speech, nll)
+    texts = pool(con, clustering_id, run_id, step, max_cer, speech)
     spent_h = 0.0 if before is None else before.seconds.sum() / 3600
     left_h = budget_h - spent_h
     if left_h <= 0:
         raise SaladError(f"selection {parent} has {spent_h:.3g} h already; a round needs a budget above that")
     if parent:
         dropped = [*dropped, *_ruled_out(con, parent, texts)]
-    skip = dropped if before is None else [*dropped, *before.sample_id]
+    skip = [*_held_out(texts, strategy), *dropped, *([] if before is None else before.sample_id)]
     made = draw(texts, strategy, gamma, left_h, seed, skip)
     notes = (*(n for n in texts.notes if n not in made.notes), *made.notes)
     info = {"clustering_id": clustering_id, "run_id": run_id, "step": step, "strategy": strategy, "gamma": gamma,
-            "budget_h": budget_h, "seed": seed, "parent_selection_id": parent}  # fmt: skip
+            "budget_h": budget_h, "seed": seed, "parent_selection_id": parent, "round": number, "max_cer": max_cer,
+            "speech": speech}  # fmt: skip
     _publish(lab, name, info, _rows(texts, made, before), made_from)
+    _publish_clusters(con, lab, name, info, texts, made, skip, made_from)
     for note in notes:
         log.warning("selection %s (%s): %s", name, strategy, note)
     return Drawn(name, spent_h + made.seconds / 3600, notes)
+
+
+def _held_out(texts: Pool, strategy: str) -> list[str]:
+    """The probe, where it will be measured again and must not have been trained on."""
+    return np.asarray(texts.sample_ids, object)[texts.probed_N].tolist() if strategy == "active_rounds" else []
+
+
+def _publish_clusters(con, lab, name: str, info: dict, texts: Pool, made, skip, made_from: dict) -> None:
+    """What the draw saw in each cluster: both rankings, what it was to give, what it gave, and why not."""
+    ranked = cluster_rankings(con, info["clustering_id"], info["run_id"], info["step"], info["speech"])
+    cluster, k = texts.cluster_N[made.rows], len(texts.p_web_K)
+    gone = set(skip)
+    usable = np.array([s not in gone for s in texts.sample_ids], bool) & texts.open_K[texts.cluster_N]
+    may, got = np.bincount(texts.cluster_N[usable], minlength=k), np.bincount(cluster, minlength=k)
+    why = np.where(~texts.open_K, "CER", np.where(np.isnan(texts.d_cluster_K) & (made.p_target_K == 0), "no probe", ""))
+    rows = ranked[["cluster_id", "d_adjusted", "rank", "rank_adjusted", "text_share"]].assign(
+        selection_id=name, p_web=texts.p_web_K, d_cluster=texts.d_cluster_K, p_target=made.p_target_K,
+        left_out=[w or None for w in why], texts=got, seconds=np.bincount(cluster, texts.seconds_N[made.rows], k),
+        dry=(may > 0) & (got == may), cer=texts.cer_K,
+    )  # fmt: skip
+    store.publish(lab, "selection_clusters", rows, made_from)
 
 
 def _rows(texts: Pool, made, before: pd.DataFrame | None) -> pd.DataFrame:
@@ -236,7 +264,7 @@ def _publish(lab, name: str, info: dict, rows: pd.DataFrame, made_from: dict) ->
 
 def _selection(con, selection_id: str) -> dict:
     names = ("selection_id", "clustering_id", "run_id", "step", "strategy", "gamma", "budget_h", "seed",
-             "parent_selection_id")  # fmt: skip
+             "parent_selection_id", "round", "max_cer", "speech")  # fmt: skip
     found = con.execute(f"SELECT {', '.join(names)} FROM selections WHERE selection_id = ?", [selection_id]).fetchone()
     if found is None:
         known = [r[0] for r in con.execute("SELECT selection_id FROM selections ORDER BY 1 LIMIT 9").fetchall()]
@@ -313,14 +341,14 @@ def _ruled_out(con, selection_id: str, texts: Pool) -> list[str]:
     return sorted({sample_id for (sample_id, _), (_, verdict) in verdicts.items() if verdict == "drop"})
 
 
-def _pool_again(con, info: dict, max_cer, speech, nll) -> Pool:
+def _pool_again(con, info: dict) -> Pool:
+    """The pool that a selection was drawn from: the same clusters are left out."""
     if info["clustering_id"] is None or info["run_id"] is None:
         raise SaladError(f"selection {info['selection_id']} does not say what it was drawn from; select anew")
-    return pool(con, info["clustering_id"], info["run_id"], info["step"], max_cer, speech, nll)
+    return pool(con, info["clustering_id"], info["run_id"], info["step"], info["max_cer"], info["speech"])
 
 
-def refill(lab, selection_id: str, max_cer: float | None = None, speech: str | None = None,
-           nll: dict[str, float] | None = None) -> str:  # fmt: skip
+def refill(lab, selection_id: str) -> str:
     """Replace what reviewers dropped: a child selection of the kept texts and, after them, further draws.
 
     One text for each dropped one, from its cluster; where that cluster is dry, or the seconds are not yet regained,
@@ -337,15 +365,15 @@ def refill(lab, selection_id: str, max_cer: float | None = None, speech: str | N
         ORDER BY l.draw""", [selection_id]).df()  # fmt: skip
     if not len(lost):
         return selection_id
-    texts = _pool_again(con, info, max_cer, speech, nll)
-    made_from = {"pass": "refill", "parent": selection_id, "dropped": store.ids.digest(sorted(lost.sample_id)),
-                 "max_cer": max_cer, "speech": speech, "nll": store.ids.digest(nll) if nll else None}  # fmt: skip
+    texts = _pool_again(con, info)
+    made_from = {"pass": "refill", "parent": selection_id, "dropped": store.ids.digest(sorted(lost.sample_id))}
     seen = con.execute(
         """SELECT DISTINCT sample_id FROM selected WHERE selection_id IN
         (SELECT ancestor_id FROM lineage WHERE selection_id = ?)""",
         [selection_id],
     ).fetchall()
-    skip = [*dropped, *_ruled_out(con, selection_id, texts), *(s for (s,) in seen)]
+    skip = [*_held_out(texts, info["strategy"]), *dropped, *_ruled_out(con, selection_id, texts),
+            *(s for (s,) in seen)]  # fmt: skip
     own_K = decide(texts, info["strategy"], info["gamma"] or 0.0)[1]
     by_cluster = np.bincount(lost.cluster_id, lost.seconds, len(texts.p_web_K)) * texts.open_K
     shares = by_cluster / max(by_cluster.sum(), 1e-12) + 1e-9 * own_K
@@ -355,15 +383,16 @@ def refill(lab, selection_id: str, max_cer: float | None = None, speech: str | N
                 first=lost.cluster_id.astype(int).tolist())  # fmt: skip
     made = made._replace(p_target_K=own_K)
     name = store.ids.selection_id(made_from)
-    child = {key: info[key] for key in ("clustering_id", "run_id", "step", "strategy", "gamma", "budget_h", "seed")}
-    _publish(lab, name, {**child, "parent_selection_id": selection_id}, _rows(texts, made, before), made_from)
+    child = {**info, "parent_selection_id": selection_id}
+    del child["selection_id"]
+    _publish(lab, name, child, _rows(texts, made, before), made_from)
+    _publish_clusters(con, lab, name, child, texts, made, skip, made_from)
     for note in made.notes:
         log.warning("refill %s of %s: %s", name, selection_id, note)
     return name
 
 
-def to_synthesise(lab, selection_id: str, max_cer: float | None = None, speech: str | None = None,
-                  nll: dict[str, float] | None = None) -> list[tuple[str, str]]:  # fmt: skip
+def to_synthesise(lab, selection_id: str) -> list[tuple[str, str]]:
     """(sample id, text) of what is to be spoken, in draw order: what no standing verdict drops.
 
     Where drops leave less than the budget, the selection is drawn on: further rows of the same selection, by the
@@ -374,10 +403,11 @@ def to_synthesise(lab, selection_id: str, max_cer: float | None = None, speech: 
     rows, dropped = _carried(con, selection_id)
     asked = (info["budget_h"] or 0.0) * 3600
     if dropped and rows.seconds.sum() < asked and not is_frozen(con, selection_id):
-        texts = _pool_again(con, info, max_cer, speech, nll)
+        texts = _pool_again(con, info)
         drawn = con.execute("SELECT sample_id, draw FROM selected WHERE selection_id = ? ORDER BY draw",
                             [selection_id]).df()  # fmt: skip
-        skip = [*dropped, *_ruled_out(con, selection_id, texts), *drawn.sample_id]
+        skip = [*_held_out(texts, info["strategy"]), *dropped, *_ruled_out(con, selection_id, texts),
+                *drawn.sample_id]  # fmt: skip
         first = int(drawn.draw.max()) + 1
         seed = int(store.ids.digest([info["seed"], first]), 16)
         made = draw(texts, info["strategy"], info["gamma"] or 0.0, (asked * OVERSHOOT - rows.seconds.sum()) / 3600,
@@ -435,9 +465,9 @@ def freeze(lab, selection_id: str, budget_h: float | None = None) -> str:
                 budget_h,
             )
     name = _frozen_id(selection_id, rows.sample_id)
-    child = {key: info[key] for key in ("clustering_id", "run_id", "step", "strategy", "gamma", "seed")}
-    _publish(lab, name, {**child, "budget_h": budget_h, "parent_selection_id": selection_id}, rows.reset_index(),
-             {"pass": "freeze", "parent": selection_id, "selection_id": name})  # fmt: skip
+    child = {**info, "budget_h": budget_h, "parent_selection_id": selection_id}
+    del child["selection_id"]
+    _publish(lab, name, child, rows.reset_index(), {"pass": "freeze", "parent": selection_id, "selection_id": name})
     return name
 
 
