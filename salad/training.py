@@ -88,9 +88,8 @@ def load_data(lab: Path | str, config: RunConfig, model: SpeechLM) -> Loader:
     natural = corpora.of_speech(con, list(config.data.natural))
     selected = corpora.of_selection(con, config.selection) if config.selection else []
     texts = corpora.texts(lab, list(config.data.text)) if config.data.p_text else []
-    ids = model.tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
-    encoded = Encoded(lab, model.tokenizer, model.encoder)
-    return Loader(config, model.prefix, encoded, natural, selected, [x for x in ids if x])
+    encoded = Encoded(lab, model.prompt, model.encoder)
+    return Loader(config, encoded, natural, selected, model.prompt.write_all(texts))
 
 
 def train(lab: Path | str, run_id: str, progress: Progress | None = None) -> None:

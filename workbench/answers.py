@@ -135,7 +135,8 @@ class Prompt:
     max_new_tokens: int = 32
 
 
-PROMPTS = {"plain": Prompt()}  # by `prompt` of speech_lm.json: as items are, the question and then " Answer."
+# by `prompt` of speech_lm.json: plain is as items are, the question and then " Answer."; a chat ends its turn itself
+PROMPTS = {"plain": Prompt(), "chat": Prompt(sentence=False, stop=(), max_new_tokens=64)}
 
 
 def prompt_of(settings: dict, shots: int | None = None) -> Prompt:
@@ -381,9 +382,7 @@ class Walk:
         self.model = model
         if teacher:
             self.source = model.teacher
-            encode = lambda text: model.tokenizer(text, add_special_tokens=False)["input_ids"]  # noqa: E731
-            ids = [model.prefix, *(token for part in prompt for token in encode(part))]
-            inputs = {"input_ids": torch.tensor([ids], device=model.device)}
+            inputs = {"input_ids": torch.tensor([model.prompt.units(prompt)[0]], device=model.device)}
         else:
             from salad.models.speech_lm import Teacher
 
@@ -482,7 +481,7 @@ class Answer:
             token = self._choose()
             if not self._ids:
                 self.first_s = self.total_s + time.perf_counter() - begun
-            if token == self.model.tokenizer.eos_token_id:
+            if token in self.model.prompt.ends:
                 return self._end("end token")
             text = self.model.tokenizer.decode([*self._ids, token])
             if re.search(r"\d\.$", self.text) and self.prompt.sentence and not text[len(self.text) :][:1].isdigit():

@@ -143,7 +143,7 @@ def scoring_patterns(seed: int, sample_id: str, n: int, span_units: tuple[int, i
 
 @dataclass(frozen=True)
 class Sequence:
-    """One interleaved sequence beside its text, both beginning with the prefix token (row 0).
+    """One interleaved sequence beside its text, both beginning with the prefix token (row 0) or a chat's beginning.
 
     `ids` [T] int64: token id, or -1 where a frame stands; `frames` [T] int64: frame number, or -1 where a token
     stands. `rows` [N]: row of the interleaved sequence that predicts a text position; `text_rows` [N]: row of the
@@ -160,9 +160,15 @@ class Sequence:
     after_speech: np.ndarray
 
 
-def sequence(prefix: int, token_ids: list[int], spans: list[Span]) -> Sequence:
-    """Lay out `spans` over `token_ids` after the prefix token."""
-    ids, frames, rows, positions, after = [prefix], [-1], [], [], []
+def sequence(
+    prefix: int | list[int], token_ids: list[int], spans: list[Span], between: list[int] = (), answer: int = 0
+) -> Sequence:
+    """Lay out `spans` over `token_ids` after the prefix.
+
+    The tokens of `between` stand in front of token number `answer`, in both sequences; text positions are the tokens
+    from there on (by default all)."""
+    before = [prefix] if isinstance(prefix, int) else list(prefix)
+    ids, frames, rows, positions, after = list(before), [-1] * len(before), [], [], []
     heard = False
     for span in spans:
         if span.speech:
@@ -171,18 +177,22 @@ def sequence(prefix: int, token_ids: list[int], spans: list[Span]) -> Sequence:
             heard = True
             continue
         for position in range(span.token_start, span.token_end):
-            rows.append(len(ids) - 1)
-            positions.append(position)
-            after.append(heard)
+            if position == answer:
+                ids += between
+                frames += [-1] * len(between)
+            if position >= answer:
+                rows.append(len(ids) - 1)
+                positions.append(position)
+                after.append(heard)
             ids.append(token_ids[position])
             frames.append(-1)
     positions = np.asarray(positions, dtype=np.int64)
     return Sequence(
-        text_ids=np.asarray([prefix, *token_ids], dtype=np.int64),
+        text_ids=np.asarray([*before, *token_ids[:answer], *between, *token_ids[answer:]], dtype=np.int64),
         ids=np.asarray(ids, dtype=np.int64),
         frames=np.asarray(frames, dtype=np.int64),
         rows=np.asarray(rows, dtype=np.int64),
-        text_rows=positions,
+        text_rows=positions + (len(before) + len(between) - 1),
         positions=positions,
         after_speech=np.asarray(after, dtype=bool),
     )

@@ -7,7 +7,8 @@ import numpy as np
 from salad.config import RunConfig
 from salad.data.batches import Batch, collate
 from salad.data.corpora import SpokenText, audio
-from salad.data.interleaving import Span, interleave, sequence, token_offsets, training_pattern, units
+from salad.data.interleaving import Sequence, Span, interleave, training_pattern, units
+from salad.models.prompts import Written
 
 
 class Sampler:
@@ -37,17 +38,26 @@ class Encoded:
     its frames depend on the pattern and are not kept.
     """
 
-    def __init__(self, lab, tokenizer, encoder):
-        self.lab, self.tokenizer, self.encoder = lab, tokenizer, encoder
+    def __init__(self, lab, prompt, encoder):
+        """`prompt`: the model's PromptFormat."""
+        self.lab, self.prompt, self.encoder = lab, prompt, encoder
         self._known: dict[str, tuple] = {}
 
     def parts(self, spoken: SpokenText):
-        """(token ids, offsets, units) of a spoken text."""
+        """(token ids, offsets, units) of a spoken text; units only of what may be speech."""
         if spoken.synthesis_id not in self._known:
-            ids, offsets = token_offsets(self.tokenizer, spoken.text)
-            cut = units(spoken.text, offsets, spoken.words, spoken.duration_s)
-            self._known[spoken.synthesis_id] = [ids, offsets, cut, None]
-        return self._known[spoken.synthesis_id][:3]
+            told = self.prompt.write(spoken.text)
+            words, end_s, offsets = spoken.words, spoken.duration_s, told.offsets
+            if told.between:  # what stands behind is text, whatever is heard there
+                end_s = next((word[3] for word in words if word[1] >= told.stop), end_s)
+                words, offsets = [word for word in words if word[2] <= told.stop], offsets[: told.answer]
+            self._known[spoken.synthesis_id] = [told, units(spoken.text[: told.stop], offsets, words, end_s), None]
+        told, cut, _ = self._known[spoken.synthesis_id]
+        return told.ids, told.offsets, cut
+
+    def sequence(self, spoken: SpokenText, spans: list[Span]) -> Sequence:
+        """The interleaved sequence of `spans`, as the prompt's format has it."""
+        return self._known[spoken.synthesis_id][0].sequence(spans)
 
     def frames(self, spoken: SpokenText, spans: list[Span]) -> np.ndarray | None:
         """Encoder frames [F, D] for the speech among `spans`, None where there is none."""
@@ -56,14 +66,14 @@ class Encoded:
         if not any(span.speech for span in spans):
             return None
         known = self._known[spoken.synthesis_id]
-        if known[3] is not None:
-            return known[3]
+        if known[2] is not None:
+            return known[2]
         encoder = self.encoder
         device = next((p.device for p in encoder.parameters()), torch.device("cpu"))
         samples = torch.from_numpy(audio(self.lab, spoken, encoder.sample_rate)).to(device)
         if encoder.causal:
-            known[3] = encoder(samples).cpu().numpy()
-            return known[3]
+            known[2] = encoder(samples).cpu().numpy()
+            return known[2]
         frames = np.zeros((max(span.frame_end for span in spans), encoder.dim), dtype=np.float32)
         for span in spans:
             if span.speech:
@@ -76,7 +86,10 @@ class Encoded:
 
     def spans(self, spoken: SpokenText, pattern: list[bool]) -> list[Span]:
         """Spans of a pattern over the recording's units; frames beyond the recording's last are left out."""
-        spans = interleave(self.parts(spoken)[2], pattern, self.encoder.frame_rate)
+        ids, _, cut = self.parts(spoken)
+        spans = interleave(cut, pattern, self.encoder.frame_rate)
+        if cut and cut[-1].token_end < len(ids):  # an answer
+            spans.append(Span(False, cut[-1].token_end, len(ids), 0, 0))
         last = int(spoken.duration_s * self.encoder.frame_rate + 1e-6)
         return [s._replace(frame_end=min(s.frame_end, last)) if s.speech else s for s in spans]
 
@@ -90,10 +103,10 @@ class Loader:
     `state`, JSON-able, is where it stands: a loader of the same run with that state goes on with the same batches.
     """
 
-    def __init__(self, config: RunConfig, prefix: int, encoded: Encoded, natural: list[SpokenText],
-                 selected: list[SpokenText], text_ids: list[list[int]]):  # fmt: skip
-        self.config, self.prefix, self.encoded = config, prefix, encoded
-        self.sources = {"natural": natural, "selected": selected, "text": text_ids}
+    def __init__(self, config: RunConfig, encoded: Encoded, natural: list[SpokenText], selected: list[SpokenText],
+                 texts: list[Written]):  # fmt: skip
+        self.config, self.encoded = config, encoded
+        self.sources = {"natural": natural, "selected": selected, "text": texts}
         self.sampler = Sampler(config.seed, {name: len(x) for name, x in self.sources.items() if x})
         start = {"pool": 0, "used": 0}
         self.state = {
@@ -146,13 +159,13 @@ class Loader:
         batches = [laid[start : start + size] for start in range(0, len(laid), size)]
         return [batches[i] for i in self._rng(source).permutation(len(batches))]
 
-    def _lay(self, one: SpokenText | list[int], epoch: int) -> tuple:
+    def _lay(self, one: SpokenText | Written, epoch: int) -> tuple:
         if not isinstance(one, SpokenText):
-            return sequence(self.prefix, one, [Span(False, 0, len(one), 0, 0)]), None, []
-        ids, _, cut = self.encoded.parts(one)
+            return one.sequence(), None, []
+        cut = self.encoded.parts(one)[2]
         rng = sample_rng(self.config.seed, one.sample_id, epoch)
         spans = self.encoded.spans(one, training_pattern(rng, len(cut), self.config.sequences))
-        return sequence(self.prefix, ids, spans), one, spans
+        return self.encoded.sequence(one, spans), one, spans
 
 
 def sample_rng(seed: int, sample_id: str, epoch: int) -> np.random.Generator:

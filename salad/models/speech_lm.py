@@ -7,6 +7,7 @@ full, the teacher is a second, frozen copy of the original.
 import contextlib
 import json
 from collections.abc import Iterator
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from salad.errors import SaladError
 from salad.models.adapter import Adapter
 from salad.models.encoders import load_encoder
 from salad.models.names import DTYPES, folder_sha256, quiet, resolve
+from salad.models.prompts import PromptFormat
 from store import atomic
 
 SETTINGS = "speech_lm.json"
@@ -47,16 +49,18 @@ class SpeechLM(nn.Module):
     """A text LLM that also reads speech. Built by `build` (a new one) or `from_pretrained` (a checkpoint folder).
 
     `llm` is the causal LM (with LoRA layers where the configuration says so), `adapter` trains, `encoder` is frozen.
-    `prefix` is the token id that begins every sequence: the tokenizer's BOS, else its end-of-text token.
+    `prompt` is the PromptFormat it is trained and asked in; `prefix` the token id that begins every plain sequence.
     """
 
     def __init__(self, llm, tokenizer, encoder, adapter, settings: dict, lab: Path | None, original=None, peft=None):
         super().__init__()
         self.llm, self.encoder, self.adapter = llm, encoder, adapter
         self.tokenizer, self.settings, self.lab = tokenizer, settings, lab
-        self.prefix = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
-        if self.prefix is None:
-            raise SaladError(f"the tokenizer of {settings['llm']['name']!r} has neither a BOS nor an end-of-text token")
+        try:
+            self.prompt = PromptFormat(tokenizer, settings.get("prompt", "plain"), settings.get("system"))
+        except SaladError as error:
+            raise SaladError(f"{settings['llm']['name']!r}: {error}") from None
+        self.prefix = self.prompt.prefix
         self._beside = {"original": original, "peft": peft}  # no submodules: neither trained nor counted twice
         self._frozen: dict = {}
 
@@ -266,27 +270,32 @@ class SpeechLM(nn.Module):
         """[1, T, H] of a prompt: a list of texts (str) and recordings (float32 [T] at the encoder's rate). `llm`: whose
         embeddings a text takes, by default the student's."""
         embed = (llm or self.llm).get_input_embeddings()
-        parts = [embed(torch.tensor([[self.prefix]], device=self.device))]
-        for part in prompt:
-            if isinstance(part, str):
-                ids = self.tokenizer(part, add_special_tokens=False)["input_ids"]
-                if ids:
-                    parts.append(embed(torch.tensor([ids], device=self.device)))
-            else:
-                samples = torch.as_tensor(np.asarray(part, dtype=np.float32), device=self.device)
+        parts: list[torch.Tensor] = []
+        for ids, some in groupby(self.prompt.units(prompt)[0], key=lambda unit: isinstance(unit, int)):
+            if ids:
+                parts.append(embed(torch.tensor([list(some)], device=self.device)))
+                continue
+            for recording in some:
+                samples = torch.as_tensor(np.asarray(recording, dtype=np.float32), device=self.device)
                 frames = self.encoder(samples)
                 if len(frames):
-                    parts.append(self.adapter(frames[None].to(parts[0].dtype)))
+                    parts.append(self.adapter(frames[None].to(embed.weight.dtype)))
         return torch.cat(parts, dim=1)
 
+    @property
+    def _stop(self) -> tuple[str, ...]:
+        return ("\n",) if self.prompt.name == "plain" else ()
+
     @torch.no_grad()
-    def generate(self, prompts: list[list], max_new_tokens: int = 64, stop: tuple[str, ...] = ("\n",),
+    def generate(self, prompts: list[list], max_new_tokens: int = 64, stop: tuple[str, ...] | None = None,
                  temperature: float = 0.0, seed: int = 0) -> list[str]:  # fmt: skip
         """Answers to a batch of prompts (see `prompt_embeddings`), greedy at temperature 0.
 
-        An answer ends before the first of the `stop` strings, at the end-of-text token, or at `max_new_tokens`."""
+        An answer ends before the first of the `stop` strings (by default a new line in a plain prompt, none in a chat),
+        at the token that ends a text or a turn, or at `max_new_tokens`."""
         from transformers import GenerationConfig
 
+        stop = self._stop if stop is None else stop
         embedded = [self.prompt_embeddings(prompt)[0] for prompt in prompts]
         longest = max(map(len, embedded))
         inputs = embedded[0].new_zeros(len(embedded), longest, embedded[0].shape[1])
@@ -298,7 +307,7 @@ class SpeechLM(nn.Module):
         sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
         settings = GenerationConfig(
             max_new_tokens=max_new_tokens,
-            eos_token_id=self.tokenizer.eos_token_id,
+            eos_token_id=sorted(self.prompt.ends) or None,
             pad_token_id=self.tokenizer.pad_token_id or self.prefix,
             stop_strings=list(stop) or None,
             suppress_tokens=list(range(self.vocab_size, self.head.shape[0])) or None,  # ids that only pad the head
@@ -311,11 +320,12 @@ class SpeechLM(nn.Module):
         return [_until(text, stop) for text in texts]
 
     @torch.no_grad()
-    def stream(self, prompt: list, max_new_tokens: int = 64, stop: tuple[str, ...] = ("\n",), temperature: float = 0.0,
+    def stream(self, prompt: list, max_new_tokens: int = 64, stop: tuple[str, ...] | None = None, temperature: float = 0.0,
                seed: int = 0, teacher: bool = False) -> Iterator[tuple[int, torch.Tensor]]:  # fmt: skip
         """One answer token by token: (token id, log-probabilities [V] float32 it was drawn from).
 
         Ends like `generate`. With `teacher`, the original LLM answers (its prompt must be text)."""
+        stop = self._stop if stop is None else stop
         generator = torch.Generator(device="cpu").manual_seed(seed)
         source = self.teacher if teacher else Teacher(self.llm)
         llm = source.llm
@@ -329,7 +339,7 @@ class SpeechLM(nn.Module):
                     token = int(draw)
                 else:
                     token = int(logp.argmax())
-                if token == self.tokenizer.eos_token_id:
+                if token in self.prompt.ends:
                     return
                 told.append(token)
                 if any(word in self.tokenizer.decode(told) for word in stop):

@@ -9,7 +9,7 @@ import torch
 import store
 from salad.data.batches import collate
 from salad.data.corpora import SpokenText
-from salad.data.interleaving import scoring_patterns, sequence
+from salad.data.interleaving import scoring_patterns
 from salad.data.loading import Encoded
 from salad.divergence import divergences
 from salad.passes import Progress
@@ -33,7 +33,7 @@ def score(lab: Path | str, model, run_id: str, step: int, spoken: list[SpokenTex
     }  # fmt: skip
     if not spoken or all(store.exists(lab, table, made_from) for table in ("divergences", "token_divergences")):
         return
-    encoded = Encoded(lab, model.tokenizer, model.encoder)
+    encoded = Encoded(lab, model.prompt, model.encoder)
     by_length = sorted(spoken, key=lambda s: (len(encoded.parts(s)[0]), s.synthesis_id))
     rows: list[dict] = []
     tokens: list[dict] = []
@@ -56,7 +56,7 @@ def _score_batch(model, encoded: Encoded, group: list[SpokenText], seed: int, ro
     text_hidden = teacher_hidden = None
     for pattern in (0, 1):
         spans = [encoded.spans(s, both[pattern]) for s, both in zip(group, patterns, strict=True)]
-        sequences = [sequence(model.prefix, ids, sp) for (ids, _, _), sp in zip(parts, spans, strict=True)]
+        sequences = [encoded.sequence(s, sp) for s, sp in zip(group, spans, strict=True)]
         speech = [encoded.frames(s, sp) for s, sp in zip(group, spans, strict=True)]
         batch = collate(sequences, speech, [s.sample_id for s in group]).to(device)
         if text_hidden is None:
@@ -93,12 +93,13 @@ def _token_rows(model, group, parts, batch, told, pattern: int) -> list[dict]:
     for n, b in enumerate(batch.sample_N.tolist()):
         s, (_, offsets, cut) = group[b], parts[b]
         start, end = offsets[positions[n]]
-        unit = cut[int(np.searchsorted([u.token_end for u in cut], positions[n], side="right"))]
+        place = int(np.searchsorted([u.token_end for u in cut], positions[n], side="right"))
+        start_s, end_s = (cut[place].start_s, cut[place].end_s) if place < len(cut) else (None, None)  # a chat's answer
         heard = after[n]
         rows.append({
             "sample_id": s.sample_id, "synthesis_id": s.synthesis_id, "pattern": pattern,
             "position": positions[n], "token": s.text[start:end], "char_start": start, "char_end": end,
-            "start_s": unit.start_s, "end_s": unit.end_s, "after_speech": heard,
+            "start_s": start_s, "end_s": end_s, "after_speech": heard,
             "m": m[n] if heard else None, "f": f[n], "d": d[n] if heard else None,
             "teacher_top": top(*teacher[n]), "student_top": top(*student[n]),
         })  # fmt: skip

@@ -1,0 +1,152 @@
+"""Prompt formats: how a text is laid out for a model, and where its loss stands. The same one in training, scoring,
+evaluation and the A/B app; a checkpoint keeps its name and system prompt in speech_lm.json.
+
+`plain`: the prefix token (the tokenizer's BOS, else its end-of-text token), then the text; every token carries loss.
+`chat`: the tokenizer's own chat template. The text's first half, up to a sentence's end, is the user's turn, which may
+be speech; the rest is the answer, which is text and alone carries loss.
+"""
+
+import re
+from typing import NamedTuple
+
+from salad.data.interleaving import Sequence, Span, sequence, token_offsets
+from salad.errors import SaladError
+
+FORMATS = ("plain", "chat")
+MARK = "\N{OBJECT REPLACEMENT CHARACTER}"  # where a recording, or a text still unknown, stands in a rendered template
+
+
+class Written(NamedTuple):
+    """A text laid out: `before`, the tokens of the text up to number `answer`, `between`, the others.
+
+    ids: the text's own tokens; offsets: their characters [start, end) in the text; answer: the first that carries loss
+    and the first that is never speech (0, with `between` empty: all carry loss and any may be speech); stop: the
+    character at which the answer begins (the text's length where any may be speech).
+    """
+
+    before: list[int]
+    ids: list[int]
+    offsets: list[tuple[int, int]]
+    between: list[int]
+    answer: int
+    stop: int
+
+    def sequence(self, spans: list[Span] | None = None) -> Sequence:
+        """The interleaved sequence of `spans`, beside its text; without spans all is text."""
+        spans = [Span(False, 0, len(self.ids), 0, 0)] if spans is None else spans
+        return sequence(self.before, self.ids, spans, self.between, self.answer)
+
+
+class PromptFormat:
+    """The format `name` of a tokenizer. `prefix`: the token that begins a plain sequence; `ends`: ids that end an
+    answer. Raises SaladError for a tokenizer that lacks what the format needs, and for a system prompt in `plain`."""
+
+    def __init__(self, tokenizer, name: str = "plain", system: str | None = None):
+        self.tokenizer, self.name, self.system = tokenizer, name, system
+        self.prefix = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+        if name not in FORMATS:
+            raise SaladError(f"no prompt format {name!r}; known: {', '.join(FORMATS)}")
+        if name == "plain":
+            if self.prefix is None:
+                raise SaladError("the tokenizer has neither a BOS nor an end-of-text token; a plain prompt needs one")
+            if system is not None:
+                raise SaladError("a system prompt needs the prompt format chat (sequences.prompt=chat)")
+        elif not tokenizer.chat_template:
+            raise SaladError("the tokenizer has no chat template; use an instruction-tuned LLM, or sequences.prompt=plain")
+        self.ends = {i for i in (tokenizer.eos_token_id,) if i is not None}
+        if name == "chat":
+            self.ends |= self._end_of_turn()
+
+    # --- training and scoring ---
+
+    def write(self, text: str) -> Written:
+        """Lay out a text. In `chat`, a text that cannot be divided has an answer without tokens, so no loss."""
+        if self.name == "plain":
+            ids, offsets = token_offsets(self.tokenizer, text)
+            return Written([self.prefix], ids, offsets, [], 0, len(text))
+        stop = turn(text)
+        user = text[:stop].strip()
+        if not user:
+            return Written(self._encode(self._render("")), [], [], [], 0, len(text))
+        lead = text.index(user)
+        whole = self._render(user) + text[stop:]
+        start = self._render(MARK).index(MARK)
+        end, answer_at = start + len(user), len(whole) - (len(text) - stop)
+        if whole[start:end] != user:
+            raise SaladError("the tokenizer's chat template changes the user's text, so its words cannot be found in it")
+        ids, offsets = token_offsets(self.tokenizer, whole)
+        said = [n for n, (a, b) in enumerate(offsets) if b > start and a < end]
+        answer = [n for n, (a, b) in enumerate(offsets) if b > answer_at]
+        told = [(max(a - start, 0) + lead, min(b, end) - start + lead) for a, b in (offsets[n] for n in said)]
+        told += [(max(a - answer_at, 0) + stop, b - answer_at + stop) for a, b in (offsets[n] for n in answer)]
+        first, last = said[0], said[-1] + 1
+        between = ids[last : answer[0] if answer else len(ids)]
+        own = [ids[n] for n in (*said, *answer)]
+        return Written(ids[:first], own, told, between, len(said), stop)
+
+    def write_all(self, texts: list[str]) -> list[Written]:
+        """`write` of many texts of which none is speech; texts without a token that carries loss are left out."""
+        if self.name == "plain":
+            found = self.tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
+            return [Written([self.prefix], ids, [], [], 0, 0) for ids in found if ids]
+        written = [self.write(text) for text in texts if text.strip()]
+        return [one for one in written if len(one.ids) > one.answer]
+
+    # --- answering ---
+
+    def units(self, prompt: list, continuations: list[str] = ()) -> tuple[list, list[list[int]]]:
+        """Token ids and recordings of a prompt in order, and the token ids of each continuation of it.
+
+        prompt: texts (str) and recordings (anything else), in `chat` the user's turn. A continuation begins with its
+        delimiter (" Paris."). In `plain`, tokens are lm-evaluation-harness' own: of the joined text, split where the
+        prompt's text ends, blanks at its end given to the continuations. A blank before a recording belongs to the
+        word that is speech, and is left out. In `chat` a continuation is the answer, without its delimiter.
+        """
+        recordings = [part for part in prompt if not isinstance(part, str)]
+        told = "".join(part if isinstance(part, str) else MARK for part in prompt)
+        if told.count(MARK) != len(recordings):
+            raise SaladError(f"a prompt's text must not hold the character U+{ord(MARK):04X}")
+        if self.name == "chat":
+            told = self._render(told.strip())
+            continuations = [continuation.lstrip() for continuation in continuations]
+        *pieces, tail = told.split(MARK)
+        units: list = [self.prefix] if self.name == "plain" else []
+        for piece, recording in zip(pieces, recordings, strict=True):
+            units += [*self._encode(piece.rstrip(" ")), recording]
+        if not continuations:
+            return units + self._encode(tail), []
+        blanks = tail[len(tail.rstrip()) :] if self.name == "plain" else ""
+        tail = tail[: len(tail) - len(blanks)]
+        ids = self._encode(tail)
+        return units + ids, [self._encode(tail + blanks + continuation)[len(ids) :] for continuation in continuations]
+
+    def _encode(self, text: str) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
+
+    def _render(self, user: str, answer: str | None = None) -> str:
+        """The template's text of a conversation, up to where the answer begins (or through an answer)."""
+        messages = [{"role": "system", "content": self.system}] if self.system is not None else []
+        messages.append({"role": "user", "content": user})
+        if answer is not None:
+            messages.append({"role": "assistant", "content": answer})
+        try:
+            return self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=answer is None)
+        except Exception as error:  # a template is a program of the tokenizer's author: it may raise anything
+            raise SaladError(f"the tokenizer's chat template refuses this: {error}") from None
+
+    def _end_of_turn(self) -> set[int]:
+        """The special token that the template puts behind an answer, where it does."""
+        after = self._encode(self._render("a", MARK).rpartition(MARK)[2].lstrip())
+        special = set(self.tokenizer.all_special_ids) | set(self.tokenizer.added_tokens_decoder)
+        return {after[0]} & special if after else set()
+
+
+def turn(text: str) -> int:
+    """The character at which the answer begins: of the sentences' beginnings the nearest to the middle, else of the
+    words'. The text's length where there is none. A function of the text alone, so that checkpoints compare."""
+    first = len(text) - len(text.lstrip())
+    for border in (r"(?<=[.!?])[\"')\]”’]*\s+(?=\S)", r"\s+(?=\S)"):
+        starts = [found.end() for found in re.finditer(border, text) if found.start() > first]
+        if starts:
+            return min(starts, key=lambda start: abs(start - len(text) / 2))
+    return len(text)

@@ -1,0 +1,249 @@
+"""Prompt formats: what a model is given, where its loss stands, and that everyone lays texts out the same way."""
+
+import numpy as np
+import pytest
+import tiny
+import torch
+
+import store
+from salad import SaladError, checkpoints, training
+from salad.config import SequenceConfig
+from salad.data import corpora
+from salad.data.interleaving import Span
+from salad.data.loading import Encoded
+from salad.models import SpeechLM
+from salad.models.prompts import PromptFormat, turn
+from salad.passes.score import score
+from workbench.answers import prompt_of
+
+CHATML = (
+    "{% if messages[0]['role'] != 'system' %}<|im_start|>system\nYou answer.<|im_end|>\n{% endif %}"
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)  # as Qwen2.5's: no BOS, a system prompt of its own
+HEADERS = (
+    "{{ bos_token }}{% for m in messages %}<|h|>{{ m['role'] }}<|/h|>\n\n{{ m['content'] | trim }}<|eot|>{% endfor %}"
+    "{% if add_generation_prompt %}<|h|>assistant<|/h|>\n\n{% endif %}"
+)  # as Llama 3's: a BOS, no system prompt of its own
+NO_SYSTEM = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}" + CHATML
+SPECIAL = {CHATML: ["<|im_start|>", "<|im_end|>"], HEADERS: ["<|h|>", "<|/h|>", "<|eot|>"]}
+
+
+def tokenizer(template, bos=False):
+    made = tiny.tokenizer(bos=bos)
+    made.add_special_tokens({"additional_special_tokens": SPECIAL.get(template, [])})
+    made.chat_template = template
+    return made
+
+
+KINDS = {
+    "without a BOS": (lambda: tokenizer(CHATML), None),
+    "with a BOS": (lambda: tokenizer(HEADERS, bos=True), None),
+    "with a system prompt": (lambda: tokenizer(HEADERS, bos=True), "You listen well."),
+    "with a system prompt in place of the template's": (lambda: tokenizer(CHATML), "You listen well."),
+}
+
+
+@pytest.fixture(params=KINDS)
+def chat(request):
+    made, system = KINDS[request.param]
+    return PromptFormat(made(), "chat", system)
+
+
+def conversation(prompt, user):
+    return ([{"role": "system", "content": prompt.system}] if prompt.system else []) + [{"role": "user", "content": user}]
+
+
+def rendered(prompt, user) -> list[int]:
+    """The tokenizer's own word on a conversation, up to its answer."""
+    return prompt.tokenizer.apply_chat_template(conversation(prompt, user), add_generation_prompt=True)["input_ids"]
+
+
+@pytest.mark.parametrize("bos", [True, False])
+def test_plain_begins_with_bos_or_else_the_end_of_text_token_and_every_token_carries_loss(bos):
+    prompt = PromptFormat(tiny.tokenizer(bos=bos))
+    assert prompt.prefix == prompt.tokenizer.convert_tokens_to_ids("<s>" if bos else "<end>")
+    laid = prompt.write(tiny.TEXTS[0]).sequence()
+    ids = prompt.tokenizer(tiny.TEXTS[0], add_special_tokens=False)["input_ids"]
+    assert laid.text_ids.tolist() == laid.ids.tolist() == [prompt.prefix, *ids]
+    assert laid.text_rows.tolist() == list(range(len(ids)))
+    assert [one.sequence().ids.tolist() for one in prompt.write_all([tiny.TEXTS[0], ""])] == [laid.ids.tolist()]
+
+
+@pytest.mark.parametrize("text", tiny.TEXTS)
+def test_a_chat_is_the_tokenizers_own_and_its_loss_stands_on_the_answer_only(chat, text):
+    stop = turn(text)
+    user, answer = text[:stop].strip(), text[stop:]
+    assert user and answer
+    laid = chat.write(text).sequence()
+    before = rendered(chat, user)
+    assert laid.text_ids.tolist()[: len(before)] == laid.ids.tolist()[: len(before)] == before
+    targets = laid.text_ids[laid.text_rows + 1].tolist()
+    assert laid.text_rows[0] == len(before) - 1 and chat.tokenizer.decode(targets) == answer
+    assert targets == laid.ids[laid.rows + 1].tolist() and not laid.after_speech.any()
+    assert chat.write_all([text])[0].sequence().text_ids.tolist() == laid.text_ids.tolist()
+
+
+@pytest.mark.parametrize("text", tiny.TEXTS)
+def test_offsets_lead_back_into_the_text(chat, text):
+    told = chat.write(text)
+    assert told.ids and told.stop == turn(text)
+    pieces = [text[a:b] for a, b in told.offsets]
+    assert "".join(pieces[: told.answer]) == text[: told.stop].strip() and "".join(pieces[told.answer :]) == text[told.stop :]
+
+
+def test_the_users_turn_may_be_speech_and_the_template_stays(chat):
+    text = tiny.TEXTS[0]
+    told = chat.write(text)
+    spans = [Span(True, 0, told.answer, 0, 7), Span(False, told.answer, len(told.ids), 0, 0)]
+    laid = told.sequence(spans)
+    frames = np.flatnonzero(laid.frames >= 0)
+    assert laid.frames[frames].tolist() == list(range(7)) and (laid.ids[frames] == -1).all()
+    kept = laid.ids[laid.ids >= 0].tolist()
+    assert kept == told.before + told.between + told.ids[told.answer :]
+    assert laid.ids[: frames[0]].tolist() == told.before and laid.after_speech.all()
+    assert laid.ids[laid.rows + 1].tolist() == laid.text_ids[laid.text_rows + 1].tolist() == told.ids[told.answer :]
+
+
+def test_a_question_is_put_as_the_training_sequences_have_it(chat):
+    """Evaluation and the A/B app ask with `units`: the same tokens, and the same places for what is heard."""
+    text = tiny.TEXTS[0]
+    told = chat.write(text)
+    user, answer = text[: told.stop].strip(), text[told.stop :]
+    units, after = chat.units([user], [" " + answer])
+    assert units == rendered(chat, user) and after == [told.ids[told.answer :]]
+    recording = np.zeros(8, np.float32)
+    units, after = chat.units([recording], [answer])
+    assert units[: len(told.before)] == told.before and units[len(told.before)] is recording
+    assert units[len(told.before) + 1 :] == told.between and after == [told.ids[told.answer :]]
+
+
+def test_plain_questions_follow_the_harness():
+    prompt = PromptFormat(tiny.tokenizer())
+    encode = lambda text: prompt.tokenizer(text, add_special_tokens=False)["input_ids"]  # noqa: E731
+    units, (after, other) = prompt.units(["Who bakes", " bread? "], ["Clara", " Ben"])
+    assert units == [prompt.prefix, *encode("Who bakes bread?")]
+    assert units[1:] + after == encode("Who bakes bread? Clara") and units[1:] + other == encode("Who bakes bread?  Ben")
+    sound = np.zeros(8, np.float32)
+    units, _ = prompt.units(["Listen: ", sound, " so"])
+    heard = len(encode("Listen:")) + 1
+    assert units[1:heard] == encode("Listen:") and units[heard] is sound and units[heard + 1 :] == encode(" so")
+    with pytest.raises(SaladError, match="U[+]FFFC"):
+        prompt.units(["a \N{OBJECT REPLACEMENT CHARACTER} b"])
+
+
+def test_an_answer_ends_where_the_template_ends_a_turn():
+    made = tokenizer(CHATML)
+    assert PromptFormat(made, "chat").ends == set(made.convert_tokens_to_ids(["<|im_end|>", "<end>"]))
+    assert PromptFormat(made).ends == {made.eos_token_id}
+
+
+@pytest.mark.parametrize(
+    ("made", "name", "system", "message"),
+    [
+        (lambda: tiny.tokenizer(), "chat", None, "no chat template"),
+        (lambda: tiny.tokenizer(), "plain", "Be kind.", "a system prompt needs the prompt format chat"),
+        (lambda: tokenizer(NO_SYSTEM), "chat", "Be kind.", "refuses this: System role not supported"),
+        (lambda: tiny.tokenizer(), "poem", None, "no prompt format 'poem'"),
+    ],
+)
+def test_what_a_tokenizer_cannot_do_is_refused_in_one_line(made, name, system, message):
+    with pytest.raises(SaladError, match=message) as error:
+        PromptFormat(made(), name, system)
+    assert "\n" not in str(error.value)
+
+
+def test_a_template_that_changes_the_users_words_is_refused():
+    shouting = PromptFormat(tokenizer(CHATML.replace("m['content'] }}", "m['content'] | upper }}")), "chat")
+    with pytest.raises(SaladError, match="changes the user's text"):
+        shouting.write(tiny.TEXTS[0])
+
+
+def test_the_answer_begins_at_the_sentence_nearest_to_the_middle():
+    assert turn("One two. Three? Four five six.") == len("One two. Three? ")
+    assert turn("one two three four") == len("one two ")
+    assert turn("word") == 4 and turn("  word ") == 7 and turn("") == 0
+
+
+# --- one format through everything ---
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    folder = tiny.lab(tmp_path_factory.mktemp("lab"))
+    teacher, made = folder / "models" / "teacher", tokenizer(CHATML)
+    from transformers import Qwen2ForCausalLM
+
+    llm = Qwen2ForCausalLM.from_pretrained(teacher)
+    assert len(made) <= llm.config.vocab_size
+    made.save_pretrained(teacher)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(place):
+    config = tiny.config(sequences=SequenceConfig(prompt="chat", system="You listen.", p_all_speech=0.5))
+    run = training.prepare(place, config, "tiny")
+    training.train(place, run.run_id)
+    return run
+
+
+def test_a_checkpoint_keeps_its_format_in_training_scoring_and_answers(place, trained):
+    step = 12
+    folder = checkpoints.at(trained.path, step) / "model"
+    model = SpeechLM.from_pretrained(folder, place).eval()
+    assert (model.prompt.name, model.prompt.system) == ("chat", "You listen.")
+    assert prompt_of(model.settings).sentence is False  # the A/B app reads the same name
+    con = store.connect(place)
+    spoken = corpora.of_speech(con, ["natural"])
+    loader = training.load_data(place, tiny.config(sequences=SequenceConfig(prompt="chat", system="You listen.")), model)
+    texts = {one.sample_id: one.text for one in spoken}
+    for _ in range(6):
+        batch, source = loader.next()
+        for b, sample in enumerate(batch.sample_ids):
+            positions = [model.tokenizer.decode([i]) for i in batch.targets_N[batch.sample_N == b].tolist()]
+            if sample in texts:
+                assert "".join(positions) == texts[sample][turn(texts[sample]) :]
+    score(place, model, trained.run_id, step, spoken, "natural")
+    rows = store.connect(place).execute(
+        "select sample_id, pattern, string_agg(token, '' order by position), count(start_s), bool_and(after_speech) "
+        "from token_divergences group by all"
+    ).fetchall()  # fmt: skip
+    assert {(s, p) for s, p, *_ in rows} == {(s, p) for s in texts for p in (0, 1)}
+    for sample, _, told, times, after in rows:
+        assert told == texts[sample][turn(texts[sample]) :] and times == 0 and after
+    answers = model.generate([[spoken[0].text], [corpora.audio(place, spoken[0], model.encoder.sample_rate)]], 5)
+    assert len(answers) == 2
+
+
+def test_frames_of_a_users_turn_end_where_its_last_word_does(place, trained):
+    model = SpeechLM.from_pretrained(checkpoints.at(trained.path, 12) / "model", place).eval()
+    encoded = Encoded(place, model.prompt, model.encoder)
+    for one in corpora.of_speech(store.connect(place), ["natural"]):
+        _, _, cut = encoded.parts(one)
+        spans = encoded.spans(one, [True] * len(cut))
+        answer_s = next(word[3] for word in one.words if word[1] >= turn(one.text))
+        heard = max(span.frame_end for span in spans if span.speech)
+        assert heard == int(answer_s * model.encoder.frame_rate + 1e-6) and cut[-1].end_s == answer_s
+        laid = encoded.sequence(one, spans)
+        assert laid.after_speech.all() and len(laid.rows) == len(encoded.parts(one)[0]) - cut[-1].token_end
+
+
+def test_a_child_of_another_format_is_refused(place, trained):
+    child = tiny.config(kind="stage2", contender="stage2", parent=trained.run_id)
+    with pytest.raises(SaladError, match="another prompt"):
+        training.start_model(place, child)
+    other = child.model_copy(update={"sequences": SequenceConfig(prompt="chat", system="You speak.")})
+    with pytest.raises(SaladError, match="another system"):
+        training.start_model(place, other)
+
+
+def test_a_recording_in_a_chat_takes_the_place_of_the_words(place, trained):
+    model = SpeechLM.from_pretrained(checkpoints.at(trained.path, 12) / "model", place).eval()
+    one = corpora.of_speech(store.connect(place), ["natural"])[0]
+    samples = corpora.audio(place, one, model.encoder.sample_rate)
+    with torch.no_grad():
+        told = model.prompt_embeddings([samples])[0]
+        frames = model.adapter(model.encoder(torch.from_numpy(samples))[None])[0]
+        before, between = (model.llm.get_input_embeddings()(torch.tensor(x)) for x in model.prompt.write("A. B.")[0:4:3])
+    assert torch.equal(told, torch.cat([before, frames, between]))
