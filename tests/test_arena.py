@@ -118,8 +118,8 @@ def test_the_cascade_reads_the_transcript_and_the_prompt_comes_from_the_checkpoi
     assert answers.prompt_of({"prompt": "plain"}) == answers.Prompt()
     assert answers.prompt_of({"prompt": "plain", "answering": FREE}).max_new_tokens == 12
     assert answers.prompt_of({}, shots=2).shots == 2
-    for wrong in ({"prompt": "chat"}, {"answering": {"shotz": 1}}):
-        with pytest.raises(SaladError, match="chat|shotz"):
+    for wrong in ({"prompt": "poem"}, {"answering": {"shotz": 1}}):
+        with pytest.raises(SaladError, match="poem|shotz"):
             answers.prompt_of(wrong)
     shots = answers.shots_before(study.listener.items, ITEMS[0][0], 5, seed=0)
     assert ITEMS[0][0] not in shots and shots.count("\n") == 2 and "France? Rome." in shots
