@@ -58,8 +58,11 @@ def viterbi(log_probs_TV: np.ndarray, labels_N: np.ndarray, blank: int) -> tuple
     return spans_N2, score
 
 
-def align(samples: np.ndarray, text: str, recogniser: CTCRecogniser) -> Alignment:
-    """samples: float32 [T] at 16 kHz; text: what is said. Numbers and the like are aligned as they are spoken
+def align(
+    samples: np.ndarray, text: str, recogniser: CTCRecogniser, log_probs_TV: np.ndarray | None = None
+) -> Alignment:
+    """samples: float32 [T] at 16 kHz; text: what is said; log_probs_TV: what the recogniser made of it, where it has
+    heard it already (`CTCRecogniser.hear`). Numbers and the like are aligned as they are spoken
     (`spoken_form`); letters that the model has not are left out. Raises SaladError where the recogniser is no CTC
     model, the text has no letter that it knows, or the recording is too short for it."""
     if not isinstance(recogniser, CTCRecogniser):
@@ -83,7 +86,7 @@ def align(samples: np.ndarray, text: str, recogniser: CTCRecogniser) -> Alignmen
         labels += known
     if not letters:
         raise SaladError(f"nothing in {text[:60]!r} can be aligned: {recogniser.name} knows none of its letters")
-    log_probs = recogniser.log_probs([samples])[0]
+    log_probs = recogniser.log_probs([samples])[0] if log_probs_TV is None else log_probs_TV
     frames_N2, score = viterbi(log_probs, np.array(labels), recogniser.model.config.pad_token_id)
     hop_s = recogniser.hop / SAMPLE_RATE
     timed = {

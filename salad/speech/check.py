@@ -19,6 +19,7 @@ from salad.speech import SAMPLE_RATE
 MIN_S = 0.1  # shorter is empty
 CHARACTERS_PER_S = (4.0, 30.0)  # letters and digits of what is spoken; fluent English has 10 to 20
 LONGEST_PAUSE_S = 1.5
+NO_SOUND = 1e-3  # RMS of the louder frames below which nothing is heard
 EXPECTED = (0.5, 2.0)  # of the expected duration
 
 
@@ -69,6 +70,18 @@ def _rates(reference: str, hypothesis: str) -> tuple[float, float]:
     return float(jiwer.cer(reference, hypothesis)), float(jiwer.wer(reference, hypothesis))
 
 
+def levels(samples: np.ndarray, rate: int) -> tuple[int, np.ndarray]:
+    """Samples a frame of 20 ms, and the frames' RMS, float64."""
+    frame = max(int(0.02 * rate), 1)
+    frames = samples[: len(samples) // frame * frame].reshape(-1, frame).astype(np.float64)
+    return frame, np.sqrt((frames**2).mean(1))
+
+
+def is_silent(samples: np.ndarray, rate: int = SAMPLE_RATE) -> bool:
+    """Whether there is no sound at all, as against long pauses."""
+    return float(np.quantile(levels(samples, rate)[1], 0.95)) < NO_SOUND
+
+
 def acoustic_flags(
     samples: np.ndarray, text: str, rate: int = SAMPLE_RATE, expected_s: float | None = None
 ) -> list[str]:
@@ -86,16 +99,14 @@ def acoustic_flags(
     flat = np.abs(samples) >= max(0.98 * peak, 1e-9)
     if peak >= 0.98 and int((flat[:-2] & flat[1:-1] & flat[2:]).sum()) > 1e-4 * len(samples):
         flags.append("clipping")
-    frame = max(int(0.02 * rate), 1)
-    frames = samples[: len(samples) // frame * frame].reshape(-1, frame).astype(np.float64)
-    level = np.sqrt((frames**2).mean(1))
+    frame, level = levels(samples, rate)
     loudest = float(np.quantile(level, 0.95))
     quiet = level < max(0.02 * loudest, 1e-4)
     edges = np.flatnonzero(np.diff(np.concatenate([[0], quiet, [0]])))
     longest = max((edges[1::2] - edges[::2]).tolist(), default=0) * frame / rate
-    if loudest < 1e-3 or longest > LONGEST_PAUSE_S:
+    if loudest < NO_SOUND or longest > LONGEST_PAUSE_S:
         flags.append("silence")
-    if loudest >= 1e-3 and level[-1] > 0.3 * loudest:
+    if loudest >= NO_SOUND and level[-1] > 0.3 * loudest:
         flags.append("cut off")
     characters = sum(c.isalnum() for c in text)
     if not CHARACTERS_PER_S[0] <= characters / duration <= CHARACTERS_PER_S[1]:
@@ -113,19 +124,23 @@ def check(samples, text: str, recogniser: Recogniser, *, spoken: str | None = No
 
 
 def check_many(samples: list, texts: list[str], recogniser: Recogniser, *, spoken: list[str] | None = None,
-               rates: list[int] | None = None, expected_s: list | None = None) -> list[Check]:  # fmt: skip
-    """Many recordings, transcribed in batches. The reference of a rate is `text` or `spoken`, whichever the transcript
-    is nearer to: a voice that says "example dot com" for a URL has said what it was given."""
+               rates: list[int] | None = None, expected_s: list | None = None,
+               transcripts: list[str] | None = None) -> list[Check]:  # fmt: skip
+    """Many recordings, transcribed in batches (or as `transcripts` says, where the recogniser has heard them already).
+    The reference of a rate is `text` or `spoken`, whichever the transcript is nearer to: a voice that says "example
+    dot com" for a URL has said what it was given."""
     from salad.speech.shar import to_rate
 
     spoken, rates = spoken or texts, rates or [SAMPLE_RATE] * len(texts)
     expected_s = expected_s or [None] * len(texts)
     heard = [np.nan_to_num(to_rate(np.asarray(s, np.float32), r)) for s, r in zip(samples, rates, strict=True)]
     audible = [i for i, h in enumerate(heard) if len(h) >= MIN_S * SAMPLE_RATE]
-    transcripts = dict(zip(audible, recogniser.transcribe([heard[i] for i in audible]), strict=True))
+    if transcripts is None:
+        told = dict(zip(audible, recogniser.transcribe([heard[i] for i in audible]), strict=True))
+        transcripts = [told.get(i, "") for i in range(len(texts))]
     checks = []
     for i, (text, said) in enumerate(zip(texts, spoken, strict=True)):
-        transcript = transcripts.get(i, "")
+        transcript = transcripts[i]
         normal = normalise(transcript)
         cer, wer = min(_rates(normalise(reference), normal) for reference in (text, said))
         raw_cer, raw_wer = min(_rates(reference, transcript) for reference in (text, said))
@@ -174,16 +189,19 @@ class _Batched:
 
     def transcribe(self, samples: list[np.ndarray]) -> list[str]:
         """float32 [T] at 16 kHz each -> transcripts, in order; batched by length, longest first."""
+        return [transcript.strip() for transcript in self._batched(samples, self._batch, "")]
+
+    def _batched(self, samples: list[np.ndarray], work, nothing) -> list:
         import torch
 
-        out: list[str] = [""] * len(samples)
+        out: list = [nothing] * len(samples)
         rest = sorted(range(len(samples)), key=lambda i: -len(samples[i]))
         with torch.inference_mode():
             while rest:
                 size = max(int(self.batch_s * SAMPLE_RATE / max(len(samples[rest[0]]), 1)), 1)
                 batch, rest = rest[:size], rest[size:]
-                for i, transcript in zip(batch, self._batch([samples[i] for i in batch]), strict=True):
-                    out[i] = transcript.strip()
+                for i, found in zip(batch, work([samples[i] for i in batch]), strict=True):
+                    out[i] = found
         return out
 
 
@@ -215,8 +233,15 @@ class CTCRecogniser(_Batched):
             frames = [round(len(s) / self.hop) for s in samples]
         return [row[: max(int(n), 1)].numpy() for row, n in zip(logits, frames, strict=True)]
 
+    def hear(self, samples: list[np.ndarray]) -> list[tuple[str, np.ndarray]]:
+        """(transcript, log-probabilities float32 [frames, vocabulary]) of each: both from one run of the model."""
+        return [(self._decode(row), row) for row in self._batched(samples, self.log_probs, None)]
+
+    def _decode(self, log_probs_TV: np.ndarray) -> str:
+        return self.processor.tokenizer.decode(log_probs_TV.argmax(-1).tolist()).strip()
+
     def _batch(self, samples):
-        return [self.processor.tokenizer.decode(row.argmax(-1).tolist()) for row in self.log_probs(samples)]
+        return [self._decode(row) for row in self.log_probs(samples)]
 
 
 class WhisperRecogniser(_Batched):

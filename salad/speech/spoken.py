@@ -12,6 +12,7 @@ import html
 import re
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 from typing import NamedTuple
 
 from salad.speech import Word
@@ -265,10 +266,13 @@ _COMPILED = {flag: [re.compile(pattern) for pattern in patterns] for flag, patte
 
 @cache
 def _stop_words() -> dict[str, frozenset[str]]:
-    from importlib import import_module
+    import runpy
+    from importlib.util import find_spec
 
+    # the word lists alone: importing spacy.lang.fr compiles its tokenizer's expressions for seconds
+    folder = Path(find_spec("spacy").origin).parent / "lang"
     tongues = ("en", "de", "fr", "es", "it", "pt", "nl", "sv", "pl")
-    words = {tongue: import_module(f"spacy.lang.{tongue}.stop_words").STOP_WORDS for tongue in tongues}
+    words = {tongue: runpy.run_path(str(folder / tongue / "stop_words.py"))["STOP_WORDS"] for tongue in tongues}
     return {tongue: frozenset(w for w in words[tongue] if len(w) > 1) for tongue in tongues}
 
 

@@ -1,0 +1,107 @@
+"""Passages of a document: whole sentences, together as long as speech should be.
+
+Sentences are spaCy's (rules only: no model). Expected seconds are the characters of the spoken form over a rate."""
+
+import re
+from collections import Counter
+from functools import cache
+from typing import NamedTuple
+
+from salad.speech.spoken import spoken_form
+
+CHARACTERS_PER_S = 15.0  # of the spoken form, spaces included: fluent English
+_PLAIN = re.compile(r"[A-Za-z\s.,;:!?'\"’“”()-]*")
+_OPENING = re.compile(r"\s+[\"'“‘(\[]+$")
+
+
+class Passage(NamedTuple):
+    """`text[start:end]` of a document, expected to take `seconds`."""
+
+    start: int
+    end: int
+    seconds: float
+
+
+@cache
+def _sentencizer():
+    import spacy
+
+    nlp = spacy.blank("en")
+    nlp.add_pipe("sentencizer")
+    return nlp
+
+
+def sentences(text: str) -> list[tuple[int, int]]:
+    """Spans of the sentences, without the whitespace around them. A line's end ends a sentence; abbreviations that
+    spaCy knows (e.g., Dr., U.S., p.m.) do not, nor does a full stop before a small letter."""
+    spans: list[list[int]] = []
+    for line in re.finditer(r"[^\n]+", text):
+        nlp = _sentencizer()
+        first = len(spans)
+        for start in range(line.start(), line.end(), nlp.max_length):
+            piece = text[start : min(start + nlp.max_length, line.end())]
+            for sent in nlp(piece).sents:
+                span = [start + sent.start_char, start + sent.end_char]
+                if len(spans) > first and _goes_on(text, spans[-1], span):
+                    spans[-1][1] = span[1]
+                else:
+                    spans.append(span)
+    found = []
+    for start, end in spans:
+        trimmed = text[start:end].strip()
+        if trimmed:
+            start += len(text[start:end]) - len(text[start:end].lstrip())
+            found.append((start, start + len(trimmed)))
+    return found
+
+
+def _goes_on(text: str, last: list[int], span: list[int]) -> bool:
+    """Whether the sentence before `span` goes on in it. An opening quote or bracket moves to where it belongs."""
+    if opening := _OPENING.search(text[last[0] : last[1]]):
+        last[1] = span[0] = last[0] + opening.start()
+    follows = text[span[0] : span[1]].lstrip()
+    return bool(follows) and (follows[0].islower() or not any(c.isalnum() for c in follows))
+
+
+def expected_s(text: str, rate: float = CHARACTERS_PER_S) -> float:
+    """Seconds that a voice takes for `text`: characters of its spoken form / `rate`."""
+    plain = _PLAIN.fullmatch(text)
+    return (len(text) if plain else len(spoken_form(text).spoken)) / rate
+
+
+def passages(
+    text: str, min_s: float = 5.0, max_s: float = 30.0, rate: float = CHARACTERS_PER_S
+) -> tuple[list[Passage], Counter]:
+    """The passages, in order and disjoint, and how many pieces were left over: "long sentence" (longer than `max_s`
+    by itself) and "short" (the rest of a run of sentences, shorter than `min_s`)."""
+    timed = [(start, end, expected_s(text[start:end], rate)) for start, end in sentences(text)]
+    found, left, run = [], Counter(), []
+    for sentence in [*timed, None]:
+        if sentence is not None and sentence[2] <= max_s:
+            run.append(sentence)
+            continue
+        if sentence is not None:
+            left["long sentence"] += 1
+        for start, end, seconds in _pack(run, max_s, 1 / rate):
+            if seconds < min_s:
+                left["short"] += 1
+            else:
+                found.append(Passage(start, end, seconds))
+        run = []
+    return found, left
+
+
+def _pack(run: list, max_s: float, gap_s: float):
+    """Consecutive sentences together: as few passages as `max_s` allows, of about the same length."""
+    left_s = sum(seconds + gap_s for *_, seconds in run)
+    now: list | None = None
+    for start, end, seconds in run:
+        if now is not None:
+            aim = left_s / max(-(-left_s // max_s), 1)
+            if now[2] + gap_s + seconds > max_s or now[2] >= aim:
+                yield tuple(now)
+                left_s -= now[2] + gap_s
+                now = None
+        now = [start, end, seconds] if now is None else [now[0], end, now[2] + gap_s + seconds]
+    if now is not None:
+        yield tuple(now)

@@ -1,0 +1,237 @@
+"""Recordings with their transcripts, as corpora lay them out, one after the other and none of them decoded yet.
+
+Manifests of cuts are read by lhotse, a line at a time. Its recipes for LibriSpeech and Emilia hold the whole corpus in
+memory, leave out what is missing without a word and stop at the first file that is broken; so those lists are read here.
+
+| layout | what it looks like |
+| --- | --- |
+| librispeech | <part>/<speaker>/<chapter>/*.trans.txt and FLAC beside it |
+| cuts | Lhotse manifests of cuts, *cuts*.jsonl.gz: LibriHeavy's, beside or above Libri-Light's audio |
+| emilia | raw/<LANGUAGE>/*.jsonl with wav, text, speaker, language, dnsmos |
+| table | TSV or JSONL with a path and a text a row, Common Voice's among them |
+"""
+
+import csv
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from salad.errors import SaladError
+
+LICENCES = {"librispeech": "CC BY 4.0", "emilia": "CC BY-NC 4.0"}  # where neither row nor user names one
+AUDIO = ("audio", "path", "wav", "audio_filepath", "file_name", "file", "filename")
+TEXT = ("text", "sentence", "transcript", "transcription")
+SPEAKER = ("speaker", "speaker_id", "client_id", "voice")
+LICENCE = ("licence", "license")
+HELD = 0.1  # seconds that a recording may be shorter than it says
+
+
+class Unusable(Exception):
+    """Why a recording is set aside: (reason, detail)."""
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """A recording that is listed. `load()` gives float32 [T] and its rate in Hz, or raises Unusable."""
+
+    id: str
+    text: str
+    speaker: str
+    load: Callable[[], tuple[np.ndarray, int]]
+    licence: str | None = None
+    domain: str | None = None
+    custom: dict = field(default_factory=dict)
+
+
+def recordings(source: Path | str, layout: str = "auto", language: str = "en") -> Iterator[Recorded]:
+    """Everything that `source` lists, in an order that does not change. SaladError where it lists nothing.
+
+    `language`: of Emilia's folders."""
+    source = Path(source)
+    if not source.exists():
+        raise SaladError(f"{source} does not exist")
+    layout = layout_of(source) if layout == "auto" else layout
+    if layout not in _LAYOUTS:
+        raise SaladError(f"no layout {layout!r}; there are auto, {', '.join(_LAYOUTS)}")
+    yield from _LAYOUTS[layout](source, language)
+
+
+def layout_of(source: Path) -> str:
+    """The layout of a folder or file, by the first of its signs."""
+    if source.is_file():
+        return "cuts" if "cuts" in source.name and ".json" in source.name else "table"
+    if next(source.rglob("*.trans.txt"), None):
+        return "librispeech"
+    if (source / "raw").is_dir():
+        return "emilia"
+    if next(source.glob("*cuts*.json*"), None):
+        return "cuts"
+    if _tables(source):
+        return "table"
+    raise SaladError(
+        f"{source} is none of the known layouts: it has no *.trans.txt (LibriSpeech), no *cuts*.jsonl.gz (LibriHeavy), "
+        "no raw/EN/*.jsonl (Emilia), and no TSV or JSONL with a path and a text a row"
+    )
+
+
+def decode(path: Path, start_s: float = 0.0, duration_s: float | None = None) -> tuple[np.ndarray, int]:
+    """float32 [T], channels averaged, and the rate. Raises Unusable for what is missing, unreadable or cut short:
+    less sound than the file's header or the list says."""
+    import soundfile
+
+    if not path.is_file():
+        raise Unusable("missing", str(path))
+    try:
+        file = soundfile.SoundFile(path)
+    except (soundfile.LibsndfileError, OSError) as error:
+        raise Unusable("unreadable", str(error)) from None
+    with file:
+        rate = file.samplerate
+        promised, wanted = file.frames - int(start_s * rate), -1 if duration_s is None else round(duration_s * rate)
+        try:
+            file.seek(min(int(start_s * rate), file.frames))
+            samples = file.read(wanted, dtype="float32", always_2d=True).mean(1)
+        except (soundfile.LibsndfileError, RuntimeError) as error:
+            raise Unusable("truncated", str(error)) from None
+        if duration_s is not None:
+            promised = wanted
+        elif header := _header(file):
+            promised = header - int(start_s * rate)
+        if len(samples) < promised - HELD * rate:
+            raise Unusable("truncated", f"{len(samples) / rate:.2f} of {promised / rate:.2f} s")
+    return samples, rate
+
+
+def _header(file) -> int:
+    """Frames that a WAV's header promises; libsndfile itself believes the file's length."""
+    for line in file.extra_info.splitlines():
+        name, _, told = line.partition(":")
+        if name.strip() == "data" and "should be" in told:
+            promised = int(told.split()[0])
+            if 0 < promised < 0x7FFFFF00:  # beyond: a stream that did not know its length
+                wide = {"PCM_U8": 1, "PCM_16": 2, "PCM_24": 3, "PCM_32": 4, "FLOAT": 4, "DOUBLE": 8}
+                return promised // (wide.get(file.subtype, 2) * file.channels)
+    return 0
+
+
+# ------------------------------------------------------------------------------------------------- layouts
+
+
+def _librispeech(source: Path, language: str) -> Iterator[Recorded]:
+    lists = sorted(source.rglob("*.trans.txt"))
+    if not lists:
+        raise SaladError(f"{source} holds no *.trans.txt, so it is no LibriSpeech")
+    for transcripts in lists:
+        with open(transcripts, encoding="utf-8") as lines:
+            for line in lines:
+                name, _, text = line.strip().partition(" ")
+                if name:
+                    path = transcripts.parent / f"{name}.flac"
+                    yield Recorded(name, _sentence_case(text), name.partition("-")[0], lambda path=path: decode(path),
+                                   LICENCES["librispeech"], custom={"as_written": text})  # fmt: skip
+
+
+def _sentence_case(text: str) -> str:
+    """LibriSpeech's capitals as an LLM knows text: small letters, the first and "I" large."""
+    text = text.strip()
+    if not text.isupper():
+        return text
+    small = " ".join("I" + w[1:] if w == "i" or w.startswith("i'") else w for w in text.lower().split())
+    return small[:1].upper() + small[1:]
+
+
+def _cuts(source: Path, language: str) -> Iterator[Recorded]:
+    from lhotse import CutSet
+
+    folder = source if source.is_dir() else source.parent
+    lists = sorted(source.glob("*cuts*.json*")) if source.is_dir() else [source]
+    if not lists:
+        raise SaladError(f"{source} holds no *cuts*.jsonl.gz")
+    for manifest in lists:
+        for cut in CutSet.from_file(manifest).trim_to_supervisions(keep_overlapping=False):
+            said = next(iter(cut.supervisions), None)
+            texts = (said.custom or {}).get("texts") if said is not None else None
+            text = (texts[0] if texts else said.text if said is not None else "") or ""
+            speaker = (said.speaker if said is not None else None) or "unknown"
+            licence = _named(said.custom or {}, LICENCE) if said is not None else None
+            yield Recorded(cut.id, " ".join(text.split()), speaker, lambda cut=cut: _of_cut(cut, folder), licence)
+
+
+def _of_cut(cut, folder: Path) -> tuple[np.ndarray, int]:
+    source = cut.recording.sources[0] if cut.has_recording else None
+    if source is None or source.type != "file":
+        raise Unusable("unreadable", f"{cut.id} has no audio file")
+    given = Path(source.source)
+    inside = Path(*given.parts[1:]) if given.parts[:1] == ("download",) else given  # as LibriHeavy's lists have it
+    places = [given] if given.is_absolute() else [folder / given, folder / inside, folder.parent / given,
+                                                  folder.parent / inside, given]  # fmt: skip
+    return decode(next((path for path in places if path.is_file()), places[0]), cut.start, cut.duration)
+
+
+def _emilia(source: Path, language: str) -> Iterator[Recorded]:
+    folder = source / "raw" / language.upper()
+    lists = sorted(folder.glob("*.jsonl"))
+    if not lists:
+        raise SaladError(f"{folder} holds no *.jsonl, so it is no Emilia in {language!r}")
+    for path in lists:
+        yield from _rows(path, folder, LICENCES["emilia"])
+
+
+def _tables(source: Path) -> list[Path]:
+    return sorted(path for end in ("*.tsv", "*.jsonl", "*.ndjson") for path in source.glob(end) if "cuts" not in path.name)
+
+
+def _table(source: Path, language: str) -> Iterator[Recorded]:
+    lists = [source] if source.is_file() else _tables(source)
+    if not lists:
+        raise SaladError(f"{source} holds no TSV and no JSONL")
+    for path in lists:
+        yield from _rows(path, path.parent, None)
+
+
+def _rows(path: Path, folder: Path, licence: str | None) -> Iterator[Recorded]:
+    known = False
+    for number, row in enumerate(_read(path), 1):
+        audio, text = _named(row, AUDIO), _named(row, TEXT)
+        if not known and not (any(k in row for k in AUDIO) and any(k in row for k in TEXT)):
+            raise SaladError(
+                f"{path}: a row needs a path ({', '.join(AUDIO)}) and a text ({', '.join(TEXT)}); it has {', '.join(row)}"
+            )
+        known = True
+        name = _named(row, ("id", "utt_id")) or (Path(audio).stem if audio else f"{path.stem}-{number}")
+        start_s, seconds = row.get("start_s") or 0, row.get("duration")
+        extra = {"dnsmos": row["dnsmos"]} if "dnsmos" in row else {}
+        yield Recorded(name, " ".join((text or "").split()), _named(row, SPEAKER) or "unknown",
+                       lambda audio=audio, a=float(start_s), s=seconds: _at(folder, audio, a, s),
+                       _named(row, LICENCE) or licence, _named(row, ("domain",)), extra)  # fmt: skip
+
+
+def _at(folder: Path, audio: str | None, start_s: float, seconds) -> tuple[np.ndarray, int]:
+    if not audio:
+        raise Unusable("missing", "the row names no file")
+    places = [folder / audio, folder / "clips" / audio, folder / "wavs" / audio]
+    return decode(next((p for p in places if p.is_file()), places[0]), start_s, float(seconds) if seconds else None)
+
+
+def _read(path: Path) -> Iterator[dict]:
+    with open(path, encoding="utf-8-sig", newline="") as file:
+        if path.suffix == ".tsv":
+            yield from csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
+            return
+        for number, line in enumerate(file, 1):
+            if line.strip():
+                try:
+                    row = json.loads(line)
+                except ValueError as error:
+                    raise SaladError(f"{path} line {number} is not JSON ({error}): mend or remove it") from None
+                yield row
+
+
+def _named(row: dict, names: tuple[str, ...]) -> str | None:
+    return next((str(row[name]) for name in names if row.get(name) not in (None, "")), None)
+
+
+_LAYOUTS = {"librispeech": _librispeech, "cuts": _cuts, "emilia": _emilia, "table": _table}

@@ -1,0 +1,257 @@
+"""`salad prepare speech`: recordings with transcripts → a Lhotse Shar with FLAC, word times and licences, and the
+tables `syntheses` and `samples`.
+
+Shard by shard: decode, hear once (a CTC model: its transcript checks the text, its log-probabilities align the words),
+write. What cannot be used is set aside with its reason, in lab/speech/<name>.prepared/aside.*.jsonl. A shard that is
+done is not done again; parts of the shards may go to other processes or machines.
+"""
+
+import itertools
+import json
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+import store
+from salad.errors import SaladError
+from salad.prepare.recordings import Recorded, Unusable, recordings
+from salad.speech import SAMPLE_RATE, Utterance, shar
+from salad.speech.align import align
+from salad.speech.check import MIN_S, CTCRecogniser, check_many, is_silent
+from salad.speech.spoken import speakability, spoken_form
+from store import atomic
+
+SHARD = 250  # recordings; their sound is in memory, 64 kB a second
+BATCH = 100_000  # rows of `samples` a unit
+
+
+@dataclass(frozen=True)
+class SpeechOptions:
+    """What a preparation is made with. `max_cer`: character error rate, both sides normalised, above which the text
+    is held not to match; above 1 everything passes. `licence`, `domain`: of recordings that name none. `max_s`:
+    longer recordings are set aside."""
+
+    layout: str = "auto"
+    language: str = "en"
+    max_cer: float = 0.5
+    max_s: float = 60.0
+    licence: str = "unknown"
+    domain: str | None = None
+
+
+def prepare_speech(lab: Path | str, source: Path | str, name: str, recogniser: CTCRecogniser,
+                   options: SpeechOptions | None = None, *, part: tuple[int, int] = (0, 1), shard_size: int = SHARD,
+                   progress: Callable[[int, int | None], None] | None = None) -> dict:  # fmt: skip
+    """Prepare the recordings of `source` (layouts: salad.prepare.recordings) as lab/speech/<name>.
+
+    Every recording is listed, and then kept or set aside with a reason: missing, unreadable, truncated, empty,
+    silence, clipped, too long, no text, not aligned, text does not match, listed twice. The rest is 16 kHz FLAC with
+    word times by CTC forced alignment under `recogniser`, its licence in the cut and in `samples`; a synthesis id is
+    the hash of text and recording, `tts` is "recorded", `voice` the speaker.
+
+    `part` (k, n): only shards k, k + n, …, for a process of its own; the last to finish publishes `samples`. Returns
+    the counts (also in lab/speech/<name>.json once all shards are done; before, "shards" says how many are). The
+    same call takes up what was killed and repairs a damaged shard. SaladError where the source lists nothing, the
+    recogniser is no CTC model, or the name is taken."""
+    lab, options = Path(lab), options or SpeechOptions()
+    if not isinstance(recogniser, CTCRecogniser):
+        raise SaladError(f"{recogniser.name} is no CTC model: word times need one (a wav2vec 2.0 for instance)")
+    work = lab / "speech" / f"{name}.prepared"
+    made_from = {"prepare": "speech", "speech": name, "options": asdict(options), "recogniser": recogniser.name,
+                 "shard_size": shard_size, "source": Path(source).name}  # fmt: skip
+    _begin(lab, name, work, made_from)
+    total, done, seen = 0, 0, 0
+    for number, listed in enumerate(_shards(recordings(source, options.layout, options.language), shard_size)):
+        total, seen = total + 1, seen + len(listed)
+        if number % part[1] == part[0]:
+            _shard(lab, name, number, listed, recogniser, options, work, made_from)
+        done += _outcome(work, number) is not None
+        if progress:
+            progress(seen, None)
+    if not total:
+        raise SaladError(f"{source} lists no recording")
+    counts = _counts(work, range(total), seen) | {"shards": f"{done} of {total}"}
+    if done == total:
+        told = _publish_samples(lab, name, work, total, made_from)
+        counts |= {"texts": told, "shards": total}
+        atomic.write_json(lab / "speech" / f"{name}.json", {"made_from": made_from, "counts": counts})
+        for begun in (lab / "speech").glob(f".{name}.??????.*"):  # shards that a killed process had begun
+            shutil.rmtree(begun, ignore_errors=True)
+    return counts
+
+
+def _begin(lab: Path, name: str, work: Path, made_from: dict) -> None:
+    begun = work / "made_from.json"
+    if begun.exists():
+        there = json.loads(begun.read_text())
+        if there != made_from:
+            flat, other = {**made_from, **made_from["options"]}, {**there, **there["options"]}
+            found = [f"{key} was {other.get(key)!r}" for key in flat if key != "options" and other.get(key) != flat[key]]
+            raise SaladError(f"{work} was begun otherwise: {'; '.join(found)}; take another --name")
+    elif shar.folder_of(lab, name).exists():
+        raise SaladError(f"{shar.folder_of(lab, name)} is there already and `salad prepare` did not make it; take another --name")
+    else:
+        atomic.write_json(begun, made_from)
+
+
+def _shards(found: Iterator[Recorded], size: int) -> Iterator[list[Recorded]]:
+    while part := list(itertools.islice(found, size)):
+        yield part
+
+
+def _paths(work: Path, number: int) -> tuple[Path, Path]:
+    return work / f"aside.{number:06d}.jsonl", work / f"texts.{number:06d}.parquet"
+
+
+def _outcome(work: Path, number: int) -> dict | None:
+    """Counts of a shard, from the metadata of its texts, which are written last; None where it is not done."""
+    try:
+        return json.loads(pq.read_schema(_paths(work, number)[1]).metadata[b"counts"])
+    except (OSError, pa.ArrowException, KeyError, TypeError, ValueError):
+        return None
+
+
+def _shard(lab, name, number, listed: list[Recorded], recogniser, options, work: Path, made_from: dict) -> None:
+    unit = made_from | {"shard": number, "recordings": store.ids.digest([[r.id, r.text] for r in listed])}
+    there = _outcome(work, number)
+    if there is not None and there["listed"] == unit["recordings"] and (
+        not there["kept"] or (store.exists(lab, "syntheses", unit) and shar.damage(lab, name, number) is None)
+    ):
+        return
+    kept, aside = _kept(listed, name, recogniser, options)
+    aside_path, texts_path = _paths(work, number)
+    if kept:
+        rows = shar.write_shard(lab, name, number, kept, lambda speech: speech, job_id=lambda speech: speech.id)
+        store.publish(lab, "syntheses", rows, unit)
+    atomic.write_bytes(aside_path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in aside).encode())
+    counts = {
+        "recordings": len(listed), "kept": len(kept), "aside": Counter(row["reason"] for row in aside),
+        "seconds": sum(speech.utterance.duration_s for speech in kept), "listed": unit["recordings"],
+        "flags": Counter(flag for speech in kept for flag in speech.utterance.flags),
+        "licences": Counter(speech.custom["licence"] for speech in kept),
+    }  # fmt: skip
+    texts = {speech.sample_id: (speech.text, speech.custom["licence"], speech.custom.get("domain")) for speech in kept}
+    table = pa.table({
+        "sample_id": pa.array(list(texts), pa.string()),
+        **{key: pa.array([row[i] for row in texts.values()], pa.string())
+           for i, key in enumerate(("text", "licence", "domain"))},
+        "shard": pa.array([number] * len(texts), pa.int64()),
+    })  # fmt: skip
+    buffer = pa.BufferOutputStream()
+    pq.write_table(table.replace_schema_metadata({"counts": json.dumps(counts)}), buffer)
+    atomic.write_bytes(texts_path, buffer.getvalue().to_pybytes())
+
+
+def _kept(listed, name, recogniser, options) -> tuple[list[shar.Speech], list[dict]]:
+    """What of a shard can be used, as speech with its words, and what cannot, with its reason."""
+    aside: list[dict] = []
+    heard: list[tuple[Recorded, np.ndarray]] = []
+    names = Counter()
+    for one in listed:
+        try:
+            names[one.id] += 1
+            if names[one.id] > 1:
+                raise Unusable("listed twice", one.id)
+            heard.append((one, _sound(one, options)))
+        except Unusable as error:
+            aside.append({"id": one.id, "reason": error.args[0], "detail": error.args[1][:200], "text": one.text})
+    told = recogniser.hear([samples for _, samples in heard])
+    spoken = [spoken_form(one.text).spoken for one, _ in heard]
+    checks = check_many([samples for _, samples in heard], [one.text for one, _ in heard], recogniser, spoken=spoken,
+                        transcripts=[transcript for transcript, _ in told])  # fmt: skip
+    kept = []
+    for (one, samples), (transcript, log_probs), check in zip(heard, told, checks, strict=True):
+        try:
+            if "clipping" in check.flags:
+                raise Unusable("clipped", f"peak {np.abs(samples).max():.3f}")
+            if check.cer > options.max_cer:
+                raise Unusable("text does not match", f"CER {check.cer:.2f}, heard {transcript[:120]!r}")
+            try:
+                found = align(samples, one.text, recogniser, log_probs)
+            except SaladError as error:
+                raise Unusable("not aligned", str(error)) from None
+        except Unusable as error:
+            aside.append({"id": one.id, "reason": error.args[0], "detail": error.args[1], "text": one.text})
+            continue
+        sample_id = store.ids.sample_id(name, one.text)
+        custom = {
+            "recording": one.id, "licence": one.licence or options.licence, "alignment_score": found.score,
+            "domain": one.domain or options.domain, **one.custom,
+        }  # fmt: skip
+        utterance = Utterance(samples, SAMPLE_RATE, found.words, check.flags)
+        kept.append(shar.Speech(
+            store.ids.hash_id("y", sample_id, "recorded", one.id), sample_id, one.text, utterance, one.speaker,
+            measured=check.columns(), custom=custom,
+        ))  # fmt: skip
+    return kept, aside
+
+
+def _sound(one: Recorded, options: SpeechOptions) -> np.ndarray:
+    """float32 [T] at 16 kHz, or Unusable."""
+    if not any(c.isalnum() for c in one.text):
+        raise Unusable("no text", one.text)
+    samples, rate = one.load()
+    seconds = len(samples) / rate
+    if seconds < MIN_S:
+        raise Unusable("empty", f"{seconds:.3f} s")
+    if not np.isfinite(samples).all():
+        raise Unusable("unreadable", "samples that are no numbers")
+    if seconds > options.max_s:
+        raise Unusable("too long", f"{seconds:.1f} s")
+    samples = shar.to_rate(samples, rate)
+    if is_silent(samples):
+        raise Unusable("silence", f"{seconds:.2f} s without sound")
+    return samples
+
+
+def _counts(work: Path, numbers, listed: int) -> dict:
+    """Over the shards that are done; SaladError where kept and set aside do not make up what was listed."""
+    aside, flags, licences, kept, done, seconds = Counter(), Counter(), Counter(), 0, 0, 0.0
+    for number in numbers:
+        there = _outcome(work, number)
+        if there is not None:
+            aside.update(there["aside"])
+            flags.update(there["flags"])
+            licences.update(there["licences"])
+            kept, done, seconds = kept + there["kept"], done + there["recordings"], seconds + there["seconds"]
+    if kept + sum(aside.values()) != done or done > listed:
+        raise SaladError(f"the counts do not add up: {kept} kept, {dict(aside)} set aside, of {done}; please report it")
+    return {"listed": listed, "kept": kept, "set aside": dict(sorted(aside.items())), "hours": round(seconds / 3600, 4),
+            "flags": dict(sorted(flags.items())), "licences": dict(sorted(licences.items()))}  # fmt: skip
+
+
+def _publish_samples(lab: Path, name: str, work: Path, total: int, made_from: dict) -> int:
+    """Each text once, whatever number of recordings it has; returns how many."""
+    from salad.prepare.duplicates import connection
+
+    unit = made_from | {"texts": store.ids.digest([_outcome(work, number)["listed"] for number in range(total)])}
+    con = connection(work, "1GB")
+    try:
+        reader = con.sql(f"""select * exclude (place) from (select *, row_number() over (
+                partition by sample_id order by shard) as place
+            from read_parquet('{str(work).replace("'", "''")}/texts.*.parquet')) where place = 1 order by shard, sample_id
+            """).to_arrow_reader(BATCH)
+        count = 0
+        for number, batch in enumerate(reader):
+            if not batch.num_rows:
+                continue
+            count += batch.num_rows
+            if store.exists(lab, "samples", unit | {"part": number}):
+                continue
+            rows = [
+                {"sample_id": row["sample_id"], "text": row["text"], "spoken": spoken_form(row["text"]).spoken,
+                 "corpus": name, "domain": row["domain"], "licence": row["licence"], "flags": sorted(reasons),
+                 "reasons": json.dumps(reasons, ensure_ascii=False)}
+                for row in batch.to_pylist() for reasons in [speakability(row["text"])]
+            ]  # fmt: skip
+            store.publish(lab, "samples", rows, unit | {"part": number})
+    finally:
+        con.close()
+        (work / "marks.duckdb").unlink(missing_ok=True)
+    return count

@@ -1,0 +1,230 @@
+"""`salad prepare speech`: recordings of every layout to a Shar with word times; what is bad is set aside with its reason."""
+
+import gzip
+import json
+import multiprocessing
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+import store
+from salad import SaladError
+from salad.prepare import SpeechOptions, prepare_speech
+from salad.prepare.recordings import Unusable, decode, recordings
+from salad.speech import shar
+from tests.tones import hears_tones, tones
+from tests.tools import refuse
+from workbench import cli
+
+ROUNDS = int(os.environ.get("SALAD_FAULT_ROUNDS", "3"))
+SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+TEXTS = ["the cat sat on a mat", "a dog ran over the hill", "we paid for dinner today", "old ships sail far away"]
+
+
+@pytest.fixture(scope="module")
+def recogniser(tmp_path_factory):
+    return hears_tones(tmp_path_factory.mktemp("ctc"))
+
+
+def record(path, text, rate=16_000, gain=0.5, **how):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    soundfile.write(path, gain * tones(text, rate=rate)[0], rate, **how)
+    return path
+
+
+def half(path):
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) * 6 // 10])
+
+
+def aside(lab, name):
+    found = sorted((lab / "speech" / f"{name}.prepared").glob("aside.*.jsonl"))
+    return {row["id"]: row["reason"] for path in found for row in map(json.loads, path.read_text().splitlines())}
+
+
+def query(lab, sql):
+    return store.connect(lab).execute(sql).fetchall()
+
+
+@pytest.fixture(scope="module")
+def librispeech(tmp_path_factory):
+    """A part of LibriSpeech with a recording of every fault."""
+    chapter = tmp_path_factory.mktemp("libri") / "dev-clean" / "84" / "121123"
+    lines = {}
+    for n, text in enumerate(TEXTS):
+        lines[f"84-121123-{n:04d}"] = text
+        record(chapter / f"84-121123-{n:04d}.flac", text)
+    faults = ("missing", "truncated", "unreadable", "empty", "silence", "clipped", "text does not match", "too long")
+    for n, fault in enumerate(faults, len(TEXTS)):
+        name = f"84-121123-{n:04d}"
+        lines[name], path = f"some words about {fault}", chapter / f"84-121123-{n:04d}.flac"
+        match fault:
+            case "truncated":
+                half(record(path, lines[name] * 3))
+            case "unreadable":
+                path.write_bytes(b"nothing")
+            case "empty":
+                soundfile.write(path, np.full(300, 0.1, np.float32), 16_000)
+            case "silence":
+                soundfile.write(path, np.zeros(32_000, np.float32), 16_000)
+            case "clipped":
+                soundfile.write(path, np.clip(3 * tones(lines[name])[0], -1, 1), 16_000)
+            case "text does not match":
+                record(path, "quite another thing is heard here")
+            case "too long":
+                record(path, lines[name] * 40)
+    lines["84-121123-0012"] = "..."
+    record(chapter / "84-121123-0012.flac", "no text")
+    told = "".join(f"{name} {text.upper()}\n" for name, text in lines.items())
+    (chapter / "84-121123.trans.txt").write_text(told)
+    reasons = dict(zip(list(lines)[4:], [*faults, "no text"], strict=True))
+    return chapter.parents[2], reasons
+
+
+def test_bad_audio_is_set_aside_with_its_reason_and_the_counts_reconcile(librispeech, recogniser, tmp_path):
+    source, reasons = librispeech
+    options = SpeechOptions(max_s=30)
+    counts = prepare_speech(tmp_path, source, "natural", recogniser, options, shard_size=5)
+    assert aside(tmp_path, "natural") == reasons
+    assert counts["listed"] == 13 == counts["kept"] + sum(counts["set aside"].values()) and counts["kept"] == 4
+    assert counts["shards"] == 3 and counts["licences"] == {"CC BY 4.0": 4} and counts["texts"] == 4
+    rows = query(tmp_path, "select text, licence, tts, voice, cer, words from syntheses join samples using (sample_id)")
+    assert sorted(row[0] for row in rows) == sorted(text.capitalize() for text in TEXTS)
+    assert {row[1:4] for row in rows} == {("CC BY 4.0", "recorded", "84")} and all(row[4] < 0.3 for row in rows)
+    for text, *_, words in rows:
+        true = tones(text)[1]
+        assert [w["word"] for w in words] == text.split()
+        assert all(abs(w["start_s"] - a) < 0.03 and abs(w["end_s"] - b) < 0.05 for w, (a, b) in zip(words, true, strict=True))
+    # the Shar is lhotse's
+    from lhotse import CutSet
+
+    cut = next(iter(CutSet.from_shar(in_dir=shar.folder_of(tmp_path, "natural"))))
+    assert cut.load_audio().shape[1] == cut.num_samples and cut.sampling_rate == 16_000
+    said = cut.supervisions[0]
+    assert said.custom["licence"] == "CC BY 4.0" and said.custom["as_written"].isupper() and said.alignment["word"]
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file() and path.name != "natural.json"}
+    assert prepare_speech(tmp_path, source, "natural", recogniser, options, shard_size=5) == counts
+    assert all(path.stat().st_mtime_ns == at for path, at in before.items())
+    with pytest.raises(SaladError, match="max_cer was 0.5; take another --name"):
+        prepare_speech(tmp_path, source, "natural", recogniser, SpeechOptions(max_cer=0.2, max_s=30), shard_size=5)
+
+
+def test_libriheavy_cuts_out_of_long_recordings(recogniser, tmp_path):
+    first, second = 0.5 * tones(TEXTS[0])[0], 0.5 * tones(TEXTS[1])[0]
+    audio = tmp_path / "librilight" / "small" / "100" / "book.flac"
+    audio.parent.mkdir(parents=True)
+    soundfile.write(audio, np.concatenate([first, second]), 16_000)
+    recording = {"id": "small/100/book", "sources": [{"type": "file", "channels": [0],
+                 "source": "download/librilight/small/100/book.flac"}], "sampling_rate": 16_000,
+                 "num_samples": len(first) + len(second), "duration": (len(first) + len(second)) / 16_000}  # fmt: skip
+    with gzip.open(tmp_path / "libriheavy_cuts_small.jsonl.gz", "wt") as file:
+        for n, (start, samples, text) in enumerate(((0, first, TEXTS[0]), (len(first), second, TEXTS[1]))):
+            file.write(json.dumps({
+                "id": f"small/100/book_{n}", "start": start / 16_000, "duration": len(samples) / 16_000, "channel": 0,
+                "supervisions": [{"id": f"s{n}", "recording_id": "small/100/book", "start": 0,
+                                  "duration": len(samples) / 16_000, "channel": 0, "speaker": "100",
+                                  "custom": {"texts": [text.capitalize() + ".", text.upper()]}}],
+                "recording": recording, "type": "MonoCut",
+            }) + "\n")  # fmt: skip
+    counts = prepare_speech(tmp_path / "lab", tmp_path, "heavy", recogniser, SpeechOptions(licence="public domain"))
+    assert counts["kept"] == 2 and counts["licences"] == {"public domain": 2}
+    found = query(tmp_path / "lab", "select text, voice, duration_s from syntheses join samples using (sample_id) order by 1")
+    assert found == [(TEXTS[1].capitalize() + ".", "100", len(second) / 16_000),
+                     (TEXTS[0].capitalize() + ".", "100", len(first) / 16_000)]  # fmt: skip
+
+
+def test_emilia_and_tables_of_any_rate_and_format(recogniser, tmp_path):
+    raw = tmp_path / "emilia" / "raw" / "EN"
+    rows = []
+    for n, text in enumerate(TEXTS[:2]):
+        record(raw / "EN_B0" / f"W{n}.mp3", text, 48_000)
+        rows.append({"id": f"W{n}", "wav": f"EN_B0/W{n}.mp3", "text": " " + text, "duration": 2.0, "speaker": "S",
+                     "language": "en", "dnsmos": 3.4})  # fmt: skip
+        rows[-1]["duration"] = len(tones(text)[0]) / 16_000
+    (raw / "EN_B0.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    counts = prepare_speech(tmp_path / "lab", tmp_path / "emilia", "emilia", recogniser)
+    assert counts["kept"] == 2 and counts["licences"] == {"CC BY-NC 4.0": 2}
+    record(tmp_path / "own" / "clips" / "one.wav", TEXTS[0], 44_100, subtype="PCM_24")
+    half(record(tmp_path / "own" / "clips" / "two.wav", TEXTS[1]))
+    record(tmp_path / "own" / "three.ogg", TEXTS[0])
+    (tmp_path / "own" / "train.tsv").write_text(
+        f"client_id\tpath\tsentence\nA\tone.wav\t{TEXTS[0]}\nB\ttwo.wav\t{TEXTS[1]}\nC\tthree.ogg\t{TEXTS[0]}\n"
+    )
+    counts = prepare_speech(tmp_path / "lab", tmp_path / "own", "own", recogniser, SpeechOptions(licence="CC0-1.0"))
+    assert counts["kept"] == 2 and aside(tmp_path / "lab", "own") == {"two": "truncated"}
+    # one text, two voices: one sample
+    assert query(tmp_path / "lab", "select count(*) from samples where corpus = 'own'") == [(1,)]
+    assert query(tmp_path / "lab", "select voice from syntheses where speech = 'own' order by 1") == [("A",), ("C",)]
+
+
+def _prepare(lab, source, recogniser, part=(0, 1)):
+    prepare_speech(lab, source, "natural", recogniser, shard_size=2, part=part)
+
+
+def _bytes(lab):
+    names = ("*.parquet", "cuts.*", "recording.*", "aside.*", "natural.json")
+    return {path.relative_to(lab): path.read_bytes() for name in names for path in lab.rglob(name)}
+
+
+def test_killed_parted_and_repaired_it_gives_the_same_bytes(librispeech, recogniser, tmp_path):
+    source, _ = librispeech
+    _prepare(tmp_path / "clean", source, recogniser)
+    wanted = _bytes(tmp_path / "clean")
+    fork, rng, killed = multiprocessing.get_context("fork"), random.Random(0), 0
+    for n in range(ROUNDS):
+        lab = tmp_path / str(n)
+        for _ in range(3):
+            process = fork.Process(target=_prepare, args=(lab, source, recogniser))
+            process.start()
+            enough = rng.randint(1, 6) + len(list(lab.rglob("*.*")))
+            while process.is_alive() and len(list(lab.rglob("*.*"))) < enough:
+                time.sleep(0.002)
+            if process.is_alive():
+                os.kill(process.pid, signal.SIGKILL)
+                killed += 1
+            process.join()
+        _prepare(lab, source, recogniser)
+        assert _bytes(lab) == wanted
+    assert killed >= ROUNDS
+    lab = tmp_path / "parts"
+    _prepare(lab, source, recogniser, (1, 2))
+    assert not (lab / "speech" / "natural.json").exists()
+    _prepare(lab, source, recogniser, (0, 2))
+    assert _bytes(lab) == wanted
+    half(lab / "speech" / "natural" / "recording.000001.tar")
+    _prepare(lab, source, recogniser)
+    assert _bytes(lab) == wanted
+
+
+def test_what_cannot_be_listed_is_an_error_in_a_line(recogniser, tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "odd.tsv").write_text("a\tb\n1\t2\n")
+    for source, said in ((tmp_path / "none", "does not exist"), (tmp_path / "empty", "none of the known layouts"),
+                         (tmp_path / "odd.tsv", "a row needs a path")):  # fmt: skip
+        with pytest.raises(SaladError, match=said):
+            list(recordings(source))
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["prepare", "speech", str(tmp_path), "--name", "x", "--lab", str(tmp_path / "lab")])
+    said = capsys.readouterr().err
+    assert stop.value.code == 2 and "name a CTC model with --recogniser" in said and said.count("\n") == 1
+
+
+@pytest.mark.data
+def test_human_recordings_of_every_rate_and_format_are_decoded():
+    if not SHARED.is_dir():
+        refuse(f"{SHARED} is absent")
+    rates = {}
+    for path in sorted([*(SHARED / "speech").iterdir(), *(SHARED / "digits").glob("7_*_0.wav")]):
+        if path.suffix != ".json":
+            samples, rate = decode(path)
+            rates[rate] = rates.get(rate, 0) + 1
+            assert samples.dtype == np.float32 and len(samples) > 0.1 * rate and 0.01 < np.abs(samples).max() <= 1
+    assert rates == {8_000: 6, 16_000: 4, 22_050: 2, 48_000: 1}
+    with pytest.raises(Unusable, match="truncated"):
+        decode(SHARED / "speech" / "ljspeech__LJ002-0020.wav", 0, 60.0)
