@@ -14,7 +14,7 @@ import shutil
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -79,6 +79,8 @@ def prepare_text(lab: Path | str, source: Path | str, name: str, options: TextOp
         "prepare": "text", "corpus": name, "options": asdict(options), "files": files.fingerprint(), "chunk": chunk,
         "tasks": benchmarks.tasks, "items": benchmarks.fingerprint(),
     }  # fmt: skip
+    if options.tokenizer and (lab / options.tokenizer).is_dir():  # the lab's own, such as models/tokenizer
+        options = replace(options, tokenizer=str(lab / options.tokenizer))
     report = lab / "corpora" / f"{name}.json"
     if report.exists():
         told = json.loads(report.read_text())
