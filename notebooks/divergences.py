@@ -37,7 +37,7 @@ def _(lab):
     mo.vstack([
         mo.md("## Where and why?\nHow far each checkpoint is from its text teacher, and from itself on text, on the "
               "same texts. Means are token-weighted; intervals are 95 %, over texts."),
-        mo.hstack([a_ui, b_ui, measure_ui], justify="start", gap=2, wrap=True), panels.damage(con)])
+        mo.hstack([a_ui, b_ui, measure_ui], justify="start", gap=2, wrap=True), panels.state(con, lab)])
     return a_ui, advice, b_ui, con, listed, measure_ui
 
 

@@ -23,7 +23,7 @@ def _(lab):
     mo.stop(advice is not None, mo.callout(mo.md(advice or ""), kind="warn"))
     newest = report.checkpoints(con)
     contenders_ui = mo.ui.multiselect(newest.contender.tolist(), value=newest.contender.tolist(), label="contenders")
-    mo.vstack([mo.md(f"## What came out?\n`{lab}`. {report.EXPLAIN}"), contenders_ui, panels.damage(con)])
+    mo.vstack([mo.md(f"## What came out?\n`{lab}`. {report.EXPLAIN}"), contenders_ui, panels.state(con, lab)])
     return advice, con, contenders_ui, newest
 
 

@@ -7,6 +7,7 @@ with app.setup:
     import marimo as mo
 
     import store
+    from salad import recipes
     from workbench import charts, panels, review
     from workbench.listen import Listening
 
@@ -38,7 +39,7 @@ def _(drawn, lab):
         mo.md("## What should be synthesised?\nWhere the speech model disagrees with its text teacher, what was drawn "
               "for it, and what you let through. Every decision is an event in the lab, and can be undone."),
         mo.hstack([selection_ui, reviewer_ui, mo.md(f"`{lab}`")], justify="start", gap=2),
-        panels.damage(con),
+        panels.state(con, lab),
     ])
     return con, reviewer_ui, selection_ui
 
@@ -73,8 +74,28 @@ def _(cluster_chart, con, gamma_ui, said, selection):
 
 
 @app.cell(hide_code=True)
-def _(cluster_chart):
-    picked = panels.picked(cluster_chart)
+def _(con, selection):
+    cer_ui = mo.ui.slider(0.02, 0.6, 0.02, value=0.1, label="CER above", show_value=True, debounce=True)
+    d_ui = mo.ui.number(0, 100, 0.1, value=round(review.median_d(con, selection), 1), label="D above (at first the median)")
+    return cer_ui, d_ui
+
+
+@app.cell(hide_code=True)
+def _(cer_ui, con, d_ui, selection):
+    quadrant_chart = mo.ui.altair_chart(charts.quadrants(con, selection, cer_ui.value, d_ui.value))
+    return (quadrant_chart,)
+
+
+@app.cell(hide_code=True)
+def _(cer_ui, con, d_ui, quadrant_chart, selection):
+    mo.vstack([mo.md("### Bad speech, or a gap?"),
+               panels.beside(quadrant_chart, panels.quadrant_words(con, selection, cer_ui, d_ui))])
+    return
+
+
+@app.cell(hide_code=True)
+def _(cluster_chart, quadrant_chart):
+    picked, brushed = panels.picked(cluster_chart), quadrant_chart.selections.get("brush") or {}
     order_ui = mo.ui.dropdown({v: k for k, v in review.QUEUES.items()}, value=review.QUEUES["worst"], label="queue")
     unjudged_ui = mo.ui.checkbox(label="only what I have not judged")
     audit_n = mo.ui.number(1, 500, value=20, label="texts a cluster")
@@ -82,24 +103,24 @@ def _(cluster_chart):
     sort_ui = mo.ui.dropdown(["divergence", "character error rate", "draw"], value="divergence", label="sort by")
     standing_ui = mo.ui.dropdown(["all", "kept", "dropped"], value="all", label="show")
     page_ui = mo.ui.number(1, 100_000, value=1, label="page")
-    return audit_n, order_ui, page_ui, picked, search_ui, sort_ui, standing_ui, unjudged_ui
+    return audit_n, brushed, order_ui, page_ui, picked, search_ui, sort_ui, standing_ui, unjudged_ui
 
 
 @app.cell(hide_code=True)
-def _(audit_n, con, judge, order_ui, picked, search_ui, selection, set_said, unjudged_ui):
+def _(audit_n, brushed, con, judge, order_ui, picked, search_ui, selection, set_said, unjudged_ui):
     queue = review.queue(con, selection, order_ui.value, picked, judge.reviewer, unjudged_ui.value,
-                         search=search_ui.value, per_cluster=audit_n.value)
+                         search=search_ui.value, per_cluster=audit_n.value, within=brushed)
     listening = Listening(con, judge, queue, on_said=lambda told: set_said(lambda before: (before[0] + 1, told)))
-    mo.vstack([mo.md(f"### Read and listen\n{panels.picked_words(con, selection, picked)}"),
+    mo.vstack([mo.md(f"### Read and listen\n{panels.picked_words(con, selection, picked, brushed)}"),
                mo.hstack([order_ui, unjudged_ui, search_ui], justify="start", gap=2), mo.ui.anywidget(listening)])
     return (listening,)
 
 
 @app.cell(hide_code=True)
-def _(con, listening, page_ui, picked, said, search_ui, selection, sort_ui, standing_ui):
+def _(brushed, con, listening, page_ui, picked, said, search_ui, selection, sort_ui, standing_ui):
     said()
     rows, total = review.texts(con, selection, picked, search_ui.value, sort_ui.value, page_ui.value - 1, 10,
-                               standing_ui.value)
+                               standing_ui.value, brushed)
     mo.vstack([
         mo.hstack([sort_ui, standing_ui, page_ui, mo.md(f"of {max(1, -(-total // 10)):,}; {total:,} texts. "
                    "Click one to hear it.")], justify="start", gap=2),
@@ -116,21 +137,23 @@ def _(con, said, selection):
 
 @app.cell(hide_code=True)
 def _(con, selection):
-    panels.row(mo.vstack([mo.md("### Bad speech, or a gap?\nEach text that is spoken and scored, by CER and D."),
-                          charts.quadrants(con, selection)]),
-               mo.vstack([mo.md("### What stays when speech is accounted for\nD as measured, and with CER, duration "
-                                "and speaking rate regressed out."), charts.adjusted_ranking(con, selection)]))
+    mo.vstack([mo.md("### What stays when speech is accounted for\nThe clusters' D on the probe as measured, and with CER, "
+                     "duration and speaking rate regressed out: what falls was bad for its speech, not for its domain."),
+               panels.scrolled(charts.adjusted_ranking(con, selection), height=420)])
     return
 
 
 @app.cell(hide_code=True)
-def _():
+def _(con, selection):
     rule_ui = mo.ui.text(placeholder="cer > 0.3", label="drop where", full_width=True, debounce=400)
     reason_ui = mo.ui.dropdown(panels.REASONS, value=panels.REASONS[0], label="reason")
     weight_ui = mo.ui.number(0, 10, 0.1, value=0.5, label="weight")
     export_button = mo.ui.run_button(label="export what is kept")
     launch_button = mo.ui.run_button(label="launch Stage II on this", kind="success")
-    return export_button, launch_button, reason_ui, rule_ui, weight_ui
+    recipe_ui = mo.ui.dropdown([n for n in recipes.names() if n.endswith("stage2")], label="recipe",
+                               value=review.stage2_recipe(con, selection))
+    on_ui = mo.ui.text("here", label="where", placeholder="here, ssh:HOST, slurm, sky, or a target")
+    return export_button, launch_button, on_ui, reason_ui, recipe_ui, rule_ui, weight_ui
 
 
 @app.cell(hide_code=True)
@@ -143,32 +166,33 @@ def _(con, said, selection):
 @app.cell(hide_code=True)
 def _(con, events_ui, judge, picked, reason_ui, rule_ui, set_drawn, set_said, weight_ui):
     # Each acts once, on its click: a cell that acted would act again when what it showed has changed.
-    rule_button, out_button, back_button, weigh_button, accept_button, undo_button, refill_button = panels.buttons(
+    actions = panels.buttons(
         con, judge, rule_ui.value, reason_ui.value, weight_ui.value, picked, events_ui.value,
         on_said=lambda told: set_said(lambda before: (before[0] + 1, told)), on_drawn=set_drawn)
-    return accept_button, back_button, out_button, refill_button, rule_button, undo_button, weigh_button
+    return (actions,)
 
 
 @app.cell(hide_code=True)
-def _(accept_button, audit_n, back_button, con, events_ui, out_button, picked, reason_ui, rule_button, rule_ui, said,
-      selection, undo_button, weigh_button, weight_ui):
+def _(actions, audit_n, con, events_ui, picked, reason_ui, rule_ui, said, selection, weight_ui):
     mo.vstack([
         mo.md("### By rule, by cluster, by audit"),
-        mo.hstack([rule_ui, reason_ui, rule_button], widths=[4, 1, 1], align="end"),
+        mo.hstack([rule_ui, reason_ui, actions["rule"]], widths=[4, 1, 1], align="end"),
         panels.rule_preview(con, selection, rule_ui.value),
-        mo.hstack([mo.md(panels.picked_words(con, selection, picked)), out_button, back_button, weight_ui,
-                   weigh_button], justify="start", gap=1),
-        mo.hstack([mo.md("**Audit**"), audit_n, accept_button], justify="start", gap=1),
+        mo.hstack([mo.md(panels.picked_words(con, selection, picked)), actions["leave out"], actions["take in"], weight_ui,
+                   actions["reweight"]], justify="start", gap=1),
+        mo.hstack([mo.md("**Audit**"), audit_n, actions["accept"], actions["reject"]], justify="start", gap=1),
         panels.audits(con, selection, picked, audit_n.value),
         mo.md(f"#### What was said, and stands\n{said()[1]}"), events_ui,
-        mo.hstack([undo_button, panels.agreement(con, selection)], justify="start", gap=2)])
+        mo.hstack([actions["undo"], panels.agreement(con, selection)], justify="start", gap=2)])
     return
 
 
 @app.cell(hide_code=True)
-def _(con, export_button, lab, launch_button, refill_button, selection):
-    mo.vstack([mo.md("### Go on"), mo.hstack([refill_button, export_button, launch_button], justify="start", gap=1),
-               panels.go_on(lab, con, selection, export=export_button.value, launch=launch_button.value)])
+def _(actions, con, export_button, lab, launch_button, on_ui, recipe_ui, selection):
+    mo.vstack([mo.md("### Go on"), mo.hstack([actions["refill"], export_button], justify="start", gap=1),
+               mo.hstack([recipe_ui, on_ui, launch_button], justify="start", gap=1),
+               panels.go_on(lab, con, selection, recipe_ui.value, on_ui.value, export=export_button.value,
+                            launch=launch_button.value)])
     return
 
 

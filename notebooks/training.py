@@ -38,7 +38,7 @@ def _(lab):
     hours_ui = mo.ui.number(0, 10_000, value=0, label="at most hours (0: no limit)", debounce=True)
     budget_ui = mo.ui.number(0, 1_000_000, value=0, label="at most money (0: no limit)", debounce=True)
     mo.vstack([mo.md(f"## Run it\nStart, watch, stop and take up runs of `{lab}`. A run goes on when this closes."),
-               mo.callout(mo.md(advice), kind="warn") if advice else mo.md(""), panels.damage(con)])
+               mo.callout(mo.md(advice), kind="warn") if advice else mo.md(""), panels.state(con, lab)])
     return advice, budget_ui, con, gpus_ui, hours_ui, on_ui, recipe_ui
 
 
@@ -70,12 +70,13 @@ def _(runs, runs_ui):
 def _(lab, note_ui, picked, runs_ui, say, tags_ui, tick, told):
     _stop = control.button("stop", lambda: control.stop(lab, picked), say, "danger")
     _resume = control.button("resume", lambda: control.resume(lab, picked), say)
+    _fetch = control.button("fetch", lambda: control.fetch(lab, picked), say)
     _note = control.button(
         "write down", lambda: control.note(lab, picked, tags_ui.value, note_ui.value, review.reviewer_name()), say)
     mo.vstack([
         mo.md("### Runs"),
         mo.hstack([mo.md("Choose rows to see their curves and to act on them."), tick], justify="space-between"),
-        runs_ui, mo.hstack([_stop, _resume, tags_ui, note_ui, _note], justify="start", gap=1),
+        runs_ui, mo.hstack([_stop, _resume, _fetch, tags_ui, note_ui, _note], justify="start", gap=1),
         mo.md(told()[1])])
     return
 

@@ -64,6 +64,9 @@ class SequenceConfig(Frozen):
     prompt: Literal["plain", "chat"] = Field(
         "plain", description="chat: the tokenizer's own template; the user's turn may be speech, the answer is scored"
     )
+    shots: int = Field(
+        0, ge=0, description="answered items that the A/B app puts before a question: a base model answers after some"
+    )
     system: str | None = Field(None, description="chat: the system prompt; without one, what the template itself puts")
     span_units: tuple[int, int] = Field((1, 6), description="shortest and longest span, in units, uniform")
     span_weights: tuple[float, ...] = Field(

@@ -56,7 +56,7 @@ def _qwen(name: str, stage: int, lora: bool = False, batch: int = 512) -> RunCon
                       dtype="bfloat16"),
         encoder=EncoderConfig(name="kyutai/mimi"),
         adapter=AdapterConfig(),
-        sequences=SequenceConfig(span_units=(5, 25)),
+        sequences=SequenceConfig(shots=5, span_units=(5, 25)),
         data=DataConfig(natural=("libriheavy", "emilia"), text=("fineweb_edu",)),
         optim=OptimConfig(steps=steps, batch=batch, lr_adapter=1e-3 if stage == 1 else 1e-4,
                           lr_llm=5e-5 if stage == 1 else 5e-6, weight_decay=0.1,

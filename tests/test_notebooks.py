@@ -129,18 +129,71 @@ def test_what_the_drops_did_follows_the_drops(opened):
     assert before["kl_kept"] == before["kl_drawn"] != after["kl_kept"]
 
 
-def test_quadrants_count_every_scored_text_once(opened):
+def test_quadrants_count_every_text_of_the_probe_once(opened):
     lab, ids, con = opened
     counts = review.quadrants(con, ids["active"], cer_at=0.1, d_at=1.0)
     rows = con.execute(
-        "SELECT cer > 0.1, d > 1.0, count(*) FROM rule_rows WHERE selection_id = ? AND cer IS NOT NULL "
-        "AND d IS NOT NULL GROUP BY ALL",
-        [ids["active"]],
+        """SELECT cer > 0.1, d > 1.0, count(*) FROM (
+            SELECT v.sample_id, sum(v.d * n_positions) / sum(n_positions) AS d, max(y.cer) AS cer
+            FROM raw.divergences v JOIN assignments a USING (sample_id) JOIN syntheses y USING (synthesis_id)
+            WHERE a.clustering_id = ? AND run_id = ? AND step = ? AND v.d IS NOT NULL GROUP BY 1) GROUP BY ALL""",
+        [ids["clustering"], ids["run"], ids["step"]],
     ).fetchall()
     assert {(r.high_cer, r.high_d): r.n for r in counts.itertuples()} == {(a, b): n for a, b, n in rows}
     assert set(counts.meaning) <= set(charts.MEANINGS)
     cells = review.cells(con, ids["active"], 6.0)
     assert cells.n.sum() == counts.n.sum()
+
+
+def test_a_brush_on_the_quadrants_narrows_what_is_read(opened):
+    lab, ids, con = opened
+    every, n = review.texts(con, ids["active"], size=999)
+    middle = float(every.d.median())
+    within = {"cer": (0.0, 1.0), "d": (middle, 99.0)}
+    rows, total = review.texts(con, ids["active"], size=999, within=within)
+    assert 0 < total == len(rows) == (every.d >= middle).sum() < n
+    assert review.queue(con, ids["active"], "worst", within=within) == rows.sample_id.tolist()
+
+
+def test_the_effect_by_cluster_adds_up_to_the_whole(opened):
+    lab, ids, con = opened
+    review.Review(lab, ids["active"], "ada").rule("d > 2", "off-topic")
+    store.refresh(con)
+    whole, parts = review.effect_of_drops(con, ids["active"]), review.effect_by_cluster(con, ids["active"])
+    assert (parts.drawn.sum(), parts.kept.sum()) == (whole["drawn"], whole["kept"]) and parts.kept.sum() < parts.drawn.sum()
+    assert parts.kl.sum() == pytest.approx(whole["kl_kept"]) and parts.kept_h.sum() == pytest.approx(whole["kept_h"])
+    assert parts.drawn.iloc[0] - parts.kept.iloc[0] == (parts.drawn - parts.kept).max()  # what lost most stands first
+
+
+def test_an_export_is_whole_named_by_its_hash_and_lhotse_reads_it(opened):
+    import hashlib
+    import json
+
+    from lhotse import CutSet
+
+    lab, ids, con = opened
+    folder = review.export_kept(lab, con, ids["active"])
+    told = json.loads((folder / "selection.json").read_text())
+    assert told["hash"] == folder.name and told["selection_id"] == ids["active"]
+    assert told["texts_sha256"] == hashlib.sha256((folder / "texts.parquet").read_bytes()).hexdigest()
+    cuts = list(CutSet.from_shar(in_dir=str(folder / "speech")))
+    spoken = dict(con.execute(
+        f"SELECT cut_id, text FROM '{folder}/texts.parquet' JOIN syntheses USING (synthesis_id)").fetchall())  # fmt: skip
+    assert len(cuts) == len(spoken) == told["spoken"] > 3 and {c.id for c in cuts} == set(spoken)
+    assert cuts[0].load_audio().shape[1] > 1000 and cuts[0].supervisions[0].text == spoken[cuts[0].id]
+    assert review.export_kept(lab, con, ids["active"]) == folder and len(list((lab / "exports").iterdir())) == 1
+    review.Review(lab, ids["active"], "ada").drop(review.queue(con, ids["active"])[0], "other")
+    store.refresh(con)
+    assert review.export_kept(lab, con, ids["active"]) != folder
+
+
+def test_stage2s_recipe_is_that_of_the_selections_stage1(opened):
+    lab, ids, con = opened
+    assert review.stage2_recipe(con, ids["active"]) == "miniature_stage2"
+    qwen = RunFolder.create(lab, "stage1", "qwen2_5_3b_lora_stage1", {"contender": "stage1", "seed": 1})
+    store.publish(lab, "selections", [{"selection_id": "l00000000beef", "run_id": qwen.run_id, "step": 1}], {"x": 1})
+    store.refresh(con)
+    assert review.stage2_recipe(con, "l00000000beef") == "qwen2_5_3b_lora_stage2"
 
 
 def test_the_panels_fast_path_gives_salads_own_d_cluster(opened):
@@ -447,6 +500,8 @@ def test_the_training_notebook_shows_runs_as_they_go_and_writes_notes(opened):
     said = []
     control.button("stop", lambda: control.stop(lab, [run.run_id]), said.append)._on_change(None)
     assert said[0].startswith("Not done:") and "launch_gpu" in said[0]  # it was not launched: nobody to ask
+    assert control.fetch(lab, [run.run_id]) == f"{run.run_id}: 0 checkpoints here and whole."
+    assert "Choose a run" in control.fetch(lab, [])
 
 
 def test_a_launch_says_first_what_it_would_do_and_starts_nothing(opened):
@@ -522,3 +577,34 @@ def test_every_figure_of_the_divergences_notebook_is_drawn_from_few_rows(opened)
         told = chart.to_dict()
         assert 0 < sum(map(len, told["datasets"].values())) < 2500
         assert "<svg" in vl_convert.vegalite_to_svg(told)
+
+
+def test_a_read_only_lab_opens_and_says_so(opened):
+    """As another user: root may write anywhere, so the test gives up being root while it looks."""
+    import os
+
+    from workbench import panels
+
+    lab = opened[0]
+    assert panels.state(opened[2], lab).text == panels.mo.md("").text
+    as_root = os.geteuid() == 0
+    for folder in [*lab.parents][:4] if as_root else []:
+        folder.chmod(folder.stat().st_mode | 0o055)
+    for path in [lab, *lab.rglob("*")]:
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    before = contents(lab)
+    if as_root:
+        os.seteuid(65534)
+    try:
+        _, defs = notebook("selection").run(defs={"lab": lab})
+        told = panels.state(defs["con"], lab).text
+        widget = defs["listening"]
+        widget.handle({"type": "decide", "verdict": "drop", "reason": "other"})
+    finally:
+        if as_root:
+            os.seteuid(0)
+        for path in [lab, *lab.rglob("*")]:
+            path.chmod(0o755 if path.is_dir() else 0o644)
+    assert "read-only" in told and "SALAD_LAB" in told and "Traceback" not in told
+    assert widget.audio[:4] == b"fLaC" and widget.card["message"].startswith("not written down:")
+    assert contents(lab) == before

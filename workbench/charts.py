@@ -28,12 +28,7 @@ MASSES = {
 }
 CONTENDERS = {"teacher": GREY, "stage1": PURPLE, "stage2_active": VERMILION, "stage2_uniform": BLUE}
 CONTENDER_SCALE = alt.Scale(domain=list(CONTENDERS), range=list(CONTENDERS.values()))
-MEANINGS = {
-    "fine": GREEN,
-    "candidate domain gap": BLUE,
-    "suspected synthesis fault": VERMILION,
-    "recogniser fault": ORANGE,
-}
+MEANINGS = dict(zip(review.MEANINGS, (GREEN, BLUE, VERMILION, ORANGE), strict=True))
 CURVES = {
     "loss": "loss (nats per token)",
     "d_speech": "D after speech (nats per token)",
@@ -44,6 +39,14 @@ CURVES = {
     "tokens_per_s": "tokens per second",
 }
 ROW = 19  # pixels a cluster takes in the panel
+
+
+@alt.theme.register("salad", enable=True)
+def _theme() -> alt.theme.ThemeConfig:
+    """Lines and ground that do on white and on black, so that a figure takes the page's own colours."""
+    lines = {"gridColor": "#88888844", "tickColor": "#888888aa", "domainColor": "#888888aa"}
+    config = {"background": "transparent", "axis": lines, "view": {"stroke": "#88888866"}}
+    return {"config": config}
 
 
 def _contenders(names) -> alt.Scale:
@@ -128,13 +131,15 @@ def masses(con, selection_id: str, gamma: float | None = None) -> alt.Chart:
 
 
 def quadrants(con, selection_id: str, cer_at: float = 0.1, d_at: float | None = None) -> alt.LayerChart:
-    """Texts by character error rate and divergence, counted in cells, cut into four by two thresholds."""
+    """The probe's texts by character error rate and divergence, counted in cells, cut into four by two thresholds.
+
+    A drag selects (parameter `brush`, fields cer and d); a double click takes all again."""
     d_at = review.median_d(con, selection_id) if d_at is None else d_at
     top = _top_d(con)
     cells = review.cells(con, selection_id, top)
     counts = review.quadrants(con, selection_id, cer_at, d_at)
     counts["y"] = counts.high_d.map({True: top * 0.96, False: top * 0.04})
-    counts["text"] = [f"{meaning}: {n}" for meaning, n in zip(counts.meaning, counts.n, strict=True)]
+    counts["text"] = [f"{meaning}: {n:,}" for meaning, n in zip(counts.meaning, counts.n, strict=True)]
     x = alt.X(
         "cer:Q",
         scale=alt.Scale(type="sqrt", domain=[0, 1]),
@@ -142,12 +147,15 @@ def quadrants(con, selection_id: str, cer_at: float = 0.1, d_at: float | None = 
         axis=alt.Axis(values=[0, 0.01, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1], format="~%"),
     )
     y = alt.Y("d:Q", scale=alt.Scale(domain=[0, top]), title="D (nats per token)")
-    count = alt.Color("n:Q", scale=alt.Scale(scheme="cividis", type="symlog", reverse=True), title="texts")
+    most = max(10, int(cells.n.max())) if len(cells) else 10
+    scale = alt.Scale(scheme="cividis", type="symlog", reverse=True, domain=[1, most])
+    count = alt.Color("n:Q", scale=scale, title="texts")
     tip = [alt.Tooltip("cer:Q", format=".2f", title="CER from"), alt.Tooltip("d:Q", format=".2f", title="D from"), "n"]
     heat = (
         alt.Chart(cells, width=450, height=280)
         .mark_rect()
         .encode(x=x, x2="cer_end", y=y, y2="d_end", color=count, tooltip=tip)
+        .add_params(alt.selection_interval(name="brush", encodings=["x", "y"]))
     )
     cuts = alt.Chart(pd.DataFrame({"cer": [cer_at], "d": [d_at]}))
     rules = cuts.mark_rule(strokeDash=[4, 3], color=GREY)

@@ -222,6 +222,18 @@ def resume(lab, run_ids: list[str]) -> str:
     return "; ".join(told) if told else "Choose a run in the table first."
 
 
+def fetch(lab, run_ids: list[str]) -> str:
+    """Bring runs' checkpoints and units into this lab and check each. Says what came of it."""
+    from launch_gpu import Run
+
+    told = []
+    for run_id in run_ids:
+        came = Run.open(lab, run_id).fetch()
+        damaged = f"; damaged: {'; '.join(came['damaged'])}" if came["damaged"] else ""
+        told.append(f"{run_id}: {came['checkpoints']} checkpoints here and whole{damaged}")
+    return ". ".join(told) + "." if told else "Choose a run in the table first."
+
+
 def start(lab, recipe: str, changed: dict, on: str, gpus: str, dry_run: bool = False, **limits) -> str:
     """launch_gpu.launch with what the form says. Says what came of it."""
     import launch_gpu

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import duckdb
 import numpy as np
 import pandas as pd
-from scipy import stats
+from scipy import special
 
 MEASURES = {
     "m": "misalignment M: the student on text against itself on speech",
@@ -132,7 +132,7 @@ def _intervals(con, scored, measure, corpus, group, needs="label") -> pd.DataFra
         FROM texts JOIN means USING (label, "group") GROUP BY label, "group" ORDER BY label, mean DESC, "group" """,
         {"corpus": corpus},
     ).df()
-    half = stats.t.ppf(0.975, np.maximum(table.n_texts - 1, 1)) * table.se
+    half = special.stdtrit(np.maximum(table.n_texts - 1, 1), 0.975) * table.se
     table["low"], table["high"] = np.maximum(table["mean"] - half, 0), table["mean"] + half
     return table
 

@@ -1,5 +1,7 @@
 """What the notebooks show beside charts: sentences, figures and tables as marimo elements."""
 
+import os
+
 import marimo as mo
 import pandas as pd
 
@@ -9,19 +11,22 @@ from workbench import divergences, review
 REASONS = list(review.REASONS)
 
 
-def damage(con) -> mo.Html:
-    """A line about units that were left out, where there are any."""
+def state(con, lab) -> mo.Html:
+    """A line about units that were left out and about a lab that cannot be written to, where it is so."""
+    told = []
     rows = con.execute('SELECT "table", path, reason FROM damaged').fetchall()
-    if not rows:
-        return mo.md("")
-    return mo.callout(
-        mo.md(
+    if rows:
+        told.append(
             f"{len(rows)} file{'s are' if len(rows) > 1 else ' is'} damaged and left out "
             f"(first: `{rows[0][1]}`: {rows[0][2]}). "
             "`salad verify --repair` moves them away, so that they can be made again."
-        ),
-        kind="warn",
-    )
+        )
+    if not os.access(lab, os.W_OK, effective_ids=os.access in os.supports_effective_ids) and os.path.isdir(lab):
+        told.append(
+            f"`{lab}` is read-only for you: all can be seen and heard, and nothing decided, spoken or started. To work "
+            "on it, ask its owner for write access, or copy the folder and set `SALAD_LAB` to the copy."
+        )
+    return mo.vstack([mo.callout(mo.md(words), kind="warn") for words in told]) if told else mo.md("")
 
 
 def own_gamma(con, selection_id: str) -> float:
@@ -35,15 +40,19 @@ def picked(chart: mo.ui.altair_chart) -> list[int]:
     return [int(c) for c in (chart.selections.get("cluster") or {}).get("cluster_id", [])]
 
 
-def picked_words(con, selection_id: str, ids: list[int]) -> str:
+def picked_words(con, selection_id: str, ids: list[int], brushed: dict | None = None) -> str:
+    """What is chosen in the charts, in words."""
+    named = {"cer": "CER", "d": "D"}
+    told = " and ".join(f"{named[k]} {brushed[k][0]:.2f} to {brushed[k][1]:.2f}" for k in ("cer", "d") if k in (brushed or {}))
+    within = f" Drawn texts with {told}; a double click in the figure takes all again." if told else ""
     if not ids:
-        return "All clusters. Click one above to read it alone."
+        return ("All clusters." if told else "All clusters. Click one above to read it alone.") + within
     labels = con.execute(
         """SELECT cluster_id, array_to_string(terms[1:4], ', ') FROM clusters JOIN selections USING (clustering_id)
         WHERE selection_id = ? AND cluster_id IN (SELECT unnest(?)) ORDER BY 1""",
         [selection_id, ids],
     ).fetchall()
-    return "Clusters: " + "; ".join(f"**{c}** {terms or ''}" for c, terms in labels)
+    return "Clusters: " + "; ".join(f"**{c}** {terms or ''}" for c, terms in labels) + "." + within
 
 
 def stats(*facts: tuple[str, str, str | None]) -> mo.Html:
@@ -56,15 +65,18 @@ def stats(*facts: tuple[str, str, str | None]) -> mo.Html:
 
 
 def gamma_facts(con, selection_id: str, gamma: float) -> mo.Html:
-    """Entropy and effective number of clusters of P_target at gamma, beside P_web's."""
+    """Entropy and effective number of clusters of P_target at gamma beside P_web's, and how many texts the kept ones are
+    worth when they are weighted to it."""
     from salad.selection import effective_size, entropy
 
     table = review.cluster_table(con, selection_id, gamma)
     p, web = table.p_target, table.p_web
-    return stats(
+    facts = (
         ("entropy", f"{entropy(p):.2f} nats", f"P_web {entropy(web):.2f}"),
         ("effective clusters", f"{effective_size(p):.1f} of {len(table)}", f"P_web {effective_size(web):.1f}"),
+        ("effective sample size", f"{review.effective_texts(table):,.0f}", f"of {table.kept.sum():,} kept"),
     )
+    return mo.md("  \n".join(f"{name} **{value}** ({beside})" for name, value, beside in facts))
 
 
 def effect(con, selection_id: str) -> mo.Html:
@@ -87,7 +99,29 @@ def effect(con, selection_id: str) -> mo.Html:
         if now["short_of_budget"]
         else mo.md("")
     )
-    return mo.vstack([row, short])
+    by_cluster = plain_table(review.effect_by_cluster(con, selection_id), digits=4)
+    return mo.vstack([row, short, mo.accordion({"By cluster": by_cluster})])
+
+
+SUGGESTS = {
+    "fine": "little divergence on speech that the recogniser reads.",
+    "candidate domain gap": "the speech is clear, and the model is still far from its teacher: what selection is for.",
+    "suspected synthesis fault": "far, on speech that the recogniser cannot read either: hear some before you trust it.",
+    "recogniser fault": "the model follows what the recogniser cannot read.",
+}
+
+
+def quadrant_words(con, selection_id: str, cer_ui, d_ui) -> mo.Html:
+    """The quadrants' thresholds, counts and what each suggests."""
+    counts = review.quadrants(con, selection_id, cer_ui.value, d_ui.value).set_index("meaning").n
+    if counts.empty:
+        return mo.md("No text of this clustering is both scored under the selection's checkpoint and checked by a "
+                     "recogniser: `salad pass score` scores speech, `salad pass synthesise` checks what it speaks.")  # fmt: skip
+    lines = [f"- **{name}**, {counts.get(name, 0):,} texts: {words}" for name, words in SUGGESTS.items()]
+    return mo.vstack([
+        mo.md("Every text of the clustering that is spoken, checked and scored (the probe), by the recogniser's character "
+              "error rate and by D. Drag in the figure to read and hear those of them that were drawn."),
+        mo.hstack([cer_ui, d_ui], justify="start", gap=2, wrap=True), mo.md("\n".join(lines))])  # fmt: skip
 
 
 def text_table(rows: pd.DataFrame, on_pick) -> mo.ui.table:
@@ -190,7 +224,7 @@ def figure(one) -> mo.Html:
     return mo.vstack([mo.md(f"#### {one.caption}"), one.chart, mo.hstack(saves, justify="start", gap=0.5)])
 
 
-def plain_table(rows: pd.DataFrame) -> mo.ui.table:
+def plain_table(rows: pd.DataFrame, digits: int = 2) -> mo.ui.table:
     return mo.ui.table(
         rows,
         selection=None,
@@ -201,7 +235,7 @@ def plain_table(rows: pd.DataFrame) -> mo.ui.table:
         show_data_types=False,
         max_height=260,
         wrapped_columns=["text"] if "text" in rows else None,
-        format_mapping={c: "{:.2f}".format for c in rows.select_dtypes("float")},
+        format_mapping={c: f"{{:.{digits}f}}".format for c in rows.select_dtypes("float")},
     )
 
 
@@ -296,9 +330,9 @@ def scrolled(*charts, height: int = 640) -> mo.Html:
     return mo.Html(f"<div style='display:flex;gap:2px;max-height:{height}px;overflow:auto'>{cells}</div>")
 
 
-def buttons(con, judge: review.Review, rule, reason, weight, clusters, events, on_said, on_drawn) -> list[mo.ui.button]:
-    """Set the rule, leave the picked clusters out, take them back in, reweight them, accept their audit, undo,
-    refill. Each writes its event on its click, and tells `on_said` in words; a refill tells `on_drawn` its id."""
+def buttons(con, judge: review.Review, rule, reason, weight, clusters, events, on_said, on_drawn) -> dict[str, mo.ui.button]:
+    """Set the rule, leave the picked clusters out, take them back in, reweight them, accept or reject their audit,
+    undo, refill. Each writes its event on its click, and tells `on_said` in words; a refill tells `on_drawn` its id."""
 
     def each(verdict, words, *details):
         if not clusters:
@@ -334,29 +368,30 @@ def buttons(con, judge: review.Review, rule, reason, weight, clusters, events, o
 
         return mo.ui.button(label=label, on_change=clicked)
 
-    return [
-        button("set this rule", set_rule),
-        button("leave out", lambda: each("drop", "left out", reason)),
-        button("take back in", lambda: each("keep", "taken back in")),
-        button("reweight", lambda: each("reweight", f"reweighted by {weight:g}", reason, weight)),
-        button("accept the audit", lambda: each("keep", "accepted", "audit")),
-        button("undo the selected event, else my last", undo),
-        button("refill what was dropped", refill),
-    ]
+    return {
+        "rule": button("set this rule", set_rule),
+        "leave out": button("leave out", lambda: each("drop", "left out", reason)),
+        "take in": button("take back in", lambda: each("keep", "taken back in")),
+        "reweight": button("reweight", lambda: each("reweight", f"reweighted by {weight:g}", reason, weight)),
+        "accept": button("accept", lambda: each("keep", "accepted", "audit")),
+        "reject": button("reject", lambda: each("drop", "rejected and left out", "audit")),
+        "undo": button("undo the selected event, else my last", undo),
+        "refill": button("refill what was dropped", refill),
+    }
 
 
-def go_on(lab, con, selection_id: str, *, export: bool, launch: bool) -> mo.Html:
+def go_on(lab, con, selection_id: str, recipe: str, on: str, *, export: bool, launch: bool) -> mo.Html:
     """Export, or start Stage II on what is kept; says what came of it."""
     try:
         if export:
             with mo.status.spinner("writing texts and speech"):
                 folder = review.export_kept(lab, con, selection_id)
             return mo.md(
-                f"Written to `{folder}`: `texts.parquet`"
-                + (" and a Lhotse Shar in `speech/`." if (folder / "speech").exists() else ".")
+                f"Written to `{folder}`: `texts.parquet`, `selection.json` with the hash"
+                + (" and a Lhotse Shar in `speech/`." if (folder / "speech").exists() else "; nothing of it is spoken yet.")
             )
         if launch:
-            child, run = review.launch_stage2(lab, selection_id)
+            child, run = review.launch_stage2(lab, selection_id, recipe, on)
             return mo.md(
                 f"Run `{run.run_id}` has started on `{child}`, the kept and spoken texts frozen; it goes on when this "
                 "notebook closes. `notebooks/training.py` shows how it fares."

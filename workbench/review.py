@@ -2,15 +2,17 @@
 about it, and what their drops did to it. Everything is SQL over the store's views; every action is an event."""
 
 import getpass
+import hashlib
 import math
 import weakref
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import duckdb
 import numpy as np
 import pandas as pd
-from scipy import stats
+from scipy import special
 
 import store
 from store.views import check_rule
@@ -43,8 +45,9 @@ rows AS (
     SELECT v.* FROM raw.divergences AS v JOIN chosen AS c ON v.run_id = c.run_id AND v.step = c.step
     WHERE v.sample_id IN (SELECT sample_id FROM mine)
 ), spoken AS (
-    SELECT sample_id, arg_min(y, (scored_id IS NULL, synthesis_id)) AS y
-    FROM syntheses AS y LEFT JOIN (SELECT DISTINCT synthesis_id AS scored_id FROM rows) ON scored_id = synthesis_id
+    SELECT sample_id, arg_min({'synthesis_id': synthesis_id, 'tts': tts, 'voice': voice, 'cer': cer,
+        'duration_s': duration_s, 'flags': flags}, (scored_id IS NULL, synthesis_id)) AS y  -- without its words
+    FROM syntheses LEFT JOIN (SELECT DISTINCT synthesis_id AS scored_id FROM rows) ON scored_id = synthesis_id
     WHERE sample_id IN (SELECT sample_id FROM mine) GROUP BY sample_id
 ), scored AS (
     SELECT sample_id, sum(d * n_positions) / nullif(sum(n_positions) FILTER (WHERE d IS NOT NULL), 0) AS d,
@@ -61,20 +64,25 @@ LEFT JOIN spoken USING (sample_id) LEFT JOIN scored USING (sample_id)
 LEFT JOIN clusters AS k ON k.clustering_id = c.clustering_id AND k.cluster_id = t.cluster_id
 """
 
+# One row per text of the clustering that was scored under that checkpoint, drawn or not: the probe.
+_PROBED = """
+SELECT a.cluster_id, v.sample_id, sum(v.n_positions) AS n, sum(v.d * v.n_positions) / sum(v.n_positions) AS d,
+    max(y.cer) AS cer
+FROM raw.divergences AS v
+JOIN selections AS c ON c.selection_id = $selection AND v.run_id = c.run_id AND v.step = c.step
+JOIN assignments AS a ON a.sample_id = v.sample_id AND a.clustering_id = c.clustering_id
+LEFT JOIN syntheses AS y ON y.synthesis_id = v.synthesis_id
+WHERE v.d IS NOT NULL AND v.n_positions > 0 GROUP BY ALL
+"""
+
 # One row per cluster: the token-weighted mean D of its measured texts, and that ratio's standard error over texts.
 _MEASURED = """
-WITH per_text AS (
-    SELECT a.cluster_id, v.sample_id, sum(v.n_positions) AS n, sum(v.d * v.n_positions) / sum(v.n_positions) AS d
-    FROM raw.divergences AS v
-    JOIN selections AS c ON c.selection_id = $selection AND v.run_id = c.run_id AND v.step = c.step
-    JOIN assignments AS a ON a.sample_id = v.sample_id AND a.clustering_id = c.clustering_id
-    WHERE v.d IS NOT NULL AND v.n_positions > 0 GROUP BY ALL
-), mean AS (
-    SELECT cluster_id, sum(d * n) / sum(n) AS d_measured, count(*) AS n_measured FROM per_text GROUP BY ALL
+WITH mean AS (
+    SELECT cluster_id, sum(d * n) / sum(n) AS d_measured, count(*) AS n_measured FROM {probed} GROUP BY ALL
 )
 SELECT cluster_id, any_value(d_measured) AS d_measured, any_value(n_measured) AS n_measured,
     sqrt(sum((n * (d - d_measured)) ** 2) * count(*) / nullif(count(*) - 1, 0)) / sum(n) AS se
-FROM per_text JOIN mean USING (cluster_id) GROUP BY cluster_id
+FROM {probed} JOIN mean USING (cluster_id) GROUP BY cluster_id
 """
 _SIZES = "SELECT " + ", ".join(
     f"(SELECT count(*) FROM {table})"
@@ -83,15 +91,24 @@ _SIZES = "SELECT " + ", ".join(
 _held: "weakref.WeakKeyDictionary[duckdb.DuckDBPyConnection, dict]" = weakref.WeakKeyDictionary()
 
 
-def _hold(con, selection_id: str) -> tuple[str, str]:
-    """The names of temporary tables with _READ and _MEASURED of a selection, made anew when the lab has grown.
+class _Held(NamedTuple):
+    """Names of temporary tables of a selection: _READ, _PROBED and _MEASURED."""
+
+    read: str
+    probed: str
+    measured: str
+
+
+def _hold(con, selection_id: str) -> _Held:
+    """A selection's temporary tables, made anew when the lab has grown.
 
     Decisions are not in them: a click costs a join with what was said, not another pass over a million rows."""
     held, sizes = _held.setdefault(con, {}), con.execute(_SIZES).fetchone()
-    names = tuple(f'"{kind} {selection_id.replace(chr(34), "")}"' for kind in ("read", "measured"))
+    names = _Held(*(f'"{kind} {selection_id.replace(chr(34), "")}"' for kind in _Held._fields))
     if held.get(selection_id) != sizes:
-        for name, query in zip(names, (_READ, _MEASURED), strict=True):
-            con.execute(f"CREATE OR REPLACE TEMP TABLE {name} AS {query}", {"selection": selection_id})
+        for name, query in zip(names, (_READ, _PROBED, _MEASURED.format(probed=names.probed)), strict=True):
+            values = {"selection": selection_id} if "$selection" in query else None
+            con.execute(f"CREATE OR REPLACE TEMP TABLE {name} AS {query}", values)
         held[selection_id] = sizes
     return names
 
@@ -105,7 +122,7 @@ def _texts(con, selection_id: str) -> str:
         FROM current_decisions WHERE selection_id = $selection GROUP BY sample_id
     ), texts AS (
         SELECT t.*, coalesce(dropped, false) AS dropped, coalesce(kept, false) AS kept, reason, reviewers
-        FROM {_hold(con, selection_id)[0]} AS t LEFT JOIN verdicts USING (sample_id)
+        FROM {_hold(con, selection_id).read} AS t LEFT JOIN verdicts USING (sample_id)
     )"""
 
 
@@ -152,13 +169,14 @@ def texts(
     page: int = 0,
     size: int = 12,
     standing: str = "all",
+    within: dict | None = None,
 ) -> tuple[pd.DataFrame, int]:
     """One page of a selection's texts, and how many there are.
 
     `cluster_ids` empty means all; `search` is looked for in the text, without regard to case; `order` is a key
-    of _KEYS; `standing` is "all", "kept" or "dropped".
+    of _KEYS; `standing` is "all", "kept" or "dropped"; `within` ({"cer": (low, high), "d": (low, high)}) narrows them.
     """
-    where, values = _where(selection_id, cluster_ids, search, standing)
+    where, values = _where(selection_id, cluster_ids, search, standing, within)
     total = con.execute(f"{_texts(con, selection_id)} SELECT count(*) FROM texts WHERE {where}", values).fetchone()[0]
     rows = con.execute(
         f"""{_texts(con, selection_id)} SELECT * FROM texts WHERE {where} ORDER BY {_KEYS[order]}, sample_id
@@ -168,7 +186,7 @@ def texts(
     return rows, total
 
 
-def _where(selection_id, cluster_ids=(), search="", standing="all"):
+def _where(selection_id, cluster_ids=(), search="", standing="all", within=None):
     parts, values = ["true"], {"selection": selection_id}
     if len(cluster_ids):
         parts.append("cluster_id IN (SELECT unnest($clusters))")
@@ -178,6 +196,9 @@ def _where(selection_id, cluster_ids=(), search="", standing="all"):
         values["search"] = search
     if standing != "all":
         parts.append("dropped" if standing == "dropped" else "NOT dropped")
+    for name in {"cer", "d"} & set(within or {}):
+        parts.append(f"{name} BETWEEN $low_{name} AND $high_{name}")
+        values |= {f"low_{name}": float(within[name][0]), f"high_{name}": float(within[name][1])}
     return " AND ".join(parts), values
 
 
@@ -191,12 +212,13 @@ def queue(
     limit: int = 5000,
     search: str = "",
     per_cluster: int = 20,
+    within: dict | None = None,
 ) -> list[str]:
     """Sample ids in the order in which to read them; with `unjudged`, without those that `reviewer` has judged.
 
     The order "audit" holds each cluster's first `per_cluster` texts, the same that `audit` counts.
     """
-    where, values = _where(selection_id, cluster_ids, search)
+    where, values = _where(selection_id, cluster_ids, search, within=within)
     if order == "flagged":
         where += " AND len(flags) > 0"
     if order == "disagreement":
@@ -291,7 +313,7 @@ def cluster_table(con, selection_id: str, gamma: float | None = None) -> pd.Data
 
     The interval is Student's t on the ratio sum(d·n)/sum(n) over the measured texts; null below two of them.
     """
-    read, measured = _hold(con, selection_id)
+    read, _, measured = _hold(con, selection_id)
     table = con.execute(
         f"""
     WITH dropped AS (
@@ -313,7 +335,7 @@ def cluster_table(con, selection_id: str, gamma: float | None = None) -> pd.Data
     """,
         {"selection": selection_id},
     ).df()
-    half = stats.t.ppf(0.975, np.maximum(table.n_measured - 1, 1)) * table.se
+    half = special.stdtrit(np.maximum(table.n_measured - 1, 1), 0.975) * table.se
     table["low"] = np.maximum(table.d_measured - half, 0)
     table["high"] = table.d_measured + half
     drawn_gamma = table.gamma.fillna(0).iloc[0] if len(table) else 0.0
@@ -335,18 +357,25 @@ def target(table: pd.DataFrame, gamma: float) -> np.ndarray:
     return p
 
 
+def effective_texts(table: pd.DataFrame) -> float:
+    """The effective sample size of the kept texts when they are weighted to a cluster table's P_target (Kish)."""
+    from salad.selection import effective_size
+
+    p, kept = table.p_target.to_numpy(float), table.kept.to_numpy()
+    held = (kept > 0) & (p > 0)
+    return effective_size(np.repeat(p[held] / kept[held], kept[held])) if held.any() else 0.0
+
+
 def effect_of_drops(con, selection_id: str) -> dict:
     """What the drops did: texts and hours drawn and kept, KL(drawn ‖ P_target) and KL(kept ‖ P_target) in nats,
     the effective sample size of the kept texts when they are weighted to P_target, and clusters that are lost.
 
     For a uniform selection the intended distribution is P_web (γ = 0).
     """
-    from salad.selection import effective_size, kl
+    from salad.selection import kl
 
     table = cluster_table(con, selection_id)
     p, kept = table.p_target.to_numpy(float), table.kept.to_numpy()
-    held = (kept > 0) & (p > 0)
-    weights = np.repeat(p[held] / kept[held], kept[held])  # of each kept text
     budget = table.budget_h.iloc[0] if len(table) else math.nan
     return {
         "drawn": int(table.drawn.sum()),
@@ -356,46 +385,56 @@ def effect_of_drops(con, selection_id: str) -> dict:
         "budget_h": float(budget),
         "kl_drawn": kl(table.drawn_share, p) if table.drawn.sum() else math.nan,
         "kl_kept": kl(table.kept_share, p) if kept.sum() else math.nan,
-        "effective_sample_size": effective_size(weights) if len(weights) else 0.0,
+        "effective_sample_size": effective_texts(table),
         "clusters_lost": [int(c) for c in table.cluster_id[(table.drawn > 0) & (table.kept == 0)]],
         "short_of_budget": bool(table.kept_h.sum() < 0.99 * budget) if budget == budget else False,
     }
 
 
-def quadrants(con, selection_id: str, cer_at: float = 0.1, d_at: float | None = None) -> pd.DataFrame:
-    """Counts of spoken and scored texts by high or low CER and divergence, and what each suggests.
+def effect_by_cluster(con, selection_id: str) -> pd.DataFrame:
+    """The same cluster by cluster, what lost most first: cluster, drawn, kept (texts), drawn_h, kept_h, intended (share,
+    P_target), kept_share, kl (the cluster's addend to KL(kept ‖ intended), nats)."""
+    table = cluster_table(con, selection_id)
+    p, q = table.p_target.to_numpy(float), table.kept_share.to_numpy(float)
+    both = (p > 0) & (q > 0)
+    table["kl"] = np.where(both, q * np.log(np.where(both, q / np.where(p > 0, p, 1), 1)), 0.0)
+    table = table.assign(lost=table.drawn - table.kept).sort_values(["lost", "drawn_h"], ascending=False)
+    columns = ["label", "drawn", "kept", "drawn_h", "kept_h", "p_target", "kept_share", "kl"]
+    return table[columns].rename(columns={"label": "cluster", "p_target": "intended"}).reset_index(drop=True)
 
-    `d_at` defaults to the median D. Texts dropped are counted with the rest.
-    """
-    values = {"selection": selection_id, "cer": cer_at, "d": d_at if d_at is not None else median_d(con, selection_id)}
+
+MEANINGS = ("fine", "candidate domain gap", "suspected synthesis fault", "recogniser fault")
+
+
+def quadrants(con, selection_id: str, cer_at: float = 0.1, d_at: float | None = None) -> pd.DataFrame:
+    """Counts of the probe's texts (scored texts of the clustering, drawn or not) by high or low CER and divergence,
+    and what each suggests: high_cer, high_d, n, meaning. `d_at` defaults to their median D; a text that was spoken
+    several times stands by its mean D and its worst CER."""
+    values = {"cer": cer_at, "d": d_at if d_at is not None else median_d(con, selection_id)}
     return con.execute(
-        f"""{_texts(con, selection_id)}
-        SELECT cer > $cer AS high_cer, d > $d AS high_d, count(*) AS n,
+        f"""SELECT cer > $cer AS high_cer, d > $d AS high_d, count(*) AS n,
             CASE WHEN cer > $cer AND d > $d THEN 'suspected synthesis fault' WHEN d > $d THEN 'candidate domain gap'
                  WHEN cer > $cer THEN 'recogniser fault' ELSE 'fine' END AS meaning
-        FROM texts WHERE cer IS NOT NULL AND d IS NOT NULL GROUP BY ALL ORDER BY n DESC""",
+        FROM {_hold(con, selection_id).probed} WHERE cer IS NOT NULL GROUP BY ALL ORDER BY n DESC""",
         values,
     ).df()
 
 
 def cells(con, selection_id: str, top: float, n: int = 25) -> pd.DataFrame:
-    """Spoken and scored texts counted in n × n cells: even in the square root of CER, and in D up to `top`."""
+    """The same texts counted in n × n cells: even in the square root of CER, and in D up to `top`."""
     return con.execute(
-        f"""{_texts(con, selection_id)},
-        placed AS (SELECT floor(sqrt(least(cer, 0.9999)) * $n) AS i, floor(least(d / $top, 0.9999) * $n) AS j
-            FROM texts WHERE cer IS NOT NULL AND d IS NOT NULL)
+        f"""WITH placed AS (SELECT floor(sqrt(least(cer, 0.9999)) * $n) AS i, floor(least(d / $top, 0.9999) * $n) AS j
+            FROM {_hold(con, selection_id).probed} WHERE cer IS NOT NULL)
         SELECT (i / $n) ** 2 AS cer, ((i + 1) / $n) ** 2 AS cer_end, j / $n * $top AS d, (j + 1) / $n * $top AS d_end,
             count(*) AS n FROM placed GROUP BY ALL""",
-        {"selection": selection_id, "top": top, "n": float(n)},
+        {"top": top, "n": float(n)},
     ).df()
 
 
 def median_d(con, selection_id: str) -> float:
-    """The median D of the selection's scored texts, or of the lab where none is."""
-    value = con.execute(f"SELECT median(d) FROM {_hold(con, selection_id)[0]}").fetchone()[0]
-    if value is None:
-        value = con.execute("SELECT median(d) FROM divergences").fetchone()[0]
-    return float(value or 0.0)
+    """The median D of the probe's texts that have a CER; 0 where there is none."""
+    held = _hold(con, selection_id).probed
+    return float(con.execute(f"SELECT median(d) FROM {held} WHERE cer IS NOT NULL").fetchone()[0] or 0.0)
 
 
 def adjusted_ranking(con, selection_id: str) -> pd.DataFrame:
@@ -527,7 +566,7 @@ def audit(con, selection_id: str, cluster_id: int, n: int, reviewer: str | None 
 
 def fault_interval(faults: int, judged: int) -> tuple[float, float]:
     """Jeffreys' 95 % interval of a rate: Beta(faults + ½, judged − faults + ½), closed at 0 and 1."""
-    low, high = stats.beta.ppf([0.025, 0.975], faults + 0.5, judged - faults + 0.5)
+    low, high = special.betaincinv(faults + 0.5, judged - faults + 0.5, [0.025, 0.975])
     return (0.0 if faults == 0 else float(low)), (1.0 if faults == judged else float(high))
 
 
@@ -564,18 +603,34 @@ def speak_now(lab: Path, con, sample_id: str) -> None:
     synthesise(lab, f"by-hand-{sample_id}", jobs, tts, {"by hand": sample_id})
 
 
-def launch_stage2(lab: Path, selection_id: str, recipe: str = "miniature_stage2"):
-    """Freeze what is kept and synthesised as a child selection and start Stage II on it here: (child id, Run)."""
+def stage2_recipe(con, selection_id: str) -> str:
+    """The recipe of Stage II that belongs to the Stage I which the selection was drawn with, else the miniature's."""
+    from salad import recipes
+
+    found = con.execute(
+        "SELECT r.recipe FROM selections AS l JOIN runs AS r USING (run_id) WHERE l.selection_id = ?", [selection_id]
+    ).fetchone()
+    name = (found[0] or "").replace("stage1", "stage2") if found else ""
+    return name if name in recipes.names() else "miniature_stage2"
+
+
+def launch_stage2(lab: Path, selection_id: str, recipe: str, on: str = "here"):
+    """Freeze what is kept and synthesised as a child selection and start Stage II on it: (child id, Run)."""
     import launch_gpu
     from salad import selection
 
     child = selection.freeze(lab, selection_id)
-    return child, launch_gpu.launch(recipe, on="here", lab=lab, overrides={"selection": child})
+    return child, launch_gpu.launch(recipe, on=on, lab=lab, overrides={"selection": child})
 
 
 def export_kept(lab: Path, con, selection_id: str) -> Path:
-    """Write what is kept of a selection to lab/exports/<hash of selection and kept texts>/: texts.parquet, and the
-    speech that exists as a Lhotse Shar. Returns the folder; doing it again with the same texts gives the same one."""
+    """Write what is kept of a selection to lab/exports/<hash of selection and kept texts>/: texts.parquet, selection.json
+    (whose and what it is), and the speech that exists as a Lhotse Shar in speech/.
+
+    Returns the folder, which appears at once and whole; the same texts give the same one."""
+    import shutil
+    import tempfile
+
     from workbench.tables import write_parquet
 
     con.execute(
@@ -584,23 +639,40 @@ def export_kept(lab: Path, con, selection_id: str) -> Path:
         {"selection": selection_id},
     )
     rows = con.sql("SELECT * FROM export_kept").to_arrow_table()
-    folder = Path(lab) / "exports" / store.ids.hash_id("l", selection_id, sorted(rows["sample_id"].to_pylist()))
-    folder.mkdir(parents=True, exist_ok=True)
-    write_parquet(rows, folder / "texts.parquet")
-    wanted = {
-        cut for (cut,) in con.execute("SELECT cut_id FROM export_kept JOIN syntheses USING (synthesis_id)").fetchall()
-    }
-    folders = [
-        f
-        for (f,) in con.execute("""SELECT DISTINCT regexp_replace(audio_path, '/[^/]*$', '') FROM export_kept
-        JOIN syntheses USING (synthesis_id) WHERE audio_path IS NOT NULL ORDER BY 1""").fetchall()
-    ]
-    if wanted:
-        from lhotse import CutSet  # seconds to import
+    speech = con.sql("""SELECT cut_id, regexp_replace(audio_path, '/[^/]*$', '') AS folder
+        FROM export_kept JOIN syntheses USING (synthesis_id) WHERE audio_path IS NOT NULL""").fetchall()
+    wanted = {cut for cut, _ in speech}
+    name = store.ids.hash_id("l", selection_id, sorted(rows["sample_id"].to_pylist()), sorted(wanted))
+    final = Path(lab) / "exports" / name
+    if final.exists():
+        return final
+    final.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=final.parent, prefix=".") as place:
+        folder = Path(place, name)
+        folder.mkdir()
+        write_parquet(rows, folder / "texts.parquet")
+        store.atomic.write_json(folder / "selection.json", {
+            "hash": name, "selection_id": selection_id, "texts": len(rows), "spoken": len(wanted),
+            "texts_sha256": hashlib.sha256((folder / "texts.parquet").read_bytes()).hexdigest(),
+            "dropped_by_rule": standing_events(con, selection_id, target="rule").rule.tolist(),
+        })  # fmt: skip
+        if wanted:
+            _export_speech([Path(lab, f) for f in sorted({f for _, f in speech})], wanted, folder / "speech")
+        shutil.move(folder, final)
+        store.atomic.fsync_folder(final.parent)
+    return final
 
-        (folder / "speech").mkdir(exist_ok=True)
-        cuts = [cut for f in folders for cut in CutSet.from_shar(in_dir=str(Path(lab, f))) if cut.id in wanted]
-        for cut in cuts:  # where it was read from is of no use elsewhere
-            cut.custom = {key: value for key, value in (cut.custom or {}).items() if not key.startswith("shar")}
-        CutSet.from_cuts(cuts).to_shar(str(folder / "speech"), fields={"recording": "flac"}, shard_size=1000)
-    return folder
+
+def _export_speech(folders: list[Path], wanted: set[str], to: Path) -> None:
+    """The wanted cuts of Shar folders as a Shar of their own, one at a time: the audio of a study need not fit memory."""
+    from lhotse import CutSet  # seconds to import
+    from lhotse.shar import SharWriter
+
+    to.mkdir()
+    with SharWriter(str(to), fields={"recording": "flac"}, shard_size=1000) as writer:
+        for folder in folders:
+            for cut in CutSet.from_shar(in_dir=str(folder)):
+                if cut.id in wanted:
+                    # where it was read from is of no use elsewhere
+                    cut.custom = {k: v for k, v in (cut.custom or {}).items() if not k.startswith("shar")}
+                    writer.write(cut)

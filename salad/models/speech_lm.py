@@ -409,6 +409,7 @@ def settings_of(config: RunConfig) -> dict:
         "adapter": config.adapter.model_dump(mode="json"),
         "prompt": config.sequences.prompt,
         "system": config.sequences.system,
+        "answering": {"shots": config.sequences.shots},
     }
 
 
