@@ -127,6 +127,16 @@ def test_the_cascade_reads_the_transcript_and_the_prompt_comes_from_the_checkpoi
         asked(study, "speech", "teacher")
 
 
+def test_a_base_models_recipe_asks_after_answered_items_and_the_miniatures_does_not():
+    """A base model continues a question; after answered ones it answers. The checkpoint says how many."""
+    from salad import recipes
+    from salad.models.speech_lm import settings_of
+
+    shots = {name: answers.prompt_of(settings_of(recipes.get(name))).shots for name in recipes.names()}
+    assert {name for name, n in shots.items() if n == 0} == {"miniature_stage1", "miniature_stage2"}
+    assert shots["qwen2_5_3b_stage2"] == 5 and answers.prompt_of(settings_of(recipes.get("smollm2_360m_stage1")), 1).shots == 1
+
+
 def test_sampling_repeats_with_its_seed(study):
     texts = [asked(study, "text", temperature=1.5, seed=seed).text for seed in (1, 1, 2)]
     assert texts[0] == texts[1] != texts[2]
