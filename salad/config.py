@@ -150,6 +150,7 @@ class OptimConfig(Frozen):
     warmup: int = Field(0, ge=0, description="steps of linear warm-up")
     decay: int = Field(0, ge=0, description="last steps, over which the learning rate falls to 0")
     checkpoint_every: int = Field(200, gt=0)
+    keep: tuple[int, ...] = Field((), description="steps whose checkpoints stay beside the last, to be measured")
     log_every: int = Field(10, gt=0)
 
     @model_validator(mode="after")

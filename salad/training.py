@@ -125,7 +125,7 @@ def _train(lab, run: RunFolder, config: RunConfig, device, progress: Progress | 
         loader.state = state["loader"]
         run.log(f"resumed from {found.name}")
     step, tokens = state["step"], state["tokens"]
-    kept = {decay_start(config)} if config.kind == "stage1" else set()
+    kept = {*optim.keep, *([decay_start(config)] if config.kind == "stage1" else [])}
     metrics = run.metrics_writer(step + 1)
     window: dict[str, list[float]] = defaultdict(list)
     since, tokens_since = time.monotonic(), tokens

@@ -2,7 +2,6 @@
 table in the terminal, as Markdown and as HTML with the figures. `salad report`."""
 
 import html
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,12 +9,9 @@ import numpy as np
 import pandas as pd
 
 import store
+from salad.analysis import ALL, MEASURES, by_domain, by_group, groups, read_study  # noqa: F401 (read here by others)
 
 ORDER = ("teacher", "stage1", "stage2_active", "stage2_uniform")
-ALL, GROUPS = "all domains, by P_web", {
-    "covered": "covered", "partly covered": "partly covered", "uncovered": "broad", "user": "your texts",
-}  # fmt: skip
-MEASURES = ("m", "f", "text", "speech", "cascade", "gap")
 HEADS = {"m": "M (nats)", "f": "F (nats)", "text": "text", "speech": "speech", "cascade": "cascade", "gap": "gap"}
 EXPLAIN = (
     "Accuracies (length-normalised) and the gap are in per cent, ± one standard error over items; M and F are nats per "
@@ -85,7 +81,7 @@ def measured(lab: Path, con, chosen: pd.DataFrame) -> tuple[dict, pd.DataFrame]:
     """The study, and Report.rows of the chosen checkpoints, which stand in the view `contenders` afterwards."""
     con.register("contenders", chosen)
     study = read_study(lab, con)
-    return study, _table(con, study)
+    return study, by_group(con, study)
 
 
 def published_means(con) -> pd.DataFrame:
@@ -110,70 +106,6 @@ def checkpoints(con, runs: list[str] | None = None) -> pd.DataFrame:
     return rows.sort_values(["place", "contender"]).reset_index(drop=True)
 
 
-def read_study(lab: Path, con) -> dict:
-    """lab/study.json: P_web's mass and the coverage of each domain. Without it every domain weighs the same."""
-    try:
-        study = json.loads((lab / "study.json").read_text())
-    except FileNotFoundError:
-        study = {}
-    except ValueError as error:
-        raise store.StoreError(f"{lab / 'study.json'} is not JSON ({error}); the demo writes it anew") from None
-    domains = [
-        d for (d,) in con.execute("SELECT DISTINCT coalesce(domain, task) FROM evaluations ORDER BY 1").fetchall()
-    ]
-    study.setdefault("p_web", {d: 1 / len(domains) for d in domains})
-    study.setdefault("coverage", {})
-    return {**study, "domains": domains}
-
-
-def by_domain(con, heldout: str = "heldout") -> pd.DataFrame:
-    """One row per contender, domain and measure: value, standard error, n. Needs the view `contenders`."""
-    con.execute("""CREATE OR REPLACE TEMP VIEW answers AS
-        SELECT c.contender, e.modality, coalesce(e.domain, e.task) AS domain, e.task, e.item_id,
-            avg(e.correct_norm::INT) AS correct
-        FROM evaluations AS e JOIN contenders AS c ON e.contender = c.contender
-            AND e.run_id IS NOT DISTINCT FROM c.run_id AND e.step IS NOT DISTINCT FROM c.step
-        GROUP BY ALL""")
-    accuracy = con.execute("""
-        SELECT contender, domain, modality AS measure, avg(correct) AS value,
-            stddev_samp(correct) / sqrt(count(*)) AS se, count(*) AS n FROM answers GROUP BY ALL
-        UNION ALL
-        SELECT s.contender, s.domain, 'gap', avg(t.correct - s.correct),
-            stddev_samp(t.correct - s.correct) / sqrt(count(*)), count(*)
-        FROM answers AS s JOIN answers AS t USING (task, item_id, domain)
-        WHERE s.modality = 'speech' AND t.modality = 'text' AND t.contender = 'teacher' GROUP BY ALL""").df()
-    # Per text first: its two patterns are one observation.
-    parts = []
-    for measure, n in (("m", "n_positions"), ("f", "n_positions_f")):
-        parts.append(
-            con.execute(
-                f"""
-            WITH x AS (
-                SELECT c.contender, s.domain, v.sample_id, sum(v.{n}) AS n, sum(v.{measure} * v.{n}) / sum(v.{n}) AS x
-                FROM divergences AS v JOIN contenders AS c ON v.run_id = c.run_id AND v.step = c.step
-                JOIN samples AS s ON s.sample_id = v.sample_id
-                WHERE v.{measure} IS NOT NULL AND v.{n} > 0 AND s.corpus = $corpus GROUP BY ALL
-            ), mean AS (SELECT contender, domain, sum(x * n) / sum(n) AS value FROM x GROUP BY ALL)
-            SELECT contender, domain, '{measure}' AS measure, any_value(value) AS value,
-                sqrt(sum((n * (x - value)) ** 2) * count(*) / nullif(count(*) - 1, 0)) / sum(n) AS se, count(*) AS n
-            FROM x JOIN mean USING (contender, domain) GROUP BY contender, domain""",
-                {"corpus": heldout},
-            ).df()
-        )
-    return pd.concat([accuracy, *parts], ignore_index=True)
-
-
-def groups(study: dict, domains) -> dict[str, dict[str, float]]:
-    """The rows of the table: each group's name, and the weights of its domains."""
-    found = {ALL: study["p_web"]}
-    for coverage, name in GROUPS.items():
-        known = sorted({*study["domains"], *pd.Series(domains).dropna()})
-        chosen = [d for d in known if study["coverage"].get(d) == coverage]
-        if chosen:
-            found[name] = {d: 1 / len(chosen) for d in chosen}
-    return found
-
-
 def accuracies(rows: pd.DataFrame) -> pd.DataFrame:
     """Report.rows, one row per modality: contender, group, modality, accuracy, se, n."""
     return pd.concat(
@@ -182,30 +114,6 @@ def accuracies(rows: pd.DataFrame) -> pd.DataFrame:
             for m in ("text", "speech", "cascade")
         ]
     ).dropna(subset=["accuracy"])
-
-
-def _table(con, study: dict) -> pd.DataFrame:
-    cells = by_domain(con, study.get("heldout", "heldout"))
-    rows = []
-    for group, weights in groups(study, cells.domain).items():
-        for contender in con.execute("SELECT contender FROM contenders ORDER BY place, contender").df().contender:
-            row = {"group": group, "contender": contender}
-            for measure in MEASURES:
-                part = cells[(cells.contender == contender) & (cells.measure == measure)].set_index("domain")
-                part = part[part.index.isin(weights)]
-                # A group's figure stands only where every domain with mass has been measured.
-                whole = len(part) and not any(
-                    w > 0 and d in study["domains"] and d not in part.index for d, w in weights.items()
-                )
-                w = np.array([weights[d] for d in part.index])
-                row[measure] = float((w * part.value).sum() / w.sum()) if whole else np.nan
-                row[f"{measure}_se"] = (
-                    float(np.sqrt((w**2 * part.se.fillna(0) ** 2).sum()) / w.sum()) if whole else np.nan
-                )
-                if measure == "speech" or (measure == "text" and "n_items" not in row):
-                    row["n_items"] = int(part.n.sum()) if len(part) else 0
-            rows.append(row)
-    return pd.DataFrame(rows)
 
 
 def _arms(con) -> pd.DataFrame:

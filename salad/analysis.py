@@ -1,0 +1,419 @@
+"""What a lab's runs show, read from its store alone: contenders by coverage, M and F as predictors of accuracy, scaling
+of M with tokens, strategies at equal hours. `salad report` and `salad findings` print it; docs/findings.md shows it."""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+import store
+from salad.errors import SaladError
+
+ALL, GROUPS = "all domains, by P_web", {
+    "covered": "covered", "partly covered": "partly covered", "uncovered": "broad", "user": "your texts",
+}  # fmt: skip
+MEASURES = ("m", "f", "text", "speech", "cascade", "gap")
+EXTRAPOLATE = 10.0  # times the most tokens that a fit has seen: further is refused unless it is asked for
+
+
+# --- what was measured, by domain and by group of domains ---
+
+
+def read_study(lab: Path | str, con) -> dict:
+    """lab/study.json: P_web's mass and the coverage of each domain. Without it every domain weighs the same."""
+    path = Path(lab) / "study.json"
+    try:
+        study = json.loads(path.read_text())
+    except FileNotFoundError:
+        study = {}
+    except ValueError as error:
+        raise store.StoreError(f"{path} is not JSON ({error}); the demo writes it anew") from None
+    domains = [
+        d for (d,) in con.execute("SELECT DISTINCT coalesce(domain, task) FROM evaluations ORDER BY 1").fetchall()
+    ]
+    study.setdefault("p_web", {d: 1 / len(domains) for d in domains})
+    study.setdefault("coverage", {})
+    return {**study, "domains": domains}
+
+
+def by_domain(con, heldout: str = "heldout") -> pd.DataFrame:
+    """One row per contender, domain and measure: value, standard error, n. Needs the view `contenders`
+    (contender, run_id, step).
+
+    Accuracies 0 to 1, length-normalised; the gap is the teacher's accuracy on text minus speech, paired by item; M and
+    F in nats on the samples of the corpus `heldout`, token-weighted, their standard error over texts."""
+    con.execute("""CREATE OR REPLACE TEMP VIEW answers AS
+        SELECT c.contender, e.modality, coalesce(e.domain, e.task) AS domain, e.task, e.item_id,
+            avg(e.correct_norm::INT) AS correct
+        FROM evaluations AS e JOIN contenders AS c ON e.contender = c.contender
+            AND e.run_id IS NOT DISTINCT FROM c.run_id AND e.step IS NOT DISTINCT FROM c.step
+        GROUP BY ALL""")
+    accuracy = con.execute("""
+        SELECT contender, domain, modality AS measure, avg(correct) AS value,
+            stddev_samp(correct) / sqrt(count(*)) AS se, count(*) AS n FROM answers GROUP BY ALL
+        UNION ALL
+        SELECT s.contender, s.domain, 'gap', avg(t.correct - s.correct),
+            stddev_samp(t.correct - s.correct) / sqrt(count(*)), count(*)
+        FROM answers AS s JOIN answers AS t USING (task, item_id, domain)
+        WHERE s.modality = 'speech' AND t.modality = 'text' AND t.contender = 'teacher' GROUP BY ALL""").df()
+    # Per text first: its two patterns are one observation.
+    parts = []
+    for measure, n in (("m", "n_positions"), ("f", "n_positions_f")):
+        parts.append(
+            con.execute(
+                f"""
+            WITH x AS (
+                SELECT c.contender, s.domain, v.sample_id, sum(v.{n}) AS n, sum(v.{measure} * v.{n}) / sum(v.{n}) AS x
+                FROM divergences AS v JOIN contenders AS c ON v.run_id = c.run_id AND v.step = c.step
+                JOIN samples AS s ON s.sample_id = v.sample_id
+                WHERE v.{measure} IS NOT NULL AND v.{n} > 0 AND s.corpus = $corpus GROUP BY ALL
+            ), mean AS (SELECT contender, domain, sum(x * n) / sum(n) AS value FROM x GROUP BY ALL)
+            SELECT contender, domain, '{measure}' AS measure, any_value(value) AS value,
+                sqrt(sum((n * (x - value)) ** 2) * count(*) / nullif(count(*) - 1, 0)) / sum(n) AS se, count(*) AS n
+            FROM x JOIN mean USING (contender, domain) GROUP BY contender, domain""",
+                {"corpus": heldout},
+            ).df()
+        )
+    return pd.concat([accuracy, *parts], ignore_index=True)
+
+
+def groups(study: dict, domains) -> dict[str, dict[str, float]]:
+    """The rows of a table: each group's name, and the weights of its domains."""
+    found = {ALL: study["p_web"]}
+    for coverage, name in GROUPS.items():
+        known = sorted({*study["domains"], *pd.Series(domains).dropna()})
+        chosen = [d for d in known if study["coverage"].get(d) == coverage]
+        if chosen:
+            found[name] = {d: 1 / len(chosen) for d in chosen}
+    return found
+
+
+def by_group(con, study: dict) -> pd.DataFrame:
+    """One row per group of domains and contender: n_items and, for each of MEASURES, its value and `<measure>_se`.
+    Needs the view `contenders` (contender, run_id, step, place)."""
+    cells = by_domain(con, study.get("heldout", "heldout"))
+    rows = []
+    for group, weights in groups(study, cells.domain).items():
+        for contender in con.execute("SELECT contender FROM contenders ORDER BY place, contender").df().contender:
+            row = {"group": group, "contender": contender}
+            for measure in MEASURES:
+                part = cells[(cells.contender == contender) & (cells.measure == measure)].set_index("domain")
+                part = part[part.index.isin(weights)]
+                # A group's figure stands only where every domain with mass has been measured.
+                whole = len(part) and not any(
+                    w > 0 and d in study["domains"] and d not in part.index for d, w in weights.items()
+                )
+                w = np.array([weights[d] for d in part.index])
+                row[measure] = float((w * part.value).sum() / w.sum()) if whole else np.nan
+                row[f"{measure}_se"] = (
+                    float(np.sqrt((w**2 * part.se.fillna(0) ** 2).sum()) / w.sum()) if whole else np.nan
+                )
+                if measure == "speech" or (measure == "text" and "n_items" not in row):
+                    row["n_items"] = int(part.n.sum()) if len(part) else 0
+            rows.append(row)
+    return pd.DataFrame(rows)
+
+
+_CHECKPOINTS = """
+    SELECT p.run_id, p.step, coalesce(e.contender, json_extract_string(r.config, '$.contender')) AS contender,
+        r.kind, r.parent_run_id, r.selection_id, t.tokens, r.max_steps AS steps,
+        json_extract(r.config, '$.objective.alpha')::DOUBLE AS alpha,
+        json_extract_string(r.config, '$.llm.finetune') AS finetune,
+        json_extract(r.config, '$.optim.decay')::INT AS decay
+    FROM (SELECT DISTINCT run_id, step FROM divergences UNION SELECT DISTINCT run_id, step FROM evaluations
+          WHERE contender <> 'teacher') AS p
+    JOIN runs AS r USING (run_id)
+    LEFT JOIN (SELECT DISTINCT run_id, step, contender FROM evaluations) AS e USING (run_id, step)
+    LEFT JOIN (SELECT run_id, step, max(tokens) AS tokens FROM metrics GROUP BY ALL) AS t USING (run_id, step)
+    WHERE r.kind IN ('stage1', 'stage2') AND ($1 IS NULL OR p.run_id IN (SELECT unnest($1)))
+    ORDER BY ALL"""
+
+
+def collect(labs: Mapping[object, Path | str], runs: list[str] | None = None) -> pd.DataFrame:
+    """Every measured checkpoint of a set of labs, one row per lab, checkpoint and group of domains.
+
+    `labs`: a label (a seed) for each lab's folder; `runs` names runs, by default all. Columns: seed (the label),
+    contender, run_id, step, last (whether the run has no later measured step), kind, alpha, finetune, tokens, steps,
+    decay, strategy, gamma, n_clusters, hours (of the selection, as it was spoken), group, m, f, text, speech, … with
+    `<measure>_se`. A checkpoint that was only scored has no accuracy, and the other way round."""
+    parts = []
+    for seed, lab in labs.items():
+        con = store.connect(lab)
+        points = con.execute(_CHECKPOINTS, [runs]).df()
+        if points.empty:
+            continue
+        points["key"] = [f"{run}@{step}" for run, step in zip(points.run_id, points.step, strict=True)]
+        study = read_study(lab, con)
+        values = _measured(con, study, points)
+        about = con.execute("""
+            SELECT l.selection_id, coalesce(p.strategy, l.strategy) AS strategy, coalesce(p.gamma, l.gamma) AS gamma,
+                (SELECT count(*) FROM clusters c WHERE c.clustering_id = l.clustering_id) AS n_clusters,
+                (SELECT sum(y.duration_s) / 3600 FROM selected t JOIN (SELECT sample_id,
+                    arg_min(duration_s, (seed, synthesis_id)) AS duration_s FROM syntheses WHERE tts <> 'recorded'
+                    GROUP BY 1) y USING (sample_id) WHERE t.selection_id = l.selection_id) AS hours
+            FROM selections l LEFT JOIN selections p ON p.selection_id = l.parent_selection_id""").df()
+        merged = points.merge(values, on="key").merge(about, on="selection_id", how="left")
+        merged["last"] = merged.step == merged.groupby("run_id").step.transform("max")
+        parts.append(merged.assign(seed=seed))
+    return pd.concat(parts, ignore_index=True).drop(columns="key") if parts else pd.DataFrame()
+
+
+def _measured(con, study: dict, points: pd.DataFrame) -> pd.DataFrame:
+    """by_group of checkpoints, whatever their contenders are called: `key`, group and the measures."""
+    # a contender stands once in the view: checkpoints of one name go one after the other
+    named, parts = points.assign(place=0), []
+    for _, batch in named.groupby(named.groupby("contender").cumcount()):
+        con.register("contenders", batch[["contender", "run_id", "step", "place"]])
+        parts.append(by_group(con, study).merge(batch[["contender", "key"]], on="contender"))
+    return pd.concat(parts, ignore_index=True).drop(columns="contender")
+
+
+# --- M and F as predictors of accuracy ---
+
+
+@dataclass(frozen=True)
+class Regression:
+    """Least squares of y on predictors. `coefficients`: intercept first. `r2_loo`: 1 - (sum of squared leave-one-out
+    errors) / (sum of squares about the mean). `partial`: of each predictor, the share of what the others leave
+    unexplained that it explains."""
+
+    names: tuple[str, ...]
+    coefficients: np.ndarray
+    n: int
+    r2: float
+    r2_loo: float
+    partial: dict[str, float]
+
+
+def regression(y_N, x_NC, names: Iterable[str], leave_out_N=None) -> Regression:
+    """Regress `y_N` on the columns of `x_NC`. `leave_out_N`: labels that are left out together (a seed's points share
+    their teacher and speech), by default each point by itself. Rows with a value missing are dropped. Raises SaladError
+    where fewer than two points more than coefficients are left, or a predictor does not vary by itself."""
+    names = tuple(names)
+    y, x = np.asarray(y_N, float), np.asarray(x_NC, float).reshape(len(y_N), -1)
+    use = np.isfinite(y) & np.isfinite(x).all(1)
+    labels = np.arange(len(y)) if leave_out_N is None else np.asarray(leave_out_N)
+    y, x, labels = y[use], x[use], labels[use]
+    n, wide = len(y), x.shape[1] + 1
+    if n < wide + 2:
+        raise SaladError(f"{n} checkpoints are too few to regress on {', '.join(names)}; {wide + 2} are needed")
+    full = np.column_stack([np.ones(n), x])
+    if np.linalg.matrix_rank(full) < wide:
+        raise SaladError(f"{', '.join(names)} do not vary independently over these checkpoints")
+    total = float(((y - y.mean()) ** 2).sum())
+    if total == 0:
+        raise SaladError("the accuracy is the same at every checkpoint: there is nothing to explain")
+
+    def errors(columns):
+        return y - columns @ np.linalg.lstsq(columns, y, rcond=None)[0]
+
+    left = float((errors(full) ** 2).sum())
+    out = 0.0
+    for label in np.unique(labels):
+        inside = labels == label
+        beta = np.linalg.lstsq(full[~inside], y[~inside], rcond=None)[0]
+        out += float(((y[inside] - full[inside] @ beta) ** 2).sum())
+    partial = {}
+    for c, name in enumerate(names):
+        without = float((errors(np.delete(full, c + 1, axis=1)) ** 2).sum())
+        partial[name] = (without - left) / without if without > 0 else 0.0
+    beta = np.linalg.lstsq(full, y, rcond=None)[0]
+    return Regression(names, beta, n, 1 - left / total, 1 - out / total, partial)
+
+
+def predictors(rows: pd.DataFrame, group: str = ALL, by_seed: bool = False) -> dict[str, Regression]:
+    """How far log M and log F of checkpoints (`collect`) explain accuracy: "speech on M", "speech on M, F", "text on
+    F", "text on F, M". `by_seed` leaves out a seed's checkpoints together instead of one checkpoint."""
+    part = rows[(rows.group == group) & rows.m.gt(0) & rows.f.gt(0)]
+    logs = pd.DataFrame({"M": np.log(part.m), "F": np.log(part.f)})
+    labels = part.seed.to_numpy() if by_seed else None
+    return {
+        f"{measure} on {', '.join(names)}": regression(part[measure], logs[list(names)], names, labels)
+        for measure, names in (
+            ("speech", ("M",)), ("speech", ("M", "F")), ("text", ("F",)), ("text", ("F", "M")),
+        )
+    }  # fmt: skip
+
+
+# --- how M falls with tokens ---
+
+
+@dataclass(frozen=True)
+class PowerLaw:
+    """M = e + b · N^(-beta), fitted between n_min and n_max tokens. `low` and `high`: 95 % bootstrap intervals of
+    e, b and beta. `trend`, `trend_low`, `trend_high`: slope of log M over log N, which tells where M grows with N.
+    `draws` [B, 3]: e, b, beta of each resample."""
+
+    e: float
+    b: float
+    beta: float
+    n_min: float
+    n_max: float
+    low: dict[str, float]
+    high: dict[str, float]
+    trend: float
+    trend_low: float
+    trend_high: float
+    draws: np.ndarray
+
+    def at(self, n: float, extrapolate: bool = False) -> tuple[float, float, float]:
+        """M at `n` tokens with a 95 % interval. Beyond ten times the tokens that were seen it raises SaladError unless
+        `extrapolate` says that this is meant; what it returns then rests on the form of the law alone."""
+        if n > EXTRAPOLATE * self.n_max and not extrapolate:
+            raise SaladError(
+                f"{n:.3g} tokens are {n / self.n_max:.3g} times the most that were fitted ({self.n_max:.3g}); ask for "
+                "extrapolate=True, and say so beside the figure"
+            )
+        values = self.draws[:, 0] + self.draws[:, 1] * float(n) ** -self.draws[:, 2]
+        return self.e + self.b * float(n) ** -self.beta, *map(float, np.percentile(values, [2.5, 97.5]))
+
+
+def fit_power_law(n_T, m_T, weight_T=None) -> tuple[float, float, float]:
+    """(E, B, beta) of M = E + B · N^(-beta) with E, B >= 0 and 0.01 <= beta <= 4, by weighted least squares.
+
+    For a given beta the rest is linear; beta is found on a grid and refined. M that grows with N gives B = 0. Raises
+    SaladError with fewer than four points."""
+    from scipy.optimize import minimize_scalar
+
+    n, m = np.asarray(n_T, float), np.asarray(m_T, float)
+    w = np.ones(len(n)) if weight_T is None else np.asarray(weight_T, float)
+    use = np.isfinite(n) & np.isfinite(m) & (n > 0) & np.isfinite(w) & (w > 0)
+    n, m, w = n[use], m[use], w[use]
+    if len(np.unique(n)) < 4:
+        raise SaladError(f"a power law has three parameters; {len(np.unique(n))} checkpoints are too few, 4 are needed")
+    scale = float(np.exp(np.log(n).mean()))
+
+    def solved(beta):
+        x = (n / scale) ** -beta
+        mean_x, mean_m = (w * x).sum() / w.sum(), (w * m).sum() / w.sum()
+        spread = (w * (x - mean_x) ** 2).sum()
+        b = (w * (x - mean_x) * (m - mean_m)).sum() / spread if spread > 0 else 0.0
+        e = mean_m - b * mean_x
+        if b < 0:
+            e, b = mean_m, 0.0
+        elif e < 0:
+            e, b = 0.0, (w * x * m).sum() / (w * x * x).sum()
+        return e, b, float((w * (m - e - b * x) ** 2).sum())
+
+    grid = np.geomspace(0.01, 4.0, 60)
+    best = int(np.argmin([solved(beta)[2] for beta in grid]))
+    low, high = grid[max(0, best - 1)], grid[min(len(grid) - 1, best + 1)]
+    beta = float(minimize_scalar(lambda x: solved(x)[2], bounds=(low, high), method="bounded").x)
+    beta = min((beta, float(grid[best])), key=lambda x: solved(x)[2])
+    e, b, _ = solved(beta)
+    return float(e), float(b * scale**beta), beta
+
+
+def power_law(con, run_id: str, weights: Mapping[str, float], steps: Iterable[int] | None = None, draws: int = 300,
+              seed: int = 0, corpus: str = "heldout") -> PowerLaw:  # fmt: skip
+    """The power law of a run's M over its scored checkpoints, bootstrapped over held-out texts within domains.
+
+    `weights`: of each domain (a group of `groups`); `steps`: which checkpoints, by default all that are scored. A
+    text's patterns stay together. Raises SaladError with fewer than four checkpoints whose tokens are logged."""
+    rows = con.execute(
+        """
+        SELECT v.step, s.domain, v.sample_id, sum(v.m * v.n_positions) AS total, sum(v.n_positions) AS n
+        FROM divergences v JOIN samples s ON s.sample_id = v.sample_id
+        WHERE v.run_id = $run AND s.corpus = $corpus AND v.m IS NOT NULL GROUP BY ALL ORDER BY ALL""",
+        {"run": run_id, "corpus": corpus},
+    ).df()
+    tokens = dict(con.execute("SELECT step, max(tokens) FROM metrics WHERE run_id = ? GROUP BY 1", [run_id]).fetchall())
+    rows = rows[rows.domain.isin([d for d, w in weights.items() if w > 0]) & rows.step.isin(list(tokens))]
+    if steps is not None:
+        rows = rows[rows.step.isin(list(steps))]
+    wanted = sorted(rows.step.unique())
+    n = np.array([tokens[s] for s in wanted], float)
+    rng, parts = np.random.default_rng(seed), []
+    for domain, part in rows.groupby("domain"):
+        total = part.pivot(index="sample_id", columns="step", values="total").reindex(columns=wanted).to_numpy()
+        count = part.pivot(index="sample_id", columns="step", values="n").reindex(columns=wanted).to_numpy()
+        whole = np.isfinite(total).all(1)
+        total, count = total[whole], count[whole]
+        times = rng.multinomial(len(total), np.full(len(total), 1 / len(total)), draws)
+        parts.append((weights[domain], total.sum(0) / count.sum(0), (times @ total) / (times @ count)))
+    if not parts:
+        raise SaladError(f"run {run_id} has no scored checkpoint whose tokens are logged")
+    mass = sum(w for w, _, _ in parts)
+    m = sum(w * value for w, value, _ in parts) / mass
+    m_draws = sum(w * value for w, _, value in parts) / mass
+    fitted = np.array([fit_power_law(n, row) for row in m_draws])
+    slopes = np.array([np.polyfit(np.log(n), np.log(np.maximum(row, 1e-12)), 1)[0] for row in m_draws])
+    bounds = np.percentile(fitted, [2.5, 97.5], axis=0)
+    e, b, beta = fit_power_law(n, m)
+    names = ("e", "b", "beta")
+    return PowerLaw(
+        e, b, beta, float(n.min()), float(n.max()),
+        dict(zip(names, map(float, bounds[0]), strict=True)), dict(zip(names, map(float, bounds[1]), strict=True)),
+        float(np.polyfit(np.log(n), np.log(np.maximum(m, 1e-12)), 1)[0]), *map(float, np.percentile(slopes, [2.5, 97.5])),
+        fitted,
+    )  # fmt: skip
+
+
+# --- strategies at equal hours ---
+
+
+def interval(values, level: float = 0.95) -> tuple[float, float]:
+    """Mean and half the width of its interval (Student's t) over repetitions; NaN width under two."""
+    from scipy import stats
+
+    x = np.asarray(values, float)
+    x = x[np.isfinite(x)]
+    if len(x) < 2:
+        return (float(x.mean()) if len(x) else np.nan), np.nan
+    return float(x.mean()), float(stats.t.ppf((1 + level) / 2, len(x) - 1) * x.std(ddof=1) / np.sqrt(len(x)))
+
+
+def compare(rows: pd.DataFrame, contenders: Iterable[str], base: str | None = "uniform",
+            measures: Iterable[str] = ("m", "f", "speech", "text")) -> pd.DataFrame:  # fmt: skip
+    """Contenders' last checkpoints over seeds, and what each has over `base` at the same seeds.
+
+    One row per contender and group: seeds (how many), hours, and of each measure `<measure>`, `<measure>_half` (half a
+    95 % interval over seeds), `<measure>_over`, `<measure>_over_half` (the paired difference)."""
+    last, out = rows[rows["last"]], []
+    known = last.group.drop_duplicates().tolist()
+    for contender in contenders:
+        for group in known:
+            mine = last[(last.contender == contender) & (last.group == group)].set_index("seed")
+            if mine.empty:
+                continue
+            theirs = last[(last.contender == base) & (last.group == group)].set_index("seed")
+            row = {"contender": contender, "group": group, "seeds": len(mine), "hours": mine.hours.mean()}
+            both = mine.index.intersection(theirs.index)
+            for measure in measures:
+                row[measure], row[f"{measure}_half"] = interval(mine[measure])
+                change = mine.loc[both, measure] - theirs.loc[both, measure]
+                row[f"{measure}_over"], row[f"{measure}_over_half"] = interval(change)
+            out.append(row)
+    return pd.DataFrame(out)
+
+
+def hours_to_match(hours_T, value_T, target: float, lower_is_better: bool = True) -> tuple[str, float]:
+    """The hours at which a measure reaches `target`, by interpolation over the logarithm of hours.
+
+    Returns ("=", hours), or ("<", the fewest measured) where those do already, or (">", the most measured) where even
+    those do not: nothing is extrapolated. Raises SaladError with fewer than two budgets."""
+    hours, value = np.asarray(hours_T, float), np.asarray(value_T, float)
+    use = np.isfinite(hours) & np.isfinite(value) & (hours > 0)
+    order = np.argsort(hours[use])
+    hours, value = hours[use][order], value[use][order]
+    if len(hours) < 2:
+        raise SaladError(f"{len(hours)} budget is too few; measure the strategy at two budgets or more")
+    gap = (value - target) if lower_is_better else (target - value)
+    if gap[0] <= 0:
+        return "<", float(hours[0])
+    reached = np.flatnonzero(gap <= 0)
+    if not len(reached):
+        return ">", float(hours[-1])
+    i = int(reached[0])
+    share = gap[i - 1] / (gap[i - 1] - gap[i])
+    return "=", float(np.exp(np.log(hours[i - 1]) + share * (np.log(hours[i]) - np.log(hours[i - 1]))))
+
+
+def verdict(difference: float, half: float) -> str:
+    """Of a claim that a difference is above 0: holds, does not hold, or undecided, by its 95 % interval."""
+    if not (np.isfinite(difference) and np.isfinite(half)):
+        return "undecided"
+    return "holds" if difference - half > 0 else "does not hold" if difference + half < 0 else "undecided"

@@ -1,0 +1,487 @@
+"""Studies of the miniature: a grid of cells over seeds that share what they have in common. `salad findings`, `salad sweep`.
+
+A seed is a lab of its own, `lab/studies/<name>/seed-<n>/`: world, teacher, recogniser, natural speech, Stage I, the
+synthesised corpus and the probe are made once there, and every cell is a run of that lab under the cell's name. The
+encoder, which hears nothing of the world, is one for all seeds. Everything can be interrupted, killed and taken up.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from pydantic import Field
+
+import store
+from salad.config import Frozen, RunConfig, apply_overrides
+from salad.errors import SaladError
+from salad.miniature.steps import Step
+from salad.miniature.study import COVERAGE, StudyConfig, claim
+from store import atomic
+
+SHARES = 2  # of a seed's synthesis, so that two workers speak side by side
+QUICK_TIERS = 3  # cells beyond are left to the full study
+MAX_CER = 0.25  # above it a synthesis is taken for a faulty one, where faults are removed
+
+
+class Cell(Frozen):
+    """One run of a study: what it differs in from the seed's base, and the tables in which it stands.
+
+    `name` is the contender's. A Stage I cell trains from scratch on `speech`; a Stage II cell goes on from the Stage I
+    cell `parent` with a selection of its own. `overrides` are of its RunConfig."""
+
+    name: str
+    axes: tuple[str, ...]
+    tier: int = Field(0, description="cells of a lower tier run first, over all seeds")
+    stage: Literal["stage1", "stage2"] = "stage2"
+    speech: Literal["narrow", "broad"] = "narrow"
+    parent: str = "stage1"
+    strategy: str = "active"
+    gamma: float | None = Field(None, description="by default the study's")
+    n_clusters: int | None = Field(None, description="by default the study's")
+    hours: float = Field(1.0, gt=0, description="of the study's budget")
+    rounds: int = Field(1, ge=1)
+    filtered: bool = Field(False, description="syntheses with a high CER, that is planted faults, are removed")
+    overrides: dict = {}
+
+
+class Grid(Frozen):
+    """A study: its base, its cells, and its seeds. `probe` texts are probed by every clustering of the grid, so that
+    clusterings of any K rest on the same measurements. `curve`: shares of Stage I at which M and F are measured."""
+
+    name: str
+    study: StudyConfig
+    cells: tuple[Cell, ...]
+    seeds: tuple[int, ...] = (0, 1, 2)
+    probe: int = Field(96, gt=0, description="probed texts of each clustering, over its clusters")
+    curve: tuple[float, ...] = (0.1, 0.2, 0.4)
+
+    def lab(self, root: Path | str, seed: int) -> Path:
+        return Path(root) / "studies" / self.name / f"seed-{seed}"
+
+    @property
+    def n_clusters(self) -> tuple[int, ...]:
+        """Every K of the grid, the study's own first."""
+        own = self.study.n_clusters
+        return own, *sorted({c.n_clusters for c in self.cells if c.n_clusters} - {own})
+
+
+def _stage2(name: str, axes: str, tier: int, **told) -> Cell:
+    return Cell(name=name, axes=tuple(axes.split()), tier=tier, **told)
+
+
+def cells() -> tuple[Cell, ...]:
+    """The grid that `salad findings` runs, in order of what a study cut short should have."""
+    made = [
+        Cell(name="stage1", axes=("alpha", "arms"), stage="stage1"),
+        _stage2("active", "arms strategy gamma k hours rounds span finetune faults", 0),
+        _stage2("uniform", "arms strategy gamma hours finetune faults", 0, strategy="uniform"),
+    ]
+    for alpha, tier in ((0.0, 1), (0.5, 1), (1.0, 1), (0.25, 5), (0.75, 5)):
+        for speech in ("narrow", "broad"):
+            if (speech, alpha) != ("narrow", 1.0):  # that is stage1
+                made.append(Cell(name=f"{speech}_alpha{100 * alpha:.0f}", axes=("alpha",), tier=tier, stage="stage1",
+                                 speech=speech, overrides={"objective.alpha": alpha}))  # fmt: skip
+    for name in ("oracle", "uniform_clusters", "teacher_nll", "sample_level"):
+        made.append(_stage2(name, "strategy", 2, strategy=name))
+    for gamma in (1.0, 5.0):
+        made.append(_stage2(f"active_gamma{gamma:.0f}", "gamma", 3, gamma=gamma))
+    for k in (8, 32):
+        made.append(_stage2(f"active_k{k}", "k", 3, n_clusters=k))
+    for hours in (0.5, 2.0):
+        for arm in ("active", "uniform"):
+            made.append(_stage2(f"{arm}_hours{hours:g}", "hours", 4, strategy=arm, hours=hours))
+    for rounds in (2, 4):
+        made.append(_stage2(f"active_rounds{rounds}", "rounds strategy", 2, strategy="active_rounds", rounds=rounds))
+    for low, high in ((1, 2), (4, 12)):
+        made.append(_stage2(f"active_span{low}to{high}", "span", 6, overrides={"sequences.span_units": [low, high]}))
+    for arm in ("active", "uniform"):
+        made.append(_stage2(f"{arm}_filtered", "faults", 6, strategy=arm, filtered=True))
+    full = {"llm.finetune": "full", "optim.lr_llm": 5e-4}
+    made.append(Cell(name="stage1_full", axes=("finetune",), tier=7, stage="stage1", overrides=full))
+    for arm in ("active", "uniform"):
+        made.append(_stage2(f"{arm}_full", "finetune", 7, strategy=arm, parent="stage1_full", overrides=full))
+    return tuple(sorted(made, key=lambda cell: cell.tier))
+
+
+def _sized(study: StudyConfig, world: dict, budget_h: float, stage1: dict, stage2: dict, **told) -> StudyConfig:
+    def optim(run: RunConfig, update: dict) -> RunConfig:
+        return run.model_copy(update={"optim": run.optim.model_copy(update=update)})
+
+    return study.model_copy(update={
+        "world": study.world.model_copy(update=world), "budget_h": budget_h,
+        "stage1": optim(study.stage1, stage1), "stage2": optim(study.stage2, stage2), **told,
+    })  # fmt: skip
+
+
+def full(name: str = "findings") -> Grid:
+    """Every cell at the demo's own sizes: hours on two cores."""
+    return Grid(name=name, study=StudyConfig(), cells=cells())
+
+
+def quick(name: str = "findings-quick") -> Grid:
+    """The cells that the main claims need, with less text, less speech and fewer steps than the demo's."""
+    study = _sized(
+        StudyConfig(),
+        world={"natural": {"stories": 300}, "broad": 1600, "heldout_per_domain": 16, "items_per_domain": 32},
+        budget_h=0.6,
+        stage1={"steps": 240, "warmup": 20, "decay": 48, "checkpoint_every": 240},
+        stage2={"steps": 200, "warmup": 10, "decay": 150, "checkpoint_every": 200},
+    )
+    chosen = tuple(cell for cell in cells() if cell.tier <= QUICK_TIERS)
+    return Grid(name=name, study=study, cells=chosen, probe=48, curve=(0.1, 0.2, 0.4))
+
+
+def smoke(name: str = "findings-smoke") -> Grid:
+    """The smallest that goes through every kind of cell; its figures mean nothing."""
+    told = {"world": {"pretrain_per_domain": 60, "natural": {"stories": 24}, "broad": 160, "heldout_per_domain": 4,
+                      "items_per_domain": 4}}  # fmt: skip
+    tiny = {"steps": 6, "warmup": 1, "decay": 2, "checkpoint_every": 6, "batch": 4}
+    study = _sized(StudyConfig().smoke(), **told, budget_h=0.03, stage1=tiny, stage2=tiny)
+    wanted = ("stage1", "active", "uniform", "broad_alpha0", "teacher_nll", "active_k8")
+    grid = Grid(name=name, study=study, cells=tuple(c for c in cells() if c.name in wanted), seeds=(0, 1), probe=16)
+    return grid.model_copy(update={"curve": (0.34,)})
+
+
+# --- what each step does, as functions that a process of its own runs ---
+
+
+def _remembered(lab, name: str):
+    from salad.miniature.work import recall
+
+    return recall(lab, name)
+
+
+def _remember(lab, **told) -> None:
+    for name, value in told.items():
+        atomic.write_json(Path(lab) / ".study" / f"{name}.json", value)
+
+
+def prepare_encoder(progress, lab, config: StudyConfig, source: str | None) -> str:
+    """The seed's encoder: copied from the study's first lab, whose it is byte for byte, else trained."""
+    from salad.miniature import work
+
+    folder = Path(lab) / "models" / "encoder"
+    if source is not None and not (folder / "training.json").exists():
+        beside = folder.with_name(f".encoder.{os.getpid()}")
+        shutil.copytree(Path(source) / "models" / "encoder", beside)
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(beside, folder)
+    return work.encoder(progress, lab, config)
+
+
+def broad_speech(progress, lab, config: StudyConfig) -> str:
+    """As many texts of the broad corpus as `natural` has, by P_web, in the natural voices: broad-domain speech."""
+    from salad.miniature import work
+    from salad.passes.synthesise import jobs_of
+
+    rows = store.connect(lab).execute(
+        """select sample_id, text from samples where corpus = 'broad' and len(coalesce(flags, [])) = 0
+           order by sample_id limit ?""", [sum(config.world.natural.values())]
+    ).fetchall()  # fmt: skip
+    jobs = jobs_of(rows, config.natural_voices, config.seed)
+    seconds = work._speak(progress, lab, config, "natural_broad", jobs, recogniser=False, tts="espeak", recorded=True)
+    return f"{seconds / 3600:.2f} h"
+
+
+def broad_synthesis(progress, lab, config: StudyConfig, share: int) -> str:
+    """A share of the broad corpus in the synthesiser's voice, checked: every selection of the grid takes from it."""
+    from salad.miniature import work
+    from salad.passes.synthesise import jobs_of
+
+    rows = store.connect(lab).execute(
+        "select sample_id, text from samples where corpus = 'broad' and len(coalesce(flags, [])) = 0 order by 1"
+    ).fetchall()
+    mine = [row for row in rows if int(row[0][-1], 16) % SHARES == share]
+    jobs = jobs_of(mine, config.voices, config.seed)
+    seconds = work._speak(progress, lab, config, f"broad-{share}", jobs, faults=config.speech_faults)
+    return f"{len(jobs)} texts, {seconds / 3600:.2f} h"
+
+
+def clusterings(progress, lab, config: StudyConfig, n_clusters: tuple[int, ...]) -> str:
+    """The corpus's clustering for each K; the study's own K last, so that it is the lab's newest."""
+    from salad.models.speech_lm import load_llm, load_tokenizer
+    from salad.passes import as_run
+    from salad.passes.cluster import cluster, embed
+
+    for done, k in enumerate(reversed(n_clusters)):
+
+        def work(run, k=k):
+            llm = load_llm(config.stage1.llm, lab)
+            embed(lab, llm, load_tokenizer(config.stage1.llm.name, lab), "broad", "teacher")
+            _remember(lab, **{f"clustering-{k}": cluster(lab, run.run_id, "teacher", "broad", k, config.seed)})
+
+        told = {"pass": "cluster", "n_clusters": k, "seed": config.seed, "teacher": _remembered(lab, "teacher")}
+        as_run(lab, "cluster", told, work)
+        progress(done + 1, len(n_clusters))
+    return f"K = {', '.join(map(str, n_clusters))}"
+
+
+def probe_ids(lab, config: StudyConfig, n_clusters: tuple[int, ...], probe: int) -> list[str]:
+    """The texts that are probed: of each clustering about `probe` over its clusters, together."""
+    from salad.passes.cluster import probe_texts
+
+    found = set()
+    for k in n_clusters:
+        texts = probe_texts(lab, _remembered(lab, f"clustering-{k}"), max(1, probe // k), config.seed)
+        found |= {sample_id for sample_id, _ in texts}
+    return sorted(found)
+
+
+def probe_divergences(progress, lab, config: StudyConfig, run_id: str, step: int, n_clusters, probe: int) -> str:
+    """M, F and D of the probe at a checkpoint."""
+    from salad.data import corpora
+    from salad.miniature import work
+    from salad.passes import as_run
+    from salad.passes.score import score
+
+    ids = set(probe_ids(lab, config, n_clusters, probe))
+    told = {"pass": "score", "run_id": run_id, "step": step, "speech": ["probe"], "seed": config.seed, "texts": len(ids)}
+
+    def scored(run):
+        names = [f"broad-{share}" for share in range(SHARES)]
+        spoken = [s for s in corpora.of_speech(store.connect(lab), names) if s.sample_id in ids]
+        score(lab, work._model(lab, run_id, step), run_id, step, spoken, "probe", config.seed, progress=progress)
+
+    as_run(lab, "score", told, scored)
+    return f"{len(ids)} texts"
+
+
+def stage1_probe(progress, lab, config: StudyConfig, n_clusters, probe: int) -> str:
+    return probe_divergences(progress, lab, config, *_remembered(lab, "stage1"), n_clusters, probe)
+
+
+def teacher_nll(lab, config: StudyConfig, batch: int = 64) -> dict[str, float]:
+    """The teacher's mean NLL of each clustered text, nats a token, for the strategy of that name."""
+    import torch
+
+    from salad.models.speech_lm import load_llm, load_tokenizer
+
+    llm, tokenizer = load_llm(config.stage1.llm, lab).eval(), load_tokenizer(config.stage1.llm.name, lab)
+    rows = store.connect(lab).execute(
+        """select sample_id, text from samples where corpus = 'broad' and len(coalesce(flags, [])) = 0 order by 1"""
+    ).fetchall()  # fmt: skip
+    prefix = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    ids = [[prefix, *x] for x in tokenizer([text for _, text in rows], add_special_tokens=False)["input_ids"]]
+    order, found = sorted(range(len(ids)), key=lambda i: len(ids[i])), {}
+    for start in range(0, len(order), batch):
+        group = order[start : start + batch]
+        longest = max(len(ids[i]) for i in group)
+        inputs = torch.tensor([ids[i] + [prefix] * (longest - len(ids[i])) for i in group])
+        with torch.no_grad():
+            told = llm(input_ids=inputs, use_cache=False).logits.float().log_softmax(-1)
+        picked = -told[:, :-1].gather(-1, inputs[:, 1:, None]).squeeze(-1)
+        for row, i in zip(picked, group, strict=True):
+            if len(ids[i]) > 1:
+                found[rows[i][0]] = float(row[: len(ids[i]) - 1].mean())
+    return found
+
+
+def active_filtered(pool, gamma: float):
+    """The strategy `active`, under a name of its own: a selection of its own, from which faults are removed."""
+    from salad.selection.draw import active
+
+    return active(pool, gamma)
+
+
+def uniform_filtered(pool, gamma: float):
+    """The strategy `uniform`, likewise."""
+    from salad.selection.draw import uniform
+
+    return uniform(pool, gamma)
+
+
+def _selection(lab, config: StudyConfig, cell: Cell) -> str:
+    """The cell's selection, drawn from the Stage I divergences, without what it filters."""
+    from salad import selection
+
+    gamma = config.gamma if cell.gamma is None else cell.gamma
+    k = cell.n_clusters or config.n_clusters
+    run_id, step = _remembered(lab, "stage1")
+    strategy = f"salad.studies:{cell.strategy}_filtered" if cell.filtered else cell.strategy
+    name = selection.select(
+        lab, clustering_id=_remembered(lab, f"clustering-{k}"), run_id=run_id, step=step, strategy=strategy,
+        gamma=0.0 if cell.strategy == "uniform" else gamma, budget_h=config.budget_h * cell.hours, seed=config.seed,
+        max_cer=config.max_cer, nll=teacher_nll(lab, config) if cell.strategy == "teacher_nll" else None,
+    )  # fmt: skip
+    if cell.filtered:
+        said = store.connect(lab).execute("select count(*) from decisions where selection_id = ?", [name]).fetchone()[0]
+        if not said:
+            store.append(lab, "decisions", selection_id=name, target="rule", rule=f"cer > {MAX_CER}", verdict="drop",
+                         reason="bad synthesis", reviewer="salad findings")  # fmt: skip
+    return name
+
+
+def run_config(config: StudyConfig, cell: Cell) -> RunConfig:
+    """The cell's training, without its parent and selection."""
+    base = config.stage1 if cell.stage == "stage1" else config.stage2
+    if cell.speech == "broad":
+        base = base.model_copy(update={"data": base.data.model_copy(update={"natural": ("natural_broad",)})})
+    return apply_overrides(base.model_copy(update={"contender": cell.name}), cell.overrides)
+
+
+def train_cell(progress, lab, config: StudyConfig, cell: Cell, curve: tuple[float, ...]) -> str:
+    """Train a cell's run to its end."""
+    from salad.miniature import work
+
+    run = run_config(config, cell)
+    if cell.stage == "stage1":
+        keep = tuple(sorted({max(1, round(share * run.optim.steps)) for share in curve}))
+        run = run.model_copy(update={"optim": run.optim.model_copy(update={"keep": keep})})
+    else:
+        parent = _remembered(lab, cell.parent)[0]
+        run = run.model_copy(update={"parent": parent, "selection": _selection(lab, config, cell)})
+    run_id, step = work._trained(progress, lab, run, f"miniature_{cell.stage}")
+    _remember(lab, **{cell.name: [run_id, step]})
+    return f"run {run_id}, {step} steps"
+
+
+def measure_cell(progress, lab, config: StudyConfig, cell: Cell) -> str:
+    """Divergences of held-out text (along Stage I too, where the axis is alpha), and text and speech accuracy."""
+    from salad.evaluation import tasks
+    from salad.evaluation.run import evaluate
+    from salad.miniature import work
+    from salad.passes import as_run
+
+    run_id, step = _remembered(lab, cell.name)
+    if cell.stage == "stage1":
+        kept = (Path(lab) / "runs" / run_id / "checkpoints").glob("step-*/manifest.json")
+        for at in sorted(int(path.parent.name.split("-")[1]) for path in kept):
+            if at != step:
+                work._score(progress, lab, run_id, at, "heldout", config.seed)
+    model = work._score(progress, lab, run_id, step, "heldout", config.seed)
+    names = tasks.names(lab)
+    told = {"evaluate": cell.name, "run_id": run_id, "step": step, "tasks": names, "modalities": ["text", "speech"]}
+    as_run(lab, "evaluate", told, lambda run: evaluate(lab, model, cell.name, run_id, step, names, ("text", "speech"),
+                                                       progress=progress), kind="evaluate")  # fmt: skip
+    return "divergences of held-out text; text and speech"
+
+
+def measured(lab, cell: Cell) -> bool:
+    """Whether a cell is done: trained, and its evaluation too."""
+    return (Path(lab) / ".study" / f"{cell.name}.done").exists()
+
+
+def finish_cell(progress, lab, config: StudyConfig, cell: Cell) -> str:
+    told = measure_cell(progress, lab, config, cell)
+    atomic.write_bytes(Path(lab) / ".study" / f"{cell.name}.done", b"")
+    return told
+
+
+# --- the plan ---
+
+
+def claim_labs(grid: Grid, root: Path | str) -> None:
+    """Make every seed's lab this study's, or find that it is; the grid's cells and sizes stand in study.json."""
+    for seed in grid.seeds:
+        lab = grid.lab(root, seed)
+        claim(lab, study_of(grid, seed))
+        told = json.loads((lab / "study.json").read_text())
+        wanted = {"grid": grid.name, "cells": [cell.model_dump(mode="json") for cell in grid.cells]}
+        if {key: told.get(key) for key in wanted} != wanted:
+            atomic.write_json(lab / "study.json", told | wanted)
+
+
+def study_of(grid: Grid, seed: int) -> StudyConfig:
+    """The study at a seed; the encoder's seed is the first one's everywhere."""
+    study = grid.study.seeded(seed)
+    return study.model_copy(update={"encoder": study.encoder.model_copy(update={"seed": grid.seeds[0]})})
+
+
+def available(cell: Cell) -> str | None:
+    """Why a cell cannot run with this version of the code; None where it can."""
+    return "drawing in rounds is not wired into studies" if cell.rounds > 1 else None
+
+
+def plan(grid: Grid, root: Path | str, only: Iterable[str] | None = None) -> list[Step]:
+    """The steps of what is not done, tier by tier over all seeds. `only` names cells; without it, all of them."""
+    from salad.miniature import work
+
+    wanted = None if only is None else set(only)
+    unknown = (wanted or set()) - {cell.name for cell in grid.cells}
+    if unknown:
+        raise SaladError(f"no cell {sorted(unknown)[0]!r}; there are {', '.join(c.name for c in grid.cells)}")
+    chosen = [c for c in grid.cells if (wanted is None or c.name in wanted) and available(c) is None]
+    parents = {c.parent for c in chosen if c.stage == "stage2"} | {"stage1"} if chosen else set()
+    chosen = [c for c in grid.cells if c in chosen or c.name in parents]
+    steps: list[tuple[int, Step]] = []
+    first = str(grid.lab(root, grid.seeds[0]).resolve())
+    for seed in grid.seeds:
+        lab, config = str(grid.lab(root, seed).resolve()), study_of(grid, seed)
+        left = [cell for cell in chosen if not measured(lab, cell)]
+        if not left:
+            continue
+
+        def step(tier, name, title, function, *after, arguments=(), seed=seed, lab=lab, config=config):
+            steps.append((tier, Step(f"{seed}:{name}", f"seed {seed}: {title}", function, (lab, config, *arguments),
+                                     tuple(a if ":" in a else f"{seed}:{a}" for a in after))))  # fmt: skip
+
+        step(-1, "world", "world", work.world)
+        source, after = (None, ()) if lab == first else (first, (f"{grid.seeds[0]}:encoder",))
+        if source is not None and not any(s.name == after[0] for _, s in steps):
+            after = ()  # the first lab has all it needs
+        step(-1, "encoder", "encoder", prepare_encoder, *after, arguments=(source,))
+        step(-1, "teacher", "teacher", work.teacher, "world")
+        step(-1, "natural", "natural speech", work.natural, "world")
+        step(-1, "recogniser", "recogniser", work.recogniser, "encoder", "world")
+        step(-1, "spoken", "held-out and test speech", work.spoken, "recogniser")
+        by_name = {cell.name: cell for cell in chosen}
+        for cell in left:
+            waits = ["teacher", "encoder", "natural"]
+            if cell.stage == "stage1" and cell.speech == "broad":
+                waits.append("natural_broad")
+            if cell.stage == "stage2":
+                waits.append("probe")
+                if not measured(lab, by_name[cell.parent]):
+                    waits.append(f"train_{cell.parent}")
+            step(cell.tier, f"train_{cell.name}", f"train {cell.name}", train_cell, *waits,
+                 arguments=(cell, grid.curve))  # fmt: skip
+            step(cell.tier, f"measure_{cell.name}", f"measure {cell.name}", finish_cell, f"train_{cell.name}", "spoken",
+                 arguments=(cell,))  # fmt: skip
+        names = {s.name for _, s in steps}
+        if any(c.speech == "broad" for c in left):
+            step(0, "natural_broad", "broad-domain speech", broad_speech, "world")
+        if any(c.stage == "stage2" for c in left):
+            shares = [f"broad_{share}" for share in range(SHARES)]
+            for share, name in enumerate(shares):
+                step(-1, name, f"synthesis, part {share + 1} of {SHARES}", broad_synthesis, "recogniser", "world",
+                     arguments=(share,))  # fmt: skip
+            step(-1, "clusters", "clusters", clusterings, "teacher", arguments=(grid.n_clusters,))
+            waits = ["train_stage1"] if f"{seed}:train_stage1" in names else []
+            step(-1, "probe", "divergences of the probe", stage1_probe, "clusters", *shares, *waits,
+                 arguments=(grid.n_clusters, grid.probe))  # fmt: skip
+    return [made for _, made in sorted(steps, key=lambda pair: pair[0])]
+
+
+def run(grid: Grid, root: Path | str, watch, workers: int = 2, only: Iterable[str] | None = None) -> None:
+    """Do what is left of a study, `workers` steps at a time; `watch` as in `salad.miniature.steps.run`."""
+    from salad.miniature import steps
+
+    claim_labs(grid, root)
+    steps.run(plan(grid, root, only), workers, watch)
+
+
+def labs(root: Path | str, name: str) -> dict[int, Path]:
+    """The labs of a study that hold something, by seed."""
+    found = {}
+    for path in sorted((Path(root) / "studies" / name).glob("seed-*/study.json")):
+        found[int(path.parent.name.split("-")[1])] = path.parent
+    return dict(sorted(found.items()))
+
+
+def coverage() -> dict[str, str]:
+    return dict(COVERAGE)
+
+
+def seeds_mean(values) -> tuple[float, float]:
+    """Mean over seeds and half the width of its 95 % interval (t); NaN under two seeds."""
+    from scipy import stats
+
+    x = np.asarray(values, float)
+    x = x[np.isfinite(x)]
+    if len(x) < 2:
+        return (float(x.mean()) if len(x) else np.nan), np.nan
+    return float(x.mean()), float(stats.t.ppf(0.975, len(x) - 1) * x.std(ddof=1) / np.sqrt(len(x)))
