@@ -131,6 +131,9 @@ class DataConfig(Frozen):
 
 class ObjectiveConfig(Frozen):
     alpha: float = Field(1.0, ge=0, le=1, description="L = alpha D + (1 - alpha) NLL")
+    divergence: Literal["forward_kl", "reverse_kl", "jsd"] = Field(
+        "forward_kl", description="D is the forward KL; the others are ablations"
+    )
 
 
 class OptimConfig(Frozen):

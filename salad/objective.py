@@ -6,16 +6,19 @@ is computed on the way, in the forward pass, where one is needed. `position_dive
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from salad.errors import SaladError
 
 CHUNK_ROWS = {"cpu": 256, "cuda": 1024}  # rows projected at a time
+DIVERGENCES = ("forward_kl", "reverse_kl", "jsd")
 HEAD_TILE = 8192  # rows of a bfloat16 head that stand in float32 at a time (CPU)
 
 
@@ -52,6 +55,7 @@ def distillation_loss(
     chunk_rows: int | None = None,
     vocab_tile: int | None = None,
     per_position: bool = False,
+    divergence: str = "forward_kl",
 ) -> DistillationLoss:
     """The loss of METHOD.md, "The objective", exact over the full vocabulary.
 
@@ -74,6 +78,10 @@ def distillation_loss(
     instead of three. Its peak: 12 N T + (4 + b) N H, on CPU + 4 T max(H, G) + 4 N (H + G), and with a trainable head
     + b V H.
 
+    `divergence` puts another in the place of D = KL(Q || P): "reverse_kl", KL(P || Q), or "jsd", the Jensen-Shannon
+    divergence (at most log 2). Those two are for ablations: plain torch, rows in chunks that are projected again in the
+    backward pass, `d` with a gradient as `loss`; no `vocab_tile`.
+
     Raises SaladError on shapes that do not fit, an alpha outside [0, 1], an unknown reduction, heads of different
     sizes without `vocab_size`, and a target that the vocabulary does not have.
     """
@@ -91,11 +99,51 @@ def distillation_loss(
         raise SaladError(f"distillation_loss: reduction is {reduction!r}; use 'mean', 'sum' or 'none'")
     if vocab_tile is not None and (vocab_tile < 1 or chunk_rows is not None):
         raise SaladError("distillation_loss: vocab_tile must be at least 1, and stands instead of chunk_rows")
+    if divergence != "forward_kl":
+        if divergence not in DIVERGENCES or vocab_tile is not None:
+            raise SaladError(f"distillation_loss: divergence {divergence!r}; use {', '.join(DIVERGENCES)}, without vocab_tile")
+        d, nll = _other_divergence(
+            student_hidden_NH, student_head_VH, teacher_hidden_NG.detach(), teacher_head_VG.detach(), targets_N,
+            vocab_size, chunk_rows, divergence,
+        )  # fmt: skip
+        loss = alpha * d + (1.0 - alpha) * nll
+        kept = {"mean": (targets_N >= 0).sum().clamp_min(1), "sum": 1, "none": None}[reduction]
+        scaled = [x if kept is None else x.sum() / kept for x in (loss, d, nll)]
+        return DistillationLoss(scaled[0], *((d.detach(), nll.detach()) if per_position else scaled[1:]))
     out = _DistillationLoss.apply(
         student_hidden_NH, student_head_VH, teacher_hidden_NG.detach(), teacher_head_VG.detach(), targets_N,
         float(alpha), vocab_size, reduction, chunk_rows, vocab_tile, torch.is_grad_enabled(), per_position,
     )  # fmt: skip
     return DistillationLoss(*out)
+
+
+def _other_divergence(student_hidden, student_head, teacher_hidden, teacher_head, targets, vocab_size, chunk_rows,
+                      divergence):  # fmt: skip
+    """Reverse KL or JSD, and NLL, of every row [N]; 0 where a target is negative."""
+    rows = _rows_with_loss(targets, vocab_size)
+    rows = torch.arange(targets.numel(), device=targets.device) if rows is None else rows
+    widest = torch.promote_types(student_hidden.dtype, student_head.dtype)
+    dtype = torch.float64 if widest == torch.float64 else torch.float32
+
+    def values(student, head, teacher, teacher_head, target):
+        log_p = (student @ head[:vocab_size].t()).to(dtype).log_softmax(1)
+        log_q = (teacher @ teacher_head[:vocab_size].t()).to(dtype).log_softmax(1)
+        if divergence == "reverse_kl":
+            d = (log_p.exp() * (log_p - log_q)).sum(1)
+        else:
+            log_m = torch.logaddexp(log_p, log_q) - math.log(2)
+            d = ((log_p.exp() * (log_p - log_m)).sum(1) + (log_q.exp() * (log_q - log_m)).sum(1)) / 2
+        return d, -log_p.gather(1, target.unsqueeze(1)).squeeze(1)
+
+    told = [
+        checkpoint(values, student_hidden[at], student_head, teacher_hidden[at], teacher_head, targets[at],
+                   use_reentrant=False)
+        for at in rows.split(_chunk_rows(chunk_rows, targets.device))
+    ]  # fmt: skip
+    empty = torch.zeros(targets.numel(), dtype=dtype, device=targets.device)
+    if not told:
+        return empty, empty
+    return tuple(empty.index_put((rows,), torch.cat(parts)) for parts in zip(*told, strict=True))
 
 
 @torch.no_grad()

@@ -12,14 +12,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 from pydantic import Field
 
 import store
 from salad.config import Frozen, RunConfig, apply_overrides
 from salad.errors import SaladError
 from salad.miniature.steps import Step
-from salad.miniature.study import COVERAGE, StudyConfig, claim
+from salad.miniature.study import StudyConfig, claim
 from store import atomic
 
 SHARES = 2  # of a seed's synthesis, so that two workers speak side by side
@@ -77,7 +76,7 @@ def cells() -> tuple[Cell, ...]:
     """The grid that `salad findings` runs, in order of what a study cut short should have."""
     made = [
         Cell(name="stage1", axes=("alpha", "arms"), stage="stage1"),
-        _stage2("active", "arms strategy gamma k hours rounds span finetune faults", 0),
+        _stage2("active", "arms strategy gamma k hours rounds span divergence finetune faults", 0),
         _stage2("uniform", "arms strategy gamma hours finetune faults", 0, strategy="uniform"),
     ]
     for alpha, tier in ((0.0, 1), (0.5, 1), (1.0, 1), (0.25, 5), (0.75, 5)):
@@ -100,6 +99,8 @@ def cells() -> tuple[Cell, ...]:
         made.append(_stage2(f"active_span{low}to{high}", "span", 6, overrides={"sequences.span_units": [low, high]}))
     for arm in ("active", "uniform"):
         made.append(_stage2(f"{arm}_filtered", "faults", 6, strategy=arm, filtered=True))
+    for divergence in ("reverse_kl", "jsd"):
+        made.append(_stage2(f"active_{divergence}", "divergence", 6, overrides={"objective.divergence": divergence}))
     full = {"llm.finetune": "full", "optim.lr_llm": 5e-4}
     made.append(Cell(name="stage1_full", axes=("finetune",), tier=7, stage="stage1", overrides=full))
     for arm in ("active", "uniform"):
@@ -129,7 +130,7 @@ def quick(name: str = "findings-quick") -> Grid:
         world={"natural": {"stories": 300}, "broad": 1600, "heldout_per_domain": 16, "items_per_domain": 32},
         budget_h=0.6,
         stage1={"steps": 240, "warmup": 20, "decay": 48, "checkpoint_every": 240},
-        stage2={"steps": 200, "warmup": 10, "decay": 150, "checkpoint_every": 200},
+        stage2={"steps": 200, "warmup": 10, "decay": 100, "checkpoint_every": 200},
     )
     chosen = tuple(cell for cell in cells() if cell.tier <= QUICK_TIERS)
     return Grid(name=name, study=study, cells=chosen, probe=48, curve=(0.1, 0.2, 0.4))
@@ -139,9 +140,9 @@ def smoke(name: str = "findings-smoke") -> Grid:
     """The smallest that goes through every kind of cell; its figures mean nothing."""
     told = {"world": {"pretrain_per_domain": 60, "natural": {"stories": 24}, "broad": 160, "heldout_per_domain": 4,
                       "items_per_domain": 4}}  # fmt: skip
-    tiny = {"steps": 6, "warmup": 1, "decay": 2, "checkpoint_every": 6, "batch": 4}
+    tiny = {"steps": 8, "warmup": 1, "decay": 2, "checkpoint_every": 8, "batch": 4}
     study = _sized(StudyConfig().smoke(), **told, budget_h=0.03, stage1=tiny, stage2=tiny)
-    wanted = ("stage1", "active", "uniform", "broad_alpha0", "teacher_nll", "active_k8")
+    wanted = ("stage1", "active", "uniform", "broad_alpha0", "teacher_nll", "active_k8", "active_rounds2", "active_jsd")
     grid = Grid(name=name, study=study, cells=tuple(c for c in cells() if c.name in wanted), seeds=(0, 1), probe=16)
     return grid.model_copy(update={"curve": (0.34,)})
 
@@ -254,32 +255,6 @@ def stage1_probe(progress, lab, config: StudyConfig, n_clusters, probe: int) -> 
     return probe_divergences(progress, lab, config, *_remembered(lab, "stage1"), n_clusters, probe)
 
 
-def teacher_nll(lab, config: StudyConfig, batch: int = 64) -> dict[str, float]:
-    """The teacher's mean NLL of each clustered text, nats a token, for the strategy of that name."""
-    import torch
-
-    from salad.models.speech_lm import load_llm, load_tokenizer
-
-    llm, tokenizer = load_llm(config.stage1.llm, lab).eval(), load_tokenizer(config.stage1.llm.name, lab)
-    rows = store.connect(lab).execute(
-        """select sample_id, text from samples where corpus = 'broad' and len(coalesce(flags, [])) = 0 order by 1"""
-    ).fetchall()  # fmt: skip
-    prefix = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
-    ids = [[prefix, *x] for x in tokenizer([text for _, text in rows], add_special_tokens=False)["input_ids"]]
-    order, found = sorted(range(len(ids)), key=lambda i: len(ids[i])), {}
-    for start in range(0, len(order), batch):
-        group = order[start : start + batch]
-        longest = max(len(ids[i]) for i in group)
-        inputs = torch.tensor([ids[i] + [prefix] * (longest - len(ids[i])) for i in group])
-        with torch.no_grad():
-            told = llm(input_ids=inputs, use_cache=False).logits.float().log_softmax(-1)
-        picked = -told[:, :-1].gather(-1, inputs[:, 1:, None]).squeeze(-1)
-        for row, i in zip(picked, group, strict=True):
-            if len(ids[i]) > 1:
-                found[rows[i][0]] = float(row[: len(ids[i]) - 1].mean())
-    return found
-
-
 def active_filtered(pool, gamma: float):
     """The strategy `active`, under a name of its own: a selection of its own, from which faults are removed."""
     from salad.selection.draw import active
@@ -294,18 +269,17 @@ def uniform_filtered(pool, gamma: float):
     return uniform(pool, gamma)
 
 
-def _selection(lab, config: StudyConfig, cell: Cell) -> str:
-    """The cell's selection, drawn from the Stage I divergences, without what it filters."""
+def _selection(lab, config: StudyConfig, cell: Cell, at: tuple, budget_h: float, number=None, parent=None) -> str:
+    """A selection of the cell's, drawn from the divergences of the checkpoint `at`, without what it filters."""
     from salad import selection
 
     gamma = config.gamma if cell.gamma is None else cell.gamma
     k = cell.n_clusters or config.n_clusters
-    run_id, step = _remembered(lab, "stage1")
     strategy = f"salad.studies:{cell.strategy}_filtered" if cell.filtered else cell.strategy
     name = selection.select(
-        lab, clustering_id=_remembered(lab, f"clustering-{k}"), run_id=run_id, step=step, strategy=strategy,
-        gamma=0.0 if cell.strategy == "uniform" else gamma, budget_h=config.budget_h * cell.hours, seed=config.seed,
-        max_cer=config.max_cer, nll=teacher_nll(lab, config) if cell.strategy == "teacher_nll" else None,
+        lab, clustering_id=_remembered(lab, f"clustering-{k}"), run_id=at[0], step=at[1], strategy=strategy,
+        gamma=0.0 if cell.strategy in ("uniform", "uniform_clusters", "oracle") else gamma, budget_h=budget_h,
+        seed=config.seed, max_cer=config.max_cer, parent=parent, number=number,
     )  # fmt: skip
     if cell.filtered:
         said = store.connect(lab).execute("select count(*) from decisions where selection_id = ?", [name]).fetchone()[0]
@@ -323,20 +297,29 @@ def run_config(config: StudyConfig, cell: Cell) -> RunConfig:
     return apply_overrides(base.model_copy(update={"contender": cell.name}), cell.overrides)
 
 
-def train_cell(progress, lab, config: StudyConfig, cell: Cell, curve: tuple[float, ...]) -> str:
-    """Train a cell's run to its end."""
+def train_cell(progress, lab, config: StudyConfig, cell: Cell, curve: tuple[float, ...], n_clusters, probe: int) -> str:
+    """Train a cell's run to its end: in rounds, with the probe measured again after each, where it has several."""
+    from salad import selection
     from salad.miniature import work
+    from salad.runs import RunFolder
 
     run = run_config(config, cell)
     if cell.stage == "stage1":
         keep = tuple(sorted({max(1, round(share * run.optim.steps)) for share in curve}))
         run = run.model_copy(update={"optim": run.optim.model_copy(update={"keep": keep})})
+        at = work._trained(progress, lab, run, "miniature_stage1")
     else:
-        parent = _remembered(lab, cell.parent)[0]
-        run = run.model_copy(update={"parent": parent, "selection": _selection(lab, config, cell)})
-    run_id, step = work._trained(progress, lab, run, f"miniature_{cell.stage}")
-    _remember(lab, **{cell.name: [run_id, step]})
-    return f"run {run_id}, {step} steps"
+        parent, at, drawn = _remembered(lab, cell.parent)[0], _remembered(lab, "stage1"), None
+        for part in selection.rounds(run, config.budget_h * cell.hours, cell.rounds):
+            number = part.number if cell.rounds > 1 else None
+            if part.number > 1:
+                probe_divergences(lambda *_: None, lab, config, *at, n_clusters, probe)
+            drawn = _selection(lab, config, cell, at, part.budget_h, number, drawn)
+            told = part.run.model_copy(update={"parent": parent, "selection": drawn})
+            at = work._trained(progress, lab, told, "miniature_stage2")
+            parent, drawn = at[0], RunFolder.open(lab, at[0]).record["selection_id"]
+    _remember(lab, **{cell.name: list(at)})
+    return f"run {at[0]}, {at[1]} steps"
 
 
 def measure_cell(progress, lab, config: StudyConfig, cell: Cell) -> str:
@@ -391,11 +374,6 @@ def study_of(grid: Grid, seed: int) -> StudyConfig:
     return study.model_copy(update={"encoder": study.encoder.model_copy(update={"seed": grid.seeds[0]})})
 
 
-def available(cell: Cell) -> str | None:
-    """Why a cell cannot run with this version of the code; None where it can."""
-    return "drawing in rounds is not wired into studies" if cell.rounds > 1 else None
-
-
 def plan(grid: Grid, root: Path | str, only: Iterable[str] | None = None) -> list[Step]:
     """The steps of what is not done, tier by tier over all seeds. `only` names cells; without it, all of them."""
     from salad.miniature import work
@@ -404,7 +382,7 @@ def plan(grid: Grid, root: Path | str, only: Iterable[str] | None = None) -> lis
     unknown = (wanted or set()) - {cell.name for cell in grid.cells}
     if unknown:
         raise SaladError(f"no cell {sorted(unknown)[0]!r}; there are {', '.join(c.name for c in grid.cells)}")
-    chosen = [c for c in grid.cells if (wanted is None or c.name in wanted) and available(c) is None]
+    chosen = [c for c in grid.cells if (wanted is None or c.name in wanted)]
     parents = {c.parent for c in chosen if c.stage == "stage2"} | {"stage1"} if chosen else set()
     chosen = [c for c in grid.cells if c in chosen or c.name in parents]
     steps: list[tuple[int, Step]] = []
@@ -438,7 +416,7 @@ def plan(grid: Grid, root: Path | str, only: Iterable[str] | None = None) -> lis
                 if not measured(lab, by_name[cell.parent]):
                     waits.append(f"train_{cell.parent}")
             step(cell.tier, f"train_{cell.name}", f"train {cell.name}", train_cell, *waits,
-                 arguments=(cell, grid.curve))  # fmt: skip
+                 arguments=(cell, grid.curve, grid.n_clusters, grid.probe))  # fmt: skip
             step(cell.tier, f"measure_{cell.name}", f"measure {cell.name}", finish_cell, f"train_{cell.name}", "spoken",
                  arguments=(cell,))  # fmt: skip
         names = {s.name for _, s in steps}
@@ -470,18 +448,3 @@ def labs(root: Path | str, name: str) -> dict[int, Path]:
     for path in sorted((Path(root) / "studies" / name).glob("seed-*/study.json")):
         found[int(path.parent.name.split("-")[1])] = path.parent
     return dict(sorted(found.items()))
-
-
-def coverage() -> dict[str, str]:
-    return dict(COVERAGE)
-
-
-def seeds_mean(values) -> tuple[float, float]:
-    """Mean over seeds and half the width of its 95 % interval (t); NaN under two seeds."""
-    from scipy import stats
-
-    x = np.asarray(values, float)
-    x = x[np.isfinite(x)]
-    if len(x) < 2:
-        return (float(x.mean()) if len(x) else np.nan), np.nan
-    return float(x.mean()), float(stats.t.ppf(0.975, len(x) - 1) * x.std(ddof=1) / np.sqrt(len(x)))

@@ -141,7 +141,7 @@ def _train(lab, run: RunFolder, config: RunConfig, device, progress: Progress | 
             optim.lr_llm * factor,
         )
         batch, source = loader.next()
-        out = model(batch.to(device), alpha=config.objective.alpha)
+        out = model(batch.to(device), **config.objective.model_dump())
         out.loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(adapter + llm, optim.clip)
         loss = out.loss.item()

@@ -247,7 +247,8 @@ class SpeechLM(nn.Module):
             inputs_embeds=self.embed(batch), position_ids=batch.place_BT, use_cache=False
         ).last_hidden_state
 
-    def forward(self, batch, alpha: float = 1.0, reduction: str = "mean", per_position: bool = False):
+    def forward(self, batch, alpha: float = 1.0, reduction: str = "mean", per_position: bool = False,
+                divergence: str = "forward_kl"):  # fmt: skip
         """The distillation objective on a batch: `salad.objective.distillation_loss`'s named tuple."""
         from salad.objective import distillation_loss
 
@@ -259,6 +260,7 @@ class SpeechLM(nn.Module):
             teacher.head,
             batch.targets_N,
             alpha=alpha,
+            divergence=divergence,
             vocab_size=self.vocab_size,
             reduction=reduction,
             per_position=per_position,
