@@ -125,9 +125,11 @@ _CHECKPOINTS = """
         json_extract(r.config, '$.optim.decay')::INT AS decay
     FROM (SELECT DISTINCT run_id, step FROM divergences UNION SELECT DISTINCT run_id, step FROM evaluations
           WHERE contender <> 'teacher') AS p
-    JOIN runs AS r USING (run_id)
-    LEFT JOIN (SELECT DISTINCT run_id, step, contender FROM evaluations) AS e USING (run_id, step)
-    LEFT JOIN (SELECT run_id, step, max(tokens) AS tokens FROM metrics GROUP BY ALL) AS t USING (run_id, step)
+    JOIN runs AS r ON r.run_id = p.run_id
+    LEFT JOIN (SELECT DISTINCT run_id, step, contender FROM evaluations) AS e
+        ON e.run_id = p.run_id AND e.step = p.step
+    LEFT JOIN (SELECT run_id, step, max(tokens) AS tokens FROM metrics GROUP BY ALL) AS t
+        ON t.run_id = p.run_id AND t.step = p.step
     WHERE r.kind IN ('stage1', 'stage2') AND ($1 IS NULL OR p.run_id IN (SELECT unnest($1)))
     ORDER BY ALL"""
 

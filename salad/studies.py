@@ -369,9 +369,8 @@ def claim_labs(grid: Grid, root: Path | str) -> None:
 
 
 def study_of(grid: Grid, seed: int) -> StudyConfig:
-    """The study at a seed; the encoder's seed is the first one's everywhere."""
-    study = grid.study.seeded(seed)
-    return study.model_copy(update={"encoder": study.encoder.model_copy(update={"seed": grid.seeds[0]})})
+    """The study at a seed; the encoder's seed stays the grid's own."""
+    return grid.study.seeded(seed).model_copy(update={"encoder": grid.study.encoder})
 
 
 def plan(grid: Grid, root: Path | str, only: Iterable[str] | None = None) -> list[Step]:

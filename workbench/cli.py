@@ -427,18 +427,126 @@ def import_(bundle: tyro.conf.Positional[str], *, lab: Lab = None) -> int:
 
 @command
 def report(*, lab: Lab = None, runs: tyro.conf.UseAppendAction[list[str]] | None = None) -> int:
-    """Put the lab's results into a table, and into report.md and report.html in the lab.
+    """Put the lab's results into a table, into report.md and report.html, and for a paper into lab/report/.
+
+    lab/report/ holds each table as LaTeX (booktabs) and CSV, this lab's rows beside every published figure, and each
+    figure as SVG, PNG and CSV.
 
     Args:
-        runs: only this run; repeatable. Without it, each contender's newest checkpoint.
+        runs: only these runs, comma-separated or repeated. Without it, each contender's newest checkpoint.
     """
     import store
     from workbench import report as reports
 
-    made = reports.report(store.lab_path(lab), runs)
+    made = reports.report(store.lab_path(lab), [part for run in runs for part in run.split(",")] if runs else None)
     made.print()
-    print(f"{made.markdown_path} and {made.html_path}")
+    print(f"{made.markdown_path}, {made.html_path}, and {len(made.files) - 2} files in {made.lab / 'report'}")
     return 0
+
+
+@command
+def findings(
+    *,
+    lab: Lab = None,
+    quick: bool = False,
+    seeds: str = "0,1,2",
+    cells: str | None = None,
+    workers: int = 2,
+    no_run: bool = False,
+    write: File = None,
+    name: str | None = None,
+) -> int:
+    """Put the paper's findings to the test in miniature, over seeds: each claim holds, does not hold, or is undecided.
+
+    Studies alpha and breadth of speech, strategies, gamma, K, rounds, hours, spans, divergences, LoRA and full, and
+    filtering, in labs under lab/studies/<name>/seed-<n>/, where what the cells share is made once. Hours on two cores;
+    interrupt it when you like, the same command goes on. Writes findings.md and CSV files beside the seeds' labs.
+
+    Args:
+        quick: fewer cells, less speech and fewer steps: about a quarter of an hour on two idle cores.
+        seeds: comma-separated.
+        cells: only these, comma-separated; an unknown name lists them all.
+        workers: steps that run side by side, one thread each.
+        no_run: write from what is measured already.
+        write: write findings.md to this file, too.
+        name: the study's folder; by default findings or findings-quick.
+    """
+    return _study(lab, quick, seeds, cells, workers, no_run, write, name, None)
+
+
+@command
+def sweep(
+    *,
+    lab: Lab = None,
+    quick: bool = False,
+    seeds: str = "0,1,2",
+    axes: str = "strategy,gamma,k,rounds",
+    workers: int = 2,
+    no_run: bool = False,
+    name: str | None = None,
+) -> int:
+    """Sweep K, gamma, rounds and all strategies on the miniature: M and speech accuracy after Stage II, by coverage.
+
+    A part of `salad findings`, in the same labs: what either has run, neither runs again.
+
+    Args:
+        quick: less speech and fewer steps: about ten minutes on two idle cores.
+        seeds: comma-separated.
+        axes: comma-separated, of strategy, gamma, k, rounds, hours, alpha, span, divergence, finetune and faults.
+        workers: steps that run side by side, one thread each.
+        no_run: show what is measured already.
+        name: the study's folder; by default findings or findings-quick.
+    """
+    return _study(lab, quick, seeds, None, workers, no_run, None, name, axes)
+
+
+def _study(lab, quick, seeds, cells, workers, no_run, write, name, axes) -> int:
+    from pathlib import Path
+
+    import store
+    from salad import studies
+    from salad.errors import SaladError
+    from workbench import findings as judged
+
+    root = store.lab_path(lab)
+    wanted = _parts(axes, judged.AXES, "axis") if axes else tuple(judged.AXES)
+    try:
+        numbers = tuple(dict.fromkeys(int(seed) for seed in seeds.split(",")))
+    except ValueError:
+        raise SaladError(f"--seeds {seeds}: give whole numbers, separated by commas") from None
+    grid = (studies.quick if quick else studies.full)(*([name] if name else []))
+    grid = grid.model_copy(update={"seeds": numbers})
+    known = [cell.name for cell in grid.cells]
+    only = _parts(cells, known, "cell") if cells else None
+    if axes:
+        only = [cell.name for cell in grid.cells if set(cell.axes) & set(wanted)]
+    if not no_run:
+        from rich.console import Console
+
+        from workbench.demo import run_steps
+
+        studies.claim_labs(grid, root)
+        run_steps(studies.plan(grid, root, only), Console(), workers)
+    found = judged.findings({s: p for s, p in studies.labs(root, grid.name).items() if s in numbers}, wanted)
+    judged.show(found, claims=not axes)
+    told = "salad sweep" if axes else "salad findings"
+    told += " --quick" * quick + (f" --seeds {seeds}" if seeds != "0,1,2" else "")
+    folder = root / "studies" / grid.name
+    for path in judged.write(found, folder, told, None if write is None else Path(write), claims=not axes):
+        print(path)
+    return 0
+
+
+def _parts(given: str, known, what: str) -> tuple[str, ...]:
+    """Names separated by commas, each of them known."""
+    from salad.errors import SaladError
+
+    names = tuple(part.strip() for part in given.split(",") if part.strip())
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            raise SaladError(f"no {what} {name!r}; {f'did you mean {near[0]}?' if near else 'there are ' + ', '.join(known)}")
+    return names
 
 
 def _told(result) -> str:

@@ -41,7 +41,7 @@ def demo(lab: Path, seed: int = 0, corpus: str | None = None, smoke: bool = Fals
     if config.tts == "espeak":
         console.print("espeak-ng speaks; where Kokoro's weights are at hand, --tts kokoro:FOLDER takes its place.",
                       soft_wrap=True)  # fmt: skip
-    outcomes = _run(study.plan(lab, config, corpus), console)
+    outcomes = run_steps(study.plan(lab, config, corpus), console)
     store.renew(lab)
     seconds = time.monotonic() - began
     busy = sum(outcome.seconds for outcome in outcomes)
@@ -68,7 +68,8 @@ def _room_for(lab: Path) -> None:
         raise SaladError(f"{place} has {free:.2f} GB free; the demo needs about {NEEDED_GB:g} GB. Give another --lab")
 
 
-def _run(plan: list[steps.Step], console: Console) -> list[steps.Outcome]:
+def run_steps(plan: list[steps.Step], console: Console, workers: int = 2) -> list[steps.Outcome]:
+    """Run a study's steps with a bar and the time left for each, and a line for what is done."""
     columns = (
         TextColumn("{task.description:<32}"), BarColumn(30), TaskProgressColumn(), TimeElapsedColumn(),
         TextColumn("left"), TimeRemainingColumn(),
@@ -88,4 +89,4 @@ def _run(plan: list[steps.Step], console: Console) -> list[steps.Outcome]:
             bars.console.print(line, highlight=False, soft_wrap=True)
 
     with bars:
-        return steps.run(plan, workers=2, watch=watch)
+        return steps.run(plan, workers, watch)

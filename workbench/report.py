@@ -1,15 +1,17 @@
-"""What came out: contenders by coverage group, with standard errors and the published figures beside them, as a
-table in the terminal, as Markdown and as HTML with the figures. `salad report`."""
+"""What came out: contenders by coverage group, with standard errors, and every published figure beside them. `salad
+report` shows it in the terminal and writes report.md, report.html and, for a paper, each table as LaTeX and CSV and each
+figure as SVG, PNG and CSV into the lab's folder report/."""
 
 import html
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
 import store
-from salad.analysis import ALL, MEASURES, by_domain, by_group, groups, read_study  # noqa: F401 (read here by others)
+from salad.analysis import ALL, GROUPS, MEASURES, by_domain, by_group, groups, read_study  # noqa: F401 (read here by others)
 
 ORDER = ("teacher", "stage1", "stage2_active", "stage2_uniform")
 HEADS = {"m": "M (nats)", "f": "F (nats)", "text": "text", "speech": "speech", "cascade": "cascade", "gap": "gap"}
@@ -24,7 +26,8 @@ EXPLAIN = (
 
 @dataclass
 class Report:
-    """`rows`: contender, group, n_items and, for each of MEASURES, its value and `<measure>_se` (accuracies 0 to 1)."""
+    """`rows`: contender, group, n_items and, for each of MEASURES, its value and `<measure>_se` (accuracies 0 to 1).
+    `published`: beside_published. `files`: everything that was written."""
 
     lab: Path
     rows: pd.DataFrame
@@ -33,6 +36,7 @@ class Report:
     markdown: str
     markdown_path: Path
     html_path: Path
+    files: list[Path]
 
     def print(self) -> None:
         """The table, in the terminal."""
@@ -68,13 +72,21 @@ def report(lab, runs: list[str] | None = None) -> Report:
             + (f" (asked for {', '.join(runs)})" if runs else "")
         )
     study, rows = measured(lab, con, chosen)
-    arms, published = _arms(con), published_means(con)
+    arms, published = _arms(con), beside_published(con, rows)
     figures = _figures(con, study, rows)
-    markdown = _markdown(rows, arms, published)
-    made = Report(lab, rows, arms, published, markdown, lab / "report.md", lab / "report.html")
-    store.atomic.write_bytes(made.markdown_path, markdown.encode())
-    store.atomic.write_bytes(made.html_path, _html(rows, arms, published, figures).encode())
-    return made
+    tables = _grids(rows, arms, published)
+    markdown = _markdown(tables)
+    files = {lab / "report.md": markdown.encode(), lab / "report.html": _html(tables, figures).encode()}
+    for table in tables:
+        files[lab / "report" / f"{table.name}.csv"] = _csv(table)
+        files[lab / "report" / f"{table.name}.tex"] = latex(table.title, table.heads, table.cells).encode()
+    for figure in figures:
+        for kind, content in (("svg", figure.svg()), ("png", figure.png()), ("csv", figure.csv())):
+            files[lab / "report" / f"figure-{figure.name}.{kind}"] = content
+    (lab / "report").mkdir(exist_ok=True)
+    for path, content in files.items():
+        store.atomic.write_bytes(path, content)
+    return Report(lab, rows, arms, published, markdown, lab / "report.md", lab / "report.html", list(files))
 
 
 def measured(lab: Path, con, chosen: pd.DataFrame) -> tuple[dict, pd.DataFrame]:
@@ -88,6 +100,55 @@ def published_means(con) -> pd.DataFrame:
     """The published means over six benchmarks: system, model, modality, accuracy (%), gap (points), source."""
     return con.execute("""SELECT system, model, modality, accuracy, gap, source FROM published
         WHERE task = 'mean' ORDER BY modality DESC, accuracy DESC""").df()
+
+
+# lm-evaluation-harness's names of the published benchmarks
+BENCHMARKS = {
+    "StoryCloze": ("storycloze", "xstorycloze_en"), "MMSU": ("mmsu", "voicebench_mmsu"),
+    "OpenBookQA": ("openbookqa",), "HellaSwag": ("hellaswag",), "ARC-Challenge": ("arc_challenge",), "PIQA": ("piqa",),
+}  # fmt: skip
+
+
+def beside_published(con, rows: pd.DataFrame) -> pd.DataFrame:
+    """Every published system beside this lab's contenders: system, model, modality, a column for each benchmark and for
+    the mean (accuracy in per cent / gap in points; several figures of one source are parted by "; "), source.
+
+    This lab's rows give its own tasks under the benchmarks of their names, and its whole (all domains by P_web) under
+    `mean`; they are of another scale of model, data and task. Needs the view `contenders`."""
+    heads = [*BENCHMARKS, "mean"]
+    found = con.execute("FROM published").df()
+    out = []
+    for key, part in found.groupby(["system", "model", "modality", "source"], sort=False, dropna=False):
+        row = dict(zip(("system", "model", "modality", "source"), key, strict=True))
+        for head in heads:
+            cells = part[(part.task == head) & (part.accuracy.notna() | part.gap.notna())]
+            row[head] = "; ".join(_pair(a, g) for a, g in zip(cells.accuracy, cells.gap, strict=True)) or "–"
+        out.append(row)
+    theirs = pd.DataFrame(out)
+    theirs["whose"] = "published"
+    own = by_domain(con)
+    tasks = dict(con.execute("SELECT DISTINCT coalesce(domain, task), task FROM evaluations").fetchall())
+    mine = []
+    for contender in rows.contender.unique():
+        whole = rows[(rows.group == ALL) & (rows.contender == contender)].iloc[0]
+        for modality in ("text", "speech", "cascade"):
+            if not np.isfinite(whole[modality]):
+                continue
+            row = {"system": contender, "model": "this lab", "modality": modality, "source": "this lab", "whose": "ours"}
+            for head, names in BENCHMARKS.items():
+                part = own[(own.contender == contender) & own.domain.map(lambda d, n=names: tasks.get(d) in n)]
+                value, gap = (part[part.measure == x].value for x in (modality, "gap"))
+                row[head] = _pair(100 * value.mean(), 100 * gap.mean() if modality == "speech" else np.nan)
+            row["mean"] = _pair(100 * whole[modality], 100 * whole.gap if modality == "speech" else np.nan)
+            mine.append(row)
+    made = pd.concat([pd.DataFrame(mine), theirs], ignore_index=True)
+    return made[["system", "model", "modality", *heads, "source", "whose"]]
+
+
+def _pair(accuracy, gap) -> str:
+    """accuracy/gap as the paper has it; – for what is not there."""
+    a, g = (f"{_steady(x):.1f}" if x is not None and np.isfinite(x) else "–" for x in (accuracy, gap))
+    return a if g == "–" else f"{a}/{g}"
 
 
 def checkpoints(con, runs: list[str] | None = None) -> pd.DataFrame:
@@ -129,26 +190,18 @@ def _arms(con) -> pd.DataFrame:
         WHERE c.run_id IS NOT NULL GROUP BY ALL ORDER BY any_value(c.place)""").df()
 
 
-def _figures(con, study: dict, rows: pd.DataFrame) -> list[tuple[str, str]]:
-    """(caption, SVG) of each figure that the lab has the data for."""
-    import vl_convert
+def _figures(con, study: dict, rows: pd.DataFrame) -> list:
+    """Each figure that the lab has the data for (`workbench.results.Figure`)."""
+    from workbench import charts, results, review
 
-    from workbench import charts, review
-
-    figures = [("Accuracy by coverage group", charts.accuracy(accuracies(rows)))]
-    if rows.m.notna().any():
-        figures.append(("Misalignment and forgetting", charts.divergence_groups(rows)))
-        cells = by_domain(con, study.get("heldout", "heldout")).pivot_table("value", ["contender", "domain"], "measure")
-        if {"m", "speech"} <= set(cells.columns):
-            both = cells.dropna(subset=["m", "speech"]).rename(columns={"speech": "accuracy"}).reset_index()
-            figures.append(("Misalignment and speech accuracy, by domain", charts.misalignment_and_accuracy(both)))
+    figures = results.figures(con, study, rows)
     listed = review.selections(con)
     if len(listed):
         chosen = listed[listed.parent_selection_id.isna()].selection_id.iloc[0]
-        figures.append(
-            ("Where the text and speech models disagree, and what was drawn and kept", charts.clusters(con, chosen))
-        )
-    return [(caption, vl_convert.vegalite_to_svg(chart.to_dict())) for caption, chart in figures]
+        caption = "Where the text and speech models disagree, and what was drawn and kept"
+        told = con.execute("SELECT * FROM selected WHERE selection_id = ? ORDER BY draw", [chosen]).df()
+        figures.append(results.Figure("clusters", caption, charts.clusters(con, chosen), told))
+    return figures
 
 
 def _cells(row: dict) -> list[str]:
@@ -169,46 +222,61 @@ def _steady(value: float) -> float:
     return round(value, 8) + 1e-9
 
 
-def _grids(rows, arms, published) -> list[tuple[str, list[str], list[list[str]]]]:
-    """(title, heads, cells) of each table, for Markdown and HTML alike."""
+class Table(NamedTuple):
+    """A table as people read it: text cells, and a file's name."""
+
+    name: str
+    title: str
+    heads: list[str]
+    cells: list[list[str]]
+
+
+def _grids(rows, arms, published) -> list[Table]:
+    """The report's tables, the same for Markdown, HTML, LaTeX and CSV."""
     main = [[row["group"], row["contender"], *_cells(row), str(row["n_items"])] for row in rows.to_dict("records")]
-    out = [("Results", ["group", "contender", *HEADS.values(), "items"], main)]
+    out = [Table("results", "Results", ["group", "contender", *HEADS.values(), "items"], main)]
     if len(arms):
+        names = ("contender", "run_id", "strategy", "gamma", "selected_h", "texts", "steps", "seconds")
         heads = ["contender", "run", "selection", "γ", "hours selected", "texts", "steps", "seconds"]
-        out.append(
-            (
-                "Runs",
-                heads,
-                [
-                    [
-                        _text(x)
-                        for x in (
-                            a.contender,
-                            a.run_id,
-                            a.strategy,
-                            a.gamma,
-                            a.selected_h,
-                            a.texts or None,
-                            a.steps,
-                            a.seconds,
-                        )
-                    ]
-                    for a in arms.itertuples()
-                ],
-            )
-        )
-    if len(published):
-        out.append(
-            (
-                "Published, mean over six benchmarks (another scale of model, data and task)",
-                ["system", "model", "modality", "accuracy (%)", "gap (points)", "source"],
-                [
-                    [_text(x) for x in (p.system, p.model, p.modality, p.accuracy, p.gap, p.source)]
-                    for p in published.itertuples()
-                ],
-            )
-        )
+        cells = [[_text(getattr(a, n) if n != "texts" else a.texts or None) for n in names] for a in arms.itertuples()]
+        out.append(Table("runs", "Runs", heads, cells))
+    heads = [h for h in published.columns if h != "whose"]
+    out.append(Table(
+        "published", "Beside published figures: accuracy (%) / gap (points); models, data and tasks of another scale",
+        heads, [[_text(x) for x in row] for row in published[heads].itertuples(index=False)],
+    ))  # fmt: skip
     return out
+
+
+_LATEX = {"\\": r"\textbackslash{}"} | {c: rf"\{c}" for c in "&%$#_{}"} | {
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", "–": "--", "−": "$-$", "γ": r"$\gamma$",
+    "α": r"$\alpha$", "β": r"$\beta$", "≤": r"$\le$", "≥": r"$\ge$", "×": r"$\times$", "“": "``", "”": "''",
+}  # fmt: skip
+
+
+def _escaped(text: str) -> str:
+    return "".join(_LATEX.get(c, c) for c in text)
+
+
+def latex(caption: str, heads: list[str], cells: list[list[str]]) -> str:
+    """A LaTeX table for the package booktabs: numbers to the right, words to the left, rules between first cells."""
+    number = [all(not c or c[:1] in "0123456789-−–" for c in column) for column in zip(*cells, strict=True)]
+    lines = [
+        r"% needs \usepackage{booktabs}", r"\begin{table}", r"\centering\small", rf"\caption{{{_escaped(caption)}}}",
+        rf"\begin{{tabular}}{{{''.join('r' if n else 'l' for n in number) or 'l' * len(heads)}}}", r"\toprule",
+        " & ".join(map(_escaped, heads)) + r" \\", r"\midrule",
+    ]  # fmt: skip
+    last = cells[0][0] if cells else None
+    for row in cells:
+        if row[0] != last and number and sum(r[0] == row[0] for r in cells) > 1:
+            lines.append(r"\midrule")
+        last = row[0]
+        lines.append(" & ".join(map(_escaped, row)) + r" \\")
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\end{table}", ""])
+
+
+def _csv(table: Table) -> bytes:
+    return pd.DataFrame(table.cells, columns=table.heads).to_csv(index=False).encode()
 
 
 def _text(value) -> str:
@@ -217,14 +285,16 @@ def _text(value) -> str:
     return f"{value:g}" if isinstance(value, float | np.floating) else str(value)
 
 
-def _markdown(rows, arms, published) -> str:
+def markdown_table(heads: list[str], cells: list[list[str]]) -> str:
+    """A Markdown table."""
+    rows = [heads, ["---"] * len(heads), *([c.replace("|", "\\|") for c in row] for row in cells)]
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def _markdown(tables: list[Table]) -> str:
     parts = ["# What came out\n", EXPLAIN + "\n"]
-    for title, heads, cells in _grids(rows, arms, published):
-        parts.append(f"## {title}\n")
-        parts.append("| " + " | ".join(heads) + " |")
-        parts.append("|" + "---|" * len(heads))
-        parts += ["| " + " | ".join(c.replace("|", "\\|") for c in row) + " |" for row in cells]
-        parts.append("")
+    for table in tables:
+        parts += [f"## {table.title}\n", markdown_table(table.heads, table.cells), ""]
     return "\n".join(parts)
 
 
@@ -236,12 +306,12 @@ solid #8884; } figure { margin: 1.5rem 0; padding: 12px; background: #fff; color
 auto; } figcaption { font-weight: 600; margin-bottom: 6px; } .wide { overflow-x: auto; } p { max-width: 46rem; }"""
 
 
-def _html(rows, arms, published, figures) -> str:
+def _html(tables: list[Table], figures: list) -> str:
     parts = [
         f"<!doctype html><html lang='en'><meta charset='utf-8'><title>What came out</title><style>{_STYLE}</style>",
         f"<h1>What came out</h1><p>{html.escape(EXPLAIN)}</p>",
     ]
-    for i, (title, heads, cells) in enumerate(_grids(rows, arms, published)):
+    for i, (_, title, heads, cells) in enumerate(tables):
         head = "".join(f"<th>{html.escape(h)}</th>" for h in heads)
         parts.append(f"<h2>{html.escape(title)}</h2><div class='wide'><table><thead><tr>{head}</tr></thead><tbody>")
         last = None
@@ -252,5 +322,7 @@ def _html(rows, arms, published, figures) -> str:
             parts.append(f"<tr{first}>" + "".join(f"<td>{html.escape(c)}</td>" for c in shown) + "</tr>")
         parts.append("</tbody></table></div>")
         if i == 0:
-            parts += [f"<figure><figcaption>{html.escape(c)}</figcaption>{svg}</figure>" for c, svg in figures]
+            parts += [
+                f"<figure><figcaption>{html.escape(f.caption)}</figcaption>{f.svg().decode()}</figure>" for f in figures
+            ]
     return "\n".join([*parts, "</html>"])
