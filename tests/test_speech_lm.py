@@ -1,6 +1,9 @@
 """The speech LM: what each position may hear, the teacher inside it, its folder, its answers."""
 
 import contextlib
+import gc
+import json
+import shutil
 
 import numpy as np
 import pytest
@@ -13,7 +16,7 @@ from salad.data.batches import collate
 from salad.data.interleaving import Span, interleave, scoring_patterns, sequence, token_offsets, units
 from salad.divergence import divergences
 from salad.evaluation.scoring import loglikelihoods
-from salad.models.speech_lm import SpeechLM, load_llm
+from salad.models.speech_lm import SpeechLM, load_llm, load_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +105,122 @@ def test_with_lora_the_teacher_is_the_original_bit_for_bit_and_no_second_copy(pl
     assert torch.equal(mine, theirs) and not torch.allclose(student, theirs, atol=1e-3)
     frozen = sum(p.numel() for p in model.llm.parameters() if not p.requires_grad)
     assert frozen == sum(p.numel() for p in original.parameters())
-    assert model._beside["original"] is None
+    assert model._beside["original"] is None and model._beside["peft"].base_model.model is model.llm
+
+
+def test_with_lora_no_second_copy_is_in_memory(place):
+    """Of all tensors alive, those as large as the LLM's own are held once, whoever holds them."""
+
+    def held():
+        gc.collect()
+        found = (o for o in gc.get_objects() if isinstance(o, torch.Tensor) and o.dim() == 2 and o.shape[0] > 300)
+        return sum(dict((t.untyped_storage().data_ptr(), t.untyped_storage().nbytes()) for t in found).values())
+
+    before = held()
+    made = SpeechLM.build(config(), place)
+    assert held() - before == made.llm.get_input_embeddings().weight.nbytes
+    made.train()
+    teacher = made.teacher  # asking it makes no copy either
+    teacher.hidden(torch.arange(8)[None])
+    assert held() - before == made.llm.get_input_embeddings().weight.nbytes
+    full = SpeechLM.build(config(llm=LLMConfig(finetune="full")), place)
+    assert held() - before == 3 * full.llm.get_input_embeddings().weight.nbytes  # that one has two
+
+
+@pytest.fixture
+def full_parent(place):
+    """A checkpoint trained in full, in the lab where a run would have left it."""
+    folder = place / "runs" / "rfedcba987654" / "checkpoints" / "step-9" / "model"
+    full = shaken(SpeechLM.build(config(llm=LLMConfig(finetune="full")), place).eval())
+    full.save_trained(folder)
+    yield full, folder
+    shutil.rmtree(place / "runs")
+
+
+def test_lora_on_a_parent_trained_in_full_has_the_original_as_its_teacher(place, tmp_path, full_parent):
+    parent, folder = full_parent
+    child = SpeechLM.child(folder, config(llm=LLMConfig(lora_rank=4), parent="rfedcba987654"), place)
+    batch = batch_of(child, TEXTS[:2], lambda i, n: [True] * 2 + [False] * (n - 2))
+    original = load_llm(LLMConfig(), place).get_decoder()
+    with torch.no_grad():
+        wanted = original(batch.text_ids_BS).last_hidden_state
+        start = parent.hidden(batch)
+        assert torch.equal(child.hidden(batch), start)  # LoRA begins at the parent, adapter and all
+        assert torch.equal(child.teacher.hidden(batch.text_ids_BS), wanted)
+        assert not torch.allclose(parent.text_hidden(batch.text_ids_BS), wanted, atol=1e-2)
+    assert all("lora" in n for n, p in child.llm.named_parameters() if p.requires_grad)
+    shaken(child)
+    with torch.no_grad():
+        after = child.hidden(batch)
+    for save, lab in ((child.save_trained, place), (child.save_pretrained, None)):
+        save(tmp_path / save.__name__)
+        again = SpeechLM.from_pretrained(tmp_path / save.__name__, lab).eval()
+        with torch.no_grad():
+            assert torch.equal(again.hidden(batch), after)
+            assert torch.equal(again.teacher.hidden(batch.text_ids_BS), wanted)
+    grandchild = SpeechLM.child(tmp_path / "save_trained", config(llm=LLMConfig(lora_rank=4)), place)
+    with torch.no_grad():
+        assert torch.equal(grandchild.hidden(batch), after) and grandchild._beside["original"] is not None
+    weights = folder / "llm" / "model.safetensors"  # a parent that changed underneath is refused
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
+    with pytest.raises(SaladError, match="its files have changed"):
+        SpeechLM.from_pretrained(tmp_path / "save_trained", place)
+
+
+def test_a_full_stage_on_a_lora_parent_is_refused(place, tmp_path):
+    SpeechLM.build(config(), place).save_trained(tmp_path / "parent")
+    with pytest.raises(SaladError, match="another llm; a child goes on with the same, or with LoRA"):
+        SpeechLM.child(tmp_path / "parent", config(llm=LLMConfig(finetune="full", lora_rank=4)), place)
+
+
+def test_another_llm_may_teach_where_its_tokenizer_is_the_same(place, tmp_path):
+    teacher(place / "models" / "large", padded=52, seed=4)
+    made = shaken(SpeechLM.build(config(llm=LLMConfig(lora_rank=4, teacher="models/large")), place).eval())
+    large = load_llm(LLMConfig(name="models/large"), place)
+    assert made.teacher.head.shape[0] == made.head.shape[0] + 32  # two padded vocabularies
+    batch = batch_of(made, TEXTS[:2], lambda i, n: [True] * 2 + [False] * (n - 2))
+    assert torch.equal(made.teacher.hidden(batch.text_ids_BS), large.get_decoder()(batch.text_ids_BS).last_hidden_state)
+    out = made(batch)
+    out.loss.backward()
+    assert out.loss.isfinite()
+    made.save_pretrained(tmp_path / "alone")
+    again = SpeechLM.from_pretrained(tmp_path / "alone").eval()
+    assert torch.equal(again(batch).loss, out.loss)
+
+
+def test_two_different_tokenizers_are_refused(place):
+    other = place / "models" / "other"
+    teacher(other)
+    more = load_tokenizer("models/other", place)
+    more.add_tokens(["<more>"])
+    more.save_pretrained(other)
+    with pytest.raises(SaladError, match="'models/teacher' cannot learn from 'models/other'.*<more>.*None in one"):
+        SpeechLM.build(config(llm=LLMConfig(teacher="models/other")), place)
+    teacher(other)  # the same ids, cut another way
+    whole = json.loads((other / "tokenizer.json").read_text())
+    whole["model"]["merges"].reverse()
+    (other / "tokenizer.json").write_text(json.dumps(whole))
+    with pytest.raises(SaladError, match="they differ in their model"):
+        SpeechLM.build(config(llm=LLMConfig(teacher="models/other")), place)
+
+
+def test_what_is_saved_opens_with_plain_transformers_and_peft(place, tmp_path):
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    ids = torch.arange(3, 14)[None]
+    for finetune in ("full", "lora"):
+        made = shaken(SpeechLM.build(config(llm=LLMConfig(finetune=finetune, lora_rank=4)), place).eval())
+        made.save_pretrained(tmp_path / finetune)
+        folder = tmp_path / finetune / ("llm" if finetune == "full" else "base")
+        llm = AutoModelForCausalLM.from_pretrained(folder)
+        if finetune == "lora":
+            llm = PeftModel.from_pretrained(llm, tmp_path / finetune / "lora")
+        with torch.no_grad():
+            assert torch.equal(llm.eval()(ids).logits, made.llm(ids).logits)
+        assert AutoTokenizer.from_pretrained(folder).get_vocab() == made.tokenizer.get_vocab()
+        kept = {path.name for path in (tmp_path / finetune).rglob("*") if path.is_file()}
+        assert not [name for name in kept if name.endswith((".bin", ".pt", ".pkl", ".pth"))]
 
 
 def test_trained_in_full_the_teacher_is_a_frozen_second_copy(place):
@@ -159,6 +277,24 @@ def test_choices_score_as_whole_texts_do(model):
                     logits = model.llm(inputs_embeds=torch.cat([before, after], 1)).logits[0, :, : model.vocab_size]
                 logp = logits.float().log_softmax(-1)[before.shape[1] - 1 : -1]
                 assert abs(float(logp[range(len(ids)), ids].sum()) - value) < 1e-4
+
+
+def test_generate_with_its_cache_answers_as_a_plain_loop_without_one(model):
+    """Batched, padded on the left and cached, against one forward pass a token over all there is so far."""
+    prompts = [["What does the otter eat?"], ["Listen: ", spoken_text(TEXTS[1], 1)[1], " so"], [TEXTS[4]],
+               [spoken_text(TEXTS[2], 2)[1]]]  # fmt: skip
+    answers = model.generate(prompts, max_new_tokens=10, stop=())
+    for prompt, answer in zip(prompts, answers, strict=True):
+        with torch.no_grad():
+            vectors, told = model.prompt_embeddings(prompt), []
+            for _ in range(10):
+                logits = model.llm(inputs_embeds=vectors, use_cache=False).logits[0, -1, : model.vocab_size]
+                token = int(logits.argmax())
+                if token in model.prompt.ends:
+                    break
+                told.append(token)
+                vectors = torch.cat([vectors, model.llm.get_input_embeddings()(torch.tensor([[token]]))], 1)
+        assert answer == model.tokenizer.decode(told, skip_special_tokens=True)
 
 
 def test_streaming_answers_as_generate_does(model):

@@ -25,6 +25,10 @@ class SpeechEncoder(nn.Module):
     causal: bool
     longest_s: float | None = None
 
+    def train(self, mode: bool = True) -> "SpeechEncoder":
+        """Frozen: it computes the same whether the model around it trains or not."""
+        return super().train(False)
+
     def frames(self, samples_BT: torch.Tensor) -> torch.Tensor:
         """[B, T] float32 in [-1, 1] → [B, F, dim], of recordings of one length."""
         raise NotImplementedError(f"{type(self).__name__} defines no frames()")
@@ -68,7 +72,7 @@ class Phone(Pretrained):
         self.sample_rate, self.frame_rate, self.dim = config.sampling_rate, config.frame_rate, config.hidden_size
 
     def frames(self, samples_BT):
-        return self.model(samples_BT.to(self.dtype)).last_hidden_state.float()
+        return self.model(samples_BT).last_hidden_state.float()
 
 
 class Mimi(Pretrained):

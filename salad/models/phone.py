@@ -103,11 +103,11 @@ class CausalLogMel(nn.Module):
             self.std.fill_(1.0)
 
     def forward(self, samples_BT: torch.Tensor) -> torch.Tensor:
-        config = self.config
-        padded = F.pad(samples_BT, (config.window_length - config.hop_length, 0))
-        windows = padded.unfold(-1, config.window_length, config.hop_length) * self.window
+        config = self.config  # float32 throughout: a Fourier transform has no bfloat16
+        padded = F.pad(samples_BT.float(), (config.window_length - config.hop_length, 0))
+        windows = padded.unfold(-1, config.window_length, config.hop_length) * self.window.float()
         power = torch.fft.rfft(windows, n=config.n_fft).abs().square()
-        return (torch.log(power @ self.filters + 1e-5) - self.mean) / self.std
+        return (torch.log(power @ self.filters.float() + 1e-5) - self.mean.float()) / self.std.float()
 
 
 class CausalConv(nn.Conv1d):
@@ -158,7 +158,7 @@ class PhoneEncoder(PhonePreTrainedModel):
     def mel(self, samples_BT: torch.Tensor) -> torch.Tensor:
         """Pairs of log-mel windows [B, 2 * n_mels, 4 F] at 50 Hz, for whole frames only."""
         n_samples = self.n_frames(samples_BT.shape[-1]) * self.config.samples_per_frame
-        mel_BTC = self.log_mel(samples_BT[:, :n_samples])
+        mel_BTC = self.log_mel(samples_BT[:, :n_samples]).to(self.first.weight.dtype)
         return mel_BTC.reshape(mel_BTC.shape[0], -1, 2 * self.config.n_mels).transpose(1, 2)
 
     def steps(self, mel_BCT: torch.Tensor) -> torch.Tensor:
