@@ -1,6 +1,20 @@
 -- Views over the tables of a lab. `raw.<table>` is a table as published; what users ask for is in `main`.
 -- current_assignments and current_clusters, those of the newest clustering, are written at refresh.
 
+-- Student's t at 0.975 with `df` degrees of freedom (Hill's expansion from 6 on, right to 2e-4 there); null below one.
+CREATE OR REPLACE MACRO student_t_95(df) AS CASE
+    WHEN df < 1 THEN NULL
+    WHEN df < 6 THEN [12.706205, 4.302653, 3.182446, 2.776445, 2.570582][df]
+    ELSE 1.959964 + 2.372271 / df + 2.822499 / df ** 2 + 2.555850 / df ** 3 + 1.589534 / df ** 4 END;
+
+-- The token-weighted mean of x, one row a text of n positions; its standard error over texts (a ratio's, linearised:
+-- Σ(n(x − mean))² is a variance, because n(x − mean) sums to 0); and half of its 95 % interval. Null x are left out.
+CREATE OR REPLACE MACRO token_mean(x, n) AS sum(x * n) / nullif(sum(n) FILTER (x IS NOT NULL), 0);
+CREATE OR REPLACE MACRO token_mean_se(x, n) AS CASE WHEN count(x) > 1 THEN
+    count(x) / sqrt(count(x) - 1) / nullif(sum(n) FILTER (x IS NOT NULL), 0) * sqrt(greatest(0, var_pop(x * n)
+        - 2 * token_mean(x, n) * covar_pop(x * n, n) + token_mean(x, n) ** 2 * var_pop(n) FILTER (x IS NOT NULL))) END;
+CREATE OR REPLACE MACRO token_mean_half_95(x, n) AS student_t_95(count(x) - 1) * token_mean_se(x, n);
+
 CREATE OR REPLACE VIEW divergences AS
 SELECT d.*, a.clustering_id, a.cluster_id
 FROM raw.divergences d LEFT JOIN current_assignments a ON a.sample_id = d.sample_id;

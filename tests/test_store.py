@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from fixtures import make_lab
+from scipy import stats
 
 import store
 from store import docs, schema
@@ -626,7 +627,7 @@ def test_divergence_by_cluster_weights_by_token_and_tells_its_interval(lab):
     rows = store.query(lab, "FROM divergence_by_cluster('r1', 10)").to_pylist()
     assert [row["cluster_id"] for row in rows] == [0, None]
     mean = sum(x * w for x, w in zip(m, n, strict=True)) / 100
-    half = 1.96 * math.sqrt(4 / 3 * sum((w * (x - mean)) ** 2 for x, w in zip(m, n, strict=True))) / 100
+    half = stats.t.ppf(0.975, 3) * math.sqrt(4 / 3 * sum((w * (x - mean)) ** 2 for x, w in zip(m, n, strict=True))) / 100
     assert rows[0]["m"] == pytest.approx(3.0) and rows[0]["m_per_sample"] == pytest.approx(2.5)
     assert (rows[0]["m_low"], rows[0]["m_high"]) == (pytest.approx(3 - half), pytest.approx(3 + half))
     assert rows[1]["m"] is None and rows[1]["f"] is not None
@@ -640,7 +641,11 @@ def test_change_and_checkpoints_and_worst(lab):
     change = store.query(lab, "FROM change_between_checkpoints('r1', 10, 'r1', 20)").to_pylist()
     assert len(change) == 1 and change[0]["n_samples"] == 3
     assert change[0]["m_a"] == pytest.approx(0.2) and change[0]["m_change"] == pytest.approx(-0.1)
-    assert change[0]["m_change_low"] < -0.1 < change[0]["m_change_high"]
+    half = stats.t.ppf(0.975, 2) * math.sqrt(3 / 2 * (0.05**2 + 0.05**2)) / 3
+    assert change[0]["m_change_low"] == pytest.approx(-0.1 - half, rel=1e-4)
+    assert change[0]["m_change_high"] == pytest.approx(-0.1 + half, rel=1e-4)
+    told = store.query(lab, "SELECT student_t_95(i) AS t FROM range(0, 200) r(i)")["t"].to_pylist()
+    assert told[0] is None and told[1:] == pytest.approx(stats.t.ppf(0.975, range(1, 200)), abs=2e-4)
     steps = store.query(lab, "FROM divergence_of_checkpoints('r1')").to_pylist()
     assert [(row["step"], row["n_samples"], round(row["m"], 6)) for row in steps] == [(10, 4, 0.15), (20, 3, 0.1)]
     worst = store.query(lab, "FROM worst_samples('r1', 10, n := 3)").to_pylist()

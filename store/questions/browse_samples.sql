@@ -10,6 +10,7 @@ WITH chosen AS MATERIALIZED (  -- or DuckDB aggregates the whole checkpoint befo
         sum(f * n_positions_f) / nullif(sum(n_positions_f), 0) AS f,
         sum(d * n_positions) / nullif(sum(n_positions), 0) AS d
     FROM chosen GROUP BY sample_id, synthesis_id, cluster_id
+    HAVING count(*) > 0  -- always so; without it DuckDB expects as many as texts, and hashes all of those
 ), page AS (
     SELECT p.*, s.domain, s.text FROM scored p JOIN samples s ON s.sample_id = p.sample_id
     WHERE words IS NULL OR contains(lower(s.text || left(p.sample_id, 0)), lower(words))
