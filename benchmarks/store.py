@@ -92,7 +92,8 @@ def publishing(lab: Path, folder: Path, n: int) -> dict:
     best = {name: [UNIT_ROWS / min(column) for column in zip(*times, strict=True)]
             for name, times in (("ours", ours + both), ("ours_one_thread", ours), ("raw", raw))}
     return {**{name: by_clock for name, (by_clock, _) in best.items()}, "ours_per_cpu_s": best["ours"][1],
-            "raw_per_cpu_s": best["raw"][1], "note": "two units at a time where that is faster; raw is DuckDB's COPY, no checksum, no flush"}
+            "raw_per_cpu_s": best["raw"][1],
+            "note": "two units at a time where that is faster; raw is DuckDB's COPY, no checksum, no flush"}
 
 
 def _publish(lab: Path, parts: dict[int, pa.Table], threads: int) -> None:

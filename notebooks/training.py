@@ -95,7 +95,8 @@ def _(con, lab, names, names_ui, picked, runs):
         mo.md(f"### Curves\n{len(picked)} of {len(runs)} runs"),
         names_ui if names else mo.md("Nothing is logged by the chosen runs yet."),
         panels.row(*(charts.curves(con, name, picked) for name in names_ui.value)),
-        *(mo.accordion({f"log of {run_id}": mo.plain_text(control.log(lab, run_id))}) for run_id in picked[:3])])
+        *(mo.accordion({f"log of {run_id}": mo.plain_text(control.log(lab, run_id))}) for run_id in picked[:3]),
+        panels.differences(control.differences(con, picked))])
     return
 
 

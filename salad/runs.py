@@ -27,6 +27,7 @@ import time
 from datetime import UTC, datetime
 from pathlib import Path
 
+import store
 from salad.errors import SaladError
 from store import atomic, ids
 from store.errors import UserError
@@ -49,6 +50,21 @@ class Preempted(SystemExit):
 
 class Stopped(Preempted):
     """As `Preempted`, but not to be started again by itself: a person's `stop`, or a limit that was reached."""
+
+
+@contextlib.contextmanager
+def renewing(lab):
+    """lab/store.duckdb is renewed when this block ends, however it ends; not where it will go on (`Preempted`)."""
+    again = False
+    try:
+        yield
+    except Preempted as end:
+        again = not isinstance(end, Stopped)
+        raise
+    finally:
+        if not again:
+            with contextlib.suppress(UserError):  # a full disk is told by whoever has something to lose
+                store.renew(lab)
 
 
 class Latch:

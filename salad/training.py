@@ -22,7 +22,7 @@ from salad.data import corpora
 from salad.data.loading import Encoded, Loader
 from salad.errors import SaladError
 from salad.models.speech_lm import SpeechLM
-from salad.runs import RunFolder, running
+from salad.runs import RunFolder, renewing, running
 
 Progress = Callable[[int, int, dict], None]
 
@@ -100,9 +100,8 @@ def train(lab: Path | str, run_id: str, progress: Progress | None = None) -> Non
         torch.set_num_threads(config.threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     name = torch.cuda.get_device_name() if device.type == "cuda" else f"cpu ({torch.get_num_threads()} threads)"
-    with running(run, device=name):
+    with renewing(lab), running(run, device=name):
         _train(lab, run, config, device, progress)
-    store.renew(lab)
 
 
 def _train(lab, run: RunFolder, config: RunConfig, device, progress: Progress | None) -> None:

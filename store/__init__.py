@@ -7,7 +7,7 @@ from .errors import StoreError, UserError
 from .events import append
 from .lab import lab_path
 from .units import Unit, exists, publish, unit_id
-from .views import DamagedWarning, audio, connect, query, refresh, renew
+from .views import DamagedWarning, audio, connect, query, refresh, renew, renew_soon
 
 __all__ = [
     "DamagedWarning",
@@ -28,6 +28,7 @@ __all__ = [
     "query",
     "refresh",
     "renew",
+    "renew_soon",
     "schema",
     "unit_id",
     "verify",

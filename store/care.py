@@ -129,6 +129,8 @@ def verify(lab=None, repair: bool = False, grace_s: float = GRACE_S) -> list[Dam
                     _away(lab, lab / item.path)
         except OSError as error:
             raise StoreError(f"could not repair {lab}: {error}") from error
+        if result:
+            views.renew(lab)
     return result
 
 
@@ -287,6 +289,8 @@ def compact(lab=None, grace_s: float = GRACE_S) -> dict:
         event_files, event_files_removed = _compact_events(lab, grace_s)
     except OSError as error:
         raise StoreError(f"could not compact {lab}: {error}") from error
+    if joined or removed:
+        views.renew(lab)  # its views name the files
     return {
         "units_joined": joined,
         "units_removed": removed,

@@ -225,6 +225,7 @@ def import_(lab, bundle) -> dict:
         told["events"] = _import_events(lab, bundle)
     except OSError as error:
         raise StoreError(f"could not import into {lab}: {error}") from error
+    views.renew(lab)
     return told
 
 

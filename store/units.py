@@ -468,11 +468,18 @@ def scan(lab: Path, remembered: bool = True) -> tuple[dict[str, list[Unit]], lis
             else:
                 found.append((path, Unit(name, manifest["unit_id"], path.parent / manifest["file"], manifest)))
     known = _verified[str(lab)]
+
+    def checked(item):
+        return check(lab, item[1].path, item[1].manifest, remembered)
+
     if remembered and all(_relative(lab, unit.path) in known for _, unit in found):
-        reasons = [check(lab, unit.path, unit.manifest) for _, unit in found]
+        reasons = list(map(checked, found))
     else:
-        with concurrent.futures.ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # hashing frees the GIL
-            reasons = list(pool.map(lambda item: check(lab, item[1].path, item[1].manifest, remembered), found))
+        try:
+            with concurrent.futures.ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # hashing frees the GIL
+                reasons = list(pool.map(checked, found))
+        except RuntimeError:  # the interpreter is about to end and starts no more threads
+            reasons = list(map(checked, found))
     good: dict[str, list[Unit]] = {}
     for (path, unit), reason in zip(found, reasons, strict=True):
         if reason and not path.exists():

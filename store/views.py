@@ -1,5 +1,7 @@
 """A DuckDB connection over a lab: every table a view in memory, current when refreshed; no lock is held."""
 
+import atexit
+import contextlib
 import csv
 import functools
 import os
@@ -21,6 +23,8 @@ _state: "weakref.WeakKeyDictionary[duckdb.DuckDBPyConnection, dict]" = weakref.W
 QUESTIONS = {path.stem: path.read_text() for path in sorted((_HERE / "questions").glob("*.sql"))}
 _lock = threading.RLock()
 _warned: set[tuple] = set()
+_soon: dict[str, threading.Timer] = {}
+_soon_lock = threading.Lock()
 
 
 class DamagedWarning(UserWarning):
@@ -304,6 +308,37 @@ def _comment(con) -> None:
     for name, text in told.items():
         kind = "VIEW" if kinds[name] == "VIEW" else "TABLE"
         con.execute(f'COMMENT ON {kind} main."{name}" IS {_text(text)}')
+
+
+def renew_soon(lab=None, after_s: float = 10.0) -> None:
+    """`renew` in the background once nobody has asked for it for `after_s` seconds, or when this process ends: for
+    a review session, which renews after its last click and not at each. A lab that cannot be written is let be."""
+    lab = lab_path(lab)
+
+    def due():
+        with _soon_lock:
+            _soon.pop(str(lab), None)
+        with contextlib.suppress(StoreError):
+            if lab.is_dir():
+                renew(lab)
+
+    with _soon_lock:
+        earlier = _soon.get(str(lab))
+        if earlier is not None:
+            earlier.cancel()
+        timer = _soon[str(lab)] = threading.Timer(after_s, due)
+        timer.daemon = True
+        timer.start()
+
+
+@atexit.register
+def _renew_now() -> None:
+    """What `renew_soon` has put off."""
+    with _soon_lock:
+        waiting = list(_soon.values())
+    for timer in waiting:
+        timer.cancel()
+        timer.function()
 
 
 def renew(lab=None) -> Path:

@@ -5,6 +5,7 @@ import io
 import json
 import math
 import shutil
+import subprocess
 import sys
 import tarfile
 import time
@@ -19,6 +20,8 @@ from fixtures import make_lab
 from scipy import stats
 
 import store
+from salad.passes import as_run
+from salad.runs import Stopped
 from store import docs, schema
 from store.lab import seal_line
 
@@ -356,6 +359,41 @@ def test_store_duckdb_answers_as_the_lab_does_and_renewing_it_disturbs_nobody(la
     with duckdb.connect(str(path), read_only=True) as plain:
         assert plain.execute("SELECT count(*) FROM current_decisions").fetchone()[0] == 5
     assert [p.name for p in lab.iterdir() if p.name.endswith((".tmp", ".wal"))] == []
+
+
+def publish_two(lab):
+    for n in range(2):
+        store.publish(lab, "divergences", [divergence(n)], {"n": n})
+
+
+def test_store_duckdb_is_renewed_by_what_changes_the_lab(lab, tmp_path):
+    def there(where, sql):
+        with duckdb.connect(str(where / "store.duckdb"), read_only=True) as con:
+            return one(con, sql)
+
+    folder = as_run(lab, "count", {"pass": "count"}, lambda run: publish_two(lab)).path
+    assert there(lab, "SELECT count(*) FROM divergences") == 2
+    assert there(lab, f"SELECT status FROM runs WHERE run_id = '{folder.name}'") == "done"
+    with pytest.raises(Stopped):
+        as_run(lab, "stop", {"pass": "stop"}, lambda run: (_ for _ in ()).throw(Stopped("enough")))
+    assert there(lab, "SELECT count(*) FROM runs WHERE status = 'stopped'") == 1
+    for _ in range(2):  # joins, then removes the files that it named
+        store.compact(lab, grace_s=0)
+        assert there(lab, "SELECT count(*) FROM divergences") == 2
+    store.import_(tmp_path / "other", lab)
+    assert there(tmp_path / "other", "SELECT count(*) FROM divergences") == 2
+    session = """import sys, workbench.review as review
+me = review.Review(sys.argv[1], "l1", "ann")
+me.drop("s1", "duplicate"), me.drop("s2", "other")"""
+    subprocess.run([sys.executable, "-c", session, lab], check=True)  # ends before the pause after a click is over
+    assert there(lab, "SELECT count(*) FROM decisions") == 2
+    store.append(lab, "decisions", selection_id="l1", target="sample", sample_id="s3", verdict="drop", reviewer="x")
+    store.renew_soon(lab, 60)
+    store.renew_soon(lab, 0.1)  # the last one counts
+    until = time.monotonic() + 30
+    while there(lab, "SELECT count(*) FROM decisions") < 3:
+        assert time.monotonic() < until
+        time.sleep(0.05)
 
 
 def test_published_holds_every_figure_of_the_method_and_guesses_none(lab):

@@ -170,6 +170,7 @@ class Study:
                 blind=comparison.blind, voter=(voter or "").strip()[:80] or None, latencies=json.dumps(spent),
                 seed=comparison.seed,
             )  # fmt: skip
+            store.renew_soon(self.lab)
             comparison.choice = choice
         return comparison
 

@@ -260,6 +260,7 @@ def select(
     _, step = checkpoint_of(lab, run, step)
     made = selection.select_told(lab, clustering, run, step, strategy, gamma, budget, seed, max_cer, speech, parent,
                                  round)  # fmt: skip
+    store.renew(lab)
     print("\n".join([f"selection {made.selection_id}: {made.hours:.2f} h by {strategy}", *made.notes]))
     tables.show(store.query(lab, f"""select k.cluster_id as cluster, array_to_string(terms[:4], ' ') as terms,
             round(k.p_web, 3) as p_web, round(d_cluster, 3) as d, rank, round(d_adjusted, 3) as d_adjusted,
@@ -305,6 +306,7 @@ def evaluate(
     name = name or RunFolder.open(lab, run).config["contender"]
     with _bar(name) as progress:
         evaluation.evaluate(lab, model, name, run, step, wanted, tuple(modality.split(",")), progress=progress)
+    store.renew(lab)
     rows = store.query(lab, f"""select task, modality, round(avg(correct_norm::int), 3) as accuracy, count(*) as items
         from evaluations where run_id = '{run}' and step = {step} and contender = '{name}' group by all order by all""")
     from workbench import tables

@@ -34,11 +34,12 @@ def leaves(schema: dict | None = None, definitions: dict | None = None, prefix: 
 
 def values(config: RunConfig) -> dict[str, object]:
     """{"a.b": value} of a configuration, as JSON has them."""
-    found = {}
+    found, known = {}, leaves()
 
     def walk(data, prefix):
         for key, value in data.items():
-            walk(value, f"{prefix}{key}.") if isinstance(value, dict) else found.update({prefix + key: value})
+            is_section = isinstance(value, dict) and prefix + key not in known  # a mapping of its own is a value
+            walk(value, f"{prefix}{key}.") if is_section else found.update({prefix + key: value})
 
     walk(config.model_dump(mode="json"), "")
     return found
@@ -188,6 +189,14 @@ def measures(con, run_ids: list[str]) -> list[str]:
     return sorted((name for (name,) in rows), key=lambda n: (FIRST.index(n) if n in FIRST else 9, n))
 
 
+def differences(con, run_ids: list[str]) -> pd.DataFrame | None:
+    """How two chosen runs differ, from configuration to results: what, key, and a column for each. None unless two."""
+    if len(run_ids) != 2:
+        return None
+    table = con.execute("FROM run_differences(?, ?)", run_ids).df()
+    return table.set_axis(["what", "key", *run_ids], axis=1)
+
+
 def log(lab: Path | str, run_id: str, lines: int = 25) -> str:
     """The last lines of a run's log as it stands here."""
     path = Path(lab) / "runs" / run_id / "log.txt"
@@ -203,6 +212,7 @@ def note(lab, run_ids: list[str], tags: str, words: str, author: str) -> str:
     """Tag runs and note something on them: one event each. Says what was done."""
     for run_id in run_ids:
         store.append(lab, "run_notes", run_id=run_id, tags=tags or None, note=words or None, author=author)
+    store.renew_soon(lab)
     return f"Noted on {', '.join(run_ids)}." if run_ids else "Choose a run in the table first."
 
 

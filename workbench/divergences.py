@@ -7,7 +7,6 @@ from typing import NamedTuple
 import duckdb
 import numpy as np
 import pandas as pd
-from scipy import special
 
 MEASURES = {
     "m": "misalignment M: the student on text against itself on speech",
@@ -78,9 +77,9 @@ def read(con, chosen: list[Checkpoint]) -> str:
         WITH chosen AS ({of}), texts AS (
             SELECT c.label, v.run_id, v.step, v.sample_id, min(v.synthesis_id) AS synthesis_id,
                 sum(n_positions) FILTER (m IS NOT NULL) AS n, sum(n_positions_f) FILTER (f IS NOT NULL) AS n_f,
-                sum(m * n_positions) / nullif(sum(n_positions) FILTER (m IS NOT NULL), 0) AS m,
-                sum(d * n_positions) / nullif(sum(n_positions) FILTER (d IS NOT NULL), 0) AS d,
-                sum(f * n_positions_f) / nullif(sum(n_positions_f) FILTER (f IS NOT NULL), 0) AS f
+                token_mean(m, n_positions) AS m,
+                token_mean(d, n_positions) AS d,
+                token_mean(f, n_positions_f) AS f
             FROM raw.divergences AS v JOIN chosen AS c ON v.run_id = c.run_id AND v.step = c.step GROUP BY ALL
         )
         SELECT t.*, coalesce(s.domain, '–') AS domain, coalesce(s.corpus, '–') AS corpus, a.cluster_id
@@ -123,17 +122,13 @@ def _intervals(con, scored, measure, corpus, group, needs="label") -> pd.DataFra
         f"""WITH texts AS (
             SELECT label, {group} AS "group", {measure} AS value, {_n(measure)} AS n FROM {scored} AS x
             WHERE {measure} IS NOT NULL AND {_n(measure)} > 0 AND {needs} IS NOT NULL AND {_OF}
-        ), means AS (
-            SELECT label, "group", sum(value * n) / sum(n) AS mean FROM texts GROUP BY ALL
         )
-        SELECT label, "group", count(*) AS n_texts, sum(n)::BIGINT AS n_positions, any_value(mean) AS mean,
-            avg(value) AS mean_per_text, median(value) AS median,
-            sqrt(sum((n * (value - mean)) ** 2) * count(*) / nullif(count(*) - 1, 0)) / sum(n) AS se
-        FROM texts JOIN means USING (label, "group") GROUP BY label, "group" ORDER BY label, mean DESC, "group" """,
+        SELECT label, "group", count(*) AS n_texts, sum(n)::BIGINT AS n_positions, token_mean(value, n) AS mean,
+            avg(value) AS mean_per_text, median(value) AS median, token_mean_half_95(value, n) AS half
+        FROM texts GROUP BY label, "group" ORDER BY label, mean DESC, "group" """,
         {"corpus": corpus},
     ).df()
-    half = special.stdtrit(np.maximum(table.n_texts - 1, 1), 0.975) * table.se
-    table["low"], table["high"] = np.maximum(table["mean"] - half, 0), table["mean"] + half
+    table["low"], table["high"] = np.maximum(table["mean"] - table.half, 0), table["mean"] + table.half
     return table
 
 
@@ -269,9 +264,9 @@ def card(con, checkpoint: Checkpoint, sample_id: str) -> dict | None:
              "duration_s", "flags"]  # fmt: skip
     row = con.execute(
         """SELECT x.sample_id, any_value(s.text), any_value(s.domain), x.synthesis_id,
-            sum(x.d * n_positions) / nullif(sum(n_positions) FILTER (x.d IS NOT NULL), 0),
-            sum(x.m * n_positions) / nullif(sum(n_positions) FILTER (x.m IS NOT NULL), 0),
-            sum(x.f * n_positions_f) / nullif(sum(n_positions_f) FILTER (x.f IS NOT NULL), 0),
+            token_mean(x.d, n_positions),
+            token_mean(x.m, n_positions),
+            token_mean(x.f, n_positions_f),
             any_value(x.cluster_id), any_value(array_to_string(k.terms[1:4], ', ')), any_value(y.tts),
             any_value(y.voice), any_value(y.cer), any_value(y.duration_s),
             list_concat(coalesce(any_value(s.flags), []), coalesce(any_value(y.flags), []))

@@ -203,6 +203,14 @@ def divergence_facts(con, scored: str, measure: str, labels, corpus: str | None)
     ))  # fmt: skip
 
 
+def differences(table) -> mo.Html:
+    """What control.differences found, folded away; how to ask where it found nothing."""
+    if table is None:
+        return mo.md("Choose two runs to see how they differ in configuration, code, data and results.")
+    shown = mo.ui.table(table, selection=None, page_size=20, show_data_types=False, show_column_summaries=False)
+    return mo.accordion({f"how {' and '.join(table.columns[2:])} differ: {len(table)} lines": shown})
+
+
 def answer(locked, query: str, rows: int = 200) -> mo.Html:
     """What a SELECT that a person typed gives on a locked connection, at most `rows` of it; else why not, in a line."""
     try:

@@ -50,9 +50,9 @@ rows AS (
     FROM syntheses LEFT JOIN (SELECT DISTINCT synthesis_id AS scored_id FROM rows) ON scored_id = synthesis_id
     WHERE sample_id IN (SELECT sample_id FROM mine) GROUP BY sample_id
 ), scored AS (
-    SELECT sample_id, sum(d * n_positions) / nullif(sum(n_positions) FILTER (WHERE d IS NOT NULL), 0) AS d,
-        sum(m * n_positions) / nullif(sum(n_positions) FILTER (WHERE m IS NOT NULL), 0) AS m,
-        sum(f * n_positions_f) / nullif(sum(n_positions_f) FILTER (WHERE f IS NOT NULL), 0) AS f
+    SELECT sample_id, token_mean(d, n_positions) AS d,
+        token_mean(m, n_positions) AS m,
+        token_mean(f, n_positions_f) AS f
     FROM rows GROUP BY ALL
 )
 SELECT t.selection_id, t.sample_id, t.draw, t.cluster_id, array_to_string(k.terms[1:4], ', ') AS terms,
@@ -66,7 +66,7 @@ LEFT JOIN clusters AS k ON k.clustering_id = c.clustering_id AND k.cluster_id = 
 
 # One row per text of the clustering that was scored under that checkpoint, drawn or not: the probe.
 _PROBED = """
-SELECT a.cluster_id, v.sample_id, sum(v.n_positions) AS n, sum(v.d * v.n_positions) / sum(v.n_positions) AS d,
+SELECT a.cluster_id, v.sample_id, sum(v.n_positions) AS n, token_mean(v.d, v.n_positions) AS d,
     max(y.cer) AS cer
 FROM raw.divergences AS v
 JOIN selections AS c ON c.selection_id = $selection AND v.run_id = c.run_id AND v.step = c.step
@@ -75,14 +75,10 @@ LEFT JOIN syntheses AS y ON y.synthesis_id = v.synthesis_id
 WHERE v.d IS NOT NULL AND v.n_positions > 0 GROUP BY ALL
 """
 
-# One row per cluster: the token-weighted mean D of its measured texts, and that ratio's standard error over texts.
+# One row per cluster: the token-weighted mean D of its measured texts, and half of its 95 % interval over texts.
 _MEASURED = """
-WITH mean AS (
-    SELECT cluster_id, sum(d * n) / sum(n) AS d_measured, count(*) AS n_measured FROM {probed} GROUP BY ALL
-)
-SELECT cluster_id, any_value(d_measured) AS d_measured, any_value(n_measured) AS n_measured,
-    sqrt(sum((n * (d - d_measured)) ** 2) * count(*) / nullif(count(*) - 1, 0)) / sum(n) AS se
-FROM {probed} JOIN mean USING (cluster_id) GROUP BY cluster_id
+SELECT cluster_id, token_mean(d, n) AS d_measured, count(*) AS n_measured, token_mean_half_95(d, n) AS half
+FROM {probed} GROUP BY cluster_id
 """
 _SIZES = "SELECT " + ", ".join(
     f"(SELECT count(*) FROM {table})"
@@ -326,7 +322,7 @@ def cluster_table(con, selection_id: str, gamma: float | None = None) -> pd.Data
         FROM {read} AS t LEFT JOIN dropped USING (sample_id) GROUP BY 1
     )
     SELECT k.cluster_id, k.cluster_id || ' ' || coalesce(array_to_string(k.terms[1:4], ', '), '') AS label,
-        k.size, k.p_web, coalesce(d_drawn, d_measured) AS d_cluster, d_measured, se,
+        k.size, k.p_web, coalesce(d_drawn, d_measured) AS d_cluster, d_measured, half,
         coalesce(n_measured, 0) AS n_measured, coalesce(drawn, 0) AS drawn, coalesce(kept, 0) AS kept,
         coalesce(drawn_h, 0) AS drawn_h, coalesce(kept_h, 0) AS kept_h, c.gamma, c.strategy, c.budget_h
     FROM clusters AS k JOIN selections AS c ON c.selection_id = $selection AND c.clustering_id = k.clustering_id
@@ -335,9 +331,8 @@ def cluster_table(con, selection_id: str, gamma: float | None = None) -> pd.Data
     """,
         {"selection": selection_id},
     ).df()
-    half = special.stdtrit(np.maximum(table.n_measured - 1, 1), 0.975) * table.se
-    table["low"] = np.maximum(table.d_measured - half, 0)
-    table["high"] = table.d_measured + half
+    table["low"] = np.maximum(table.d_measured - table.half, 0)
+    table["high"] = table.d_measured + table.half
     drawn_gamma = table.gamma.fillna(0).iloc[0] if len(table) else 0.0
     table["p_target"] = target(table, drawn_gamma if gamma is None else gamma)
     table["drawn_share"] = table.drawn / max(table.drawn.sum(), 1)
@@ -458,7 +453,9 @@ class Review:
     reviewer: str
 
     def _say(self, **fields) -> dict:
-        return store.append(self.lab, "decisions", selection_id=self.selection_id, reviewer=self.reviewer, **fields)
+        said = store.append(self.lab, "decisions", selection_id=self.selection_id, reviewer=self.reviewer, **fields)
+        store.renew_soon(self.lab)
+        return said
 
     def drop(self, sample_id: str, reason: str, note: str | None = None) -> dict:
         return self._say(target="sample", sample_id=sample_id, verdict="drop", reason=reason, note=note)

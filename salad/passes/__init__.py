@@ -7,7 +7,7 @@ doing it again skips what is done.
 from collections.abc import Callable
 from pathlib import Path
 
-from salad.runs import RunFolder, running
+from salad.runs import RunFolder, renewing, running
 
 Progress = Callable[[int, int], None]
 
@@ -17,6 +17,6 @@ def as_run(lab: Path | str, name: str, config: dict, work: Callable[[RunFolder],
     """Do `work(run)` inside a run folder of its own, unless that run is done already. Returns the folder."""
     run = RunFolder.create(lab, kind, name, config, parent)
     if run.read_status().get("state") != "done":
-        with running(run):
+        with renewing(lab), running(run):
             work(run)
     return run
