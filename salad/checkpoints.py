@@ -1,7 +1,8 @@
 """A run's checkpoints: `checkpoints/step-<n>/`, safetensors and JSON only, whole or not there.
 
-model/ (trained tensors; names and SHA-256 of the frozen parts) · optimizer.safetensors · state.json (optimizer
-settings, sampler, counters) · manifest.json, written last, with the SHA-256 of every file.
+model/ (trained tensors; names and SHA-256 of the frozen parts) · optimizer.safetensors, of several processes one each
+(AdamW's moments, and the float32 weights where the model computes in bfloat16) · state.json (sampler, counters, how it
+was made) · manifest.json, written last, with the SHA-256 of every file.
 """
 
 import hashlib
@@ -11,36 +12,95 @@ import shutil
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from salad.distributed import Processes, local, whole
 from salad.errors import SaladError
 from store import atomic
 
 
-def save(run_path: Path, step: int, model, optimizer, state: dict) -> Path:
-    """Write a checkpoint under a temporary name and rename it. `state` is JSON-able. Returns its folder."""
+def save(run_path: Path, step: int, model, optimizer, state: dict, processes: Processes | None = None) -> Path:
+    """Write a checkpoint under a temporary name and rename it; all processes of a run call it together.
+
+    `state` is JSON-able. Returns its folder. A file that cannot be written (a full disk) is a SaladError in every
+    process; what was written is removed, and the checkpoints before it stay."""
+    processes = processes or Processes()
     folder = run_path / "checkpoints" / f"step-{step}"
     temporary = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    try:
-        model.save_trained(temporary / "model")
-        kept = optimizer.state_dict()
-        tensors = {f"{i}.{name}": torch.as_tensor(x) for i, s in kept["state"].items() for name, x in s.items()}
-        save_file(tensors or {"empty": torch.zeros(1)}, temporary / "optimizer.safetensors")
-        atomic.write_json(temporary / "state.json", state | {"step": step, "param_groups": kept["param_groups"]})
+    leads = processes.rank == 0
+    trained = _trained(model, keep=leads)  # together: shards are put together
+
+    def prepare():
+        if leads:
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir(parents=True)
+
+    def write():
+        save_file(_optimizer_tensors(model, optimizer), temporary / _optimizer_file(processes))
+        if leads:
+            model.save_trained(temporary / "model", trained)
+            atomic.write_json(temporary / "state.json", state | {"step": step})
+
+    def finish():
+        if not leads:
+            return
         files = sorted(p for p in temporary.rglob("*") if p.is_file())
-        told = {str(p.relative_to(temporary)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+        told = {}
         for path in files:
             with open(path, "rb") as file:
+                told[str(path.relative_to(temporary))] = hashlib.file_digest(file, "sha256").hexdigest()
                 os.fsync(file.fileno())
         atomic.write_json(temporary / "manifest.json", {"step": step, "sha256": told})
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(temporary, folder)
         atomic.fsync_folder(folder.parent)
-    except OSError as error:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise SaladError(f"checkpoint {folder} could not be written: {error.strerror or error}") from error
+
+    for part in (prepare, write, finish):
+        failure = None
+        try:
+            part()
+        except (OSError, SafetensorError) as error:
+            if leads:
+                shutil.rmtree(temporary, ignore_errors=True)
+            why = getattr(error, "strerror", None) or error
+            before = latest(run_path)
+            stands = f"{before.name} stands" if before else "there is none before it"
+            failure = SaladError(f"checkpoint {folder} could not be written: {why}; {stands}. Make room and resume the run")
+        processes.agree(failure)
     return folder
+
+
+def _trained(model, keep: bool) -> dict[str, torch.Tensor]:
+    """What is trained, by its name in the model, on the CPU in the type that the model is loaded in; {} without `keep`."""
+    found = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            tensor = whole(parameter.detach())
+            if keep:
+                found[name] = tensor.to("cpu", model.dtype).contiguous()
+    return found
+
+
+def _optimizer_file(processes: Processes) -> str:
+    if processes.world == 1:
+        return "optimizer.safetensors"
+    return f"optimizer-{processes.rank:04d}-of-{processes.world:04d}.safetensors"
+
+
+def _parameters(optimizer) -> list[torch.Tensor]:
+    return [p for group in optimizer.param_groups for p in group["params"]]
+
+
+def _optimizer_tensors(model, optimizer) -> dict[str, torch.Tensor]:
+    """`<number>.<name>`: this process's shards of the state of each parameter, in the optimizer's order."""
+    found = {}
+    for i, parameter in enumerate(_parameters(optimizer)):
+        kept = {name: torch.as_tensor(x) for name, x in optimizer.state.get(parameter, {}).items()}
+        if model.dtype != parameter.dtype:  # model/ is in its type: the float32 weights would be lost
+            kept["weight"] = parameter.detach()
+        found |= {f"{i}.{name}": local(tensor).contiguous() for name, tensor in kept.items()}
+    return found or {"empty": torch.zeros(1)}
 
 
 def verify(folder: Path) -> None:
@@ -48,23 +108,35 @@ def verify(folder: Path) -> None:
     try:
         manifest = json.loads((folder / "manifest.json").read_text())
         for name, told in manifest["sha256"].items():
-            if hashlib.sha256((folder / name).read_bytes()).hexdigest() != told:
-                raise SaladError(f"checkpoint {folder} is damaged: {name} has changed")
+            with open(folder / name, "rb") as file:
+                if hashlib.file_digest(file, "sha256").hexdigest() != told:
+                    raise SaladError(f"checkpoint {folder} is damaged: {name} has changed")
     except (OSError, ValueError, KeyError) as error:
         raise SaladError(f"checkpoint {folder} is damaged: {error}") from None
 
 
-def restore(folder: Path, optimizer) -> dict:
-    """Fill `optimizer` from a checkpoint and return its state.json."""
-    state = json.loads((folder / "state.json").read_text())
-    tensors = load_file(folder / "optimizer.safetensors")
-    kept: dict = {}
+def state_of(folder: Path) -> dict:
+    """Its state.json."""
+    return json.loads((folder / "state.json").read_text())
+
+
+def restore(folder: Path, optimizer, processes: Processes | None = None) -> None:
+    """Fill `optimizer`, and the parameters that it trains in float32, from a checkpoint of as many processes."""
+    tensors = load_file(folder / _optimizer_file(processes or Processes()))
+    parameters = _parameters(optimizer)
     for name, tensor in tensors.items():
         index, _, key = name.partition(".")
-        if key:
-            kept.setdefault(int(index), {})[key] = tensor
-    optimizer.load_state_dict({"state": kept, "param_groups": state["param_groups"]})
-    return state
+        if not key:
+            continue
+        parameter = parameters[int(index)]
+        if key == "weight":
+            with torch.no_grad():
+                local(parameter).copy_(tensor)
+        elif tensor.shape == ():
+            optimizer.state[parameter][key] = tensor.to(parameter.device)
+        else:
+            optimizer.state[parameter][key] = torch.zeros_like(parameter.detach())
+            local(optimizer.state[parameter][key]).copy_(tensor)
 
 
 def latest(run_path: Path) -> Path | None:
@@ -90,10 +162,12 @@ def at(run_path: Path, step: int) -> Path:
 
 
 def prune(run_path: Path, keep: set[int]) -> None:
-    """Delete the checkpoints whose step is not in `keep`."""
+    """Delete the checkpoints whose step is not in `keep`, and what a killed process left half-written."""
     for folder in run_path.glob("checkpoints/step-*"):
         if _step(folder) not in keep:
             shutil.rmtree(folder)
+    for folder in run_path.glob("checkpoints/.step-*.tmp"):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _step(folder: Path) -> int:

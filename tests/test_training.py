@@ -104,6 +104,10 @@ def test_sigterm_writes_a_checkpoint_and_says_preempted(place, whole):
     assert list(losses(run)) == list(range(1, 41)) and run.read_status()["state"] == "done"
 
 
+def fed(step):
+    return step.kind, [(batch.sample_ids, batch.ids_BT.tolist()) for batch in step.batches]
+
+
 def test_a_loader_taken_up_anywhere_goes_on_with_the_same_batches(place):
     run = slowed()
     model = training.start_model(place, run)
@@ -111,14 +115,12 @@ def test_a_loader_taken_up_anywhere_goes_on_with_the_same_batches(place):
     states, batches = [], []
     for _ in range(40):  # pools of text and of speech end in between
         states.append(json.loads(json.dumps(loader.state)))
-        batch, source = loader.next()
-        batches.append((source, batch.sample_ids, batch.ids_BT.tolist()))
+        batches.append(fed(loader.next()))
     for start in range(40):
         again = training.load_data(place, run, model)
         again.state = states[start]
         for wanted in batches[start : start + 2]:
-            batch, source = again.next()
-            assert (source, batch.sample_ids, batch.ids_BT.tolist()) == wanted
+            assert fed(again.next()) == wanted
 
 
 def test_a_damaged_checkpoint_is_passed_over(place, whole):

@@ -1,11 +1,14 @@
 """Texts and spoken texts of a lab, as training and scoring read them: rows of the store, audio out of its Shar."""
 
 import io
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute
 import pyarrow.dataset as ds
 
 from salad.errors import SaladError
@@ -25,38 +28,111 @@ class SpokenText:
     audio_offset: int
     audio_bytes: int
 
+    @property
+    def folder(self) -> str:
+        """The folder of lab/speech that the recording lies in."""
+        return Path(self.audio_path).parent.name
+
 
 _COLUMNS = """y.sample_id, y.synthesis_id, s.text, y.words, y.duration_s, y.audio_path, y.audio_offset, y.audio_bytes
     from syntheses y join samples s using (sample_id)"""
+_OF_SPEECH = "where y.speech in (select unnest(?)) order by y.synthesis_id"
+_OF_SELECTION = """join selected using (sample_id) where selection_id = ? and y.tts <> 'recorded'
+    qualify row_number() over (partition by y.sample_id order by y.seed, y.synthesis_id) = 1
+    order by draw"""
 
 
-def _spoken_texts(con, tail: str, parameters: list) -> list[SpokenText]:
-    rows = con.execute(f"select {_COLUMNS} {tail}", parameters).fetchall()
-    return [SpokenText(*row[:3], tuple(tuple(word.values()) for word in row[3] or ()), *row[4:]) for row in rows]
+class Recordings(Sequence):
+    """Spoken texts as rows of an Arrow table, made one by one when asked for. Mapped from a file, they take no memory."""
+
+    def __init__(self, table: pa.Table):
+        self._table = table
+        self.total_s = float(pa.compute.sum(table["duration_s"]).as_py() or 0.0)
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    def __getitem__(self, index: int) -> SpokenText:
+        row = self._table.slice(index, 1).to_pylist()[0]
+        row["words"] = tuple(tuple(word.values()) for word in row["words"] or ())
+        return SpokenText(**row)
+
+
+class Texts(Sequence):
+    """Texts as rows of an Arrow table."""
+
+    def __init__(self, table: pa.Table):
+        self._table = table
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    def __getitem__(self, index: int) -> str:
+        return self._table["text"][index].as_py()
+
+
+def _table(batches, schema: pa.Schema, path: Path | None) -> pa.Table:
+    """The record batches as a table: in memory, or with `path` in a file (made once, whole or not there), mapped."""
+    if path is None:
+        return pa.Table.from_batches(batches, schema)
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        try:
+            with pa.OSFile(str(temporary), "wb") as file, pa.ipc.new_file(file, schema) as writer:
+                for batch in batches:
+                    writer.write_batch(batch)
+            os.replace(temporary, path)
+        except OSError as error:
+            raise SaladError(f"{path} cannot be written: {os.strerror(error.errno) if error.errno else error}") from None
+        finally:
+            temporary.unlink(missing_ok=True)
+    return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+
+
+def recordings(con, names: list[str], path: Path | None = None) -> Recordings:
+    """`of_speech` for training: rows stay in the file `path` (or in memory), and each must have its word times."""
+    where = "from syntheses where speech in (select unnest(?)) and coalesce(len(words), 0) = 0"
+    without = con.execute(f"select count(*), any_value(speech) {where}", [list(names)]).fetchall()[0]
+    if without[0]:
+        raise SaladError(
+            f"{without[0]} recordings of lab/speech/{without[1]} and the like have no word times, which interleaving needs: "
+            "`salad prepare speech` aligns a folder of recordings with their texts"
+        )
+    return _recordings(con, _OF_SPEECH, [list(names)], path, nothing=_no_speech(names))
+
+
+def selected(con, selection_id: str, path: Path | None = None) -> Recordings:
+    """`of_selection` for training: rows stay in the file `path` (or in memory)."""
+    return _recordings(con, _OF_SELECTION, [selection_id], path, nothing=_not_spoken(selection_id))
+
+
+def _recordings(con, tail: str, parameters: list, path: Path | None, nothing: str) -> Recordings:
+    reader = con.sql(f"select {_COLUMNS} {tail}", params=parameters).to_arrow_reader(4096)
+    found = Recordings(_table(reader, reader.schema, path))
+    if not found:
+        raise SaladError(nothing)
+    return found
 
 
 def of_speech(con, names: list[str]) -> list[SpokenText]:
     """Everything in the speech folders `names` (lab/speech/<name>), in the order of its ids.
 
     A folder that holds nothing is a SaladError."""
-    found = _spoken_texts(con, "where y.speech in (select unnest(?)) order by y.synthesis_id", [list(names)])
-    if not found:
-        raise SaladError(f"no speech in {', '.join(names)}: nothing in `syntheses` names these folders of lab/speech")
-    return found
+    return list(_recordings(con, _OF_SPEECH, [list(names)], None, _no_speech(names)))
 
 
 def of_selection(con, selection_id: str) -> list[SpokenText]:
     """The spoken texts of a (frozen) selection in draw order, one synthesis a text."""
-    found = _spoken_texts(
-        con,
-        """join selected using (sample_id) where selection_id = ? and y.tts <> 'recorded'
-           qualify row_number() over (partition by y.sample_id order by y.seed, y.synthesis_id) = 1
-           order by draw""",
-        [selection_id],
-    )
-    if not found:
-        raise SaladError(f"selection {selection_id} holds no synthesised text: synthesise it first")
-    return found
+    return list(selected(con, selection_id))
+
+
+def _no_speech(names) -> str:
+    return f"no speech in {', '.join(names)}: nothing in `syntheses` names these folders of lab/speech"
+
+
+def _not_spoken(selection_id: str) -> str:
+    return f"selection {selection_id} holds no synthesised text: synthesise it first"
 
 
 def audio(lab: Path | str, spoken: SpokenText, sample_rate: int) -> np.ndarray:
@@ -82,14 +158,25 @@ def audio_of(lab: Path | str, row: dict, sample_rate: int) -> np.ndarray:
 
 
 def texts(lab: Path | str, corpora: list[str]) -> list[str]:
-    """The texts of lab/corpora/<name>, in file order. An absent or damaged corpus is a SaladError."""
-    found: list[str] = []
-    for name in corpora:
-        folder = Path(lab) / "corpora" / name
-        if not folder.is_dir():
-            raise SaladError(f"no corpus {name!r}: {folder} does not exist")
-        try:
-            found += ds.dataset(folder, format="parquet").to_table(columns=["text"])["text"].to_pylist()
-        except (OSError, pa.ArrowException) as error:
-            raise SaladError(f"corpus {folder} cannot be read: {str(error).splitlines()[0]}; make it again") from None
-    return found
+    """The texts of lab/corpora/<name> that are not empty, in file order. An absent or damaged corpus is a SaladError."""
+    return list(text_rows(lab, corpora))
+
+
+def text_rows(lab: Path | str, corpora: list[str], path: Path | None = None) -> Texts:
+    """`texts` for training: rows stay in the file `path` (or in memory)."""
+    schema = pa.schema([("text", pa.string())])
+
+    def batches():
+        for name in corpora:
+            folder = Path(lab) / "corpora" / name
+            if not folder.is_dir():
+                raise SaladError(f"no corpus {name!r}: {folder} does not exist")
+            try:
+                for batch in ds.dataset(folder, format="parquet").to_batches(columns=["text"], batch_size=4096):
+                    kept = batch.filter(pa.compute.not_equal(batch["text"], ""))
+                    yield pa.RecordBatch.from_arrays([kept["text"].cast(pa.string())], schema=schema)
+            except (OSError, pa.ArrowException) as error:
+                told = str(error).splitlines()[0]
+                raise SaladError(f"corpus {folder} cannot be read: {told}; make it again") from None
+
+    return Texts(_table(batches(), schema, path))

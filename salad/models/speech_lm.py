@@ -151,15 +151,21 @@ class SpeechLM(nn.Module):
                 self._frozen[part] = {"name": name, "sha256": sha256}
         return dict(self._frozen)
 
-    def save_trained(self, folder: Path | str) -> None:
-        """The trained tensors (adapter, LoRA or LLM) and the settings; the frozen parts by name and SHA-256."""
+    def save_trained(self, folder: Path | str, trained: dict[str, torch.Tensor] | None = None) -> None:
+        """The trained tensors (adapter, LoRA or LLM) and the settings; the frozen parts by name and SHA-256.
+
+        `trained`: the tensors by their names in this module, for a model whose own are sharded; by default its own."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        save_file({k: v.contiguous() for k, v in self.adapter.state_dict().items()}, folder / "adapter.safetensors")
+        if trained is None:
+            trained = {name: p.detach().contiguous() for name, p in self.named_parameters() if p.requires_grad}
+        of = lambda part: {k.removeprefix(part): v for k, v in trained.items() if k.startswith(part)}  # noqa: E731
+        save_file(of("adapter."), folder / "adapter.safetensors")
         if self.settings["llm"]["finetune"] == "lora":
-            self._beside["peft"].save_pretrained(folder / "lora")
+            lora = {f"base_model.model.{name}": tensor for name, tensor in of("llm.").items()}
+            self._beside["peft"].save_pretrained(folder / "lora", state_dict=lora)
         else:
-            self.llm.save_pretrained(folder / "llm")
+            self.llm.save_pretrained(folder / "llm", state_dict=of("llm."))
             self.tokenizer.save_pretrained(folder / "llm")
         atomic.write_json(folder / SETTINGS, self.settings | {"frozen": self.frozen()})
 
@@ -222,6 +228,16 @@ class SpeechLM(nn.Module):
         if self._beside["original"] is not None:
             return Teacher(self._beside["original"].to(self.device))
         return Teacher(self.llm, self._beside["peft"].disable_adapter)
+
+    @property
+    def original(self):
+        """The teacher where it is a second copy beside the student; None where LoRA's base is the teacher."""
+        return self._beside["original"]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type in which it is loaded and computes."""
+        return DTYPES[self.settings["llm"]["dtype"]]
 
     @property
     def head(self) -> torch.Tensor:
