@@ -70,10 +70,10 @@ def by_domain(con, heldout: str = "heldout") -> pd.DataFrame:
                 FROM divergences AS v JOIN contenders AS c ON v.run_id = c.run_id AND v.step = c.step
                 JOIN samples AS s ON s.sample_id = v.sample_id
                 WHERE v.{measure} IS NOT NULL AND v.{n} > 0 AND s.corpus = $corpus GROUP BY ALL
-            ), mean AS (SELECT contender, domain, sum(x * n) / sum(n) AS value FROM x GROUP BY ALL)
-            SELECT contender, domain, '{measure}' AS measure, any_value(value) AS value,
-                sqrt(sum((n * (x - value)) ** 2) * count(*) / nullif(count(*) - 1, 0)) / sum(n) AS se, count(*) AS n
-            FROM x JOIN mean USING (contender, domain) GROUP BY contender, domain""",
+            )
+            SELECT contender, domain, '{measure}' AS measure, token_mean(x, n) AS value, token_mean_se(x, n) AS se,
+                count(*) AS n
+            FROM x GROUP BY contender, domain""",
                 {"corpus": heldout},
             ).df()
         )

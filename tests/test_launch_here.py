@@ -14,6 +14,7 @@ from tools import ROOT, TINY, Lines
 
 import launch_gpu
 import store
+from salad import recipes
 from salad.engines import Run, handle, launch_run
 from salad.engines import targets as target_files
 from salad.engines.spec import Spec, parse_gpus
@@ -281,6 +282,7 @@ BAD = [
     (["miniature_stage1", "--nodes", "2"], "this machine is one node"),
     (["miniature_stage1", "--nodes", "0"], "more than 0"),
     (["miniature_stage1", "--max-hours", "0"], "--max-hours"),
+    (["miniature_stage1", "--max-hourly-cost", "-1"], "--max-hourly-cost"),
     (["miniature_stage1", "--budget", "3"], "price_per_hour"),
     (["miniature_stage1", "--on", "srv"], "did you mean 'server'"),
     (["miniature_stage1", "--on", "server", "--max-hourly-cost", "1"], "costs 4 an hour"),
@@ -318,6 +320,10 @@ def test_a_targets_file_with_an_unknown_key_or_none_is_one_line(tmp_path):
     assert target_files.resolve("ssh:me@box:2222", path)[1].model_dump(include={"host", "user", "port"}) == {
         "host": "box", "user": "me", "port": 2222,
     }  # fmt: skip
+
+
+def test_no_recipe_bears_the_name_of_a_command():
+    assert not set(launch_gpu.RESERVED) & set(recipes.names())
 
 
 def test_gpus_are_read_as_number_type_or_both():

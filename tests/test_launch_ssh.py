@@ -12,6 +12,7 @@ import sys
 import sysconfig
 import tempfile
 import textwrap
+import threading
 import time
 from pathlib import Path
 
@@ -117,7 +118,7 @@ def there(run: Run) -> dict:
 
 
 def test_launched_from_a_notebook_with_a_live_curve_a_cut_connection_a_kill_a_resume_and_a_fetch(
-    server, tmp_path
+    server, tmp_path, monkeypatch
 ):
     plain = here.start(tmp_path / "plain", steps=80)
     (tmp_path / "lab" / "corpora" / "broad").mkdir(parents=True)
@@ -167,6 +168,8 @@ def test_launched_from_a_notebook_with_a_live_curve_a_cut_connection_a_kill_a_re
 
     assert not run.folder.checkpoints()
     assert run.fetch(tables_only=True)["units"] == 1 and not run.folder.checkpoints()
+    _cut_a_fetch(run, monkeypatch)
+    assert run.folder.checkpoints() == [] and store.verify(tmp_path / "lab") == []  # half a checkpoint is none
     told = run.fetch()
     assert told["checkpoints"] == len(run.folder.checkpoints()) >= 16 and told["damaged"] == []
     assert run.fetch() == told  # again: the same
@@ -179,6 +182,30 @@ def test_launched_from_a_notebook_with_a_live_curve_a_cut_connection_a_kill_a_re
     assert run.fetch() == told and store.connect(tmp_path / "lab").execute(
         "select count(*) from samples"
     ).fetchone() == (7,)
+
+
+def _cut_a_fetch(run: Run, monkeypatch) -> None:
+    """Fetch through a thin pipe, and kill rsync with -9 when the first of a checkpoint's files has come."""
+    told = []
+
+    def fetch():
+        try:
+            told.append(run.fetch())
+        except SaladError as error:
+            told.append(str(error))
+
+    own = ssh.Ssh._rsync
+    with monkeypatch.context() as patched:
+        patched.setattr(ssh.Ssh, "_rsync", lambda self, *words, stdin="": own(self, "--bwlimit=1", *words, stdin=stdin))
+        thread = threading.Thread(target=fetch)
+        thread.start()
+        while thread.is_alive():
+            if any(path.is_file() for path in run.folder.path.glob("checkpoints/*/*")):
+                for child in psutil.Process().children(recursive=True):
+                    if child.name() == "rsync":
+                        child.kill()
+            time.sleep(0.02)
+    assert len(told) == 1 and "do it again to go on" in told[0], told
 
 
 def test_stop_resume_and_secrets_by_name(server, tmp_path, monkeypatch):

@@ -201,9 +201,12 @@ def test_verify_finds_a_bit_that_flipped_after_it_was_checked(tmp_path):
 def test_damage_in_a_lab_that_cannot_be_written_is_found_too():
     lab = Path(tempfile.mkdtemp(prefix="read-only-lab-"))
     try:
-        path = write_two(lab, "divergences")
+        hit = dict(zip(("divergences", "samples", "selected", "evaluations"), DAMAGE, strict=True)) | {"votes": "flipped"}
+        paths = []
+        for name, damage in hit.items():
+            paths.append(write_two(lab, name))
+            DAMAGE[damage](paths[-1], random.Random(3))
         shutil.rmtree(lab / ".store-cache", ignore_errors=True)
-        flip(path, random.Random(3))
         for folder, _, files in os.walk(lab):
             os.chmod(folder, 0o555)
             for file in files:
@@ -212,7 +215,9 @@ def test_damage_in_a_lab_that_cannot_be_written_is_found_too():
         worker = process.Process(target=_read_as_nobody, args=(str(lab), answer))
         worker.start()
         worker.join(60)
-        assert answer.get() == (3, [(str(path.relative_to(lab)),)], True)
+        rows, told, refused = answer.get()
+        assert rows == [3, 3, 3, 3] and refused
+        assert {name for (name,) in told} == {str(path.relative_to(lab)) for path in paths}
         assert not (lab / ".store-cache").exists()
     finally:
         subprocess.run(["chmod", "-R", "u+w", lab], check=True)
@@ -225,7 +230,8 @@ def _read_as_nobody(lab, answer):
         os.setuid(65534)
     warnings.simplefilter("ignore")
     con = store.connect(lab)
-    rows = con.execute("SELECT count(*) FROM divergences").fetchone()[0]
+    tables = ("divergences", "samples", "selected", "evaluations")
+    rows = [con.execute(f"SELECT count(*) FROM {name}").fetchone()[0] for name in tables]
     try:
         store.append(lab, "votes", choice="tie")
         refused = False

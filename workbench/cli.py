@@ -339,7 +339,9 @@ def sql(
     """Ask the lab a question: one SELECT over its tables, printed as a table.
 
     For example: salad sql "select domain, avg(m) from misalignment group by domain". The tables are described in
-    docs/store.md; DESCRIBE and SUMMARIZE work too.
+    docs/store.md; DESCRIBE and SUMMARIZE work too. Ready-made questions are asked by name, for example
+    "from worst_samples('r...', 600)", divergence_by_cluster, change_between_checkpoints, divergence_of_checkpoints,
+    selection_after_decisions, run_differences, browse_samples, accuracy_and_gap.
 
     Args:
         statement: one SELECT, or - to read it from the standard input.

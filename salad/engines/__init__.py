@@ -125,7 +125,8 @@ def configuration(recipe):
 def _fields(on, target, gpus, nodes, max_hours, budget, max_hourly_cost, stall_minutes) -> dict:
     """The launch's fields of Spec, with what a person gave checked for sense."""
     kind, number = parse_gpus(gpus)
-    for label, value in (("--nodes", nodes), ("--max-hours", max_hours), ("--budget", budget)):
+    for label, value in (("--nodes", nodes), ("--max-hours", max_hours), ("--budget", budget),
+                         ("--max-hourly-cost", max_hourly_cost), ("--stall-minutes", stall_minutes)):  # fmt: skip
         if value is not None and value <= 0:
             raise SaladError(f"{label} {value:g}: must be more than 0")
     price = target.price_per_hour * nodes

@@ -159,6 +159,8 @@ class Run:
             self.engine.fetch(self.folder, self.spec, tables_only, compare=True)
             whole, damaged = verified_checkpoints(self.folder)
             units, bad = store.units.scan(store.lab_path(self.lab))
+        if self.engine and not self.engine.shares_lab:
+            store.renew(self.lab)
         damaged += [f"{item.path}: {item.reason}" for item in bad]
         return {"checkpoints": whole, "units": sum(map(len, units.values())), "damaged": damaged}
 
