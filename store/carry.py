@@ -32,6 +32,7 @@ _BELONGS = {
     "(SELECT id FROM wanted WHERE kind = 'selected'))",
 }
 _BELONGS["token_divergences"] = _BELONGS["divergences"]
+_BELONGS["answers"] = _BELONGS["evaluations"]
 
 
 def _want(con, what: str) -> None:

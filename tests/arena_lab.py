@@ -9,7 +9,7 @@ from tiny import config, lab
 import store
 from salad import checkpoints
 from salad.evaluation import tasks
-from salad.evaluation.run import context_sample
+from salad.evaluation.spoken import context_sample
 from salad.models.speech_lm import SpeechLM
 from salad.passes.synthesise import jobs_of, synthesise
 from salad.runs import RunFolder

@@ -8,8 +8,10 @@ from tiny import config, lab
 import store
 from salad import SaladError
 from salad.evaluation import tasks
-from salad.evaluation.run import as_prompt, context_sample, evaluate
+from salad.evaluation.contenders import Ours
+from salad.evaluation.run import evaluate
 from salad.evaluation.scoring import loglikelihoods
+from salad.evaluation.spoken import as_prompt, context_sample
 from salad.models.speech_lm import SpeechLM
 from salad.passes.synthesise import jobs_of, synthesise
 from salad.speech import load_tts
@@ -55,7 +57,8 @@ def place(tmp_path_factory):
 
 def test_every_modality_is_scored_item_by_item_and_once(place):
     model = SpeechLM.build(config(), place).eval()
-    evaluate(place, model, "stage1", "r000000000001", 5, ["tiny_questions"])
+    ours = Ours(model, "stage1", "r000000000001", 5)
+    evaluate(place, ours, ["tiny_questions"])
     con = store.connect(place)
     rows = con.execute("select modality, item_id, scores, correct, correct_norm, voice from evaluations").fetchall()
     wanted = [(m, f"t-{n}") for m in ("text", "speech", "cascade") for n in range(3)]
@@ -68,9 +71,10 @@ def test_every_modality_is_scored_item_by_item_and_once(place):
         assert norm == (max(range(3), key=lambda i: scores[i] / len(item["choices"][i])) == n)
         # the recogniser hears the text but its mark, which the prompt gives back: the cascade is the text side
         assert by["cascade", f"t-{n}"][0] == pytest.approx(scores, abs=1e-5)
-        assert loglikelihoods(model, [item["context"]], [item["choices"]])[0] == pytest.approx(scores, abs=1e-4)
+        alone = loglikelihoods(model, [[item["context"]]], [[" " + choice for choice in item["choices"]]])[0]
+        assert [score for score, _ in alone] == pytest.approx(scores, abs=1e-4)
     before = sorted(p.name for p in (place / "tables" / "evaluations").rglob("*.parquet"))
-    evaluate(place, model, "stage1", "r000000000001", 5, ["tiny_questions"])
+    evaluate(place, ours, ["tiny_questions"])
     assert before == sorted(p.name for p in (place / "tables" / "evaluations").rglob("*.parquet"))
 
 
@@ -85,17 +89,17 @@ def test_what_is_wrong_with_a_task_is_told_in_one_line(place):
         tasks.load(place, "tiny_question")
     for name, change, told in (
         ("few", {"choices": ["Fish."]}, "lacks choices"),
-        ("none", {"answer": 3}, "its answer is none of them"),
+        ("none", {"answer": 3}, "none of its choices"),
         ("silent", {"context": "  "}, "empty context"),
         ("broken", {"choices": None}, "missing or wrong"),
     ):
         write(place, name, [ITEMS[0], ITEMS[1] | change])
         with pytest.raises(SaladError, match=f"line 2.*{told}"):
             tasks.load(place, name)
-    unspoken = [ITEMS[0] | {"context": "Who is this?"}]
-    write(place, "unspoken", unspoken)
-    model = SpeechLM.build(config(), place).eval()
-    with pytest.raises(SaladError, match="no spoken context"):
-        evaluate(place, model, "x", "r000000000001", 5, ["unspoken"], ("speech",))
+    model = Ours(SpeechLM.build(config(), place).eval(), "x", "r000000000001", 5)
     with pytest.raises(SaladError, match="no modality 'smell'"):
-        evaluate(place, model, "x", "r000000000001", 5, ["tiny_questions"], ("smell",))
+        evaluate(place, model, ["tiny_questions"], ("smell",))
+    with pytest.raises(SaladError, match="none of its contexts was recorded"):
+        evaluate(place, model, ["tiny_questions"], ("speech",), voices=["recorded"])
+    with pytest.raises(SaladError, match="has no speech side"):
+        evaluate(place, Ours(model.model, "teacher", teacher=True), ["tiny_questions"], ("speech",))

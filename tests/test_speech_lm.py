@@ -15,7 +15,7 @@ from salad.config import LLMConfig
 from salad.data.batches import collate
 from salad.data.interleaving import Span, interleave, scoring_patterns, sequence, token_offsets, units
 from salad.divergence import divergences
-from salad.evaluation.scoring import loglikelihoods
+from salad.evaluation.scoring import Recording, loglikelihoods
 from salad.models.speech_lm import SpeechLM, load_llm, load_tokenizer
 
 
@@ -263,18 +263,19 @@ def test_a_tokenizer_without_bos_begins_with_its_end_of_text_token(tmp_path):
 
 def test_choices_score_as_whole_texts_do(model):
     contexts = [TEXTS[0][:20], "What is the capital of France?", spoken_text(TEXTS[3], 4)[1]]
-    choices = [["fish.", "a very long choice of many words", "x"], ["Paris", "Rome"], ["pears", "plums and pears"]]
+    prompts = [[contexts[0]], [contexts[1]], [Recording("pears", contexts[2])]]
+    choices = [[" fish.", " a very long choice of many words", " x"], [" Paris", " Rome"], [" pears", " plums and pears"]]
     for as_teacher in (False, True):
         pick = 2 if as_teacher else 3
-        told = loglikelihoods(model, contexts[:pick], choices[:pick], teacher=as_teacher)
+        told = loglikelihoods(model, prompts[:pick], choices[:pick], teacher=as_teacher)
         for context, some, values in zip(contexts, choices, told, strict=False):
-            for choice, value in zip(some, values, strict=True):
-                ids = model.tokenizer(" " + choice, add_special_tokens=False)["input_ids"]
+            for choice, (value, _) in zip(some, values, strict=True):
+                ids = model.tokenizer(choice, add_special_tokens=False)["input_ids"]
                 off = model.teacher.switched() if as_teacher else contextlib.nullcontext()
                 with torch.no_grad(), off:
                     before = model.prompt_embeddings([context])
                     after = model.llm.get_input_embeddings()(torch.tensor([ids]))
-                    logits = model.llm(inputs_embeds=torch.cat([before, after], 1)).logits[0, :, : model.vocab_size]
+                    logits = model.llm(inputs_embeds=torch.cat([before, after], 1)).logits[0]
                 logp = logits.float().log_softmax(-1)[before.shape[1] - 1 : -1]
                 assert abs(float(logp[range(len(ids)), ids].sum()) - value) < 1e-4
 
@@ -310,10 +311,11 @@ def test_streaming_answers_as_generate_does(model):
 def test_a_fully_trained_students_teacher_reads_with_its_own_embeddings(place):
     student = shaken(SpeechLM.build(config(llm=LLMConfig(finetune="full")), place).eval())
     plain = SpeechLM.build(config(), place).eval()  # untrained: its student is the teacher
-    contexts, choices = ["What does the otter eat?"], [["Fish.", "A book and a pear."]]
-    told = loglikelihoods(student, contexts, choices, teacher=True)[0]
-    assert told == pytest.approx(loglikelihoods(plain, contexts, choices)[0], abs=1e-4)
-    assert told != pytest.approx(loglikelihoods(student, contexts, choices)[0], abs=1e-2)
+    contexts, choices = ["What does the otter eat?"], [[" Fish.", " A book and a pear."]]
+    scores = lambda model, **how: [s for s, _ in loglikelihoods(model, [contexts], choices, **how)[0]]  # noqa: E731
+    told = scores(student, teacher=True)
+    assert told == pytest.approx(scores(plain), abs=1e-4)
+    assert told != pytest.approx(scores(student), abs=1e-2)
     streamed = [token for token, _ in student.stream(contexts, max_new_tokens=8, teacher=True)]
     assert streamed == [token for token, _ in plain.stream(contexts, max_new_tokens=8)]
 

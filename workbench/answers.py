@@ -16,7 +16,7 @@ import numpy as np
 
 import store
 from salad.errors import SaladError
-from salad.evaluation.run import as_prompt
+from salad.evaluation.spoken import as_prompt
 from salad.speech import SAMPLE_RATE
 
 MODALITIES = ("text", "speech", "cascade")
@@ -325,7 +325,7 @@ class Listener:
     def _spoken_item(self, item) -> tuple[np.ndarray, str] | None:
         """An item's spoken context in the study's own synthesis, and its voice; None where it has none."""
         from salad.data.corpora import audio_of
-        from salad.evaluation.run import context_sample
+        from salad.evaluation.spoken import context_sample
 
         with store.connect(self.lab) as con:
             rows = con.execute(
@@ -551,7 +551,7 @@ def keep_recording(lab: Path | str, question: Question) -> str:
     """Keep a question that was really spoken as a natural-speech test item: a recording in lab/speech/recorded with
     its rows in `syntheses` (tts and voice `recorded`), under the item's own text where it was one. Returns its
     synthesis id. Only with the speaker's consent."""
-    from salad.evaluation.run import context_sample
+    from salad.evaluation.spoken import context_sample
     from salad.speech import Utterance, shar
     from salad.speech.spoken import speakability, spoken_form
 

@@ -1,84 +1,145 @@
 """Evaluate a contender on tasks, as text, as speech and through a cascade, item by item into the store."""
 
+import time
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+
 import store
-from salad.data import corpora
 from salad.errors import SaladError
-from salad.evaluation import tasks
-from salad.evaluation.scoring import loglikelihoods
+from salad.evaluation import harness, spoken
+from salad.evaluation.contenders import Contender, parse_choice
+from salad.evaluation.harness import MODALITIES, HarnessLM, Task
+from salad.evaluation.spoken import Spoken
 from store.ids import hash_id
 
-MODALITIES = ("text", "speech", "cascade")
+CHUNK = 256  # items that are published together: what an interruption costs at most
 
 
-def context_sample(item: tasks.Item) -> tuple[str, str, str]:
-    """(sample id, text, corpus) under which an item's spoken context is kept in the store."""
-    return store.ids.sample_id(item.task, item.context), item.context, item.task
+def evaluate(lab: Path | str, contender: Contender, task_names: list[str], modalities: tuple[str, ...] = MODALITIES,
+             voices: list[str] | None = None, tts: str = "espeak", asr: str | None = None, limit: int | None = None,
+             chunk: int = CHUNK, progress: Callable[[int, int], None] | None = None) -> None:  # fmt: skip
+    """Answer every item of the tasks in every modality (and voice) that the contender has, and publish the rows.
 
-
-def evaluate(lab: Path | str, model, contender: str, run_id: str, step: int, task_names: list[str],
-             modalities: tuple[str, ...] = MODALITIES, speech: str = "items", teacher: bool = False,
-             progress=None) -> None:  # fmt: skip
-    """Publish one `evaluations` unit per task and modality for the contender in `model`.
-
-    Spoken contexts are the syntheses of lab/speech/<speech>; a cascade reads what the ASR check heard in them. The
-    original LLM (`teacher`) has no speech side. accuracy: `correct` by summed log-probability, `correct_norm` by
-    log-probability per character of the choice, as lm-evaluation-harness has acc and acc_norm.
+    task_names: as `salad.evaluation.harness` names them (`piqa`, `piqa@5-spoken`, a group such as `mmlu`). Spoken
+    contexts: `salad.evaluation.spoken.prepare`. Items that this contender has answered already are left as they are,
+    so that an interrupted evaluation goes on and a finished one costs nothing. `limit`: the first items of each task
+    only. progress(done, total) counts items. Everything that is wrong with a task, a modality or a voice is a SaladError
+    before anything is answered.
     """
-    con = store.connect(lab)
-    todo = []
-    for task in task_names:
-        items = tasks.load(lab, task)
-        for modality in modalities:
-            if modality not in MODALITIES:
-                raise SaladError(f"no modality {modality!r}; known: {', '.join(MODALITIES)}")
-            if teacher and modality == "speech":
-                continue
-            made_from = {"evaluate": task, "modality": modality, "run_id": run_id, "step": step, "contender": contender,
-                         "speech": speech if modality != "text" else None, "items": len(items)}  # fmt: skip
-            if not store.exists(lab, "evaluations", made_from):
-                todo.append((task, items, modality, made_from))
-    spoken = {s.sample_id: s for s in corpora.of_speech(con, [speech])} if any(t[2] != "text" for t in todo) else {}
-    heard = dict(con.execute("select synthesis_id, text_asr from syntheses where speech = ?", [speech]).fetchall())
-    voices = dict(con.execute("select synthesis_id, voice from syntheses where speech = ?", [speech]).fetchall())
-    for number, (_task, items, modality, made_from) in enumerate(todo):
-        found = [spoken.get(context_sample(item)[0]) for item in items]
-        if modality != "text" and None in found:
-            lost = items[found.index(None)]
-            raise SaladError(f"item {lost.item_id} of {lost.task} has no spoken context in lab/speech/{speech}")
-        if modality == "speech":
-            contexts = [corpora.audio(lab, s, model.encoder.sample_rate) for s in found]
-        elif modality == "cascade":
-            texts = [heard[s.synthesis_id] or "" for s in found]
-            contexts = [as_prompt(text, item.context) for text, item in zip(texts, items, strict=True)]
-        else:
-            contexts = [item.context for item in items]
-        scores = loglikelihoods(model, contexts, [list(item.choices) for item in items], teacher)
-        rows = [
-            _row(item, modality, values, None if s is None else voices[s.synthesis_id], contender, run_id, step)
-            for item, values, s in zip(items, scores, found if modality != "text" else [None] * len(items), strict=True)
-        ]
-        store.publish(lab, "evaluations", rows, made_from)
-        if progress is not None:
-            progress(number + 1, len(todo))
+    for modality in modalities:
+        if modality not in MODALITIES:
+            raise SaladError(f"no modality {modality!r}; known: {', '.join(MODALITIES)}")
+    if not set(modalities) & set(contender.modalities):
+        raise SaladError(f"{contender.name} has no {' or '.join(modalities)} side; it has {', '.join(contender.modalities)}")
+    chat = getattr(contender, "chat", None)
+    tasks = [harness.load(lab, name, chat) for name in harness.expand(lab, task_names)]
+    wanted = [modality for modality in MODALITIES if modality in modalities and modality in contender.modalities]
+    jobs, con = [], None
+    for task in tasks:
+        sounds = []
+        if set(wanted) - {"text"}:
+            texts = [text for i in range(len(task.items[:limit])) for text in task.spoken_in(i)]
+            recordings = None
+            if task.audio is not None and not task.spec.spoken_shots:
+                recordings = task.audio[:limit]
+            sounds = spoken.prepare(lab, task.spec.name, texts, voices, tts, asr, recordings)
+        con = con or store.connect(lab)
+        for modality in wanted:
+            for sound in [None] if modality == "text" else sounds:
+                jobs.append((task, modality, sound, _missing(con, contender, task, modality, sound, limit)))
+    total, done = sum(len(missing) for *_, missing in jobs), 0
+    for task, modality, sound, missing in jobs:
+        for start in range(0, len(missing), chunk):
+            part = missing[start : start + chunk]
+            rows = _answered(contender, task, modality, sound, part, lambda n, at=done: progress and progress(at + n, total))
+            store.publish(lab, "evaluations", rows, {
+                "evaluate": task.spec.text, "modality": modality, "contender": contender.name, "run_id": contender.run_id,
+                "step": contender.step, "rows": store.ids.digest([row["eval_id"] for row in rows]),
+            })  # fmt: skip
+            done += len(part)
+            if progress is not None:
+                progress(done, total)
 
 
-def as_prompt(transcript: str, context: str) -> str:
-    """What a cascade hands to the LLM: the transcript, ending in the mark that the prompt's format has there.
+def _voice(task: Task, index: int, sound: Spoken | None) -> str | None:
+    if sound is None:
+        return None
+    row = sound.row(task.items[index].context)
+    return spoken.RECORDED if row["tts"] == spoken.RECORDED else row["voice"]
 
-    The mark that ends a context is part of the prompt, not of what is said: no voice tells "?" from "."."""
-    mark = context[len(context.rstrip(".,?!:; ")) :]
-    return transcript.strip().rstrip(".,?!:; ") + mark
+
+def eval_id(contender: Contender, task: str, modality: str, voice: str | None, item_id: str) -> str:
+    return hash_id("e", contender.run_id, contender.step, contender.name, task, modality, voice, item_id)
 
 
-def _row(item, modality, scores, voice, contender, run_id, step) -> dict:
-    best = max(range(len(scores)), key=scores.__getitem__)
-    normed = max(range(len(scores)), key=lambda i: scores[i] / max(1, len(item.choices[i])))
-    return {
-        "eval_id": hash_id("e", run_id, step, contender, item.task, modality, voice, item.item_id),
-        "run_id": run_id, "step": step, "contender": contender, "task": item.task, "domain": item.domain,
-        "modality": modality, "voice": voice, "item_id": item.item_id, "scores": scores,
-        "prediction": item.choices[normed], "answer": item.choices[item.answer],
-        "correct": best == item.answer, "correct_norm": normed == item.answer,
-    }  # fmt: skip
+def _missing(con, contender, task: Task, modality: str, sound: Spoken | None, limit: int | None) -> list[int]:
+    """The items that have no row yet; in voice `recorded`, of those that someone has spoken."""
+    known = {
+        row[0]
+        for row in con.execute(
+            "select eval_id from evaluations where contender = ? and task = ? and modality = ?",
+            [contender.name, task.spec.text, modality],
+        ).fetchall()
+    }
+    missing = []
+    for index, item in enumerate(task.items[:limit]):
+        if sound is not None and not all(text in sound for text in task.spoken_in(index)):
+            continue
+        if eval_id(contender, item.task, modality, _voice(task, index, sound), item.item_id) not in known:
+            missing.append(index)
+    return missing
+
+
+def _answered(contender, task: Task, modality: str, sound: Spoken | None, part: list[int], progress) -> list[dict]:
+    hear = None
+    if modality == "speech":
+        hear = lambda _, text: sound.recording(text, contender.sample_rate)  # noqa: E731
+    elif modality == "cascade":
+        hear = lambda _, text: sound.transcript(text)  # noqa: E731
+    model = HarnessLM(contender, modality, hear)
+    model.progress = lambda n, of: progress(n)
+    requests = [request for index in part for request in task.requests[index]]
+    started, answers = time.perf_counter(), None
+    if task.generates:
+        answers = [[text] for text in model.generate_until(requests)]
+    elif contender.scores:
+        flat = iter(model.loglikelihood(requests))
+        answers = [[next(flat) for _ in task.requests[index]] for index in part]
+    else:
+        prompts = [model.prompt(task.requests[index][0]) for index in part]
+        answers = contender.choose(prompts, [list(task.items[index].choices) for index in part], progress)
+    seconds = (time.perf_counter() - started) / len(part)
+    rows = []
+    for index, answer in zip(part, answers, strict=True):
+        item, voice = task.items[index], _voice(task, index, sound)
+        heard = sum(sound.row(text)["duration_s"] for text in task.spoken_in(index)) if modality == "speech" else None
+        rows.append({
+            "eval_id": eval_id(contender, item.task, modality, voice, item.item_id),
+            "run_id": contender.run_id, "step": contender.step, "contender": contender.name, "task": item.task,
+            "domain": item.domain, "modality": modality, "voice": voice, "item_id": item.item_id, "speech_s": heard,
+            "compute_s": seconds, **judged(task, index, answer, contender.scores),
+        })  # fmt: skip
+    return rows
+
+
+def judged(task: Task, index: int, answer, scores: bool) -> dict:
+    """scores, prediction, answer, correct, correct_norm and parsed of an item: by the harness' own metrics where there
+    are scores or an open answer; an answer in words that names no choice is wrong."""
+    item = task.items[index]
+    if task.generates:
+        right = bool(task.results(index, answer)["acc"])
+        return {"scores": None, "prediction": answer[0], "answer": item.reference, "correct": right, "correct_norm": right,
+                "parsed": bool(answer[0].strip())}  # fmt: skip
+    told = {"answer": item.choices[item.answer]}
+    if not scores:
+        choice = parse_choice(answer, list(item.choices))
+        right = choice == item.answer
+        return told | {"scores": None, "prediction": answer if choice is None else item.choices[choice], "correct": right,
+                       "correct_norm": right, "parsed": choice is not None}  # fmt: skip
+    found = task.results(index, answer)
+    sums = [float(score) for score, _ in answer]
+    normed = int(np.argmax(np.array(sums) / np.array([float(len(choice)) for choice in item.choices])))
+    return told | {"scores": sums, "prediction": item.choices[normed], "correct": bool(found["acc"]),
+                   "correct_norm": bool(found["acc_norm"]), "parsed": True}  # fmt: skip

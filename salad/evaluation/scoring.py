@@ -1,84 +1,205 @@
-"""Log-likelihoods of choices after a context, which may be text or speech. The context is run once, its key-value
-cache shared by all choices."""
+"""Log-likelihoods of continuations after a prompt of texts and recordings.
 
+A recording is encoded once, a prompt is run once and its key-value cache shared by all of its continuations, and what
+prompts begin with in common (few-shot examples) is run once for all of them.
+"""
+
+import copy
+from dataclasses import dataclass
+
+import numpy as np
 import torch
 
+from salad.errors import SaladError
 from salad.models.speech_lm import SpeechLM, Teacher
+
+SHORTEST_SHARED = 16  # units: prompts that agree on as many begin with the same examples
+
+
+@dataclass(frozen=True)
+class Recording:
+    """A recording in a prompt. Two of the same `key` are the same sound; samples: float32 [T] at the encoder's rate."""
+
+    key: str
+    samples: np.ndarray
+
+    def __eq__(self, other):
+        return isinstance(other, Recording) and self.key == other.key
+
+    def __hash__(self):
+        return hash(self.key)
+
+
+Prompt = list  # of texts (str) and Recordings, in order
+
+
+def text_of(prompt: Prompt) -> str | None:
+    """A prompt's text, None where it holds a recording."""
+    return "".join(prompt) if all(isinstance(part, str) for part in prompt) else None
 
 
 @torch.no_grad()
-def loglikelihoods(model: SpeechLM, contexts: list, choices: list[list[str]], teacher: bool = False,
-                   batch: int = 16, progress=None) -> list[list[float]]:  # fmt: skip
-    """Summed log-probability, nats, of every choice as the continuation of its context.
+def loglikelihoods(model: SpeechLM, prompts: list[Prompt], continuations: list[list[str]], teacher: bool = False,
+                   batch: int = 16, progress=None) -> list[list[tuple[float, bool]]]:  # fmt: skip
+    """(summed log-probability in nats, whether it is what greedy decoding gives) of each continuation of each prompt.
 
-    contexts: a text (str) or a recording (float32 [T] at the encoder's rate) per item; choices: per item, the texts
-    that follow it after one space. `teacher`: the original LLM answers (contexts must be text). Tokens of a text
-    context and a choice are those of the joined text, as lm-evaluation-harness has them.
+    A continuation begins with its delimiter (" Paris."). Tokens are lm-evaluation-harness' own: of the joined text,
+    split where the prompt's text ends, blanks at its end given to the continuation; after a recording the
+    continuation stands alone. Probabilities are over the whole output head, as the harness has them. `teacher`: the
+    original LLM answers, and prompts must be text. `batch`: prompts at once. Raises SaladError for a prompt longer
+    than the LLM's context.
     """
-    source = model.teacher if teacher else Teacher(model.llm)
-    sizes = [len(c) if isinstance(c, str) else len(c) // 400 for c in contexts]
-    order = sorted(range(len(contexts)), key=lambda i: (sizes[i], i))
-    told: list[list[float]] = [[]] * len(contexts)
-    for start in range(0, len(order), batch):
-        group = order[start : start + batch]
-        for i, scores in zip(group, _group(model, source, [contexts[i] for i in group], [choices[i] for i in group]),
-                             strict=True):  # fmt: skip
-            told[i] = scores
-        if progress is not None:
-            progress(min(start + batch, len(order)), len(order))
-    return told
+    return _Scorer(model, model.teacher if teacher else Teacher(model.llm)).score(
+        prompts, continuations, batch, progress or (lambda done, total: None)
+    )
 
 
-def _pieces(model: SpeechLM, llm, context, choices: list[str]) -> tuple[torch.Tensor, list[list[int]]]:
-    """The context's input vectors [T, H] and each choice's token ids."""
-    encode = lambda text: model.tokenizer(text, add_special_tokens=False)["input_ids"]  # noqa: E731
-    if not isinstance(context, str):
-        return model.prompt_embeddings([context], llm)[0], [encode(" " + choice) for choice in choices]
-    ids = encode(context)
-    return model.prompt_embeddings([context], llm)[0], [encode(f"{context} {choice}")[len(ids) :] for choice in choices]
+class _Scorer:
+    def __init__(self, model: SpeechLM, source: Teacher):
+        self.model, self.source = model, source
+        self.decoder, self.embed = source.llm.get_decoder(), source.llm.get_input_embeddings()
+        self._heard: dict[Recording, torch.Tensor] = {}
+
+    def score(self, prompts, continuations, batch, progress) -> list[list[tuple[float, bool]]]:
+        laid = [self._units(*one) for one in zip(prompts, continuations, strict=True)]
+        alike: dict[tuple, list[int]] = {}
+        for i, (units, _) in enumerate(laid):
+            alike.setdefault(tuple(units[:SHORTEST_SHARED]), []).append(i)
+        groups, rest = [], []
+        for key, members in alike.items():
+            long = len(key) == SHORTEST_SHARED and len(members) > 1
+            groups, rest = (groups + [members], rest) if long else (groups, rest + members)
+        told: list[list[tuple[float, bool]]] = [[]] * len(prompts)
+        done = 0
+        for members in [*groups, rest]:
+            members.sort(key=lambda i: (len(laid[i][0]), i))
+            shared = _common([laid[i][0] for i in members]) if members is not rest else 0
+            head = self._run_head(laid[members[0]][0][:shared]) if shared else None
+            for start in range(0, len(members), batch):
+                part = members[start : start + batch]
+                pieces = [(laid[i][0][shared:], laid[i][1]) for i in part]
+                for i, scores in zip(part, self._batch(pieces, head), strict=True):
+                    told[i] = scores
+                done += len(part)
+                progress(done, len(prompts))
+        return told
+
+    # --- what goes in ---
+
+    def _encode(self, text: str) -> list[int]:
+        return self.model.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def _units(self, prompt: Prompt, continuations: list[str]) -> tuple[list, list[list[int]]]:
+        """Token ids and Recordings of the prompt, from the prefix token on, and each continuation's token ids."""
+        merged: list = []
+        for part in prompt:
+            if isinstance(part, str) and merged and isinstance(merged[-1], str):
+                merged[-1] += part
+            elif part != "" or not isinstance(part, str):
+                merged.append(part)
+        tail = merged.pop() if merged and isinstance(merged[-1], str) else ""
+        units: list = [self.model.prefix]
+        for part in merged:
+            # a blank before a word belongs to the word, which is speech here
+            units += self._encode(part.rstrip(" ")) if isinstance(part, str) else [part]
+        blanks = tail[len(tail.rstrip()) :]
+        tail = tail[: len(tail) - len(blanks)]
+        ids = self._encode(tail) if tail else []
+        after = [self._encode(tail + blanks + continuation)[len(ids) :] for continuation in continuations]
+        if not all(after):
+            raise SaladError("a choice has no token of its own after its prompt: it must not be empty")
+        if len(units) == 1 and not ids:  # the harness' rule for an empty prompt
+            after = [some[1:] if some[0] == self.model.prefix and len(some) > 1 else some for some in after]
+        return units + ids, after
+
+    def _vectors(self, units: list) -> torch.Tensor:
+        """Input vectors [T, H] of units."""
+        parts, ids = [], []
+        for unit in [*units, None]:
+            if isinstance(unit, int):
+                ids.append(unit)
+                continue
+            if ids:
+                parts.append(self.embed(torch.tensor(ids, device=self.model.device)))
+                ids = []
+            if unit is not None:
+                parts.append(self._frames(unit))
+        return torch.cat(parts)
+
+    def _frames(self, recording: Recording) -> torch.Tensor:
+        """What the adapter makes of a recording, [F, H], made once."""
+        if recording not in self._heard:
+            samples = torch.as_tensor(np.asarray(recording.samples, dtype=np.float32), device=self.model.device)
+            frames = self.model.encoder(samples)
+            if not len(frames):
+                raise SaladError(f"recording {recording.key} is too short to be heard: not one frame")
+            self._heard[recording] = self.model.adapter(frames[None].to(self.embed.weight.dtype))[0]
+        return self._heard[recording]
+
+    # --- running it ---
+
+    def _run_head(self, units: list):
+        """The key-value cache of what a group of prompts begins with."""
+        with self.source.switched():
+            return self.decoder(inputs_embeds=self._vectors(units)[None], use_cache=True).past_key_values
+
+    def _batch(self, pieces: list[tuple[list, list[list[int]]]], head) -> list[list[tuple[float, bool]]]:
+        vectors = [self._vectors(units) for units, _ in pieces]
+        counts, device = [len(ids) for _, ids in pieces], self.model.device
+        before = head.get_seq_length() if head is not None else 0
+        longest, flat = max(map(len, vectors)), [ids for _, some in pieces for ids in some]
+        width = max(map(len, flat))
+        limit = getattr(self.source.llm.config.get_text_config(), "max_position_embeddings", None)
+        if limit is not None and before + longest + width - 1 > limit:
+            raise SaladError(
+                f"a prompt of {before + longest} positions with a choice of {width} is longer than the LLM's context "
+                f"({limit}): take fewer examples"
+            )
+        inputs = vectors[0].new_zeros(len(pieces), longest, vectors[0].shape[1])
+        mask = torch.zeros(len(pieces), before + longest, dtype=torch.long, device=device)
+        mask[:, :before] = 1
+        for row, some in enumerate(vectors):
+            inputs[row, longest - len(some) :] = some
+            mask[row, before + longest - len(some) :] = 1
+        cache = None
+        if head is not None:
+            cache = copy.deepcopy(head)
+            cache.batch_repeat_interleave(len(pieces))
+        rows = torch.repeat_interleave(torch.arange(len(pieces), device=device), torch.tensor(counts, device=device))
+        ids = torch.zeros(len(flat), width, dtype=torch.long)
+        for row, some in enumerate(flat):
+            ids[row, : len(some)] = torch.tensor(some, dtype=torch.long)
+        ids = ids.to(device)
+        positions = (mask.cumsum(1) - 1).clamp_min(0)
+        with self.source.switched():
+            first = self.decoder(inputs_embeds=inputs, attention_mask=mask, position_ids=positions[:, before:],
+                                 past_key_values=cache, use_cache=True)  # fmt: skip
+            hidden = first.last_hidden_state[rows, -1:]
+            if width > 1:
+                cache = first.past_key_values
+                cache.reorder_cache(rows)
+                after = self.decoder(
+                    input_ids=ids[:, :-1],
+                    attention_mask=torch.cat([mask[rows], torch.ones_like(ids[:, :-1])], dim=1),
+                    position_ids=positions[rows, -1:] + 1 + torch.arange(width - 1, device=device),
+                    past_key_values=cache,
+                    use_cache=True,
+                ).last_hidden_state
+                hidden = torch.cat([hidden, after], dim=1)
+        lengths = torch.tensor([len(some) for some in flat], device=device)
+        real = torch.arange(width, device=device) < lengths[:, None]
+        logits = (hidden[real] @ self.source.llm.get_output_embeddings().weight.T).float()
+        wanted, row = ids[real], real.nonzero()[:, 0]
+        chosen = logits.log_softmax(-1).gather(1, wanted[:, None])[:, 0]
+        sums = torch.zeros(len(flat), device=device).index_add_(0, row, chosen)
+        missed = torch.zeros(len(flat), device=device).index_add_(0, row, (logits.argmax(-1) != wanted).float())
+        pairs = list(zip(sums.tolist(), (missed == 0).tolist(), strict=True))
+        ends = np.cumsum([0, *counts])
+        return [pairs[a:b] for a, b in zip(ends, ends[1:], strict=False)]
 
 
-def _group(model: SpeechLM, source: Teacher, contexts: list, choices: list[list[str]]) -> list[list[float]]:
-    pieces = [_pieces(model, source.llm, context, some) for context, some in zip(contexts, choices, strict=True)]
-    device, counts = model.device, [len(ids) for _, ids in pieces]
-    longest = max(len(vectors) for vectors, _ in pieces)
-    inputs = pieces[0][0].new_zeros(len(pieces), longest, pieces[0][0].shape[1])
-    mask = torch.zeros(len(pieces), longest, dtype=torch.long, device=device)
-    for row, (vectors, _) in enumerate(pieces):
-        inputs[row, longest - len(vectors) :] = vectors
-        mask[row, longest - len(vectors) :] = 1
-    rows = torch.repeat_interleave(torch.arange(len(pieces), device=device), torch.tensor(counts, device=device))
-    flat = [ids for _, some in pieces for ids in some]
-    width = max(map(len, flat))
-    ids = torch.zeros(len(flat), width, dtype=torch.long)
-    for row, some in enumerate(flat):
-        ids[row, : len(some)] = torch.tensor(some, dtype=torch.long)
-    ids = ids.to(device)
-    positions = (mask.cumsum(1) - 1).clamp_min(0)
-    llm = source.llm.get_decoder()
-    with source.switched():
-        first = llm(inputs_embeds=inputs, attention_mask=mask, position_ids=positions, use_cache=True)
-        cache = first.past_key_values
-        cache.reorder_cache(rows)
-        after = llm(
-            input_ids=ids,
-            attention_mask=torch.cat([mask[rows], torch.ones_like(ids)], dim=1),
-            position_ids=positions[rows, -1:] + 1 + torch.arange(width, device=device),
-            past_key_values=cache,
-            use_cache=True,
-        ).last_hidden_state
-    hidden = torch.cat([first.last_hidden_state[rows, -1:], after[:, :-1]], dim=1)
-    lengths = torch.tensor([len(some) for some in flat], device=device)
-    real = torch.arange(width, device=device) < lengths[:, None]
-    head = source.llm.get_output_embeddings().weight[: model.vocab_size]
-    logits = (hidden[real] @ head.T).float()
-    chosen = logits.log_softmax(-1).gather(1, ids[real][:, None])[:, 0]
-    sums = torch.zeros(len(flat), device=device).index_add_(0, real.nonzero()[:, 0], chosen)
-    return [list(part) for part in _split(sums.tolist(), counts)]
-
-
-def _split(values: list, counts: list[int]):
-    start = 0
-    for count in counts:
-        yield values[start : start + count]
-        start += count
+def _common(lists: list[list]) -> int:
+    """How many units all of `lists` begin with, leaving each at least one of its own."""
+    shortest = min(map(len, lists)) - 1
+    first = lists[0]
+    return next((n for n in range(shortest) if any(other[n] != first[n] for other in lists)), shortest)

@@ -15,7 +15,9 @@ from salad.config import RunConfig
 from salad.data import corpora
 from salad.errors import SaladError
 from salad.evaluation import tasks
-from salad.evaluation.run import context_sample, evaluate
+from salad.evaluation.contenders import Ours
+from salad.evaluation.run import evaluate
+from salad.evaluation.spoken import context_sample
 from salad.miniature.faults import Faulty
 from salad.miniature.study import Arm, StudyConfig
 from salad.models.speech_lm import SpeechLM, load_llm, load_tokenizer
@@ -307,8 +309,8 @@ def stage2(progress, lab, config: StudyConfig, spec: str, number: int) -> str:
 
 def _evaluated(lab, model, contender, run_id, step, progress, is_teacher=False) -> None:
     told = {"evaluate": contender, "run_id": run_id, "step": step, "tasks": tasks.names(lab)}
-    options = {"teacher": is_teacher, "progress": progress}
-    work = partial(evaluate, lab, model, contender, run_id, step, tasks.names(lab), **options)
+    ours = Ours(model, contender, run_id, step, teacher=is_teacher)
+    work = partial(evaluate, lab, ours, tasks.names(lab), progress=progress)
     as_run(lab, "evaluate", told, lambda run: work(), kind="evaluate")
 
 
