@@ -31,6 +31,14 @@ def show(table: pa.Table, width: int | None = None) -> None:
         print(f"{table.num_rows:,} rows")
 
 
+def rounded(rows: list[dict]) -> pa.Table:
+    """Rows as a table to be read: floats with three digits after the point, and no column that is empty throughout."""
+    kept = [key for key in rows[0] if any(row[key] is not None for row in rows)]
+    return pa.Table.from_pylist(
+        [{key: round(row[key], 3) if isinstance(row[key], float) else row[key] for key in kept} for row in rows]
+    )
+
+
 def _cell(value) -> str:
     if value is None:
         return ""

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from salad.errors import SaladError
-from salad.evaluation.scoring import Prompt, Recording, loglikelihoods, text_of
+from salad.evaluation.scoring import Prompt, Recording, loglikelihoods
 
 
 @runtime_checkable
@@ -79,12 +79,14 @@ def parse_choice(answer: str, choices: list[str]) -> int | None:
     stripped = [word.strip("()[]{}.,:;!?\"'`") for word in words]
     if len(stripped) == 1 and len(stripped[0]) == 1 and stripped[0].upper() in letters:
         return letters.index(stripped[0].upper())
-    # in a sentence only capitals count, and of these "A" and "I" only where they cannot be words of English
-    named = set()
+    # in a sentence only capitals count; "A" and "I" may be words of English there, and alone they name nothing
+    named, perhaps = set(), set()
     for place, (word, bare) in enumerate(zip(words, stripped, strict=True)):
         if len(bare) == 1 and bare in letters:
-            marked = word != bare or place == len(words) - 1
-            named |= {bare} if bare not in "AI" or marked else set()
+            sure = bare not in "AI" or word != bare or place == len(words) - 1
+            (named if sure else perhaps).add(bare)
+    if named and perhaps - named:
+        return None
     held = {i for i, choice in enumerate(choices) if plain(choice) and f" {plain(choice)} " in f" {said} "}
     held = {i for i in held if not any(i != j and plain(choices[i]) in plain(choices[j]) for j in held)}
     found = {letters.index(letter) for letter in named} or held
@@ -94,7 +96,7 @@ def parse_choice(answer: str, choices: list[str]) -> int | None:
 KINDS = ("teacher", "qwen2-audio:NAME", "qwen2.5-omni:NAME", "endpoint:URL#MODEL", "package.module:name")
 
 
-def outside(spec: str, name: str | None, lab: Path | str, device: str = "cpu", batch: int = 16) -> Contender:
+def outside(spec: str, name: str | None, lab: Path | str, device: str = "cpu") -> Contender:
     """A contender that is no run of the lab, by its specification (KINDS)."""
     kind, _, rest = spec.partition(":")
     if kind in ("qwen2-audio", "qwen2.5-omni"):
@@ -117,18 +119,12 @@ def outside(spec: str, name: str | None, lab: Path | str, device: str = "cpu", b
 
 def same_tokenizer(model, lab: Path | str, what: str) -> None:
     """SaladError where a checkpoint's tokenizer is not that of the lab's teacher: their scores would not compare."""
-    from salad.models.speech_lm import load_tokenizer
+    from salad.models.speech_lm import check_same_tokenizer, load_tokenizer
 
     here = Path(lab) / "models" / "teacher"
     if not here.is_dir():
         return
-    theirs, ours = model.tokenizer.get_vocab(), load_tokenizer(str(here), lab).get_vocab()
-    if theirs != ours:
-        differing = sorted(token for token in theirs.keys() | ours.keys() if theirs.get(token) != ours.get(token))
-        raise SaladError(
-            f"{what}: its tokenizer differs from that of the teacher in {here} ({len(differing)} entries, such as "
-            f"{differing[0]!r}); evaluate it in a lab of its own teacher"
-        )
-
-
-__all__ = ["Contender", "Ours", "Prompt", "outside", "parse_choice", "same_tokenizer", "text_of"]
+    try:
+        check_same_tokenizer(model.tokenizer, what, load_tokenizer(str(here), lab), "models/teacher")
+    except SaladError as error:
+        raise SaladError(f"{error}; evaluate it in the lab of its own teacher") from None

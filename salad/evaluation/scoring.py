@@ -33,11 +33,6 @@ class Recording:
 Prompt = list  # of texts (str) and Recordings, in order
 
 
-def text_of(prompt: Prompt) -> str | None:
-    """A prompt's text, None where it holds a recording."""
-    return "".join(prompt) if all(isinstance(part, str) for part in prompt) else None
-
-
 @torch.no_grad()
 def loglikelihoods(model: SpeechLM, prompts: list[Prompt], continuations: list[list[str]], teacher: bool = False,
                    batch: int = 16, progress=None) -> list[list[tuple[float, bool]]]:  # fmt: skip

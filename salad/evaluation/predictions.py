@@ -1,0 +1,93 @@
+"""Answers of systems that are run elsewhere: `salad import-predictions FILE.jsonl`.
+
+One JSON object a line: contender, task, item, modality, and `scores` (a log-probability for each choice) or `text` (an
+answer in words); voice where it is known."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import store
+from salad.errors import SaladError
+from salad.evaluation import harness
+from salad.evaluation.harness import MODALITIES
+from salad.evaluation.run import judged
+from store.ids import hash_id
+
+
+def read(lab: Path | str, path: Path | str) -> list[dict]:
+    """The rows of `evaluations` that a file of predictions makes; anything wrong in it is a SaladError with its line."""
+    path = Path(path)
+    try:
+        lines = path.read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise SaladError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    tasks: dict[str, tuple] = {}
+    rows, seen = [], {}
+    for number, line in enumerate(lines, 1):
+        where = f"{path} line {number}"
+        try:
+            told = json.loads(line)
+            contender, name, item_id, modality = (told[key] for key in ("contender", "task", "item", "modality"))
+            text, scores, voice = told.get("text"), told.get("scores"), told.get("voice")
+        except (ValueError, TypeError) as error:
+            raise SaladError(f"{where} is no JSON object ({error})") from None
+        except KeyError as error:
+            raise SaladError(f"{where} lacks {error}") from None
+        if modality not in MODALITIES:
+            raise SaladError(f"{where}: no modality {modality!r}; known: {', '.join(MODALITIES)}")
+        if (text is None) == (scores is None):
+            raise SaladError(f"{where}: give either scores or text")
+        if name not in tasks:
+            task = harness.load(lab, name)
+            tasks[name] = task, {item.item_id: index for index, item in enumerate(task.items)}
+        task, places = tasks[name]
+        index = places.get(str(item_id))
+        if index is None:
+            raise SaladError(f"{where}: {name} has no item {item_id!r}; its items are called like {task.items[0].item_id!r}")
+        item = task.items[index]
+        if scores is None:
+            answer = [str(text)] if task.generates else str(text)
+        elif len(scores) != len(item.choices) or not all(isinstance(s, int | float) and s == s for s in scores):
+            raise SaladError(f"{where}: item {item_id} has {len(item.choices)} choices, and needs a number for each")
+        else:
+            answer = [(float(score), False) for score in scores]
+        eval_id = hash_id("e", None, None, contender, name, modality, voice, item.item_id)
+        if eval_id in seen:
+            raise SaladError(f"{where}: item {item_id} was predicted already, on line {seen[eval_id]}")
+        seen[eval_id] = number
+        rows.append({
+            "eval_id": eval_id, "run_id": None, "step": None, "contender": contender, "task": name, "domain": item.domain,
+            "modality": modality, "voice": voice, "item_id": item.item_id, **judged(task, index, answer, scores is not None),
+        })  # fmt: skip
+    if not rows:
+        raise SaladError(f"{path} holds no prediction")
+    return rows
+
+
+def import_predictions(lab: Path | str, path: Path | str) -> str:
+    """Check a whole file, then publish it as one unit; nothing is written where a line is wrong. Returns what to tell.
+
+    The same file again changes nothing; predictions that the lab has from another file are refused."""
+    rows = read(lab, path)
+    made_from = {"predictions": hashlib.sha256(Path(path).read_bytes()).hexdigest()}
+    if not store.exists(lab, "evaluations", made_from):
+        there = store.connect(lab).execute(
+            "select contender, task, item_id from evaluations where eval_id in (select unnest(?)) limit 1",
+            [[row["eval_id"] for row in rows]],
+        ).fetchone()  # fmt: skip
+        if there is not None:
+            raise SaladError(f"the lab has answers of {there[0]} to {there[1]} already, such as item {there[2]}; "
+                             "give the contender another name")  # fmt: skip
+        store.publish(lab, "evaluations", rows, made_from)
+    lines = []
+    for key in dict.fromkeys((row["contender"], row["task"], row["modality"]) for row in rows):
+        mine = [row for row in rows if (row["contender"], row["task"], row["modality"]) == key]
+        whole = len(harness.load(lab, key[1]).items)
+        unread = sum(not row["parsed"] for row in mine)
+        right = sum(row["correct_norm"] for row in mine) / len(mine)
+        lines.append(
+            f"{key[0]}, {key[1]}, {key[2]}: {len({row['item_id'] for row in mine})} of {whole} items, "
+            f"{100 * right:.1f} % right, {100 * unread / len(mine):.1f} % cannot be read and count as wrong"
+        )
+    return "\n".join(lines)
