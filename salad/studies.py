@@ -325,6 +325,7 @@ def train_cell(progress, lab, config: StudyConfig, cell: Cell, curve: tuple[floa
 def measure_cell(progress, lab, config: StudyConfig, cell: Cell) -> str:
     """Divergences of held-out text (along Stage I too, where the axis is alpha), and text and speech accuracy."""
     from salad.evaluation import tasks
+    from salad.evaluation.contenders import Ours
     from salad.evaluation.run import evaluate
     from salad.miniature import work
     from salad.passes import as_run
@@ -338,8 +339,9 @@ def measure_cell(progress, lab, config: StudyConfig, cell: Cell) -> str:
     model = work._score(progress, lab, run_id, step, "heldout", config.seed)
     names = tasks.names(lab)
     told = {"evaluate": cell.name, "run_id": run_id, "step": step, "tasks": names, "modalities": ["text", "speech"]}
-    as_run(lab, "evaluate", told, lambda run: evaluate(lab, model, cell.name, run_id, step, names, ("text", "speech"),
-                                                       progress=progress), kind="evaluate")  # fmt: skip
+    ours = Ours(model, cell.name, run_id, step)
+    as_run(lab, "evaluate", told, lambda run: evaluate(lab, ours, names, ("text", "speech"), progress=progress),
+           kind="evaluate")  # fmt: skip
     return "divergences of held-out text; text and speech"
 
 

@@ -329,8 +329,12 @@ def evaluate(
                             progress=progress)  # fmt: skip
     side = (who.name, who.run_id, who.step)
     tables.show(tables.rounded(statistics.summary(lab, *side, wanted)), None)
-    for rows in (statistics.modalities(lab, side, wanted), other and statistics.comparisons(lab, side, other, wanted)):
+    for title, rows in (
+        (f"{who.name}'s other sides against its text, item by item:", statistics.modalities(lab, side, wanted)),
+        (f"{who.name} against {against}, item by item:", other and statistics.comparisons(lab, side, other, wanted)),
+    ):
         if rows:
+            print(f"\n{title}")
             tables.show(tables.rounded(rows), None)
     heldout = store.connect(lab).execute("select count(*) from syntheses where speech = 'heldout'").fetchone()[0]
     if transcribe and heldout and "speech" in split(modality) and "speech" in who.modalities:
