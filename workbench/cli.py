@@ -327,6 +327,7 @@ def evaluate(
     with _bar(who.name) as progress:
         evaluation.evaluate(lab, who, wanted, tuple(split(modality)), split(voices) if voices else None, tts, asr, limit,
                             progress=progress)  # fmt: skip
+    store.renew(lab)
     side = (who.name, who.run_id, who.step)
     tables.show(tables.rounded(statistics.summary(lab, *side, wanted)), None)
     for title, rows in (
@@ -340,6 +341,7 @@ def evaluate(
     if transcribe and heldout and "speech" in split(modality) and "speech" in who.modalities:
         with _bar("transcription") as progress:
             wer = answers.transcribe(lab, who, count=transcribe, progress=progress)
+        store.renew(lab)
         print(f"transcription of {min(transcribe, heldout)} held-out recordings by {who.name}: WER {wer:.3f}")
     return 0
 
@@ -415,6 +417,7 @@ def answer(
     with _bar(who.name) as progress:
         rows = answers.answer(lab, who, asked, tuple(part.strip() for part in modality.split(",")), voice, tts, asr,
                               max_new_tokens, temperature=temperature, seed=seed, progress=progress)  # fmt: skip
+    store.renew(lab)
     shown = [{key: row[key] for key in ("question", "modality", "text", "reference")} for row in rows]
     tables.show(pa.Table.from_pylist(shown), None)
     return 0
@@ -431,7 +434,9 @@ def import_predictions(file: tyro.conf.Positional[str], *, lab: Lab = None) -> i
     import store
     from salad.evaluation import predictions
 
-    print(predictions.import_predictions(store.lab_path(lab), file))
+    lab = store.lab_path(lab)
+    print(predictions.import_predictions(lab, file))
+    store.renew(lab)
     return 0
 
 
