@@ -127,7 +127,8 @@ def findings(labs: dict[int, Path], axes: tuple[str, ...] = tuple(AXES)) -> Find
     tables = {axis: table for axis in axes if len(table := axis_table(rows, cells, axis))}
     claims = [*_predicts(rows), *_scaling(rows, labs), *(judge(rows, claim) for claim in CLAIMS), *_hours(rows)]
     done = rows[rows["last"] & rows.group.eq(ALL) & rows.speech.notna()].groupby("contender").seed.nunique()
-    everything = studies.cells()
+    known = {cell.name for cell in studies.cells()}
+    everything = studies.cells() if known >= {cell.name for cell in cells} else cells  # what the full study has, too
     lacking = [f"{c.name} ({int(done.get(c.name, 0))} of {len(labs)} seeds)" for c in everything
                if done.get(c.name, 0) < len(labs)]  # fmt: skip
     return Findings(rows, claims, tables, _told(labs, study, rows), lacking, list(labs))

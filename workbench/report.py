@@ -259,18 +259,17 @@ def _escaped(text: str) -> str:
 
 
 def latex(caption: str, heads: list[str], cells: list[list[str]]) -> str:
-    """A LaTeX table for the package booktabs: numbers to the right, words to the left, rules between first cells."""
+    """A LaTeX table for the package booktabs: numbers to the right, words to the left, rules between groups."""
     number = [all(not c or c[:1] in "0123456789-−–" for c in column) for column in zip(*cells, strict=True)]
     lines = [
         r"% needs \usepackage{booktabs}", r"\begin{table}", r"\centering\small", rf"\caption{{{_escaped(caption)}}}",
         rf"\begin{{tabular}}{{{''.join('r' if n else 'l' for n in number) or 'l' * len(heads)}}}", r"\toprule",
         " & ".join(map(_escaped, heads)) + r" \\", r"\midrule",
     ]  # fmt: skip
-    last = cells[0][0] if cells else None
-    for row in cells:
-        if row[0] != last and number and sum(r[0] == row[0] for r in cells) > 1:
+    grouped = len({row[0] for row in cells}) <= len(cells) / 2
+    for i, row in enumerate(cells):
+        if grouped and i and row[0] != cells[i - 1][0]:
             lines.append(r"\midrule")
-        last = row[0]
         lines.append(" & ".join(map(_escaped, row)) + r" \\")
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\end{table}", ""])
 
