@@ -119,7 +119,7 @@ def by_group(con, study: dict) -> pd.DataFrame:
 
 _CHECKPOINTS = """
     SELECT p.run_id, p.step, coalesce(e.contender, json_extract_string(r.config, '$.contender')) AS contender,
-        r.kind, r.parent_run_id, r.selection_id, t.tokens, r.max_steps AS steps,
+        r.kind, r.parent_run_id, r.selection_id, r.max_steps AS steps,
         json_extract(r.config, '$.objective.alpha')::DOUBLE AS alpha,
         json_extract_string(r.config, '$.llm.finetune') AS finetune,
         json_extract(r.config, '$.optim.decay')::INT AS decay
@@ -128,10 +128,18 @@ _CHECKPOINTS = """
     JOIN runs AS r ON r.run_id = p.run_id
     LEFT JOIN (SELECT DISTINCT run_id, step, contender FROM evaluations) AS e
         ON e.run_id = p.run_id AND e.step = p.step
-    LEFT JOIN (SELECT run_id, step, max(tokens) AS tokens FROM metrics GROUP BY ALL) AS t
-        ON t.run_id = p.run_id AND t.step = p.step
     WHERE r.kind IN ('stage1', 'stage2') AND ($1 IS NULL OR p.run_id IN (SELECT unnest($1)))
     ORDER BY ALL"""
+
+
+def tokens_at(con, run_id: str, steps) -> np.ndarray:
+    """Tokens that a run had fed at `steps`: as logged, interpolated between logged steps; NaN where none is logged."""
+    logged = con.execute(
+        "SELECT step, max(tokens) FROM metrics WHERE run_id = ? AND tokens IS NOT NULL GROUP BY 1 ORDER BY 1", [run_id]
+    ).fetchall()
+    if not logged:
+        return np.full(len(steps), np.nan)
+    return np.interp(steps, [0, *(s for s, _ in logged)], [0, *(t for _, t in logged)], right=np.nan)
 
 
 def collect(labs: Mapping[object, Path | str], runs: list[str] | None = None) -> pd.DataFrame:
@@ -147,6 +155,8 @@ def collect(labs: Mapping[object, Path | str], runs: list[str] | None = None) ->
         points = con.execute(_CHECKPOINTS, [runs]).df()
         if points.empty:
             continue
+        for run_id, part in points.groupby("run_id"):
+            points.loc[part.index, "tokens"] = tokens_at(con, run_id, part.step)
         points["key"] = [f"{run}@{step}" for run, step in zip(points.run_id, points.step, strict=True)]
         study = read_study(lab, con)
         values = _measured(con, study, points)
@@ -322,21 +332,21 @@ def power_law(con, run_id: str, weights: Mapping[str, float], steps: Iterable[in
         WHERE v.run_id = $run AND s.corpus = $corpus AND v.m IS NOT NULL GROUP BY ALL ORDER BY ALL""",
         {"run": run_id, "corpus": corpus},
     ).df()
-    tokens = dict(con.execute("SELECT step, max(tokens) FROM metrics WHERE run_id = ? GROUP BY 1", [run_id]).fetchall())
-    rows = rows[rows.domain.isin([d for d, w in weights.items() if w > 0]) & rows.step.isin(list(tokens))]
+    rows = rows[rows.domain.isin([d for d, w in weights.items() if w > 0])]
     if steps is not None:
         rows = rows[rows.step.isin(list(steps))]
     wanted = sorted(rows.step.unique())
-    n = np.array([tokens[s] for s in wanted], float)
+    n = tokens_at(con, run_id, wanted)
+    wanted, n = [step for step, t in zip(wanted, n, strict=True) if np.isfinite(t)], n[np.isfinite(n)]
     rng, parts = np.random.default_rng(seed), []
-    for domain, part in rows.groupby("domain"):
+    for domain, part in rows.groupby("domain") if len(n) else ():
         total = part.pivot(index="sample_id", columns="step", values="total").reindex(columns=wanted).to_numpy()
         count = part.pivot(index="sample_id", columns="step", values="n").reindex(columns=wanted).to_numpy()
         whole = np.isfinite(total).all(1)
         total, count = total[whole], count[whole]
         times = rng.multinomial(len(total), np.full(len(total), 1 / len(total)), draws)
         parts.append((weights[domain], total.sum(0) / count.sum(0), (times @ total) / (times @ count)))
-    if not parts:
+    if not len(n) or not parts:
         raise SaladError(f"run {run_id} has no scored checkpoint whose tokens are logged")
     mass = sum(w for w, _, _ in parts)
     m = sum(w * value for w, value, _ in parts) / mass
