@@ -176,30 +176,49 @@ def train(recipe: tyro.conf.Positional[str], *, lab: Lab = None, overrides: Set 
 
 @command(name="pass")
 def pass_(
-    what: tyro.conf.Positional[Literal["score", "cluster", "synthesise"]],
+    what: tyro.conf.Positional[Literal["embed", "cluster", "probe", "synthesise", "check", "score"]],
     *,
     lab: Lab = None,
+    on: str | None = None,
+    workers: int = 1,
+    gpus: str | None = None,
     run: str | None = None,
     step: int | None = None,
-    speech: str = "heldout",
-    corpus: str = "broad",
-    k: int = 16,
+    speech: str | None = None,
+    corpus: str | None = None,
+    model: str | None = None,
+    k: int | None = None,
+    clustering: str | None = None,
+    per_cluster: int | None = None,
     selection: str | None = None,
-    tts: str = "espeak",
-    seed: int = 0,
+    tts: str | None = None,
+    voices: str | None = None,
+    asr: str | None = None,
+    seed: int | None = None,
 ) -> int:
-    """Do one pass over the lab: score speech under a checkpoint, cluster a corpus, or speak a selection.
+    """Do a pass over the lab: embed or cluster a corpus, speak a probe or a selection, check or score speech.
+
+    What is done is skipped, what is damaged is made again: the same command goes on where it was. With --on it is
+    started there, with so many workers; Ctrl-C then stops watching it, and launch_gpu.py shows, stops and resumes it.
 
     Args:
-        what: score, cluster or synthesise.
+        what: embed, cluster, probe, synthesise, check or score.
+        on: here, slurm, ssh:HOST or a target's name; without it, in this process.
+        workers: how many shards side by side.
+        gpus: for each worker, a number or TYPE:NUMBER.
         run: score: the run; by default the newest Stage I.
         step: score: the checkpoint; by default the last.
-        speech: score: a folder of lab/speech.
-        corpus: cluster: a folder of lab/corpora.
-        k: cluster: how many.
+        speech: score, check: a folder of lab/speech (heldout, probe); probe: its own (probe).
+        corpus: embed, cluster: a corpus (broad).
+        model: embed, cluster: teacher (the default), or a sentence-transformers model.
+        k: cluster: how many (16).
+        clustering: probe: by default the newest.
+        per_cluster: probe: texts a cluster (6).
         selection: synthesise: the selection (l...).
-        tts: synthesise: the engine.
-        seed: of the scoring patterns, the clustering or the voices.
+        tts: probe, synthesise: espeak (the default), kokoro, or package.module:name.
+        voices: probe, synthesise: comma-separated; a probe is spoken in all of them.
+        asr: probe, synthesise, check: the recogniser; by default lab/models/recogniser.
+        seed: of the patterns, the clustering, the texts or the voices.
     """
     import store
     from salad.errors import SaladError
@@ -207,14 +226,39 @@ def pass_(
 
     if what == "synthesise" and selection is None:
         raise SaladError("say which with --selection l...; `salad sql \"from selections\"` shows them")
-    options = {
-        "score": {"run_id": run, "step": step, "speech": speech},
-        "cluster": {"corpus": corpus, "k": k},
-        "synthesise": {"selection": selection, "tts": tts},
-    }[what]
-    with _bar(what) as progress:
-        told = passes.PASSES[what](store.lab_path(lab), seed=seed, progress=progress, **options)
-    print(told)
+    given = {
+        "run_id": run, "step": step, "speech": speech, "corpus": corpus, "model": model, "k": k, "seed": seed,
+        "clustering": clustering, "per_cluster": per_cluster, "selection": selection, "tts": tts, "asr": asr,
+        "voices": voices and voices.split(","),
+    }  # fmt: skip
+    folder = passes.prepare(store.lab_path(lab), what, {name: value for name, value in given.items() if value is not None})
+    if on is None and workers == 1:
+        with _bar(what) as progress:
+            told = passes.here(folder, progress)
+        store.renew(folder.lab)
+        print(told)
+        return 0
+    handle = passes.launch(folder, on or "here", workers, gpus)
+    print(f"{folder.run_id} on {on or 'here'}, {workers} workers: python launch_gpu.py logs {folder.run_id} --follow")
+    return _watch(handle, what)
+
+
+def _watch(handle, title: str) -> int:
+    """Follow a launched run to its end: 0 where it is done."""
+    from salad.errors import SaladError
+
+    try:
+        with _bar(title) as progress:
+            while (status := handle.wait(0.5))["state"] not in ("done", "failed", "stopped"):
+                if status.get("max_steps"):
+                    progress(status["step"], status["max_steps"])
+    except KeyboardInterrupt:
+        print(f"it goes on; python launch_gpu.py stop {handle.run_id} ends it")
+        return 130
+    if status["state"] != "done":
+        raise SaladError(f"{handle.run_id} {status['state']}: {status.get('error')}")
+    said = [line.split(" ", 1)[1] for line in handle.logs().splitlines() if line[:2] == "20"]
+    print(said[-1] if said else "done")
     return 0
 
 

@@ -22,7 +22,8 @@ from salad.miniature.faults import Faulty
 from salad.miniature.study import Arm, StudyConfig
 from salad.models.speech_lm import SpeechLM, load_llm, load_tokenizer
 from salad.passes import as_run
-from salad.passes.cluster import cluster, embed, probe_texts
+from salad.passes.cluster import cluster, probe_texts
+from salad.passes.embed import embed, of_llm
 from salad.passes.score import score
 from salad.passes.synthesise import jobs_of, synthesise
 from salad.runs import RunFolder
@@ -190,8 +191,8 @@ def stage1(progress, lab, config: StudyConfig) -> str:
 
 def clusters(progress, lab, config: StudyConfig) -> str:
     def work(run):
-        llm = load_llm(config.stage1.llm, lab)
-        embed(lab, llm, load_tokenizer(config.stage1.llm.name, lab), "broad", "teacher", progress=progress)
+        embedder = partial(of_llm, load_llm(config.stage1.llm, lab), load_tokenizer(config.stage1.llm.name, lab))
+        embed(lab, embedder, "broad", "teacher", progress=progress)
         _remember(lab, clustering=cluster(lab, run.run_id, "teacher", "broad", config.n_clusters, config.seed))
 
     told = {"pass": "cluster", "n_clusters": config.n_clusters, "seed": config.seed, "teacher": recall(lab, "teacher")}

@@ -1,15 +1,91 @@
-"""Passes: embed, cluster, probe, synthesise, score. Each is a plain function that writes store units and Shar only.
+"""Passes: embed, cluster, probe, synthesise, check, score, encode. Each is a plain function of (lab, …, shard, shards)
+that writes store units and Shar only, started once or N times by an engine (`python -m salad.passes`).
 
-A pass is a run of kind `pass`: its configuration is what the work is made from, done means that its units exist, and
-doing it again skips what is done.
+A pass's work is divided into parts, which depend on its inputs alone: shard i of N makes every N-th. A part is done
+when its units exist, so any number of workers, killed at any time and started again, leave the same units; one that is
+damaged is made again.
 """
 
-from collections.abc import Callable
+import errno
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
+import store
+from salad.errors import SaladError
 from salad.runs import RunFolder, renewing, running
 
 Progress = Callable[[int, int], None]
+TOLD = 5  # failures that are named
+
+
+class Part(NamedTuple):
+    """A piece of a pass's work. `made_from` and `tables` are the units that it publishes; `size`: of what progress
+    counts; `make(tick)` does it, calling `tick(n)` as it goes. `whole()`: whether what it writes beside units (a Shar)
+    is as it should be."""
+
+    made_from: dict
+    tables: tuple[str, ...]
+    size: int
+    make: Callable[[Callable[[int], None]], None]
+    whole: Callable[[], bool] = lambda: True
+
+
+def published(lab: Path | str) -> set[str]:
+    """Ids of the units that are there and whole, alone or merged into others."""
+    found, _ = store.units.scan(store.lab_path(lab))
+    ids = set()
+    for units in found.values():
+        for unit in units:
+            ids |= set(unit.members) - set(unit.without) if unit.members else {unit.unit_id}
+    return ids
+
+
+def pending(lab: Path | str, parts: Sequence[Part]) -> list[Part]:
+    """The parts of which a unit, or a Shar, is missing or damaged."""
+    there = published(lab)
+    units = [[store.unit_id(table, part.made_from) in there for table in part.tables] for part in parts]
+    return [part for part, found in zip(parts, units, strict=True) if not (all(found) and part.whole())]
+
+
+def do(lab: Path | str, parts: Sequence[Part], shard: int = 0, shards: int = 1,
+       progress: Progress | None = None) -> None:  # fmt: skip
+    """Make shard `shard`'s parts that are not done. `progress(done, total)` counts what the parts count.
+
+    A part whose input is damaged is passed over, and the others go on; at the end a SaladError names the faults. A
+    full disk ends it at once."""
+    if not 0 <= shard < shards:
+        raise SaladError(f"shard {shard} of {shards}: shards are numbered from 0")
+    mine = list(parts)[shard::shards]
+    left = {id(part) for part in pending(lab, mine)}
+    total, done, faults = sum(part.size for part in mine), 0, []
+    for part in mine:
+        at = done
+
+        def tick(n: int) -> None:
+            nonlocal at
+            at += n
+            if progress is not None:
+                progress(at, total)
+
+        if id(part) in left:
+            try:
+                part.make(tick)
+            except SaladError as error:
+                if isinstance(error.__cause__, OSError) and error.__cause__.errno in (errno.ENOSPC, errno.EDQUOT):
+                    raise
+                faults.append(str(error))
+        done += part.size
+        if progress is not None:
+            progress(done, total)
+    if len(faults) == 1 or len(faults) == len(left) and len(set(faults)) == 1:  # or what all of them lack
+        raise SaladError(faults[0] + ("; the other parts are done" if len(mine) > len(faults) else ""))
+    if faults:
+        more = f"; and {len(faults) - TOLD} more" if len(faults) > TOLD else ""
+        raise SaladError(
+            f"{len(faults)} of {len(mine)} parts could not be made, the others are done: "
+            + "; ".join(faults[:TOLD]) + more
+        )  # fmt: skip
 
 
 def as_run(lab: Path | str, name: str, config: dict, work: Callable[[RunFolder], None], kind: str = "pass",

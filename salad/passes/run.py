@@ -1,8 +1,12 @@
-"""The passes by name, over a lab's own tables: what `salad pass NAME` runs.
+"""The passes by name, over a lab's own tables: what `salad pass NAME` and `python -m salad.passes` run.
 
-Each is a function of (lab, shard, shards, …); doing it again skips what is done.
+Each is a function of (lab, …, shard, shards, progress) that says in a line what there is now; doing it again skips what
+is done and makes again what is damaged. Its keyword arguments are its options.
 """
 
+import inspect
+import os
+from functools import partial
 from pathlib import Path
 
 import store
@@ -10,8 +14,10 @@ from salad import checkpoints
 from salad.config import RunConfig, validate
 from salad.data import corpora
 from salad.errors import SaladError
-from salad.passes import Progress, as_run
-from salad.runs import RunFolder
+from salad.passes import Progress
+from salad.runs import RunFolder, read_json, running
+
+GIVEN = ("lab", "shard", "shards", "progress", "run")  # what is no option of a pass
 
 
 def checkpoint_of(lab: Path | str, run_id: str, step: int | None = None) -> tuple[Path, int]:
@@ -54,69 +60,217 @@ def newest_clustering(lab: Path | str) -> str:
     return row[0]
 
 
-def score(lab, run_id: str | None = None, step: int | None = None, speech: str = "heldout", seed: int = 0,
-          shard: int = 0, shards: int = 1, progress: Progress | None = None) -> str:  # fmt: skip
-    """M, F and D of the speech folder `speech` under a checkpoint (by default the newest Stage I's last)."""
-    from salad.passes.score import score as work
-
-    run_id = run_id or newest(lab, "stage1")
-    _, step = checkpoint_of(lab, run_id, step)
-    told = {"pass": "score", "run_id": run_id, "step": step, "speech": [speech], "seed": seed, "shard": [shard, shards]}
-
-    def do(run):
-        model, _ = model_of(lab, run_id, step)
-        spoken = corpora.of_speech(store.connect(lab), [speech])
-        work(lab, model, run_id, step, spoken, speech, seed, shard=shard, shards=shards, progress=progress)
-
-    as_run(lab, "score", told, do)
-    return f"{speech} scored by {run_id}, step {step}"
-
-
-def cluster(lab, corpus: str = "broad", k: int = 16, seed: int = 0, progress: Progress | None = None) -> str:
-    """Embed a corpus with the newest Stage I's teacher and cluster it into `k` balanced clusters."""
+def llm_of(lab: Path | str, run_id: str | None = None):
+    """(the original LLM, its tokenizer) of a run; by default the newest Stage I's."""
     from salad.models.speech_lm import load_llm, load_tokenizer
+
+    config = validate(RunConfig, RunFolder.open(lab, run_id or newest(lab, "stage1")).config)
+    return load_llm(config.llm, lab), load_tokenizer(config.llm.name, lab)
+
+
+def recogniser_of(lab: Path | str, name: str | None):
+    """(name, what loads it) of a recogniser: a folder of the lab, a folder, a hub name, or the lab's own by default;
+    (None, …) where there is none."""
+    from salad.models.names import resolve
+    from salad.speech.check import load_recogniser
+
+    if name is None:
+        own = Path(lab) / "models" / "recogniser"
+        name = str(own) if own.is_dir() else None
+    else:
+        name = resolve(name, lab)
+    return name, partial(load_recogniser, name)
+
+
+# --- the passes ---
+
+
+def embed(lab, corpus: str = "broad", model: str = "teacher", *, shard: int = 0, shards: int = 1,
+          progress: Progress | None = None) -> str:  # fmt: skip
+    """Embed a corpus: by the newest Stage I's LLM (`teacher`), or a sentence-transformers model by name."""
+    from salad.passes import embed as work
+
+    def load():
+        return work.of_llm(*llm_of(lab)) if model == "teacher" else work.of_sentences(model, lab)
+
+    work.embed(lab, load, corpus, model, shard, shards, progress)
+    return f"{corpus} embedded by {model}"
+
+
+def cluster(lab, corpus: str = "broad", model: str = "teacher", k: int = 16, seed: int = 0, *,
+            run: RunFolder | None = None, shard: int = 0, shards: int = 1, progress: Progress | None = None) -> str:  # fmt: skip
+    """Cluster an embedded corpus into `k` balanced clusters; what is not embedded yet is embedded first."""
     from salad.passes.cluster import cluster as work
-    from salad.passes.cluster import embed
 
-    config = validate(RunConfig, RunFolder.open(lab, newest(lab, "stage1")).config)
-    told = {"pass": "cluster", "corpus": corpus, "n_clusters": k, "seed": seed, "llm": config.llm.name}
-    made = {}
+    if shards > 1:
+        raise SaladError("cluster is one piece of work: --workers belongs to embed")
+    embed(lab, corpus, model, progress=progress)
+    return f"clustering {work(lab, None if run is None else run.run_id, model, corpus, k, seed)}, {k} clusters"
 
-    def do(run):
-        llm, tokenizer = load_llm(config.llm, lab), load_tokenizer(config.llm.name, lab)
-        embed(lab, llm, tokenizer, corpus, "teacher", progress=progress)
-        made["id"] = work(lab, run.run_id, "teacher", corpus, k, seed)
 
-    run = as_run(lab, "cluster", told, do)
-    row = store.connect(lab).execute("select any_value(clustering_id) from clusters where run_id = ?", [run.run_id])
-    return f"clustering {made.get('id') or row.fetchone()[0]}, {k} clusters"
+def probe(lab, clustering: str | None = None, per_cluster: int = 6, tts: str = "espeak",
+          voices: tuple[str, ...] = ("en-us@rate=195", "en-us+f3@rate=195"), seed: int = 0, asr: str | None = None,
+          speech: str = "probe", *, shard: int = 0, shards: int = 1, progress: Progress | None = None) -> str:  # fmt: skip
+    """Speak some texts of each cluster, each in every voice, checked by the recogniser."""
+    from salad.passes.cluster import probe_texts
+    from salad.passes.synthesise import jobs_of
+    from salad.passes.synthesise import synthesise as work
+    from salad.speech import load_tts
+
+    clustering = clustering or newest_clustering(lab)
+    texts = probe_texts(lab, clustering, per_cluster, seed)
+    if not texts:
+        raise SaladError(f"clustering {clustering} has no text in this lab; `salad pass cluster` makes one")
+    engine, jobs = load_tts(tts), jobs_of(texts, tuple(voices), seed, per_text=len(voices))
+    asr, load = recogniser_of(lab, asr)
+    made_from = {"seed": seed, "tts": engine.name, "jobs": store.ids.digest([vars(job) for job in jobs])}
+    seconds = work(lab, speech, jobs, engine, made_from, load() if asr else None, progress=progress, shard=shard,
+                   shards=shards)  # fmt: skip
+    return f"{len(texts)} texts in {len(voices)} voices, {seconds:.0f} s in lab/speech/{speech}"
 
 
 def synthesise(lab, selection: str, tts: str = "espeak", voices: tuple[str, ...] = ("en-us@rate=195",), seed: int = 0,
-               budget_h: float | None = None, progress: Progress | None = None) -> str:  # fmt: skip
+               budget_h: float | None = None, asr: str | None = None, *, shard: int = 0, shards: int = 1,
+               progress: Progress | None = None) -> str:  # fmt: skip
     """Speak a selection in draw order up to its budget, skipping what reviewers dropped; checked by the recogniser."""
     from salad.passes.synthesise import jobs_of
     from salad.passes.synthesise import synthesise as work
     from salad.selection import to_synthesise
     from salad.speech import load_tts
-    from salad.speech.check import load_recogniser
 
     texts = to_synthesise(lab, selection)
-    asked = store.connect(lab).execute("select budget_h from selections where selection_id = ?", [selection]).fetchone()
+    con = store.connect(lab)
+    asked = con.execute("select budget_h from selections where selection_id = ?", [selection]).fetchone()
     budget_h = asked[0] if budget_h is None else budget_h
-    engine, jobs = load_tts(tts), jobs_of(texts, voices, seed)
+    estimated = con.execute("select sample_id, estimated_s from selected where selection_id = ?", [selection]).fetchall()
+    engine, jobs = load_tts(tts), jobs_of(texts, tuple(voices), seed)
     made_from = {"seed": seed, "tts": engine.name, "jobs": store.ids.digest([vars(job) for job in jobs])}
-    told = {"pass": "synthesise", "selection": selection, "budget_h": budget_h} | made_from
     name = f"{selection}-{store.ids.digest(made_from)[:6]}"
-    recogniser = Path(lab) / "models" / "recogniser"
-    check = load_recogniser(str(recogniser)) if recogniser.is_dir() else None
-
-    def do(run):
-        work(lab, name, jobs, engine, made_from, check, budget_s=budget_h * 3600, progress=progress)
-
-    as_run(lab, "synthesise", told, do)
-    row = store.connect(lab).execute("select sum(duration_s) from syntheses where speech = ?", [name]).fetchone()
-    return f"{(row[0] or 0) / 3600:.2f} h in lab/speech/{name}"
+    asr, load = recogniser_of(lab, asr)
+    seconds = work(lab, name, jobs, engine, made_from, load() if asr else None, budget_s=budget_h * 3600,
+                   progress=progress, estimated_s={s: e for s, e in estimated if e}, shard=shard, shards=shards)  # fmt: skip
+    return f"{seconds / 3600:.2f} h of {budget_h:.2f} h spoken; new in lab/speech/{name}"
 
 
-PASSES = {"score": score, "cluster": cluster, "synthesise": synthesise}
+def check(lab, speech: str = "probe", asr: str | None = None, *, shard: int = 0, shards: int = 1,
+          progress: Progress | None = None) -> str:  # fmt: skip
+    """Transcript, CER, WER and flags of a speech folder under a recogniser (by default lab/models/recogniser)."""
+    from salad.passes.check import check as work
+
+    asr, load = recogniser_of(lab, asr)
+    if asr is None:
+        raise SaladError(f"{lab} has no models/recogniser; name one with --asr (openai/whisper-small, a folder …)")
+    work(lab, speech, asr, load, shard, shards, progress)
+    row = store.connect(lab).execute(
+        "select count(*), avg(cer), count(*) filter (cer > 0.25) from syntheses where speech = ?", [speech]
+    ).fetchone()  # fmt: skip
+    return f"{row[0]} recordings of {speech}: mean CER {row[1] or 0:.3f}, {row[2]} above 0.25"
+
+
+def score(lab, run_id: str | None = None, step: int | None = None, speech: str = "heldout", seed: int = 0, *,
+          shard: int = 0, shards: int = 1, progress: Progress | None = None) -> str:  # fmt: skip
+    """M, F and D of the speech folder `speech` under a checkpoint (by default the newest Stage I's last)."""
+    from salad.passes import do
+    from salad.passes.score import parts
+
+    run_id = run_id or newest(lab, "stage1")
+    _, step = checkpoint_of(lab, run_id, step)
+    spoken = corpora.of_speech(store.connect(lab), [speech])
+    do(lab, parts(lab, lambda: on_device(model_of(lab, run_id, step)[0]), run_id, step, spoken, speech, seed), shard,
+       shards, progress)  # fmt: skip
+    return f"{speech} scored by {run_id}, step {step}"
+
+
+def on_device(model):
+    import torch
+
+    return model.to("cuda") if torch.cuda.is_available() else model
+
+
+PASSES = {f.__name__: f for f in (embed, cluster, probe, synthesise, check, score)}
+
+
+# --- running one ---
+
+
+def prepare(lab: Path | str, name: str, options: dict) -> RunFolder:
+    """The run folder of a pass with these options (None: the pass's own choice, made now where it is of this moment).
+
+    SaladError for a pass or an option that there is not."""
+    if name not in PASSES:
+        raise SaladError(f"no pass {name!r}; there are {', '.join(PASSES)}")
+    known = inspect.signature(PASSES[name]).parameters
+    odd = [option for option in options if option not in known or option in GIVEN]
+    if odd:
+        raise SaladError(f"the pass {name} has no option {odd[0]}; it has {', '.join(p for p in known if p not in GIVEN)}")
+    told = {option: value for option, value in options.items() if value is not None}
+    if name == "score":  # what is newest may change between the workers' starts
+        told["run_id"] = told.get("run_id") or newest(lab, "stage1")
+        told["step"] = checkpoint_of(lab, told["run_id"], told.get("step"))[1]
+    if name == "probe":
+        told["clustering"] = told.get("clustering") or newest_clustering(lab)
+    return RunFolder.create(lab, "pass", name, {"pass": name, **told})
+
+
+def perform(run: RunFolder, shard: int = 0, shards: int = 1, progress: Progress | None = None) -> str:
+    """Do a prepared pass, or its shard, in this process; returns what it says."""
+    options = dict(run.config)
+    work = PASSES[options.pop("pass")]
+    if "run" in inspect.signature(work).parameters:
+        options["run"] = run
+    return work(run.lab, **options, shard=shard, shards=shards, progress=progress)
+
+
+def here(run: RunFolder, progress: Progress | None = None) -> str:
+    """Do it in this process, as a run. One that is done stays done; only what is damaged is made again."""
+    if run.read_status().get("state") == "done":
+        return perform(run, progress=progress)
+    with running(run):
+        return perform(run, progress=progress)
+
+
+def launch(run: RunFolder, on: str, workers: int, gpus: str | None = None, targets: Path | str | None = None):
+    """Start a prepared pass on an engine, `workers` shards side by side; returns its handle (salad.engines.Run).
+
+    A pass that lives is left alone. One that has ended is started anew, with as many workers as asked for now."""
+    from salad.engines import Run, launch_run
+    from salad.engines.spec import Spec, parse_gpus
+    from salad.engines.targets import resolve
+
+    if workers < 1:
+        raise SaladError(f"--workers {workers}: must be 1 or more")
+    on, target = resolve(on, targets)
+    if Spec.of(run) is not None:
+        earlier = Run(run)
+        if earlier.status()["state"] not in ("done", "failed", "stopped") and earlier.lives():
+            return earlier
+    # what the last attempt's shards said is not what this one's will
+    for path in [*run.path.glob("status*.json"), *run.path.glob("supervisor*.json"), *run.path.glob("attempts*.jsonl")]:
+        path.unlink(missing_ok=True)
+    (run.path / "launch.json").unlink(missing_ok=True)
+    run.reread()
+    kind, number = parse_gpus(gpus)
+    return launch_run(run, on=on, target=target, module="salad.passes", workers=workers, gpus=number, gpu_type=kind)
+
+
+def work_as_told(lab: Path | str, run_id: str, shard: int, shards: int) -> str:
+    """What an engine starts: a shard of a prepared pass, telling of itself in the run's folder."""
+    import torch
+
+    if shards > 1:
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // shards))
+    run = RunFolder.open(lab, run_id)
+
+    def progress(done: int, total: int) -> None:
+        run.status(step=done, max_steps=total)
+        end = run.should_stop()
+        if end is not None:
+            raise end
+
+    with running(run):
+        told = perform(run, shard, shards, progress)
+        run.log(told)
+    others = [read_json(run.path / f"status-{other}.json") or {} for other in range(shards) if other != shard]
+    if all(status.get("state") == "done" for status in others):  # the last one out
+        store.renew(lab)
+    return told

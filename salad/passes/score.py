@@ -1,5 +1,6 @@
 """Score spoken texts under a checkpoint: M, F and D per sample and per token, both patterns, into the store."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -9,98 +10,162 @@ import torch
 import store
 from salad.data.batches import collate
 from salad.data.corpora import SpokenText
-from salad.data.interleaving import scoring_patterns
+from salad.data.interleaving import Sequence, scoring_patterns
 from salad.data.loading import Encoded
 from salad.divergence import divergences
-from salad.passes import Progress
+from salad.passes import Part, Progress, do
 from store.ids import digest
 
 TOP = 5
+BATCH_ROWS = {"cpu": 1536, "cuda": 32_768}  # of a batch, with its padding: text tokens and frames
+TABLES = ("token_divergences", "divergences")
 
 
 def score(lab: Path | str, model, run_id: str, step: int, spoken: list[SpokenText], name: str, seed: int = 0,
-          batch: int = 16, shard: int = 0, shards: int = 1, progress: Progress | None = None) -> None:  # fmt: skip
+          shard: int = 0, shards: int = 1, progress: Progress | None = None) -> None:  # fmt: skip
     """Publish `divergences` and `token_divergences` of `spoken` under the checkpoint (`run_id`, `step`) in `model`.
 
-    The two patterns are a function of `seed` and the sample id. `name` says what is scored (heldout, probe, …); it and
-    the synthesis ids make the unit, so the same work is done once. Shard `shard` of `shards` takes every
-    `shards`-th sample. A sample without a text position after speech gets null m and d.
-    """
-    spoken = sorted(spoken, key=lambda s: s.synthesis_id)[shard::shards]
-    made_from = {
-        "pass": "score", "name": name, "run_id": run_id, "step": step, "seed": seed, "shard": [shard, shards],
-        "syntheses": digest([s.synthesis_id for s in spoken]),
-    }  # fmt: skip
-    if not spoken or all(store.exists(lab, table, made_from) for table in ("divergences", "token_divergences")):
-        return
-    encoded = Encoded(lab, model.prompt, model.encoder)
-    by_length = sorted(spoken, key=lambda s: (len(encoded.parts(s)[0]), s.synthesis_id))
-    rows: list[dict] = []
-    tokens: list[dict] = []
-    for start in range(0, len(by_length), batch):
-        _score_batch(model, encoded, by_length[start : start + batch], seed, rows, tokens)
-        if progress is not None:
-            progress(min(start + batch, len(by_length)), len(by_length))
-    key = {"run_id": run_id, "step": step}
-    for table, found in (("token_divergences", tokens), ("divergences", rows)):
-        schema = store.schema.TABLES[table].arrow()
-        names = [field.name for field in schema if found and (field.name in found[0] or field.name in key)]
-        columns = [pa.array([row.get(n, key.get(n)) for row in found], schema.field(n).type) for n in names]
-        store.publish(lab, table, pa.table(columns, names=names), made_from)
+    The two patterns are a function of `seed` and the sample id. `name` says what is scored (heldout, probe, …). The
+    syntheses of one audio file are a part, and its units. A sample without a text position after speech gets null m
+    and d. SaladError where recordings cannot be read: their parts are left out, the others done."""
+    do(lab, parts(lab, lambda: model, run_id, step, spoken, name, seed), shard, shards, progress)
 
 
-def _score_batch(model, encoded: Encoded, group: list[SpokenText], seed: int, rows: list, tokens: list) -> None:
+def parts(lab: Path | str, load: Callable, run_id: str, step: int, spoken: list[SpokenText], name: str,
+          seed: int = 0) -> list[Part]:  # fmt: skip
+    """The pass's parts, one for each audio file. `load` gives the SpeechLM, when it is needed."""
+    files: dict[str, list[SpokenText]] = {}
+    for one in sorted(spoken, key=lambda s: s.synthesis_id):
+        files.setdefault(one.audio_path, []).append(one)
+    loaded = []
+
+    def of(path: str) -> Part:
+        made_from = {
+            "pass": "score", "name": name, "run_id": run_id, "step": step, "seed": seed, "audio": path,
+            "syntheses": digest([s.synthesis_id for s in files[path]]),
+        }  # fmt: skip
+
+        def make(tick) -> None:
+            if not loaded:
+                loaded.append(load())
+            model = loaded[0]
+            rows, tokens = score_texts(model, Encoded(lab, model.prompt, model.encoder), files[path], seed, tick)
+            for table, found in zip(TABLES, (tokens, rows), strict=True):
+                keys = [pa.array([value] * len(found), kind) for value, kind in ((run_id, pa.string()), (step, pa.int64()))]
+                store.publish(lab, table, found.add_column(0, "run_id", keys[0]).add_column(1, "step", keys[1]), made_from)
+
+        return Part(made_from, TABLES, len(files[path]), make)
+
+    return [of(path) for path in sorted(files)]
+
+
+def score_texts(model, encoded: Encoded, spoken: list[SpokenText], seed: int = 0,
+                tick: Callable[[int], None] | None = None) -> tuple[pa.Table, pa.Table]:  # fmt: skip
+    """The rows of `divergences` and of `token_divergences` for `spoken`, without the checkpoint's key.
+
+    Batches are of like length, up to BATCH_ROWS rows with their padding. The teacher and the student read a text
+    once for both patterns, and a position's logits are made once, for the rows that count, in chunks."""
+    laid = [_lay(encoded, one, seed) for one in spoken]
+    spell = _Spelling(model.tokenizer, model.vocab_size)
+    rows, tokens = [], []
+    size = BATCH_ROWS.get(model.device.type, BATCH_ROWS["cuda"])
+    for group in batches([max(len(s.ids) for s in sequences) for _, sequences in laid], size):
+        found = _score_batch(model, encoded, [spoken[i] for i in group], [laid[i] for i in group], spell)
+        rows.append(found[0])
+        tokens.append(found[1])
+        if tick is not None:
+            tick(len(group))
+    return pa.concat_tables(rows), pa.concat_tables(tokens)
+
+
+def batches(lengths: list[int], rows: int) -> list[list[int]]:
+    """Indices in batches of like length: as many as keep longest · number within `rows`, at least one."""
+    out: list[list[int]] = []
+    longest = 0
+    for i in sorted(range(len(lengths)), key=lambda i: (lengths[i], i)):
+        longest = max(longest, lengths[i])
+        if not out or longest * (len(out[-1]) + 1) > rows:
+            out.append([])
+            longest = lengths[i]
+        out[-1].append(i)
+    return out
+
+
+def _lay(encoded: Encoded, one: SpokenText, seed: int) -> tuple[list, list[Sequence]]:
+    """(spans, sequences) of the two patterns of a spoken text."""
+    cut = encoded.parts(one)[2]
+    both = [encoded.spans(one, pattern) for pattern in scoring_patterns(seed, one.sample_id, len(cut))]
+    return both, [encoded.sequence(one, spans) for spans in both]
+
+
+def _score_batch(model, encoded: Encoded, group: list[SpokenText], laid, spell) -> tuple[pa.Table, pa.Table]:
     device = model.device
-    parts = [encoded.parts(s) for s in group]
-    patterns = [scoring_patterns(seed, s.sample_id, len(cut)) for s, (_, _, cut) in zip(group, parts, strict=True)]
     text_hidden = teacher_hidden = None
+    rows, tokens = [], []
     for pattern in (0, 1):
-        spans = [encoded.spans(s, both[pattern]) for s, both in zip(group, patterns, strict=True)]
-        sequences = [encoded.sequence(s, sp) for s, sp in zip(group, spans, strict=True)]
+        spans = [both[pattern] for both, _ in laid]
         speech = [encoded.frames(s, sp) for s, sp in zip(group, spans, strict=True)]
-        batch = collate(sequences, speech, [s.sample_id for s in group]).to(device)
+        batch = collate([pair[pattern] for _, pair in laid], speech, [s.sample_id for s in group]).to(device)
         if text_hidden is None:
             with torch.no_grad():
                 text_hidden = model.text_hidden(batch.text_ids_BS)
                 teacher_hidden = model.teacher.hidden(batch.text_ids_BS)
         told = divergences(model, model.teacher, batch, TOP, text_hidden, teacher_hidden)
-        summary = [x.tolist() for x in told.samples]
-        for b, s in enumerate(group):
-            m, f, d, n, n_f = (column[b] for column in summary)
-            frames = sum(span.frame_end - span.frame_start for span in spans[b])
-            rows.append({
-                "sample_id": s.sample_id, "synthesis_id": s.synthesis_id, "pattern": pattern,
-                "m": m if n else None, "f": f if n_f else None, "d": d if n else None,
-                "n_positions": n, "n_positions_f": n_f, "speech_s": frames / model.encoder.frame_rate,
-            })  # fmt: skip
-        tokens += _token_rows(model, group, parts, batch, told.positions, pattern)
+        m, f, d, n, n_f = (x.cpu().numpy() for x in told.samples)
+        frames = [sum(span.frame_end - span.frame_start for span in sp) for sp in spans]
+        rows.append(pa.table({
+            "sample_id": [s.sample_id for s in group], "synthesis_id": [s.synthesis_id for s in group],
+            "pattern": pa.array(np.full(len(group), pattern, np.int32)),
+            "m": pa.array(m, from_pandas=True), "f": pa.array(f, from_pandas=True), "d": pa.array(d, from_pandas=True),
+            "n_positions": pa.array(n.astype(np.int32)), "n_positions_f": pa.array(n_f.astype(np.int32)),
+            "speech_s": pa.array(np.asarray(frames) / model.encoder.frame_rate),
+        }))  # fmt: skip
+        tokens.append(_token_rows(encoded, group, batch, told.positions, pattern, spell))
+    return pa.concat_tables(rows), pa.concat_tables(tokens)
 
 
-def _token_rows(model, group, parts, batch, told, pattern: int) -> list[dict]:
-    spell = {}
+class _Spelling:
+    """What ids read as, in arrays: each id is decoded once."""
 
-    def top(ids, probabilities):
-        for i in ids:
-            if i not in spell:
-                spell[i] = model.tokenizer.decode([i])
-        return [{"token": spell[i], "p": p} for i, p in zip(ids, probabilities, strict=True)]
+    def __init__(self, tokenizer, vocab_size: int):
+        self.tokenizer, self.texts, self.place = tokenizer, [], np.full(vocab_size, -1, np.int64)
 
-    m, f, d = told.m.tolist(), told.f.tolist(), told.d.tolist()
-    teacher = list(zip(told.teacher_ids.tolist(), told.teacher_probabilities.tolist(), strict=True))
-    student = list(zip(told.student_ids.tolist(), told.student_probabilities.tolist(), strict=True))
-    after, positions = batch.after_N.tolist(), batch.positions_N.tolist()
-    rows = []
-    for n, b in enumerate(batch.sample_N.tolist()):
-        s, (_, offsets, cut) = group[b], parts[b]
-        start, end = offsets[positions[n]]
-        place = int(np.searchsorted([u.token_end for u in cut], positions[n], side="right"))
-        start_s, end_s = (cut[place].start_s, cut[place].end_s) if place < len(cut) else (None, None)  # a chat's answer
-        heard = after[n]
-        rows.append({
-            "sample_id": s.sample_id, "synthesis_id": s.synthesis_id, "pattern": pattern,
-            "position": positions[n], "token": s.text[start:end], "char_start": start, "char_end": end,
-            "start_s": start_s, "end_s": end_s, "after_speech": heard,
-            "m": m[n] if heard else None, "f": f[n], "d": d[n] if heard else None,
-            "teacher_top": top(*teacher[n]), "student_top": top(*student[n]),
-        })  # fmt: skip
-    return rows
+    def top(self, ids_NK: torch.Tensor, p_NK: torch.Tensor) -> pa.ListArray:
+        """[N] lists of k structs (token, p)."""
+        ids, k = ids_NK.cpu().numpy().ravel(), ids_NK.shape[1]
+        new = np.unique(ids[self.place[ids] < 0])
+        self.place[new] = len(self.texts) + np.arange(len(new))
+        self.texts += [self.tokenizer.decode([i]) for i in new.tolist()]
+        words = pa.array(self.texts, pa.string()).take(pa.array(self.place[ids]))
+        p = pa.array(p_NK.cpu().numpy().ravel().astype(np.float64))
+        pairs = pa.StructArray.from_arrays([words, p], ["token", "p"])
+        return pa.ListArray.from_arrays(pa.array(np.arange(0, len(ids) + 1, k or 1, dtype=np.int32)), pairs)
+
+
+def _token_rows(encoded: Encoded, group, batch, told, pattern: int, spell: _Spelling) -> pa.Table:
+    """A row a text position of the batch."""
+    sample, position, after = (x.cpu().numpy() for x in (batch.sample_N, batch.positions_N, batch.after_N))
+    chars, times, words = (np.zeros((len(sample), 2), dtype) for dtype in (np.int32, np.float64, object))
+    for b, one in enumerate(group):
+        at = np.flatnonzero(sample == b)
+        _, offsets, cut = encoded.parts(one)
+        where = position[at]
+        chars[at] = np.asarray(offsets, np.int32).reshape(-1, 2)[where]
+        unit = np.searchsorted([u.token_end for u in cut], where, side="right")
+        times[at] = np.asarray([*((u.start_s, u.end_s) for u in cut), (np.nan, np.nan)])[unit]  # a chat's answer: none
+        words[at, 0] = [one.text[start:end] for start, end in chars[at]]
+
+    def after_speech(values):
+        return pa.array(values.cpu().numpy().astype(np.float64), mask=~after)
+
+    names = np.asarray([(s.sample_id, s.synthesis_id) for s in group], object).reshape(-1, 2)[sample]
+    return pa.table({
+        "sample_id": pa.array(names[:, 0], pa.string()), "synthesis_id": pa.array(names[:, 1], pa.string()),
+        "pattern": pa.array(np.full(len(sample), pattern, np.int32)), "position": pa.array(position.astype(np.int32)),
+        "token": pa.array(words[:, 0], pa.string()), "char_start": pa.array(chars[:, 0]),
+        "char_end": pa.array(chars[:, 1]), "start_s": pa.array(times[:, 0], from_pandas=True),
+        "end_s": pa.array(times[:, 1], from_pandas=True),
+        "after_speech": pa.array(after), "m": after_speech(told.m), "f": pa.array(told.f.cpu().numpy().astype(np.float64)),
+        "d": after_speech(told.d), "teacher_top": spell.top(told.teacher_ids, told.teacher_probabilities),
+        "student_top": spell.top(told.student_ids, told.student_probabilities),
+    })  # fmt: skip

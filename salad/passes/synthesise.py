@@ -3,10 +3,15 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 import store
-from salad.passes import Progress
+from salad.errors import SaladError
+from salad.passes import Part, Progress, do
 from salad.speech import TTS, shar
 from store.ids import synthesis_id
+
+SURELY = 0.9  # of the budget: what workers may speak before it is known how long the rest is
 
 
 @dataclass(frozen=True)
@@ -30,62 +35,130 @@ def jobs_of(samples: list[tuple[str, str]], voices: tuple[str, ...], seed: int =
 
 def synthesise(lab: Path | str, name: str, jobs: list[Job], tts: TTS, made_from: dict, recogniser=None,
                budget_s: float | None = None, recorded: bool = False, shard_size: int = 100,
-               progress: Progress | None = None) -> float:  # fmt: skip
-    """Speak `jobs` in order into lab/speech/<name> and publish them, a unit a shard; returns the seconds spoken.
+               progress: Progress | None = None, estimated_s: dict[str, float] | None = None, shard: int = 0,
+               shards: int = 1) -> float:  # fmt: skip
+    """Speak `jobs` in order into lab/speech/<name> and publish them; returns the seconds spoken that are known here.
 
-    With `budget_s`, stops at the first text that reaches that many seconds. `recogniser` (salad.speech.check) gives
-    every synthesis its transcript, CER and flags. `recorded`: the speech stands for natural recordings, so each voice
-    is heard in a room of its own (`salad.speech.room`). Shards and units that exist are not made again; a synthesis
-    that another folder of the lab holds counts towards the budget and is not made twice.
-    """
-    tts_name = "recorded" if recorded else tts.name
-    elsewhere = dict(
-        store.connect(lab)
-        .execute("select synthesis_id, any_value(duration_s) from syntheses where speech <> ? group by 1", [name])
-        .fetchall()
-    )
-    state = {"spent": 0.0, "done": 0}
+    `shard_size` jobs are a part: a Shar shard and a unit. `recogniser` (salad.speech.check) gives every synthesis its
+    transcript, CER and flags. `recorded`: the speech stands for natural recordings, so each voice is heard in a room
+    of its own (`salad.speech.room`). Parts that are done are not made again; a synthesis that another folder of the
+    lab holds counts towards the budget and is not made twice.
 
-    def job_id(job: Job) -> str:
-        return synthesis_id(job.sample_id, tts_name, job.voice, job.seed)
-
-    def enough() -> bool:
-        return budget_s is not None and state["spent"] >= budget_s
-
-    def make(job: Job):
-        if enough():
-            return None
-        if job_id(job) in elsewhere:
-            state["spent"] += elsewhere[job_id(job)]
-            return None
-        utterance = speak(tts, job, recorded)
-        state["spent"] += utterance.duration_s
-        return shar.Speech(
-            job_id(job), job.sample_id, job.text, utterance, job.voice, tts_name, job.seed, planted_in(tts, job)
-        )
-
-    def told(count: int):
-        state["done"] += count
-        if progress is not None:
-            progress(*((state["done"], len(jobs)) if budget_s is None else (int(state["spent"]), int(budget_s))))
-
-    for shard, start in enumerate(range(0, len(jobs), shard_size)):
-        if enough():
+    With `budget_s`, stops at the first text that reaches that many seconds. How far that is, is known when the parts
+    before are: so side by side the workers speak the parts that will surely be needed, by `estimated_s` of each
+    sample, and whoever finds all parts before the next one done goes on with that."""
+    speaker = _Speaker(lab, name, jobs, tts, made_from, recogniser, budget_s, recorded, shard_size)
+    parts = speaker.parts()
+    if budget_s is None:
+        do(lab, parts, shard, shards, progress)
+        return speaker.spent()
+    ends = np.cumsum([sum((estimated_s or {}).get(job.sample_id, np.inf) for job in part) for part in speaker.groups])
+    speaker.sure = int((ends <= SURELY * budget_s).sum())
+    speaker.heard = speaker.spent()
+    told = None if progress is None else lambda *_: progress(int(min(budget_s, speaker.heard)), int(budget_s))
+    do(lab, parts[: speaker.sure], shard, shards, told)
+    for number in range(speaker.sure, len(parts)):  # the rest, in order, as long as nobody has to be waited for
+        speaker.before = speaker.known(number)
+        if speaker.before is None or speaker.before >= budget_s:
             break
-        part, before = jobs[start : start + shard_size], state["spent"]
-        rows = shar.write_shard(lab, name, shard, part, make, job_id=job_id, progress=told)
-        unit = made_from | {"pass": "synthesise", "speech": name, "shard": shard}
-        if not store.exists(lab, "syntheses", unit):
-            if recogniser is not None:
-                rows = checked(lab, rows, {job.sample_id: job.text for job in part}, recogniser)
-            store.publish(lab, "syntheses", rows, unit)
-        # counted anew, since a shard that was there already was not spoken now
-        seconds = {row["synthesis_id"]: row["duration_s"] for row in rows} | elsewhere
-        state["spent"] = before
-        for job in part:
-            if not enough():
-                state["spent"] += seconds.get(job_id(job), 0.0)
-    return state["spent"]
+        do(lab, [parts[number]], progress=told)
+    return speaker.spent()
+
+
+class _Speaker:
+    """The parts of a synthesis, and what they have come to."""
+
+    def __init__(self, lab, name, jobs, tts, made_from, recogniser, budget_s, recorded, shard_size):
+        self.lab, self.name, self.tts, self.made_from = Path(lab), name, tts, made_from
+        self.recogniser, self.budget_s, self.recorded = recogniser, budget_s, recorded
+        self.tts_name = "recorded" if recorded else tts.name
+        self.groups = [jobs[start : start + shard_size] for start in range(0, len(jobs), shard_size)]
+        self.elsewhere = dict(
+            store.connect(lab)
+            .execute("select synthesis_id, any_value(duration_s) from syntheses where speech <> ? group by 1", [name])
+            .fetchall()
+        )
+        self.seconds: dict[int, dict[str, float]] = {}  # part -> synthesis -> seconds
+        self.sure = len(self.groups) if budget_s is None else 0  # parts that are needed whole
+        self.before = 0.0  # seconds before the part that is made in order
+        self.heard = 0.0
+
+    def id(self, job: Job) -> str:
+        return synthesis_id(job.sample_id, self.tts_name, job.voice, job.seed)
+
+    def parts(self) -> list[Part]:
+        return [self._part(number, group) for number, group in enumerate(self.groups)]
+
+    def _part(self, number: int, group: list[Job]) -> Part:
+        unit = self.made_from | {"pass": "synthesise", "speech": self.name, "shard": number}
+
+        def whole() -> bool:
+            try:
+                return shar.damage(self.lab, self.name, number) is None
+            except SaladError:  # its cuts are not there or cannot be read
+                return False
+
+        def make(tick) -> None:
+            spent = self.before
+
+            def speech(job: Job):
+                nonlocal spent
+                if number >= self.sure and spent >= self.budget_s:
+                    return None
+                made, seconds = None, self.elsewhere.get(self.id(job))
+                if seconds is None:
+                    utterance, planted = speak(self.tts, job, self.recorded), planted_in(self.tts, job)
+                    made = shar.Speech(self.id(job), job.sample_id, job.text, utterance, job.voice, self.tts_name,
+                                       job.seed, planted)  # fmt: skip
+                    seconds = utterance.duration_s
+                spent += seconds
+                self.heard += seconds
+                return made
+
+            cuts = shar.folder_of(self.lab, self.name) / f"cuts.{number:06d}.jsonl"
+            if cuts.exists() and not whole():
+                cuts.unlink()  # without it the shard does not exist
+            rows = shar.write_shard(self.lab, self.name, number, group, speech, job_id=self.id, progress=tick)
+            if self.recogniser is not None:
+                rows = checked(self.lab, rows, {job.sample_id: job.text for job in group}, self.recogniser)
+            store.publish(self.lab, "syntheses", rows, unit)
+            self.seconds[number] = {row["synthesis_id"]: row["duration_s"] for row in rows}
+
+        return Part(unit, ("syntheses",), len(group), make, whole)
+
+    def _of(self, number: int) -> dict[str, float] | None:
+        """Seconds of a part's syntheses, by whomever it was made; None where it is not there."""
+        if number not in self.seconds:
+            unit = self.made_from | {"pass": "synthesise", "speech": self.name, "shard": number}
+            if not store.exists(self.lab, "syntheses", unit):
+                return None
+            path = f"speech/{self.name}/recording.{number:06d}.tar"
+            self.seconds[number] = dict(
+                store.connect(self.lab)
+                .execute("select synthesis_id, duration_s from syntheses where audio_path = ?", [path])
+                .fetchall()
+            )
+        return self.seconds[number]
+
+    def known(self, number: int) -> float | None:
+        """Seconds of all parts before `number`, those told by other folders with them; None where one is not done."""
+        total = 0.0
+        for part in range(number):
+            there = self._of(part)
+            if there is None:
+                return None
+            for job in self.groups[part]:
+                total += there.get(self.id(job), self.elsewhere.get(self.id(job), 0.0))
+                if self.budget_s is not None and total >= self.budget_s:
+                    return total
+        return total
+
+    def spent(self) -> float:
+        """Seconds up to the first part that is not done."""
+        reached = 0
+        while reached < len(self.groups) and self._of(reached) is not None:
+            reached += 1
+        return self.known(reached)
 
 
 def speak(tts: TTS, job: Job, recorded: bool):

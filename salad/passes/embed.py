@@ -1,0 +1,126 @@
+"""Embed the texts of a corpus: by the LLM's own hidden states (the default: no further model), or a sentence model."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+import store
+from salad.errors import SaladError
+from salad.objective import distillation_loss
+from salad.passes import Part, Progress, do
+from store.ids import digest
+
+PART = 4096  # texts a unit
+
+
+class Embedded(NamedTuple):
+    """vectors: float32 [N, H] of unit length; nll: float64 [N], the LLM's mean NLL in nats a token, or None."""
+
+    vectors: np.ndarray
+    nll: np.ndarray | None
+
+
+class Embedder(Protocol):
+    def __call__(self, texts: list[str], tick=None) -> Embedded: ...
+
+
+def of_llm(llm, tokenizer, batch: int = 64) -> Embedder:
+    """Mean-pooled last hidden states of a causal LM, and its mean NLL of each text from the second token on."""
+
+    @torch.no_grad()
+    def embed(texts: list[str], tick=None) -> Embedded:
+        ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
+        order = sorted(range(len(texts)), key=lambda i: (len(ids[i]), i))
+        vectors = np.zeros((len(texts), llm.config.hidden_size), dtype=np.float32)
+        nll, head = np.full(len(texts), np.nan), llm.get_output_embeddings().weight
+        for start in range(0, len(order), batch):
+            group = order[start : start + batch]
+            longest = max(len(ids[i]) for i in group) or 1
+            inputs, mask = torch.zeros(len(group), longest, dtype=torch.long), torch.zeros(len(group), longest, 1)
+            for row, i in enumerate(group):
+                inputs[row, : len(ids[i])] = torch.tensor(ids[i], dtype=torch.long)
+                mask[row, : len(ids[i])] = 1
+            inputs, mask = inputs.to(llm.device), mask.to(llm.device)
+            hidden = llm.get_decoder()(input_ids=inputs, use_cache=False).last_hidden_state
+            targets = torch.where(mask[:, 1:, 0] > 0, inputs[:, 1:], -1)
+            before = hidden[:, :-1].flatten(0, 1)
+            told = distillation_loss(before, head, before, head, targets.flatten(), alpha=0.0,
+                                     vocab_size=len(tokenizer), reduction="none")  # fmt: skip
+            count = (targets >= 0).sum(1)
+            mean = told.nll.view(targets.shape).sum(1) / count
+            nll[group] = torch.where(count > 0, mean, torch.nan).double().cpu().numpy()
+            pooled = (hidden.float() * mask).sum(1) / mask.sum(1).clamp_min(1)
+            vectors[group] = torch.nn.functional.normalize(pooled, dim=-1).cpu().numpy()
+            if tick is not None:
+                tick(len(group))
+        return Embedded(vectors, nll)
+
+    return embed
+
+
+def of_sentences(name: str, lab: Path | str | None = None) -> Embedder:
+    """A sentence-transformers model, by folder or hub name (the paper's: BAAI/bge-large-en-v1.5)."""
+    from salad.models.names import resolve
+
+    try:
+        from sentence_transformers import SentenceTransformer
+    except ImportError:
+        raise SaladError(f"embeddings by {name} need sentence-transformers: pip install 'salad-workbench[embed]'") from None
+    folder = resolve(name, lab)
+    try:
+        model = SentenceTransformer(folder)
+    except (OSError, ValueError) as error:
+        raise SaladError(f"the sentence model {name!r} cannot be loaded: {str(error).splitlines()[0]}") from None
+
+    def embed(texts: list[str], tick=None) -> Embedded:
+        vectors = model.encode(texts, normalize_embeddings=True, show_progress_bar=False, convert_to_numpy=True)
+        if tick is not None:
+            tick(len(texts))
+        return Embedded(vectors.astype(np.float32), None)
+
+    return embed
+
+
+def embed(lab: Path | str, load: Callable[[], Embedder], corpus: str, model_name: str, shard: int = 0, shards: int = 1,
+          progress: Progress | None = None) -> None:  # fmt: skip
+    """Publish `embeddings` of the corpus's speakable samples under `model_name`, PART texts a unit.
+
+    Texts with a flag (formula, code, url …) are left out. `load` makes the embedder, when it is needed. SaladError
+    where the corpus has no such text."""
+    do(lab, parts(lab, load, corpus, model_name), shard, shards, progress)
+
+
+def parts(lab: Path | str, load: Callable[[], Embedder], corpus: str, model_name: str) -> list[Part]:
+    """The pass's parts."""
+    rows = store.connect(lab).execute(
+        "select sample_id, text from samples where corpus = ? and len(coalesce(flags, [])) = 0 order by sample_id",
+        [corpus],
+    ).fetchall()  # fmt: skip
+    if not rows:
+        raise SaladError(f"{lab} has no speakable text of a corpus {corpus!r}; `salad prepare text` makes one")
+    whole, made = digest([r[0] for r in rows]), []
+
+    def of(start: int) -> Part:
+        mine = rows[start : start + PART]
+        made_from = {"pass": "embed", "corpus": corpus, "model": model_name, "samples": whole, "part": start // PART}
+
+        def make(tick) -> None:
+            if not made:
+                made.append(load())
+            found = made[0]([text for _, text in mine], tick)
+            table = {
+                "sample_id": [s for s, _ in mine],
+                "model": [model_name] * len(mine),
+                "vector": pa.array(list(found.vectors), pa.list_(pa.float32())),
+            }
+            if found.nll is not None:
+                table["nll"] = pa.array(found.nll, from_pandas=True)
+            store.publish(lab, "embeddings", pa.table(table), made_from)
+
+        return Part(made_from, ("embeddings",), len(mine), make)
+
+    return [of(start) for start in range(0, len(rows), PART)]
