@@ -235,7 +235,6 @@ def pass_(
     if on is None and workers == 1:
         with _bar(what) as progress:
             told = passes.here(folder, progress)
-        store.renew(folder.lab)
         print(told)
         return 0
     handle = passes.launch(folder, on or "here", workers, gpus)

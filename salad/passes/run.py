@@ -15,7 +15,7 @@ from salad.config import RunConfig, validate
 from salad.data import corpora
 from salad.errors import SaladError
 from salad.passes import Progress
-from salad.runs import RunFolder, read_json, running
+from salad.runs import RunFolder, read_json, renewing, running
 
 GIVEN = ("lab", "shard", "shards", "progress", "run")  # what is no option of a pass
 
@@ -223,10 +223,11 @@ def perform(run: RunFolder, shard: int = 0, shards: int = 1, progress: Progress 
 
 def here(run: RunFolder, progress: Progress | None = None) -> str:
     """Do it in this process, as a run. One that is done stays done; only what is damaged is made again."""
-    if run.read_status().get("state") == "done":
-        return perform(run, progress=progress)
-    with running(run):
-        return perform(run, progress=progress)
+    with renewing(run.lab):
+        if run.read_status().get("state") == "done":
+            return perform(run, progress=progress)
+        with running(run):
+            return perform(run, progress=progress)
 
 
 def launch(run: RunFolder, on: str, workers: int, gpus: str | None = None, targets: Path | str | None = None):
