@@ -45,8 +45,8 @@ def miniature_stage2() -> RunConfig:
     )
 
 
-def _qwen(name: str, stage: int, lora: bool = False, batch: int = 512) -> RunConfig:
-    """Mimi, the paper's adapter, about 1 M tokens a batch; Stage I 24 B tokens, Stage II 1.9 B."""
+def _qwen(name: str, stage: int, lora: bool = False) -> RunConfig:
+    """Mimi, the paper's adapter, 1 M tokens a batch; Stage I 24 B tokens, Stage II 1.9 B."""
     steps = 24_000 if stage == 1 else 1_900
     return RunConfig(
         kind=f"stage{stage}",
@@ -58,7 +58,8 @@ def _qwen(name: str, stage: int, lora: bool = False, batch: int = 512) -> RunCon
         adapter=AdapterConfig(),
         sequences=SequenceConfig(shots=5, span_units=(5, 25)),
         data=DataConfig(natural=("libriheavy", "emilia"), text=("fineweb_edu",)),
-        optim=OptimConfig(steps=steps, batch=batch, lr_adapter=1e-3 if stage == 1 else 1e-4,
+        optim=OptimConfig(steps=steps, batch_tokens=1_000_000, micro_tokens=16_384, gradient_checkpointing=True,
+                          lr_adapter=1e-3 if stage == 1 else 1e-4,
                           lr_llm=5e-5 if stage == 1 else 5e-6, weight_decay=0.1,
                           warmup=500 if stage == 1 else 0, decay=2_400 if stage == 1 else steps,
                           checkpoint_every=500),
@@ -66,14 +67,15 @@ def _qwen(name: str, stage: int, lora: bool = False, batch: int = 512) -> RunCon
 
 
 def _small(name: str, stage: int) -> RunConfig:
-    """One 24 GB GPU with LoRA: LibriSpeech as natural speech, 10⁵ passages as text."""
-    config = _qwen(name, stage, lora=True, batch=64)
+    """One 24 GB GPU with LoRA: LibriSpeech as natural speech, 10⁵ passages as text; Stage I 300 M tokens."""
+    config = _qwen(name, stage, lora=True)
     steps = 6_000 if stage == 1 else 2_000
     decay = 1_000 if stage == 1 else 2_000
+    small = {"steps": steps, "decay": decay, "lr_llm": 2e-4, "batch_tokens": 50_000, "micro_tokens": 8_192}
     return config.model_copy(
         update={
             "data": DataConfig(natural=("librispeech",), text=("passages",)),
-            "optim": config.optim.model_copy(update={"steps": steps, "decay": decay, "lr_llm": 2e-4}),
+            "optim": config.optim.model_copy(update=small),
         }
     )
 

@@ -174,6 +174,37 @@ def train(recipe: tyro.conf.Positional[str], *, lab: Lab = None, overrides: Set 
     return 0
 
 
+@command
+def plan(
+    recipe: tyro.conf.Positional[str], *, lab: Lab = None, gpu: str | None = None, overrides: Set = []  # noqa: B006
+) -> int:
+    """Tell what a recipe will cost before it runs: GPU hours, hours of TTS, downloads and disk, a stage a row.
+
+    Speed is what this lab has measured for the same model where it has, else an assumption; the lines below the table
+    say which.
+
+    Args:
+        recipe: qwen2_5_3b for both stages, qwen2_5_3b_stage1 for one, or the path of a run's config.json.
+        gpu: whose hours are counted where nothing is measured, such as H100 or "RTX 4090".
+    """
+    import dataclasses
+
+    import pyarrow as pa
+
+    import store
+    from salad import plan as planning
+    from salad.config import apply_overrides, parse_set
+    from workbench import tables
+
+    told, where = parse_set(overrides), store.lab_path(lab)
+    costs = [planning.cost(where, name, apply_overrides(config, told), gpu) for name, config in planning.stages(recipe)]
+    rows = [dataclasses.asdict(one) for one in costs]
+    tables.show(pa.Table.from_pylist([{k: v for k, v in row.items() if k != "notes"} for row in rows]))
+    for one in costs:
+        print(f"\n{one.stage}", *(f"- {note}" for note in one.notes), sep="\n")
+    return 0
+
+
 @command(name="pass")
 def pass_(
     what: tyro.conf.Positional[Literal["embed", "cluster", "probe", "synthesise", "check", "score"]],
