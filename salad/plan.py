@@ -137,7 +137,7 @@ def _training(con, config: RunConfig, model, tokens: float, gpu: str | None, mad
     work = flops(model, config, tokens, text_tokens, positions)
     made.gpu_hours = work / (PEAK_TFLOPS[gpu] * 1e12 * SHARE_OF_PEAK) / 3600
     made.notes.append(
-        f"training: assumed {SHARE_OF_PEAK:.0%} of a {gpu}'s {PEAK_TFLOPS[gpu]} TFLOP/s; no run of this lab has this LLM, "
+        f"training: assumed {SHARE_OF_PEAK:.0%} of the {gpu}'s {PEAK_TFLOPS[gpu]} TFLOP/s; no run of this lab has this LLM, "
         "fine-tuning and adapter"
     )
 

@@ -176,7 +176,11 @@ def train(recipe: tyro.conf.Positional[str], *, lab: Lab = None, overrides: Set 
 
 @command
 def plan(
-    recipe: tyro.conf.Positional[str], *, lab: Lab = None, gpu: str | None = None, overrides: Set = []  # noqa: B006
+    recipe: tyro.conf.Positional[str],
+    *,
+    lab: Lab = None,
+    gpu: Annotated[str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint="")] = None,
+    overrides: Set = [],  # noqa: B006
 ) -> int:
     """Tell what a recipe will cost before it runs: GPU hours, hours of TTS, downloads and disk, a stage a row.
 
@@ -198,8 +202,8 @@ def plan(
 
     told, where = parse_set(overrides), store.lab_path(lab)
     costs = [planning.cost(where, name, apply_overrides(config, told), gpu) for name, config in planning.stages(recipe)]
-    rows = [dataclasses.asdict(one) for one in costs]
-    tables.show(pa.Table.from_pylist([{k: v for k, v in row.items() if k != "notes"} for row in rows]))
+    rows = [{k: f"{v:,.1f}" if isinstance(v, float) else v for k, v in dataclasses.asdict(one).items()} for one in costs]
+    tables.show(pa.Table.from_pylist(rows).drop_columns("notes"))
     for one in costs:
         print(f"\n{one.stage}", *(f"- {note}" for note in one.notes), sep="\n")
     return 0
