@@ -81,9 +81,13 @@ def test_what_the_lab_has_measured_is_used_and_named(tmp_path):
 
 def test_the_command_tells_costs_and_what_they_rest_on(empty, capsys):
     command = ["plan", "smollm2_360m_stage1", "--lab", str(empty)]
-    assert main([*command, "--set", "optim.steps=7000"]) == 0
+    with pytest.raises(SystemExit) as stop:
+        main([*command, "--set", "optim.steps=7000"])
+    assert not stop.value.code
     told = capsys.readouterr()
     assert "smollm2_360m_stage1" in told.out and "7,000 steps of 50,000 are 0.35 B" in told.out and not told.err
-    assert main([*command, "--set", "optim.stepz=1"]) != 0
+    with pytest.raises(SystemExit) as stop:
+        main([*command, "--set", "optim.stepz=1"])
+    assert stop.value.code == 2
     wrong = capsys.readouterr().err
     assert "optim.stepz" in wrong and len(wrong.splitlines()) == 1

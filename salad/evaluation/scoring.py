@@ -81,31 +81,14 @@ class _Scorer:
 
     # --- what goes in ---
 
-    def _encode(self, text: str) -> list[int]:
-        return self.model.tokenizer(text, add_special_tokens=False)["input_ids"]
-
     def _units(self, prompt: Prompt, continuations: list[str]) -> tuple[list, list[list[int]]]:
-        """Token ids and Recordings of the prompt, from the prefix token on, and each continuation's token ids."""
-        merged: list = []
-        for part in prompt:
-            if isinstance(part, str) and merged and isinstance(merged[-1], str):
-                merged[-1] += part
-            elif part != "" or not isinstance(part, str):
-                merged.append(part)
-        tail = merged.pop() if merged and isinstance(merged[-1], str) else ""
-        units: list = [self.model.prefix]
-        for part in merged:
-            # a blank before a word belongs to the word, which is speech here
-            units += self._encode(part.rstrip(" ")) if isinstance(part, str) else [part]
-        blanks = tail[len(tail.rstrip()) :]
-        tail = tail[: len(tail) - len(blanks)]
-        ids = self._encode(tail) if tail else []
-        after = [self._encode(tail + blanks + continuation)[len(ids) :] for continuation in continuations]
+        """Token ids and Recordings of the prompt, as the model's format lays it out, and each continuation's token ids."""
+        units, after = self.model.prompt.units(prompt, continuations)
         if not all(after):
             raise SaladError("a choice has no token of its own after its prompt: it must not be empty")
-        if len(units) == 1 and not ids:  # the harness' rule for an empty prompt
-            after = [some[1:] if some[0] == self.model.prefix and len(some) > 1 else some for some in after]
-        return units + ids, after
+        if len(units) == 1 and units[0] == self.model.prefix:  # the harness' rule for an empty prompt
+            after = [some[1:] if some[0] == units[0] and len(some) > 1 else some for some in after]
+        return units, after
 
     def _vectors(self, units: list) -> torch.Tensor:
         """Input vectors [T, H] of units."""

@@ -84,14 +84,6 @@ class PromptFormat:
         own = [ids[n] for n in (*said, *answer)]
         return Written(ids[:first], own, told, between, len(said), stop)
 
-    def write_all(self, texts: list[str]) -> list[Written]:
-        """`write` of many texts of which none is speech; texts without a token that carries loss are left out."""
-        if self.name == "plain":
-            found = self.tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
-            return [Written([self.prefix], ids, [], [], 0, 0) for ids in found if ids]
-        written = [self.write(text) for text in texts if text.strip()]
-        return [one for one in written if len(one.ids) > one.answer]
-
     # --- answering ---
 
     def units(self, prompt: list, continuations: list[str] = ()) -> tuple[list, list[list[int]]]:
