@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from salad import SaladError
-from salad.speech.align import align, viterbi
+from salad.speech import Word
+from salad.speech.align import align, delays, viterbi
 from tests.tones import hears_tones, tones
 
 
@@ -26,6 +27,15 @@ def test_the_path_is_the_best_of_all(labels):
     for label, (first, last) in zip(labels, spans, strict=True):
         path[first : last + 1] = [label] * (last + 1 - first)
     assert collapse(path) == labels and sum(log_probs[t, c] for t, c in enumerate(path)) == pytest.approx(best)
+
+
+def test_a_text_of_hundreds_of_letters_is_aligned():
+    labels = np.random.default_rng(0).integers(1, 5, 400)
+    path = np.repeat(labels, 3)
+    path[::3] = 0  # a blank before each
+    log_probs = np.log(np.full((len(path), 5), 0.01) + 0.95 * np.eye(5)[path])
+    spans, _ = viterbi(log_probs, labels, 0)
+    assert (spans == np.stack([3 * np.arange(400) + 1, 3 * np.arange(400) + 2], 1)).all()
 
 
 def test_too_little_speech_is_refused():
@@ -53,3 +63,42 @@ def test_what_cannot_be_aligned_is_refused(recogniser):
         align(np.zeros(16_000, np.float32), "日本", recogniser)
     with pytest.raises(SaladError, match="is no CTC model"):
         align(np.zeros(16_000, np.float32), "A cat.", type("Other", (), {"name": "other"})())
+
+
+def test_a_recogniser_that_fires_late_is_measured_where_the_truth_is_known_and_corrected(recogniser):
+    spoken = [("the cat paid", 0), ("a dog ran over the hill", 1), ("ships sail", 2)]
+    known, late = [], 0.08
+    for text, _ in spoken:
+        samples, times = tones(text)
+        ends = np.cumsum([len(word) + 1 for word in text.split()]) - 1
+        words = [
+            Word(word, int(end) - len(word), int(end), start - late, stop - late)  # as if all were heard late
+            for word, end, (start, stop) in zip(text.split(), ends, times, strict=True)
+        ]
+        known.append((samples, text, words))
+    start_s, end_s = delays(recogniser, known)
+    assert start_s == pytest.approx(late, abs=0.011) and end_s == pytest.approx(late, abs=0.021)
+    assert recogniser.delay_s == (0.0, 0.0)
+    recogniser.model.config.word_delay_s = (start_s, end_s)
+    try:
+        for samples, text, words in known:
+            for found, true in zip(align(samples, text, recogniser).words, words, strict=True):
+                assert found.start_s == pytest.approx(max(true.start_s, 0), abs=0.021)
+                assert found.end_s == pytest.approx(true.end_s, abs=0.041)
+    finally:
+        del recogniser.model.config.word_delay_s
+
+
+def test_a_full_stop_that_fires_in_the_pause_does_not_lengthen_its_word(recogniser):
+    vocabulary = recogniser.processor.tokenizer.get_vocab()
+    recogniser.processor.tokenizer.add_tokens(["."])
+    assert "." not in vocabulary
+    samples, times = tones("cat dog")
+    frames = recogniser.log_probs([samples])[0]
+    wider = np.concatenate([frames, np.full((len(frames), 1), -9.0, np.float32)], 1)
+    pause = int((times[0][1] + 0.05) * 50)
+    wider[pause] = -9.0
+    wider[pause, -1] = 0.0  # heard between the words
+    words = align(samples, "cat. dog", recogniser, wider).words
+    assert [w.word for w in words] == ["cat.", "dog"]
+    assert words[0].end_s == pytest.approx(times[0][1], abs=0.041)

@@ -21,6 +21,7 @@ from store import atomic, ids
 
 # <pad> is CTC's blank, | a space
 VOCABULARY = ("<pad>", "<unk>", "|", *".,?!'-%°:;", *string.digits, *string.ascii_uppercase, *string.ascii_lowercase)
+TIMED = 60  # utterances whose word events tell how late the head fires
 VARIANTS = ("f1", "f2", "f3", "f4", "f5", "m1", "m2", "m3", "m4", "m7", "Andy", "Annie", "linda", "Michael", "grandma")
 
 
@@ -89,8 +90,10 @@ def train_recogniser(
     from transformers import AutoModel
 
     from salad.models.phone import PhoneConfig, PhoneForCTC, ctc_loss
+    from salad.speech.align import delays
+    from salad.speech.check import CTCRecogniser
     from salad.speech.espeak import Espeak
-    from salad.speech.spoken import spoken_form
+    from salad.speech.spoken import spoken_form, text_words
 
     folder, encoder = Path(folder), Path(encoder)
     trunk = AutoModel.from_pretrained(encoder, local_files_only=True).eval()
@@ -105,15 +108,17 @@ def train_recogniser(
 
     rng, tts = random.Random(f"recogniser/{config.seed}"), Espeak()
     index = {token: i for i, token in enumerate(VOCABULARY)}
-    examples, speech_s = [], 0.0  # (frames [F, D], labels [L])
+    examples, timed, speech_s = [], [], 0.0  # (frames [F, D], labels [L]); (samples, text, words)
     for number, text in enumerate(texts):
-        spoken = spoken_form(text).spoken
+        form = spoken_form(text)
         plain = rng.random() < config.plain
         voice = rng.choice(config.voices) if plain else any_voice(rng, VARIANTS)
-        utterance = tts.speak(spoken, voice, number)
+        utterance = tts.speak(form.spoken, voice, number)
         wanted = characters(text)
         if not plain:
             utterance = recorded(utterance, rng, config.clean)
+        if len(timed) < TIMED:
+            timed.append((utterance.samples, text, text_words(utterance.words, form, text)))
         with torch.inference_mode():
             frames = trunk(torch.from_numpy(utterance.samples)[None]).last_hidden_state[0].clone()
         # CTC needs a step for each character, and one more between two that are equal
@@ -159,11 +164,13 @@ def train_recogniser(
             if on_step:
                 on_step(step, losses[-1])
 
+    heard_by = CTCRecogniser(str(folder), model.eval(), processor(sizes), 120.0)
+    model.config.word_delay_s = delays(heard_by, timed)
     tail = losses[-max(1, config.steps // 10) :]
     record = {"made_from": made_from, "loss": sum(tail) / len(tail), "speech_s": speech_s}
     save_folder(
         folder,
-        model.eval().save_pretrained,
+        model.save_pretrained,
         processor(sizes).save_pretrained,
         lambda new: atomic.write_json(new / done.name, record),
     )

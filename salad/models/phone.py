@@ -55,6 +55,8 @@ class PhoneConfig(PreTrainedConfig):
     head_kernel: int = 5
     head_layers: int = 5
     head_dropout: float = 0.1
+    # how late the head fires, seconds: word starts, word ends (salad.speech.align.delays)
+    word_delay_s: list[float] | tuple[float, ...] | None = None
 
     @property
     def hidden_size(self) -> int:

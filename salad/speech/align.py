@@ -54,8 +54,33 @@ def viterbi(log_probs_TV: np.ndarray, labels_N: np.ndarray, blank: int) -> tuple
             spans_N2[label, 0] = t
             if spans_N2[label, 1] < 0:
                 spans_N2[label, 1] = t
-        state -= steps_TS[t, state]
+        state -= int(steps_TS[t, state])  # an int8, which a long text's state number does not fit
     return spans_N2, score
+
+
+def delays(recogniser: CTCRecogniser, spoken: list[tuple[np.ndarray, str, list[Word]]]) -> tuple[float, float]:
+    """How late `recogniser` fires, in seconds: the medians of (aligned - true) word starts and ends over speech whose
+    word times are known (a voice with word events). CTC says when a letter is sure, not when it begins; a causal
+    encoder is later still. Put them into the model's configuration as `word_delay_s`, and `align` takes them off.
+
+    spoken: (samples float32 [T] at 16 kHz, text, its words) each. Raises SaladError where no word compares."""
+    starts, ends = [], []
+    kept, recogniser.model.config.word_delay_s = recogniser.delay_s, (0.0, 0.0)
+    try:
+        heard = recogniser.hear([samples for samples, _, _ in spoken])
+        for (samples, text, words), (_, log_probs) in zip(spoken, heard, strict=True):
+            try:
+                found = align(samples, text, recogniser, log_probs).words
+            except SaladError:  # a text that is longer than what was said
+                continue
+            begins, finishes = {w.char_start: w.start_s for w in words}, {w.char_end: w.end_s for w in words}
+            starts += [w.start_s - begins[w.char_start] for w in found if w.char_start in begins]
+            ends += [w.end_s - finishes[w.char_end] for w in found if w.char_end in finishes]
+    finally:
+        recogniser.model.config.word_delay_s = kept
+    if not starts or not ends:
+        raise SaladError(f"{recogniser.name}: no word of the calibration speech could be aligned")
+    return float(np.median(starts)), float(np.median(ends))
 
 
 def align(
@@ -71,26 +96,29 @@ def align(
     vocabulary = recogniser.processor.tokenizer.get_vocab()
     gap = vocabulary.get(recogniser.processor.tokenizer.word_delimiter_token)
     labels: list[int] = []
-    letters: dict[int, list[int]] = {}  # run of the spoken text -> its labels
+    letters: dict[int, list[int]] = {}  # run of the spoken text -> the labels that time it: a full stop fires in the pause
     for run, (start, end) in enumerate(runs(spoken.spoken)):
         known = [
-            next((vocabulary[form] for form in (c, c.lower(), c.upper()) if form in vocabulary), None)
+            (c, next((vocabulary[form] for form in (c, c.lower(), c.upper()) if form in vocabulary), None))
             for c in spoken.spoken[start:end]
         ]
-        known = [label for label in known if label is not None]
+        known = [(c, label) for c, label in known if label is not None]
         if not known:
             continue
         if labels and gap is not None:
             labels.append(gap)
-        letters[run] = list(range(len(labels), len(labels) + len(known)))
-        labels += known
+        places = range(len(labels), len(labels) + len(known))
+        letters[run] = [place for place, (c, _) in zip(places, known, strict=True) if c.isalnum()] or list(places)
+        labels += [label for _, label in known]
     if not letters:
         raise SaladError(f"nothing in {text[:60]!r} can be aligned: {recogniser.name} knows none of its letters")
     log_probs = recogniser.log_probs([samples])[0] if log_probs_TV is None else log_probs_TV
     frames_N2, score = viterbi(log_probs, np.array(labels), recogniser.model.config.pad_token_id)
-    hop_s = recogniser.hop / SAMPLE_RATE
-    timed = {
-        run: (frames_N2[those[0], 0] * hop_s, (frames_N2[those[-1], 1] + 1) * hop_s) for run, those in letters.items()
-    }
-    words = words_of(spoken.spoken, {run: (float(start), float(end)) for run, (start, end) in timed.items()})
+    hop_s, (late_s, over_s), total_s = recogniser.hop / SAMPLE_RATE, recogniser.delay_s, len(samples) / SAMPLE_RATE
+    timed = {}
+    for run, those in letters.items():
+        start, end = frames_N2[those[0], 0] * hop_s - late_s, (frames_N2[those[-1], 1] + 1) * hop_s - over_s
+        start = min(max(float(start), 0.0), total_s)
+        timed[run] = (start, min(max(float(end), start + hop_s), total_s))
+    words = words_of(spoken.spoken, timed)
     return Alignment(text_words(words, spoken, text), score / len(log_probs))

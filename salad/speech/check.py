@@ -221,6 +221,12 @@ class CTCRecogniser(_Batched):
             )
         return 160_000 / (long - short)
 
+    @property
+    def delay_s(self) -> tuple[float, float]:
+        """How late word starts and ends fire (salad.speech.align.delays), from the model's configuration; else 0."""
+        start, end = getattr(self.model.config, "word_delay_s", None) or (0.0, 0.0)
+        return float(start), float(end)
+
     def log_probs(self, samples: list[np.ndarray]) -> list[np.ndarray]:
         """float32 [frames, vocabulary] of each, without the frames of the padding."""
         import torch
