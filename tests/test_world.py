@@ -296,3 +296,30 @@ def test_speech_faults_are_planted_at_their_rate_and_told():
     well, short = tts.tts.speak(cut, "en-us", 0), tts.speak(cut, "en-us", 0)
     assert len(short.samples) == len(well.samples) * 6 // 10
     assert short.words and short.words[-1].end_s <= short.duration_s < well.duration_s
+
+
+def test_the_samples_hold_what_filtering_found(tmp_path):
+    """Every planted fault of the broad corpus that a filter looks for is flagged, and nothing clean but near-duplicates
+    that the world makes by itself."""
+    import store
+    from salad.miniature import work
+    from salad.miniature.study import StudyConfig
+
+    work.world(None, tmp_path, StudyConfig(world=CONFIG))
+    rows = store.connect(tmp_path).execute(
+        "select sample_id, planted, flags, reasons, benchmarks from samples where corpus = 'broad'"
+    )
+    by_kind, near, originals = {}, set(), set()
+    for sample_id, planted, flags, reasons, benchmarks in rows.fetchall():
+        told = json.loads(reasons)
+        assert sorted(told) == flags and benchmarks == []
+        by_kind.setdefault(planted, []).append((sample_id, flags))
+        if "near-duplicate" in told:
+            near.add(sample_id)
+            originals.add(told["near-duplicate"].split()[-1])
+    for kind in ("formula", "code", "table", "url", "other language"):
+        assert by_kind[kind] and all(kind in flags for _, flags in by_kind[kind])
+    # of a planted pair, whichever comes second is the near-duplicate
+    assert by_kind["near duplicate"] and {name for name, _ in by_kind["near duplicate"]} <= near | originals
+    clean = [flags for _, flags in by_kind[None] if flags]
+    assert all(flags == ["near-duplicate"] for flags in clean) and len(clean) <= 0.02 * len(by_kind[None])

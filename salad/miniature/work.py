@@ -56,6 +56,7 @@ def _recogniser(lab):
 
 def world(progress, lab, config: StudyConfig, user_corpus=None) -> str:
     from salad.miniature.world import build_world
+    from salad.prepare import Benchmarks, near_duplicates
     from salad.speech.spoken import speakability, spoken_form
 
     built = build_world(config.world, lab, user_corpus)
@@ -67,15 +68,26 @@ def world(progress, lab, config: StudyConfig, user_corpus=None) -> str:
     for task in tasks.names(lab):
         texts += [(task, item.context, item.domain, "CC0-1.0", None) for item in tasks.load(lab, task)]
     found: dict[str, dict] = {}
+    broad = list(dict.fromkeys(text for corpus, text, *_ in texts if corpus == "broad"))
+    near = {broad[n]: (broad[of], similarity) for n, (of, similarity) in near_duplicates(broad).items()}
+    benchmarks = Benchmarks.of_lab(lab)
     for corpus, text, domain, licence, planted in texts:
         name = store.ids.sample_id(corpus, text)
         if name in found:
             found[name]["planted"] = found[name]["planted"] or planted
             continue
+        reasons, overlaps = speakability(text), []
+        if corpus == "broad":
+            overlaps = benchmarks.overlaps(text)
+            reasons |= {"benchmark overlap": ", ".join(overlaps)} if overlaps else {}
+            if text in near:
+                other, similarity = near[text]
+                reasons["near-duplicate"] = f"{similarity:.2f} like {store.ids.sample_id(corpus, other)}"
         found[name] = {
             "sample_id": name, "text": text, "spoken": spoken_form(text).spoken, "corpus": corpus, "domain": domain,
             "n_tokens": len(tokenizer(text, add_special_tokens=False)["input_ids"]), "licence": licence,
-            "flags": sorted(speakability(text)), "planted": planted,
+            "flags": sorted(reasons), "reasons": json.dumps(reasons, ensure_ascii=False), "benchmarks": overlaps,
+            "planted": planted,
         }  # fmt: skip
     store.publish(lab, "samples", list(found.values()), {"world": built.fingerprint})
     told = Path(lab) / "study.json"
