@@ -34,7 +34,7 @@ def _launch(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="launch_gpu.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("recipe", metavar="RECIPE", help="a recipe's name, or a run's config.json")
+    parser.add_argument("recipe", metavar="RECIPE", help="a recipe's name (an unknown one lists them), or a run's config.json")
     parser.add_argument(
         "--set", action="append", default=[], metavar="a.b=VALUE", help="override; repeatable"
     )
@@ -42,7 +42,7 @@ def _launch(argv: list[str]) -> int:
         "--on", metavar="WHERE", help="here, ssh:[user@]host[:port], slurm, sky, or a target's name"
     )
     parser.add_argument("--gpus", metavar="[TYPE:]N", help="GPUs per node, as 2 or H200:8")
-    parser.add_argument("--nodes", type=int, default=1)
+    parser.add_argument("--nodes", type=int, default=1, help="machines that work together (slurm, sky)")
     _limits(parser)
     parser.add_argument("--max-hourly-cost", type=float, metavar="C", help="refuse what costs more an hour")
     parser.add_argument(
@@ -78,7 +78,11 @@ def _list(argv: list[str]) -> int:
 
     parser = argparse.ArgumentParser(prog="launch_gpu.py list", description="The lab's runs, newest first.")
     _common(parser)
-    found = runs(store.lab_path(parser.parse_args(argv).lab))
+    lab = store.lab_path(parser.parse_args(argv).lab)
+    found = runs(lab)
+    if not found:
+        print(f"no runs in {lab}; start one with: python launch_gpu.py RECIPE")
+        return 0
     form = "{:13}  {:10}  {:18}  {:12}  {:>15}  {:>9}  {}"
     print(form.format("run", "kind", "recipe", "where", "step", "left", "state"))
     for run in found:

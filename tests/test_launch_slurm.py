@@ -2,7 +2,10 @@
 
 import os
 import subprocess
+import sys
+import sysconfig
 import time
+from importlib.metadata import version
 
 import pytest
 import test_launch_here as here
@@ -10,7 +13,7 @@ from slurm_here import slurm
 from tools import refuse, require
 
 import store
-from salad.engines import Run
+from salad.engines import Run, codesync
 from salad.engines.targets import Target
 from salad.errors import SaladError
 
@@ -73,6 +76,33 @@ def test_stop_cancels_after_a_checkpoint_and_resume_submits_again(tmp_path):
     subprocess.run(["scancel", job_of(run)])  # by somebody else
     status = run.wait(60)
     assert status["state"] == "stopped" and "cancelled on slurm" in status["error"]
+
+
+def test_a_resume_runs_under_the_versions_that_the_run_began_with(tmp_path, monkeypatch):
+    """The whole install is 2.4 GB: pip itself is replaced, the environment is a real one."""
+    run = start(tmp_path, steps=60, pause=0.05)
+    here.reach(run, 2)
+    assert run.stop(wait_s=30)["state"] == "stopped"
+    recorded = run.folder.path / "packages.txt"
+    before = recorded.read_text()
+    recorded.write_text(before.replace(f"jiwer=={version('jiwer')}", "jiwer==0.0.1"))
+    monkeypatch.setattr(codesync, "install_script", lambda *words: "echo no matching jiwer==0.0.1 >&2; exit 1")
+    with pytest.raises(SaladError, match="installing the run's own versions.*jiwer==0.0.1"):
+        run.resume()
+    assert run.status()["state"] == "stopped"  # as it was: nothing was started
+    asked = []
+
+    def install(python, env, code, constraints):
+        asked.append((code, constraints))
+        packages = f"{env}/lib/python{sys.version_info[0]}.{sys.version_info[1]}/site-packages/all.pth"
+        return f"{python} -m venv --without-pip {env} && echo {sysconfig.get_path('purelib')} > {packages}"
+
+    monkeypatch.setattr(codesync, "install_script", install)
+    status = run.resume().wait(60)
+    assert status["state"] == "done", run.logs()
+    assert asked == [(str(run.folder.path / "code"), str(recorded))] and "jiwer 0.0.1 → " in run.logs()
+    env = tmp_path / ".environments" / "env" / codesync.environment_id(run.folder)
+    assert any(str(env) in path.read_text() for path in (run.folder.path / "slurm").glob("*.sh"))
 
 
 def test_time_limit_of_the_run_and_a_walltime_that_only_puts_it_back(tmp_path, monkeypatch):

@@ -9,7 +9,7 @@ import shutil
 from pathlib import Path
 
 from salad.engines.base import load
-from salad.engines.handle import Run, runs
+from salad.engines.handle import Run, runs, start
 from salad.engines.spec import Spec, parse_gpus, secrets
 from salad.engines.targets import Target, resolve
 from salad.errors import SaladError
@@ -98,8 +98,7 @@ def launch_run(
     spec = spec.model_copy(update={"code": codesync.record(run)})
     spec.save(run)
     (run.path / "stop").unlink(missing_ok=True)
-    run.status(state="queued", engine=spec.engine, error=None, ended_at=None)
-    engine.start(run, spec)
+    start(engine, run, spec)
     return Run(run, spec)
 
 

@@ -101,15 +101,28 @@ def differs(run: RunFolder, code: dict, root: Path = ROOT) -> list[str]:
             told.append(
                 f"code is at {commit[:12]} with other changes, the run began at {code['commit'][:12]}"
             )
-    recorded = run.path / "packages.txt"
-    if recorded.exists():
-        before = dict(line.split("==", 1) for line in recorded.read_text().splitlines())
-        after = dict(line.split("==", 1) for line in packages())
-        changed = [name for name, old in before.items() if after.get(name) != old]
-        changed = [f"{name} {before[name]} → {after.get(name, 'none')}" for name in changed]
-        if changed:
-            told.append("packages changed: " + ", ".join(changed[:8]) + (" …" if len(changed) > 8 else ""))
+    changed = changed_packages(run)
+    if changed:
+        told.append("packages changed: " + ", ".join(changed[:8]) + (" …" if len(changed) > 8 else ""))
     return told
+
+
+def changed_packages(run: RunFolder) -> list[str]:
+    """`name recorded → here` of every package of packages.txt that has another version in this environment."""
+    recorded = run.path / "packages.txt"
+    if not recorded.exists():
+        return []
+    before = dict(line.split("==", 1) for line in recorded.read_text().splitlines())
+    after = dict(line.split("==", 1) for line in packages())
+    return [f"{name} {old} → {after.get(name, 'none')}" for name, old in before.items() if after.get(name) != old]
+
+
+def install_script(python: str, env: str, code: str, constraints: str) -> str:
+    """A shell script that installs the project in folder `code` into `env`, once, under the recorded versions."""
+    return (
+        f"test -e {env}/.ready || (rm -rf {env} && {python} -m venv {env} && "
+        f"{env}/bin/pip install --quiet --constraint {constraints} {code} && touch {env}/.ready)"
+    )
 
 
 def environment_id(run: RunFolder, root: Path = ROOT) -> str:

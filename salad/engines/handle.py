@@ -129,8 +129,7 @@ class Run:
             for line in codesync.differs(self.folder, self.spec.code):
                 self.folder.log(f"resumed with a difference: {line}")
         self.folder.reread()
-        self.folder.status(state="queued", error=None, ended_at=None)
-        self.engine.start(self.folder, self.spec)
+        start(self.engine, self.folder, self.spec)
         return self
 
     def lives(self) -> bool:
@@ -163,6 +162,19 @@ class Run:
             store.renew(self.lab)
         damaged += [f"{item.path}: {item.reason}" for item in bad]
         return {"checkpoints": whole, "units": sum(map(len, units.values())), "damaged": damaged}
+
+
+def start(engine: base.Engine, run: RunFolder, spec: Spec) -> None:
+    """`engine.start`, the run queued before it; where it does not start, its status is again what it was, or failed."""
+    before = run.read_status()
+    run.status(state="queued", engine=spec.engine, error=None, ended_at=None)
+    try:
+        engine.start(run, spec)
+    except BaseException as error:
+        before = {"state": "failed", "error": str(error), "ended_at": now()} | before
+        run.reread()
+        run.status(**{name: before.get(name) for name in ("state", "engine", "error", "ended_at")})
+        raise
 
 
 def settled(run: RunFolder, spec: Spec | None, life: base.Life | None, write: bool = True) -> dict:

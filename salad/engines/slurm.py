@@ -8,9 +8,12 @@ import contextlib
 import operator
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
+import sys
+from pathlib import Path
 
 from salad.engines import codesync, supervisor
 from salad.engines.base import Engine, Finding, Life
@@ -118,7 +121,9 @@ class Slurm(Engine):
             codesync.restore(run, spec.code, unfinished)
             os.replace(unfinished, code)
         # not AutoExecutor: it renames Slurm's own words
-        executor = submitit.SlurmExecutor(folder=run.path / "slurm", max_num_timeout=10_000)
+        executor = submitit.SlurmExecutor(
+            folder=run.path / "slurm", max_num_timeout=10_000, python=shlex.quote(self._python(run))
+        )
         executor.update_parameters(**self._parameters(run, spec))
         jobs = [InJob(str(run.lab), run.run_id, shard) for shard in range(spec.workers)]
         with _environment(secrets(spec.env)):
@@ -130,6 +135,25 @@ class Slurm(Engine):
             except submitit.core.utils.FailedJobError as error:
                 raise SaladError(f"Slurm refused the job: {str(error).strip().splitlines()[-1]}") from None
         atomic.write_json(run.path / "slurm.json", {"job_id": job_id, "submitted_at": now()})
+
+    def _python(self, run: RunFolder) -> str:
+        """The target's own Python; else this one, or where its packages are no longer those that the run began with,
+        an environment with those, made once under the target's `scratch` (or the lab's .environments)."""
+        if self.target.python:
+            return str(Path(self.target.python).expanduser())
+        changed, code = codesync.changed_packages(run), run.path / "code"
+        if not changed or not code.exists():
+            return sys.executable
+        base = Path(self.target.scratch).expanduser() if self.target.scratch else run.lab / ".environments"
+        env = base.absolute() / "env" / codesync.environment_id(run)
+        run.log(f"installing the run's own versions into {env}: {', '.join(changed[:8])}")
+        base.mkdir(parents=True, exist_ok=True)
+        words = [shlex.quote(str(word)) for word in (sys.executable, env, code, run.path / "packages.txt")]
+        done = subprocess.run(["bash", "-c", codesync.install_script(*words)], capture_output=True, text=True)
+        if done.returncode:
+            told = (done.stderr.strip() or done.stdout.strip() or "no message").splitlines()[-1]
+            raise SaladError(f"installing the run's own versions into {env}: {told}; or name a python in targets.toml")
+        return str(env / "bin" / "python")
 
     def look(self, run: RunFolder, spec: Spec) -> Life | None:
         job = read_json(run.path / "slurm.json")

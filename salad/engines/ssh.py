@@ -185,10 +185,7 @@ class Ssh(Engine):
         env = f"{base}/env/{codesync.environment_id(run)}"
         self._send(str(run.path / "packages.txt"), f"{self._name}:{code}/.packages.txt")
         python = self._look_around()[0]
-        script = (
-            f"test -e {env}/.ready || (rm -rf {env} && {python} -m venv {env} && "
-            f"{env}/bin/pip install --quiet --constraint {code}/.packages.txt {code} && touch {env}/.ready)"
-        )
+        script = codesync.install_script(python, env, code, f"{code}/.packages.txt")
         self._do(script, "installing", timeout=INSTALL_S)
         return f"{env}/bin/python"
 
