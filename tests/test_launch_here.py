@@ -17,6 +17,7 @@ import store
 from salad import recipes
 from salad.engines import Run, handle, launch_run
 from salad.engines import targets as target_files
+from salad.engines.fetching import inputs
 from salad.engines.spec import Spec, parse_gpus
 from salad.engines.targets import Target
 from salad.errors import SaladError
@@ -255,6 +256,24 @@ def test_shards_of_a_pass_work_side_by_side_and_each_unit_is_counted_once(tmp_pa
     run.resume()
     broken = start(tmp_path, steps=6, refuse=True, fields={"workers": 2}).wait(60)
     assert broken["state"] == "failed" and "teacher is missing" in broken["error"]
+
+
+def test_what_a_pass_reads_goes_with_it_to_another_machine(tmp_path):
+    models = {"llm": {"name": "models/teacher"}, "encoder": {"name": "models/encoder"}}
+    scored = RunFolder.create(tmp_path, "stage1", "tiny", models)
+    for step in (5, 10):
+        (scored.path / "checkpoints" / f"step-{step}").mkdir(parents=True)
+    for name in ("models/teacher", "models/encoder", "models/recogniser", "speech/probe", "speech/other", "tables/samples"):
+        (tmp_path / name).mkdir(parents=True)
+    config = {"pass": "score", "run_id": scored.run_id, "step": 10, "speech": "probe"}
+    wanted = set(inputs(RunFolder.create(tmp_path, "pass", "score", config)))
+    assert wanted > {
+        f"runs/{scored.run_id}/config.json", f"runs/{scored.run_id}/checkpoints/step-10", "models/teacher",
+        "models/encoder", "speech/probe", "tables/samples",
+    }  # fmt: skip
+    assert not {"speech/other", f"runs/{scored.run_id}/checkpoints/step-5"} & wanted
+    check = RunFolder.create(tmp_path, "pass", "check", {"pass": "check", "speech": "probe", "asr": "../outside"})
+    assert {"models/recogniser", "speech/probe"} <= set(inputs(check)) and "../outside" not in inputs(check)
 
 
 def test_torchrun_starts_as_many_processes_as_gpus(tmp_path):

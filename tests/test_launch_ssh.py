@@ -222,6 +222,15 @@ def test_stop_resume_and_secrets_by_name(server, tmp_path, monkeypatch):
         assert subprocess.run(["grep", "-rqF", value, folder]).returncode == 1
 
 
+def test_the_shards_of_a_pass_work_there_side_by_side_and_each_unit_comes_back_once(server, tmp_path):
+    run = start(server, tmp_path, steps=3, fields={"workers": 3})
+    status = run.wait(90)
+    assert status["state"] == "done" and status["shards"] == {"done": 3}, run.logs()
+    assert run.fetch()["units"] == 3 and run.fetch()["units"] == 3
+    counted = store.connect(tmp_path).execute("select count(*), count(distinct sample_id) from samples").fetchone()
+    assert counted == (12, 12)
+
+
 def test_the_same_lab_and_code_are_not_sent_twice_and_uncommitted_code_runs(server, tmp_path):
     first = start(server, tmp_path, steps=2)
     second = start(server, tmp_path, steps=3)

@@ -293,6 +293,9 @@ def _watch(handle, title: str) -> int:
         raise SaladError(f"{handle.run_id} {status['state']}: {status.get('error')}")
     said = [line.split(" ", 1)[1] for line in handle.logs().splitlines() if line[:2] == "20"]
     print(said[-1] if said else "done")
+    if not handle.engine.shares_lab:
+        told = handle.fetch()
+        print(f"{told['units']} units are here and whole" + "".join(f"; damaged: {line}" for line in told["damaged"]))
     return 0
 
 

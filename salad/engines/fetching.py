@@ -30,8 +30,29 @@ def inputs(run: RunFolder) -> list[str]:
         wanted += [f"{parent}/{path.name}" for path in (lab / parent).glob("metrics-*.jsonl")]
     if config.get("selection"):
         wanted += [f"speech/{name}" for name in _speech_of(lab, config["selection"])]
+    if config.get("pass"):
+        wanted += _of_pass(lab, config)
     wanted += config.get("inputs") or ()  # a module of one's own names its own
     return sorted({name for name in wanted if name and _inside(lab, name)})
+
+
+def _of_pass(lab: Path, config: dict) -> list[str]:
+    """What a pass reads besides: the run whose checkpoint or LLM it takes, with its models, speech, corpus, recogniser."""
+    wanted = ["models/recogniser", "tables/embeddings", config.get("asr"), config.get("model")]
+    wanted += [f"{room}/{config[key]}" for room, key in (("speech", "speech"), ("corpora", "corpus")) if config.get(key)]
+    run_id = config.get("run_id")
+    if run_id is None and config["pass"] in ("embed", "cluster") and config.get("model") in (None, "teacher"):
+        from salad.passes.run import newest
+
+        run_id = newest(lab, "stage1")
+    if run_id is not None:
+        scored = RunFolder.open(lab, run_id)
+        wanted += [f"runs/{run_id}/{name}" for name in ("config.json", "status.json")]
+        step = config.get("step")
+        wanted.append(f"runs/{run_id}/checkpoints" + ("" if step is None else f"/step-{step}"))
+        wanted += [f"runs/{run_id}/{path.name}" for path in scored.path.glob("metrics-*.jsonl")]
+        wanted += [(scored.config.get(part) or {}).get("name") for part in ("llm", "encoder")]
+    return wanted
 
 
 def _inside(lab: Path, name: str) -> bool:

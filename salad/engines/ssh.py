@@ -174,9 +174,9 @@ class Ssh(Engine):
         atomic.write_json(
             run.path / "ssh.json", {"lab": lab, "code": code, "python": python, "started_at": now()}
         )
-        self._do(
-            self._there(run, "--secrets-on-stdin --detach"), "starting", json.dumps(secrets(spec.env)) + "\n"
-        )
+        handed = json.dumps(secrets(spec.env)) + "\n"
+        for shard in range(spec.workers):
+            self._do(self._there(run, f"--shard {shard} --secrets-on-stdin --detach"), "starting", handed)
         self._looked = None
         self._mirror(run)
 
