@@ -43,7 +43,7 @@ def _(con, table):
     _published = panels.plain_table(report.published_means(con).drop(columns="source"))
     mo.vstack([mo.md("### Accuracy and gap"), _page,
                mo.accordion({"Published, mean over six benchmarks (per cent, points; other models, data and tasks)":
-                             _published})])
+                             _published, **{title: panels.plain_table(rows) for title, rows in results.by_task(con)}})])
     return
 
 

@@ -121,10 +121,11 @@ _NO_MATCHES = "SELECT ''::VARCHAR AS event_id, ''::VARCHAR AS selection_id, ''::
 
 
 def _rule_matches(decisions: pa.Table) -> tuple[str, list[units.Damage]]:
-    """SQL of the view rule_matches over the rules that can be asked, and those that cannot."""
-    parts, damaged = [], []
-    for event in decisions.to_pylist():
-        if event["target"] == "rule" and event["verdict"] != "undo":
+    """SQL of the view rule_matches over the rules that stand and can be asked, and those that cannot be."""
+    parts, damaged, said = [], [], decisions.to_pylist()
+    undone = {event["undoes"] for event in said if event["verdict"] == "undo"}  # each rule costs a pass over the texts
+    for event in said:
+        if event["target"] == "rule" and event["verdict"] != "undo" and event["event_id"] not in undone:
             try:
                 check_rule(event["rule"])
             except StoreError as error:

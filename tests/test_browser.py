@@ -1,5 +1,6 @@
 """The selection notebook in a real browser: brush, read, listen, drop with a key, undo, rule, reload, two at once."""
 
+import re
 import shutil
 import time
 from pathlib import Path
@@ -10,6 +11,7 @@ from labs import make_lab
 from playwright.sync_api import sync_playwright
 
 import store
+from workbench import review
 
 pytestmark = [pytest.mark.chromium, pytest.mark.skipif(not Path(CHROMIUM).exists(), reason="no Chromium here")]
 
@@ -152,6 +154,47 @@ def test_a_click_on_a_cluster_puts_its_texts_into_the_queue(made):
         ][0]
         until(lambda: widget.locator(".place").inner_text() == f"1 / {n}")
         tab.get_by_text(f"Clusters: {chosen} ").first.wait_for()
+
+        # an audit of that cluster: its first texts in a fixed order, judged, and then rejected as a whole
+        tab.get_by_label("queue").select_option(index=4)
+        order = review.audit(store.connect(lab), ids["active"], chosen, 20)["sample_ids"]
+        until(lambda: widget.locator(".place").inner_text() == f"1 / {len(order)}")
+        until(lambda: widget.get_attribute("data-sample") == order[0])
+        widget.locator(".text").click()
+        for key, sample in zip(("4", "y", "y"), order, strict=False):
+            until(lambda sample=sample: widget.get_attribute("data-sample") == sample)
+            tab.keyboard.press(key)
+        tab.get_by_text("1 of 3 judged are faulty").wait_for()
+        now = review.audit(store.connect(lab), ids["active"], chosen, 20)
+        tab.get_by_text(f"[{100 * now['low']:.0f}, {100 * now['high']:.0f}] %, width {100 * now['width']:.0f} points").wait_for()
+        tab.get_by_role("button", name="reject").click()
+        until(lambda: ask(lab, "SELECT cluster_id, reason FROM decisions WHERE target = 'cluster'") == [(chosen, "audit")])
+        until(lambda: f"{kept(lab, ids['active']):,} of" in stat(tab, "texts kept"))
+        # what was kept by hand stays: a text's verdict goes before its cluster's
+        assert ask(lab, "SELECT count(*) FROM kept WHERE selection_id = ? AND cluster_id = ?", ids["active"], chosen) == [(2,)]
+        tab.get_by_role("button", name="undo the selected event, else my last").click()
+        until(lambda: f"{kept(lab, ids['active']):,} of" in stat(tab, "texts kept") and kept(lab, ids["active"]) > n)
+        assert not tab.complaints
+
+
+def test_a_drag_over_the_quadrants_puts_those_texts_into_the_queue(made):
+    lab, ids = made
+    with served("notebooks/selection.py", lab) as address, page(address) as tab:
+        widget = ready(tab)
+        tab.get_by_text("Drag in the figure").wait_for()
+        figure = tab.locator("marimo-vega canvas").nth(1)  # the first is the clusters'
+        figure.scroll_into_view_if_needed()
+        box = figure.bounding_box()
+        tab.mouse.move(box["x"] + 60, box["y"] + 20)  # the upper half: what diverges most
+        tab.mouse.down()
+        tab.mouse.move(box["x"] + 480, box["y"] + 150, steps=4)
+        tab.mouse.up()
+        tab.get_by_text("Drawn texts with CER").first.wait_for()
+        until(lambda: widget.locator(".place").inner_text() != "1 / 168")
+        low = float(re.search(r"D ([\d.]+) to", tab.get_by_text("Drawn texts with CER").first.inner_text()).group(1))
+        n = int(widget.locator(".place").inner_text().split("/")[1])
+        about = ask(lab, "SELECT count(*) FROM rule_rows WHERE selection_id = ? AND d >= ?", ids["active"], low)[0][0]
+        assert 0 < n < 168 and abs(n - about) <= 1  # the page shows the bound to two digits
 
 
 def test_two_browsers_at_once_lose_no_event(made):

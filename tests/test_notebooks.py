@@ -547,6 +547,27 @@ def test_the_results_notebooks_table_and_pairs_are_sqls(opened):
     assert "votes" not in figures and defs["said"].empty
 
 
+def test_results_stand_task_by_task_beside_published_ones_of_the_same_name(opened):
+    from workbench import results
+
+    lab, ids, con = opened
+    _, defs = notebook("results").run(defs={"lab": lab})
+    (own_title, own), (title, published) = results.by_task(defs["con"])
+    assert "Published" in title and own.system.tolist() == ["stage1", "stage2_active", "stage2_uniform"]
+    assert published.set_index("system").loc["SALAD-3B", ["MMSU", "mean"]].tolist() == ["52.5 / 9.4", "72.0 / 4.6"]
+    one, gap = con.execute("""SELECT 100 * avg(s.correct_norm::INT), 100 * avg(t.correct_norm::INT - s.correct_norm::INT)
+        FROM evaluations s JOIN evaluations t USING (task, item_id) WHERE s.contender = 'stage1' AND s.modality = 'speech'
+        AND t.contender = 'teacher' AND t.modality = 'text' AND task = 'miniature_music'""").fetchone()
+    assert own.set_index("system").loc["stage1", "miniature_music"] == f"{one:.1f} / {gap:.1f}"
+    store.publish(lab, "evaluations", [
+        {"eval_id": "e00000000beef", "contender": "stage1", "task": "arc_challenge", "modality": "speech", "item_id": "0",
+         "correct_norm": True, "run_id": ids["run"], "step": ids["step"]}], {"eval": "arc"})  # fmt: skip
+    _, defs = notebook("results").run(defs={"lab": lab})
+    ((_, both),) = results.by_task(defs["con"])
+    table = both.set_index("system")["ARC-Challenge"]
+    assert table["stage1"] == "100.0 / –" and table["SALAD-7B"] == "84.0 / 4.4"
+
+
 def test_votes_become_a_figure_with_its_interval(opened):
     from workbench import results
 

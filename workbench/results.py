@@ -121,6 +121,40 @@ def beside_published(con, rows: pd.DataFrame) -> pd.DataFrame:
     return pd.concat([mine, theirs[["system", "accuracy", "gap", "whose"]]], ignore_index=True)
 
 
+def by_task(con) -> list[tuple[str, pd.DataFrame]]:
+    """Accuracy on speech and gap of every task, as "75.8 / 7.1" (per cent, points): (title, table) of the contenders and
+    of published systems, in one table where they share a task. Needs the view `answers` (report.by_domain makes it)."""
+    own = con.execute("""
+        SELECT s.contender AS system, s.task, 100 * avg(s.correct) AS accuracy, 100 * avg(t.correct - s.correct) AS gap
+        FROM answers AS s LEFT JOIN answers AS t ON t.contender = 'teacher' AND t.modality = 'text'
+            AND t.task = s.task AND t.item_id = s.item_id
+        JOIN contenders AS c ON c.contender = s.contender
+        WHERE s.modality = 'speech' GROUP BY s.contender, s.task, place ORDER BY place, 1, 2""").df()
+    theirs = con.execute("""
+        SELECT CASE modality WHEN 'cascade' THEN system ELSE model END AS system, task, accuracy, gap FROM published
+        WHERE modality IN ('speech', 'cascade') AND model <> 'unknown' AND accuracy IS NOT NULL""").df()
+    names = {_plain(task): task for task in theirs.task}
+    shared = bool(set(own.task.map(_plain)) & set(names))
+    if shared:
+        own["task"] = [names.get(_plain(task), task) for task in own.task]
+    parts = {"Speech accuracy and gap by task, beside the published": [own, theirs]} if shared else {
+        "Speech accuracy and gap by task": [own], "Published, by task (other models, data and tasks)": [theirs]}  # fmt: skip
+    return [(title, _by_task(pd.concat(rows))) for title, rows in parts.items() if sum(map(len, rows))]
+
+
+def _plain(task: str) -> str:
+    """A task's name without what writers differ in: ARC-Challenge is arc_challenge."""
+    return "".join(c for c in task.lower() if c.isalnum()).removesuffix("spoken")
+
+
+def _by_task(rows: pd.DataFrame) -> pd.DataFrame:
+    gap = [f"{x:.1f}" if x == x else "–" for x in rows.gap.astype(float)]
+    rows = rows.assign(cell=[f"{a:.1f} / {g}" for a, g in zip(rows.accuracy, gap, strict=True)])
+    tasks = [t for t in dict.fromkeys(rows.task) if t != "mean"] + ["mean"] * ("mean" in set(rows.task))
+    table = rows.pivot_table("cell", "system", "task", aggfunc="first", sort=False)
+    return table.reindex(columns=tasks).fillna("–").reset_index()
+
+
 def votes(con) -> pd.DataFrame:
     """The A/B app's blind votes: pair, mean, low, high, n, verdict; speech against text first. No row without votes."""
     games = arena_stats.games(arena_stats.votes(con))

@@ -109,13 +109,32 @@ def _hold(con, selection_id: str) -> _Held:
     return names
 
 
+def _said(con, selection_id: str) -> tuple[str, tuple]:
+    """The name of a temporary table with the verdicts that stand about a selection's texts, and what it was made from.
+
+    It is made anew after each event: the rules of a large selection are then asked once a click, not by every figure."""
+    _hold(con, selection_id)
+    held = _held[con]
+    name = f'"verdicts {selection_id.replace(chr(34), "")}"'
+    # events are only ever added, so their number tells whether something was said
+    key = (held[selection_id], con.execute("SELECT count(*) FROM decisions").fetchone()[0])
+    if held.get(("verdicts", selection_id)) != key:
+        con.execute(
+            f"""CREATE OR REPLACE TEMP TABLE {name} AS SELECT sample_id, reviewer, verdict, reason, "at"
+                FROM current_decisions WHERE selection_id = $selection""",
+            {"selection": selection_id},
+        )
+        held["verdicts", selection_id] = key
+    return name, key
+
+
 def _texts(con, selection_id: str) -> str:
-    """SQL: a WITH clause that ends in `texts`, a selection's texts and what stands about them. Takes $selection."""
+    """SQL: a WITH clause that ends in `texts`, a selection's texts and what stands about them."""
     return f"""WITH verdicts AS (
         SELECT sample_id, bool_or(verdict = 'drop') AS dropped, bool_or(verdict = 'keep') AS kept,
             arg_max(reason, "at") FILTER (WHERE verdict = 'drop') AS reason,
             string_agg(DISTINCT reviewer, ', ') AS reviewers
-        FROM current_decisions WHERE selection_id = $selection GROUP BY sample_id
+        FROM {_said(con, selection_id)[0]} GROUP BY sample_id
     ), texts AS (
         SELECT t.*, coalesce(dropped, false) AS dropped, coalesce(kept, false) AS kept, reason, reviewers
         FROM {_hold(con, selection_id).read} AS t LEFT JOIN verdicts USING (sample_id)
@@ -172,7 +191,7 @@ def texts(
     `cluster_ids` empty means all; `search` is looked for in the text, without regard to case; `order` is a key
     of _KEYS; `standing` is "all", "kept" or "dropped"; `within` ({"cer": (low, high), "d": (low, high)}) narrows them.
     """
-    where, values = _where(selection_id, cluster_ids, search, standing, within)
+    where, values = _where(cluster_ids, search, standing, within)
     total = con.execute(f"{_texts(con, selection_id)} SELECT count(*) FROM texts WHERE {where}", values).fetchone()[0]
     rows = con.execute(
         f"""{_texts(con, selection_id)} SELECT * FROM texts WHERE {where} ORDER BY {_KEYS[order]}, sample_id
@@ -182,8 +201,8 @@ def texts(
     return rows, total
 
 
-def _where(selection_id, cluster_ids=(), search="", standing="all", within=None):
-    parts, values = ["true"], {"selection": selection_id}
+def _where(cluster_ids=(), search="", standing="all", within=None):
+    parts, values = ["true"], {}
     if len(cluster_ids):
         parts.append("cluster_id IN (SELECT unnest($clusters))")
         values["clusters"] = [int(c) for c in cluster_ids]
@@ -214,14 +233,13 @@ def queue(
 
     The order "audit" holds each cluster's first `per_cluster` texts, the same that `audit` counts.
     """
-    where, values = _where(selection_id, cluster_ids, search, within=within)
+    where, values = _where(cluster_ids, search, within=within)
     if order == "flagged":
         where += " AND len(flags) > 0"
     if order == "disagreement":
         where += " AND dropped AND kept"
     if unjudged:
-        where += """ AND sample_id NOT IN (SELECT sample_id FROM current_decisions
-                     WHERE selection_id = $selection AND reviewer = $reviewer)"""
+        where += f" AND sample_id NOT IN (SELECT sample_id FROM {_said(con, selection_id)[0]} WHERE reviewer = $reviewer)"
         values["reviewer"] = reviewer
     first = (
         f"""QUALIFY row_number() OVER (PARTITION BY cluster_id ORDER BY {_KEYS["audit"]}, sample_id)
@@ -247,7 +265,7 @@ def card(con, selection_id: str, sample_id: str) -> dict | None:
     and for each token the divergences (nats) and both models' top tokens. None if the text is not there."""
     rows = con.execute(
         f"{_texts(con, selection_id)} SELECT * FROM texts WHERE sample_id = $sample",
-        {"selection": selection_id, "sample": sample_id},
+        {"sample": sample_id},
     )
     found = _dicts(rows)
     if not found:
@@ -255,9 +273,9 @@ def card(con, selection_id: str, sample_id: str) -> dict | None:
     row = found[0]
     row["said"] = (
         con.execute(
-            """SELECT reviewer, verdict, reason FROM current_decisions
-           WHERE selection_id = ? AND sample_id = ? ORDER BY "at", reviewer""",
-            [selection_id, sample_id],
+            f"""SELECT reviewer, verdict, reason FROM {_said(con, selection_id)[0]}
+           WHERE sample_id = ? ORDER BY "at", reviewer""",
+            [sample_id],
         )
         .df()
         .to_dict("records")
@@ -309,12 +327,24 @@ def cluster_table(con, selection_id: str, gamma: float | None = None) -> pd.Data
 
     The interval is Student's t on the ratio sum(d·n)/sum(n) over the measured texts; null below two of them.
     """
+    table = _clusters(con, selection_id).copy()
+    drawn_gamma = table.gamma.fillna(0).iloc[0] if len(table) else 0.0
+    table["p_target"] = target(table, drawn_gamma if gamma is None else gamma)
+    return table
+
+
+def _clusters(con, selection_id: str) -> pd.DataFrame:
+    """`cluster_table` without what depends on γ, kept until the lab has grown or something was said: five figures of a
+    page are made from it."""
     read, _, measured = _hold(con, selection_id)
+    verdicts, key = _said(con, selection_id)
+    held = _held[con]
+    if held.get(("clusters", selection_id), (None,))[0] == key:
+        return held["clusters", selection_id][1]
     table = con.execute(
         f"""
     WITH dropped AS (
-        SELECT DISTINCT sample_id, true AS gone FROM current_decisions
-        WHERE selection_id = $selection AND verdict = 'drop'
+        SELECT DISTINCT sample_id, true AS gone FROM {verdicts} WHERE verdict = 'drop'
     ), drawn AS (
         SELECT t.cluster_id, max(t.d_cluster) AS d_drawn, count(*) AS drawn,
             count(*) FILTER (WHERE gone IS NULL) AS kept, sum(seconds) / 3600 AS drawn_h,
@@ -333,10 +363,9 @@ def cluster_table(con, selection_id: str, gamma: float | None = None) -> pd.Data
     ).df()
     table["low"] = np.maximum(table.d_measured - table.half, 0)
     table["high"] = table.d_measured + table.half
-    drawn_gamma = table.gamma.fillna(0).iloc[0] if len(table) else 0.0
-    table["p_target"] = target(table, drawn_gamma if gamma is None else gamma)
     table["drawn_share"] = table.drawn / max(table.drawn.sum(), 1)
     table["kept_share"] = table.kept / max(table.kept.sum(), 1)
+    held["clusters", selection_id] = (key, table)
     return table
 
 
@@ -570,14 +599,14 @@ def fault_interval(faults: int, judged: int) -> tuple[float, float]:
 def agreement(con, selection_id: str) -> pd.DataFrame:
     """For each pair of reviewers: texts that both judged, share on which they agree, Cohen's kappa (null where
     chance alone would agree)."""
+    verdicts, _ = _said(con, selection_id)
     pairs = con.execute(
-        """
+        f"""
         SELECT a.reviewer AS one, b.reviewer AS other, count(*) AS both,
             avg((a.verdict = b.verdict)::INT) AS agree, avg((a.verdict = 'drop')::INT) AS pa,
             avg((b.verdict = 'drop')::INT) AS pb
-        FROM current_decisions AS a JOIN current_decisions AS b USING (selection_id, sample_id)
-        WHERE selection_id = ? AND a.reviewer < b.reviewer GROUP BY ALL ORDER BY ALL""",
-        [selection_id],
+        FROM {verdicts} AS a JOIN {verdicts} AS b USING (sample_id)
+        WHERE a.reviewer < b.reviewer GROUP BY ALL ORDER BY ALL"""
     ).df()
     chance = pairs.pa * pairs.pb + (1 - pairs.pa) * (1 - pairs.pb)
     pairs["kappa"] = ((pairs.agree - chance) / (1 - chance)).where(chance < 1)
@@ -632,8 +661,7 @@ def export_kept(lab: Path, con, selection_id: str) -> Path:
 
     con.execute(
         f"""CREATE OR REPLACE TEMP TABLE export_kept AS {_texts(con, selection_id)}
-            SELECT * FROM texts WHERE NOT dropped ORDER BY draw""",
-        {"selection": selection_id},
+            SELECT * FROM texts WHERE NOT dropped ORDER BY draw"""
     )
     rows = con.sql("SELECT * FROM export_kept").to_arrow_table()
     speech = con.sql("""SELECT cut_id, regexp_replace(audio_path, '/[^/]*$', '') AS folder
