@@ -37,19 +37,19 @@ def _(con, contenders_ui, lab, newest):
 
 
 @app.cell(hide_code=True)
-def _(con, table):
+def _(con, rows, table):
     _page = mo.ui.table(table, selection=None, pagination=False, show_column_summaries=False, show_data_types=False,
                         text_justify_columns={c: "right" for c in table.columns[2:]})
-    _published = panels.plain_table(report.published_means(con).drop(columns="source"))
+    _published = panels.plain_table(report.beside_published(con, rows).drop(columns=["source", "whose"]))
     mo.vstack([mo.md("### Accuracy and gap"), _page,
-               mo.accordion({"Published, mean over six benchmarks (per cent, points; other models, data and tasks)":
-                             _published, **{title: panels.plain_table(rows) for title, rows in results.by_task(con)}})])
+               mo.accordion({"Beside the published, by benchmark (accuracy in per cent / gap in points; other models, data "
+                             "and tasks)": _published})])
     return
 
 
 @app.cell(hide_code=True)
-def _(con, rows, study):
-    figures = results.figures(con, study, rows)
+def _(con, lab, rows, study):
+    figures = results.figures(con, lab, study, rows)
     said = results.votes(con)
     return figures, said
 

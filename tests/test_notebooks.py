@@ -547,25 +547,30 @@ def test_the_results_notebooks_table_and_pairs_are_sqls(opened):
     assert "votes" not in figures and defs["said"].empty
 
 
-def test_results_stand_task_by_task_beside_published_ones_of_the_same_name(opened):
+def test_ms_fall_with_tokens_is_fitted_from_four_checkpoints_on(opened):
+    """Three further checkpoints of Stage I whose held-out M follow 0.3 + 40 N^-0.5 for every text."""
+    from salad import analysis
     from workbench import results
 
     lab, ids, con = opened
+    study = analysis.read_study(lab, con)
+    points, curves, laws = results.scaling(con, lab, study)
+    assert set(points.contender) == {"stage1", "stage2_active", "stage2_uniform"} and curves.empty and laws.empty
+    rows = con.execute("""SELECT v.* FROM raw.divergences v JOIN samples s USING (sample_id)
+        WHERE run_id = ? AND s.corpus = 'heldout'""", [ids["run"]]).df()  # fmt: skip
+    for step in (100, 200, 300, 400, 500):  # the lab logs 900 tokens a step
+        law = 0.3 + 40 * (900 * step) ** -0.5
+        made = rows.assign(step=step, m=law).astype(object).where(rows.notna().assign(m=True), None)
+        store.publish(lab, "divergences", made.to_dict("records"), {"more": step})
+    store.refresh(con)
+    points, curves, laws = results.scaling(con, lab, study)
+    mine = points[points.run_id == ids["run"]].set_index("tokens").m
+    assert mine.loc[90_000] == pytest.approx(0.3 + 40 / 300) and len(mine) == 6
+    assert laws.contender.tolist() == ["stage1"] and laws.checkpoints.tolist() == [6]
+    assert (curves.low <= curves.m + 1e-9).all() and curves.tokens.max() == pytest.approx(540_000)
     _, defs = notebook("results").run(defs={"lab": lab})
-    (own_title, own), (title, published) = results.by_task(defs["con"])
-    assert "Published" in title and own.system.tolist() == ["stage1", "stage2_active", "stage2_uniform"]
-    assert published.set_index("system").loc["SALAD-3B", ["MMSU", "mean"]].tolist() == ["52.5 / 9.4", "72.0 / 4.6"]
-    one, gap = con.execute("""SELECT 100 * avg(s.correct_norm::INT), 100 * avg(t.correct_norm::INT - s.correct_norm::INT)
-        FROM evaluations s JOIN evaluations t USING (task, item_id) WHERE s.contender = 'stage1' AND s.modality = 'speech'
-        AND t.contender = 'teacher' AND t.modality = 'text' AND task = 'miniature_music'""").fetchone()
-    assert own.set_index("system").loc["stage1", "miniature_music"] == f"{one:.1f} / {gap:.1f}"
-    store.publish(lab, "evaluations", [
-        {"eval_id": "e00000000beef", "contender": "stage1", "task": "arc_challenge", "modality": "speech", "item_id": "0",
-         "correct_norm": True, "run_id": ids["run"], "step": ids["step"]}], {"eval": "arc"})  # fmt: skip
-    _, defs = notebook("results").run(defs={"lab": lab})
-    ((_, both),) = results.by_task(defs["con"])
-    table = both.set_index("system")["ARC-Challenge"]
-    assert table["stage1"] == "100.0 / –" and table["SALAD-7B"] == "84.0 / 4.4"
+    figure = {f.name: f for f in defs["figures"]}["scaling"]
+    assert "E" in figure.caption and b"<svg" in figure.svg() and len(figure.rows) == len(points)
 
 
 def test_votes_become_a_figure_with_its_interval(opened):

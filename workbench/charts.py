@@ -513,6 +513,23 @@ def beside_published(rows: pd.DataFrame) -> alt.LayerChart:
     )
 
 
+def scaling(points: pd.DataFrame, curves: pd.DataFrame) -> alt.LayerChart:
+    """M of each run's checkpoints by the tokens that it had fed, with the fitted power law and its 95 % band.
+
+    `points`: run_id, contender, tokens, m; `curves`: the same with low and high, empty where nothing was fitted."""
+    x = alt.X("tokens:Q", scale=alt.Scale(type="log", nice=False, padding=12), title="tokens fed (log scale)",
+              axis=alt.Axis(format="~s", tickCount=6))  # fmt: skip
+    y = alt.Y("m:Q", scale=alt.Scale(type="log", padding=12), title="misalignment M (nats per token, log scale)")
+    colour = alt.Color("contender:N", scale=_contenders(sorted(set(points.contender))), title=None)
+    tip = ["contender", "run_id", alt.Tooltip("tokens:Q", format=",.0f"), alt.Tooltip("m:Q", format=".4f")]
+    layers = [alt.Chart(points, width=430, height=260).mark_point(filled=True, size=60, opacity=0.9).encode(
+        x=x, y=y, color=colour, tooltip=tip)]  # fmt: skip
+    if len(curves):
+        fitted = alt.Chart(curves).encode(x=x, color=colour, detail="run_id:N")
+        layers = [fitted.mark_area(opacity=0.2).encode(y=alt.Y("low:Q"), y2="high:Q"), fitted.mark_line().encode(y=y), *layers]
+    return alt.layer(*layers)
+
+
 def strategies(rows: pd.DataFrame) -> alt.LayerChart:
     """How much more one arm answers right than the other, paired by item, in points with a 95 % interval; one row per
     domain and group. `rows`: pair, group, difference, low, high (0 to 1), n."""

@@ -8,6 +8,8 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from salad import analysis
+from salad.errors import SaladError
 from workbench import arena_stats, charts, report
 
 
@@ -121,38 +123,27 @@ def beside_published(con, rows: pd.DataFrame) -> pd.DataFrame:
     return pd.concat([mine, theirs[["system", "accuracy", "gap", "whose"]]], ignore_index=True)
 
 
-def by_task(con) -> list[tuple[str, pd.DataFrame]]:
-    """Accuracy on speech and gap of every task, as "75.8 / 7.1" (per cent, points): (title, table) of the contenders and
-    of published systems, in one table where they share a task. Needs the view `answers` (report.by_domain makes it)."""
-    own = con.execute("""
-        SELECT s.contender AS system, s.task, 100 * avg(s.correct) AS accuracy, 100 * avg(t.correct - s.correct) AS gap
-        FROM answers AS s LEFT JOIN answers AS t ON t.contender = 'teacher' AND t.modality = 'text'
-            AND t.task = s.task AND t.item_id = s.item_id
-        JOIN contenders AS c ON c.contender = s.contender
-        WHERE s.modality = 'speech' GROUP BY s.contender, s.task, place ORDER BY place, 1, 2""").df()
-    theirs = con.execute("""
-        SELECT CASE modality WHEN 'cascade' THEN system ELSE model END AS system, task, accuracy, gap FROM published
-        WHERE modality IN ('speech', 'cascade') AND model <> 'unknown' AND accuracy IS NOT NULL""").df()
-    names = {_plain(task): task for task in theirs.task}
-    shared = bool(set(own.task.map(_plain)) & set(names))
-    if shared:
-        own["task"] = [names.get(_plain(task), task) for task in own.task]
-    parts = {"Speech accuracy and gap by task, beside the published": [own, theirs]} if shared else {
-        "Speech accuracy and gap by task": [own], "Published, by task (other models, data and tasks)": [theirs]}  # fmt: skip
-    return [(title, _by_task(pd.concat(rows))) for title, rows in parts.items() if sum(map(len, rows))]
+def scaling(con, lab: Path | str, study: dict) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    """How M falls with tokens, over all domains by P_web: (points: run, contender, tokens, m; curves: run, contender, tokens,
+    m, low, high within what was measured; laws: run, contender, n, e, b, beta and their 95 % intervals in words).
 
-
-def _plain(task: str) -> str:
-    """A task's name without what writers differ in: ARC-Challenge is arc_challenge."""
-    return "".join(c for c in task.lower() if c.isalnum()).removesuffix("spoken")
-
-
-def _by_task(rows: pd.DataFrame) -> pd.DataFrame:
-    gap = [f"{x:.1f}" if x == x else "–" for x in rows.gap.astype(float)]
-    rows = rows.assign(cell=[f"{a:.1f} / {g}" for a, g in zip(rows.accuracy, gap, strict=True)])
-    tasks = [t for t in dict.fromkeys(rows.task) if t != "mean"] + ["mean"] * ("mean" in set(rows.task))
-    table = rows.pivot_table("cell", "system", "task", aggfunc="first", sort=False)
-    return table.reindex(columns=tasks).fillna("–").reset_index()
+    A run has a law from four scored checkpoints on (salad.analysis.power_law)."""
+    rows = analysis.collect({"here": lab})
+    columns = ["run_id", "contender", "tokens", "m"]
+    if rows.empty:
+        return pd.DataFrame(columns=columns), pd.DataFrame(), pd.DataFrame()
+    points = rows[(rows.group == analysis.ALL) & rows.m.notna() & (rows.tokens > 0)][columns]
+    curves, laws = [], []
+    for (run_id, contender), part in points.groupby(["run_id", "contender"], sort=False):
+        try:
+            law = analysis.power_law(con, run_id, study["p_web"], corpus=study.get("heldout", "heldout"))
+        except SaladError:  # too few checkpoints, which a caption tells
+            continue
+        for n in np.geomspace(law.n_min, law.n_max, 30):
+            curves.append((run_id, contender, n, *law.at(n)))
+        told = {name: f"{getattr(law, name):.3g} [{law.low[name]:.3g}, {law.high[name]:.3g}]" for name in ("e", "b", "beta")}
+        laws.append({"run": run_id, "contender": contender, "checkpoints": len(part), **told})
+    return points, pd.DataFrame(curves, columns=[*columns, "low", "high"]), pd.DataFrame(laws)
 
 
 def votes(con) -> pd.DataFrame:
@@ -167,7 +158,7 @@ def votes(con) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["pair", "mean", "low", "high", "n", "verdict"])
 
 
-def figures(con, study: dict, rows: pd.DataFrame) -> list[Figure]:
+def figures(con, lab: Path | str, study: dict, rows: pd.DataFrame) -> list[Figure]:
     """Every figure that the lab has the data for. Needs the view `contenders` (report.measured makes it)."""
     long = report.accuracies(rows)
     out = [Figure("accuracy", "Accuracy by coverage group", charts.accuracy(long), long)]
@@ -185,6 +176,11 @@ def figures(con, study: dict, rows: pd.DataFrame) -> list[Figure]:
             told = stats.spearmanr(part[x], part.accuracy).statistic if len(part) > 2 else np.nan
             caption = f"{words} against {y} accuracy, by domain" + (f" (Spearman {told:.2f})" if told == told else "")
             out.append(Figure(name, caption, figure(part), part))
+    points, curves, laws = scaling(con, lab, study)
+    if points.run_id.value_counts().gt(1).any():
+        told = "; ".join(f"{law.contender} E {law.e}, β {law.beta}" for law in laws.itertuples())
+        caption = "M by tokens" + (f", M = E + B · N^(−β): {told}" if told else "; a law is fitted from four checkpoints on")
+        out.append(Figure("scaling", caption, charts.scaling(points, curves), points))
     arms = paired(con, study)
     for i, (pair, part) in enumerate(arms.groupby("pair", sort=False)):
         name = "strategies" if i == 0 else f"strategies-{i + 1}"
