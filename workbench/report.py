@@ -12,6 +12,7 @@ import pandas as pd
 
 import store
 from salad.analysis import ALL, GROUPS, MEASURES, by_domain, by_group, groups, read_study  # noqa: F401 (read here by others)
+from salad.selection.exclusion import left_out, speech_by_cluster
 
 ORDER = ("teacher", "stage1", "stage2_active", "stage2_uniform")
 HEADS = {"m": "M (nats)", "f": "F (nats)", "text": "text", "speech": "speech", "cascade": "cascade", "gap": "gap"}
@@ -74,7 +75,7 @@ def report(lab, runs: list[str] | None = None) -> Report:
     study, rows = measured(lab, con, chosen)
     arms, published = _arms(con), beside_published(con, rows)
     figures = _figures(con, study, rows)
-    tables = _grids(rows, arms, published)
+    tables = [*_grids(rows, arms, published), *_clusters_left_out(con)]
     markdown = _markdown(tables)
     files = {lab / "report.md": markdown.encode(), lab / "report.html": _html(tables, figures).encode()}
     for table in tables:
@@ -246,6 +247,29 @@ def _grids(rows, arms, published) -> list[Table]:
         heads, [[_text(x) for x in row] for row in published[heads].itertuples(index=False)],
     ))  # fmt: skip
     return out
+
+
+def _clusters_left_out(con) -> list[Table]:
+    """Clusters that selections left out for their CER, with what their texts are made of; or none."""
+    asked = con.execute(
+        """SELECT clustering_id, speech, max_cer, list(selection_id ORDER BY selection_id) FROM selections
+           WHERE max_cer IS NOT NULL GROUP BY ALL ORDER BY ALL"""
+    ).fetchall()
+    cells = []
+    for clustering, speech, max_cer, names in asked:
+        terms = dict(
+            con.execute("SELECT cluster_id, terms FROM clusters WHERE clustering_id = ?", [clustering]).fetchall()
+        )
+        for row in left_out(speech_by_cluster(con, clustering, speech), max_cer).itertuples():
+            plain = "–" if pd.isna(row.cer_plain) else f"{row.cer_plain:.2f} ({row.n_plain})"
+            cells.append([
+                ", ".join(names), f"{max_cer:g}", str(row.cluster_id), ", ".join((terms.get(row.cluster_id) or [])[:4]),
+                str(row.n), f"{row.cer:.2f}", f"{row.raw_cer:.2f}", plain, f"{100 * row.digits:.1f}",
+                f"{100 * row.symbols:.1f}", row.blame,
+            ])  # fmt: skip
+    heads = ["selections", "bound", "cluster", "terms", "syntheses", "CER", "raw CER", "CER without digits, symbols (n)",
+             "digits %", "symbols %", "blame"]  # fmt: skip
+    return [Table("left-out", "Clusters left out for their character error rate", heads, cells)] if cells else []
 
 
 _LATEX = {"\\": r"\textbackslash{}"} | {c: rf"\{c}" for c in "&%$#_{}"} | {

@@ -10,6 +10,7 @@ import store
 from salad.errors import SaladError
 
 from .draw import OVERSHOOT, Clusters, Pool, decide, draw
+from .exclusion import left_out, speech_by_cluster
 from .target import cluster_means, regress_out, text_and_voice
 
 log = logging.getLogger("salad.selection")
@@ -103,6 +104,11 @@ def cluster_rankings(lab, clustering_id: str, run_id: str, step: int, speech: st
     return table
 
 
+def _terms_of(table: pd.DataFrame, cluster_id: int) -> list[str]:
+    terms = table.terms[int(cluster_id)]
+    return [] if terms is None else list(terms)
+
+
 def pool(lab, clustering_id: str, run_id: str, step: int, max_cer: float | None = None,
          speech: str | None = None) -> Pool:  # fmt: skip
     """What a strategy decides on, read from a lab: texts, estimated seconds, divergences, clusters above `max_cer`.
@@ -118,15 +124,7 @@ def pool(lab, clustering_id: str, run_id: str, step: int, max_cer: float | None 
         WHERE a.clustering_id = ? ORDER BY 1""",
         [clustering_id],
     ).df()
-    speech_rows = con.execute(
-        """SELECT a.cluster_id, avg(y.cer) AS cer, sum(y.duration_s) AS seconds,
-            sum(length(coalesce(s.spoken, s.text))) AS chars
-        FROM syntheses y JOIN assignments a ON a.sample_id = y.sample_id AND a.clustering_id = $clustering
-        JOIN samples s ON s.sample_id = y.sample_id
-        WHERE y.tts <> 'recorded' AND ($speech IS NULL OR y.speech = $speech) AND y.duration_s > 0
-        GROUP BY 1 ORDER BY 1""",
-        {"clustering": clustering_id, "speech": speech},
-    ).df()
+    speech_rows = speech_by_cluster(con, clustering_id, speech)
     if not speech_rows.chars.sum() > 0:
         raise SaladError(f"no probe speech for clustering {clustering_id}: a text's seconds are estimated from it")
     per_char = speech_rows.seconds.sum() / speech_rows.chars.sum()
@@ -136,14 +134,15 @@ def pool(lab, clustering_id: str, run_id: str, step: int, max_cer: float | None 
     d = total / rows.n_positions.groupby(rows.sample_id).sum()
     notes, opened = [], np.ones(len(table), bool)
     if max_cer is not None:
-        bad = speech_rows[speech_rows.cer > max_cer]
+        bad = left_out(speech_rows, max_cer)
         opened[bad.cluster_id.to_numpy(int)] = False
         if len(bad):
             notes.append(
                 f"left out for a CER above {max_cer:g}: cluster "
                 + ", ".join(
-                    f"{k} ({cer:.2f}: {', '.join((table.terms[k] if table.terms[k] is not None else [])[:3])})"
-                    for k, cer in zip(bad.cluster_id.astype(int), bad.cer, strict=True)
+                    f"{row.cluster_id} ({row.cer:.2f}: {', '.join((_terms_of(table, row.cluster_id))[:3])}; "
+                    f"{100 * row.digits:.0f} % digits, {100 * row.symbols:.0f} % symbols, blame: {row.blame})"
+                    for row in bad.itertuples()
                 )
             )
     return Pool.of(

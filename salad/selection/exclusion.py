@@ -1,0 +1,38 @@
+"""Which clusters a bound on the character error rate leaves out, and whether their speech or their writing is to blame.
+
+A cluster of prices, dates and formulas can have a high CER although every voice said it well: what is written one way
+is heard another. So the share of digits and symbols stands beside the CER, and the CER of the texts without any."""
+
+import pandas as pd
+
+_PUNCTUATION = """.,;:!?'"()…’‘“”–—-"""
+
+_SQL = """WITH spoken AS (
+        SELECT a.cluster_id, y.cer, y.raw_cer, y.duration_s, length(coalesce(s.spoken, s.text)) AS chars,
+            length(regexp_replace(s.text, '[^0-9]', '', 'g')) AS digits,
+            length(regexp_replace(translate(s.text, $punctuation, ''), '[\\p{L}\\p{N}\\s]', '', 'g')) AS symbols,
+            length(regexp_replace(s.text, '\\s', '', 'g')) AS letters
+        FROM syntheses y JOIN assignments a ON a.sample_id = y.sample_id AND a.clustering_id = $clustering
+        JOIN samples s ON s.sample_id = y.sample_id
+        WHERE y.tts <> 'recorded' AND ($speech IS NULL OR y.speech = $speech) AND y.duration_s > 0)
+    SELECT cluster_id, count(*) AS n, avg(cer) AS cer, avg(raw_cer) AS raw_cer,
+        count(*) FILTER (digits + symbols = 0) AS n_plain, avg(cer) FILTER (digits + symbols = 0) AS cer_plain,
+        sum(digits) / nullif(sum(letters), 0) AS digits, sum(symbols) / nullif(sum(letters), 0) AS symbols,
+        sum(duration_s) AS seconds, sum(chars) AS chars
+    FROM spoken GROUP BY 1 ORDER BY 1"""
+
+
+def speech_by_cluster(con, clustering_id: str, speech: str | None = None) -> pd.DataFrame:
+    """Of each cluster with synthetic speech (of the folder `speech`, or all): n syntheses, mean `cer` and `raw_cer`,
+    `n_plain` and `cer_plain` of the texts without a digit or symbol, `digits` and `symbols` as shares of the written
+    characters, `seconds` spoken and `chars` of the spoken form."""
+    return con.execute(_SQL, {"clustering": clustering_id, "speech": speech, "punctuation": _PUNCTUATION}).df()
+
+
+def left_out(found: pd.DataFrame, max_cer: float) -> pd.DataFrame:
+    """The rows of `speech_by_cluster` above the bound, with `blame`: "writing" where the texts without digits and
+    symbols are within it, "speech" where they are not, "unknown" where there is none."""
+    rows = found[found.cer > max_cer].copy()
+    plain = rows.cer_plain
+    rows["blame"] = ["unknown" if pd.isna(c) else "speech" if c > max_cer else "writing" for c in plain]
+    return rows
