@@ -24,7 +24,8 @@ IDLE_DAYS = 7  # an event file of another machine counts as finished when untouc
 
 
 def _leftovers(lab: Path, grace_s: float) -> list[Damage]:
-    """Files under lab/tables that no manifest names: what a killed publisher or a replacement left behind."""
+    """Files under lab/tables that no manifest names, and halves of store.duckdb: what a killed process or a
+    replacement left behind."""
     named = set()
     for table in schema.TABLES:
         for path, manifest in units._read_manifests(lab, table):
@@ -38,6 +39,12 @@ def _leftovers(lab: Path, grace_s: float) -> list[Damage]:
             continue
         if old and path.is_file() and path not in named:
             found.append(Damage(path.parent.parent.name, str(path.relative_to(lab)), "orphaned: no manifest names it"))
+    for path in sorted(lab.glob(".store.*.tmp*")):
+        try:
+            if time.time() - path.stat().st_mtime > grace_s:
+                found.append(Damage("store.duckdb", path.name, "orphaned: a half that a killed process left"))
+        except FileNotFoundError:
+            continue
     return found
 
 

@@ -354,11 +354,24 @@ def test_store_duckdb_answers_as_the_lab_does_and_renewing_it_disturbs_nobody(la
         assert plain.execute("SELECT comment FROM duckdb_tables() WHERE table_name = 'runs'").fetchone()[0]
         assert plain.execute("SELECT count(*) FROM worst_samples('r1', 10)").fetchone()[0] > 0
         store.renew(lab)  # while it is open
+
+    def answers():
+        with duckdb.connect(str(path), read_only=True) as plain:
+            asked = (*schema.TABLES, "misalignment", "current_decisions", "worst_samples('r1', 10)")
+            return {name: sorted(plain.execute(f"FROM {name}").fetchall(), key=str) for name in asked}
+
+    before = answers()
+    assert len(before["current_decisions"]) == 5 and before["worst_samples('r1', 10)"]
     path.unlink()
+    shutil.rmtree(lab / ".store-cache", ignore_errors=True)
     store.renew(lab)
-    with duckdb.connect(str(path), read_only=True) as plain:
-        assert plain.execute("SELECT count(*) FROM current_decisions").fetchone()[0] == 5
+    assert answers() == before
     assert [p.name for p in lab.iterdir() if p.name.endswith((".tmp", ".wal"))] == []
+    for name in (".store.1-1.tmp", ".store.1-1.tmp.wal"):  # of a process that was killed while it renewed
+        (lab / name).write_bytes(b"half")
+    assert {item.path for item in store.verify(lab, grace_s=0)} == {".store.1-1.tmp", ".store.1-1.tmp.wal"}
+    store.verify(lab, repair=True, grace_s=0)
+    assert store.verify(lab, grace_s=0) == []
 
 
 def publish_two(lab):
