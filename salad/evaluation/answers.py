@@ -49,10 +49,11 @@ def read_questions(path: Path | str) -> list[tuple[str, str, str | None]]:
 
 def answer(lab: Path | str, contender: Contender, questions: list[tuple[str, str, str | None]],
            modalities: tuple[str, ...] = ("text", "speech"), voice: str | None = None, tts: str = "espeak",
-           asr: str | None = None, max_new_tokens: int = 64, until: tuple[str, ...] = ("\n",), temperature: float = 0.0,
+           asr: str | None = None, max_new_tokens: int = 64, until: tuple[str, ...] | None = None, temperature: float = 0.0,
            seed: int = 0, progress=None) -> list[dict]:  # fmt: skip
     """Answer questions as text and as speech with the same seed, into the table `answers`; returns the rows.
 
+    until: what ends an answer; by default a new line, in a chat the end of the turn.
     What was answered already with the same settings is left as it is. The same question, seed and checkpoint give the
     same answer, whatever it is asked together with."""
     for modality in modalities:
@@ -65,7 +66,7 @@ def answer(lab: Path | str, contender: Contender, questions: list[tuple[str, str
     if set(wanted) - {"text"}:
         texts = [question for _, question, _ in questions]
         (sound, *_) = spoken.prepare(lab, QUESTIONS, texts, [voice] if voice else None, tts, asr)
-    made_with = {"max_new_tokens": max_new_tokens, "until": list(until), "temperature": temperature, "seed": seed}
+    made_with = {"max_new_tokens": max_new_tokens, "until": until and list(until), "temperature": temperature, "seed": seed}
     key = [contender.run_id, contender.step, contender.name]
     rows = []
     for name, question, reference in questions:

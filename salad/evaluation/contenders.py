@@ -30,9 +30,9 @@ class Contender(Protocol):
         """(log-probability in nats, is it greedy) of each continuation of each prompt of texts and `Recording`s."""
         ...
 
-    def generate(self, prompts: list[Prompt], max_new_tokens: int = 64, until: tuple[str, ...] = ("\n",),
+    def generate(self, prompts: list[Prompt], max_new_tokens: int = 64, until: tuple[str, ...] | None = None,
                  temperature: float = 0.0, seed: int = 0) -> list[str]:  # fmt: skip
-        """An answer in words to each prompt."""
+        """An answer in words to each prompt, ending before any of `until`; None leaves that to the contender."""
         ...
 
 
@@ -54,7 +54,7 @@ class Ours:
     def loglikelihoods(self, prompts, continuations, progress=None):
         return loglikelihoods(self.model, prompts, continuations, self.teacher, self.batch, progress)
 
-    def generate(self, prompts, max_new_tokens=64, until=("\n",), temperature=0.0, seed=0):
+    def generate(self, prompts, max_new_tokens=64, until=None, temperature=0.0, seed=0):
         """Each answer depends on its own prompt and the seed, whatever it is asked together with."""
         return [self._answer(prompt, max_new_tokens, until, temperature, seed) for prompt in prompts]
 
@@ -62,7 +62,8 @@ class Ours:
         parts = [part.samples if isinstance(part, Recording) else part for part in prompt]
         if isinstance(parts[-1], str):  # as the harness has it: a blank at the end belongs to the answer
             parts[-1] = parts[-1].rstrip()
-        told = self.model.stream(parts, max_new_tokens, tuple(until), temperature, seed, self.teacher)
+        stop = None if until is None else tuple(until)
+        told = self.model.stream(parts, max_new_tokens, stop, temperature, seed, self.teacher)
         return self.model.tokenizer.decode([token for token, _ in told], skip_special_tokens=True).strip()
 
 

@@ -45,7 +45,7 @@ class Endpoint:
         ]
         return self.generate(asked, 16, (), progress=progress)
 
-    def generate(self, prompts, max_new_tokens=64, until=("\n",), temperature=0.0, seed=0, progress=None) -> list[str]:
+    def generate(self, prompts, max_new_tokens=64, until=None, temperature=0.0, seed=0, progress=None) -> list[str]:
         told = []
         with ThreadPoolExecutor(AT_ONCE) as pool:
             for text in pool.map(lambda p: self._ask(p, max_new_tokens, until, temperature, seed), prompts):

@@ -2,9 +2,10 @@
 
 A task is the harness' own YAML (HellaSwag, ARC, PIQA, OpenBookQA, MMLU ...), one of ours in the same format
 (salad/evaluation/yaml), a YAML file of lab/tasks, or items of lab/tasks. What of a prompt can be spoken stands between
-two marks in it, put there through `doc_to_text`, so that few-shot examples, chat templates and everything else of the
-harness works on prompts as it always does; `HarnessLM` turns the marked pieces into recordings (speech), into what a
-recogniser heard (cascade), or back into the text that they are.
+two marks in it, put there through `doc_to_text`, so that few-shot examples and everything else of the harness works on
+prompts as it always does; `HarnessLM` turns the marked pieces into recordings (speech), into what a recogniser heard
+(cascade), or back into the text that they are. A contender lays the prompt out in its own format: for a checkpoint whose
+format is chat it is the user's turn, examples and all.
 
 A task is named `piqa`, with examples `piqa@5`, with spoken examples `piqa@5-spoken`.
 """
@@ -167,9 +168,8 @@ def _leaves(lab, name: str) -> list[str]:
     return [name]
 
 
-def load(lab: Path | str, text: str, chat: Callable | None = None) -> Task:
-    """A task by name (see the module's docstring). `chat`: makes a prompt of messages, for checkpoints whose prompt
-    format is chat. An unknown task or a broken item is a SaladError that says which."""
+def load(lab: Path | str, text: str) -> Task:
+    """A task by name (see the module's docstring). An unknown task or a broken item is a SaladError that says which."""
     from lm_eval.tasks import TaskManager  # noqa: F401  fails here, and not half-way, where lm-eval is broken
 
     spec = Spec.parse(text)
@@ -189,15 +189,10 @@ def load(lab: Path | str, text: str, chat: Callable | None = None) -> Task:
             item = _item(harness, spec, number, doc, spoken(doc))
             tasks.check(item, f"task {spec.name}, item {number + 1}")
             try:
-                context = harness.fewshot_context(
-                    doc, num_fewshot=shots, apply_chat_template=chat is not None, chat_template=chat,
-                    fewshot_as_multiturn=chat is not None, gen_prefix=harness.doc_to_prefix(doc),
-                )  # fmt: skip
+                context = harness.fewshot_context(doc, num_fewshot=shots, gen_prefix=harness.doc_to_prefix(doc))
             except (AssertionError, ValueError) as error:
                 raise SaladError(f"task {spec.text}: {shots} examples cannot be had ({error})") from None
-            made = harness.construct_requests(
-                doc=doc, ctx=context, metadata=(spec.text, number, 1), apply_chat_template=chat is not None
-            )
+            made = harness.construct_requests(doc=doc, ctx=context, metadata=(spec.text, number, 1))
             items.append(item)
             requests.append(made if isinstance(made, list) else [made])
             audio.append(doc.get(column) if column else None)

@@ -33,8 +33,7 @@ def evaluate(lab: Path | str, contender: Contender, task_names: list[str], modal
             raise SaladError(f"no modality {modality!r}; known: {', '.join(MODALITIES)}")
     if not set(modalities) & set(contender.modalities):
         raise SaladError(f"{contender.name} has no {' or '.join(modalities)} side; it has {', '.join(contender.modalities)}")
-    chat = getattr(contender, "chat", None)
-    tasks = [harness.load(lab, name, chat) for name in harness.expand(lab, task_names)]
+    tasks = [harness.load(lab, name) for name in harness.expand(lab, task_names)]
     wanted = [modality for modality in MODALITIES if modality in modalities and modality in contender.modalities]
     jobs, con = [], None
     for task in tasks:

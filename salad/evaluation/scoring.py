@@ -38,11 +38,10 @@ def loglikelihoods(model: SpeechLM, prompts: list[Prompt], continuations: list[l
                    batch: int = 16, progress=None) -> list[list[tuple[float, bool]]]:  # fmt: skip
     """(summed log-probability in nats, whether it is what greedy decoding gives) of each continuation of each prompt.
 
-    A continuation begins with its delimiter (" Paris."). Tokens are lm-evaluation-harness' own: of the joined text,
-    split where the prompt's text ends, blanks at its end given to the continuation; after a recording the
-    continuation stands alone. Probabilities are over the whole output head, as the harness has them. `teacher`: the
-    original LLM answers, and prompts must be text. `batch`: prompts at once. Raises SaladError for a prompt longer
-    than the LLM's context.
+    A continuation begins with its delimiter (" Paris."). Tokens are those of the checkpoint's prompt format
+    (`salad.models.prompts`): in `plain`, lm-evaluation-harness' own. Probabilities are over the whole output head, as
+    the harness has them. `teacher`: the original LLM answers, and prompts must be text. `batch`: prompts at once.
+    Raises SaladError for a prompt longer than the LLM's context.
     """
     return _Scorer(model, model.teacher if teacher else Teacher(model.llm)).score(
         prompts, continuations, batch, progress or (lambda done, total: None)

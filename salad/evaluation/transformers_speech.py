@@ -123,7 +123,8 @@ class TransformersSpeech:
         return told
 
     @torch.no_grad()
-    def generate(self, prompts, max_new_tokens=64, until=("\n",), temperature=0.0, seed=0):
+    def generate(self, prompts, max_new_tokens=64, until=None, temperature=0.0, seed=0):
+        until = ("\n",) if until is None else until
         told = []
         for prompt in prompts:
             ids, tail, sounds = self._inputs(prompt)
