@@ -1,12 +1,12 @@
 """Scoring spoken multiple-choice items: one pass a context with its key-value cache shared, beside one pass a choice.
 
-    python benchmarks/evaluate.py                  # both cases, five rounds each, committed results
+    python benchmarks/evaluate.py                  # both cases, three rounds each, committed results
     python benchmarks/evaluate.py --items 16 --rounds 2 --no-save
 
 The peer is the plain way: for every choice the recording is encoded, and prompt and choice run through the LLM together,
 in batches of the same rows. Both give the same log-probabilities (to 1e-4, checked here on every round). A random LLM of
-12 M parameters, the miniature's encoder and adapter; recordings of 5 s, four choices of 3 to 9 tokens. "examples" puts
-the same four spoken examples before every item. What counts is the ratio within one round: the times alone depend on what
+3 M parameters, the miniature's encoder and adapter; recordings of 5 s, four choices of 3 to 9 tokens. "examples" puts
+the same two spoken examples before every item. What counts is the ratio within one round: the times alone depend on what
 else the machine does. Results: `benchmarks/results/evaluate.json`.
 """
 
@@ -27,7 +27,7 @@ import torch
 sys.path = [path for path in sys.path if Path(path).resolve() != Path(__file__).resolve().parent]  # store.py is there
 
 RESULTS = Path(__file__).parent / "results" / "evaluate.json"
-RATE, SECONDS, CHOICES, EXAMPLES = 16_000, 5.0, 4, 4
+RATE, SECONDS, CHOICES, EXAMPLES = 16_000, 5.0, 4, 2
 
 
 def model(folder: Path):
@@ -46,8 +46,8 @@ def model(folder: Path):
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<s>", eos_token="<s>", pad_token="<s>")
     torch.manual_seed(0)
     llm = Qwen2ForCausalLM(
-        Qwen2Config(vocab_size=len(tokenizer), hidden_size=384, num_hidden_layers=8, num_attention_heads=6,
-                    num_key_value_heads=2, intermediate_size=1024, tie_word_embeddings=True)
+        Qwen2Config(vocab_size=len(tokenizer), hidden_size=256, num_hidden_layers=4, num_attention_heads=4,
+                    num_key_value_heads=2, intermediate_size=704, tie_word_embeddings=True)
     )  # fmt: skip
     llm.save_pretrained(folder / "llm")
     tokenizer.save_pretrained(folder / "llm")
@@ -134,9 +134,9 @@ def case(lm, count: int, examples: int, rounds: int, batch: int) -> dict:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--items", type=int, default=48)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--batch", type=int, default=64, help="rows (choices) at once")
+    parser.add_argument("--items", type=int, default=24)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--batch", type=int, default=32, help="rows (choices) at once")
     parser.add_argument("--no-save", action="store_true")
     given = parser.parse_args()
     torch.set_num_threads(1)
