@@ -44,6 +44,17 @@ def rows(place, what="modality, voice, item_id, scores, correct, correct_norm", 
     return con.execute(f"select {what} from evaluations where {names} order by all", [*where.values()]).fetchall()
 
 
+def death_at_call(number):
+    calls = []
+
+    def progress(done, total):
+        calls.append(done)
+        if len(calls) == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    return progress
+
+
 def test_a_killed_evaluation_goes_on_where_it_was(place, ours):
     """-9 at every chunk in turn: in the end the same rows as of a run that nobody disturbed, and none twice."""
     torch.set_num_threads(1)
@@ -51,15 +62,8 @@ def test_a_killed_evaluation_goes_on_where_it_was(place, ours):
     for _ in range(int(os.environ.get("SALAD_FAULT_ROUNDS", 3)) + 8):
         child = os.fork()
         if child == 0:
-            told = []
-
-            def progress(done, total):
-                told.append(done)
-                if len(told) == 3:  # in the second chunk, answered but not published
-                    os.kill(os.getpid(), signal.SIGKILL)
-
-            try:
-                evaluate(place, ours, ["names"], ("text",), chunk=3, progress=progress)
+            try:  # the third call: in the second chunk, answered but not published
+                evaluate(place, ours, ["names"], ("text",), chunk=3, progress=death_at_call(3))
             finally:
                 os._exit(0)
         _, status = os.waitpid(child, 0)
