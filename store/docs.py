@@ -15,9 +15,9 @@ PAGE = Path(__file__).resolve().parent.parent / "docs" / "store.md"
 # What is asked, in words and in SQL; {run}, {step}, {other_run}, {other_step}, {selection} are the lab's own.
 ASKED = (
     (
-        "Where does the first stage misunderstand speech? By domain, token-weighted.",
-        "SELECT domain, round(sum(m * n_positions) / sum(n_positions), 3) AS m,\n"
-        "       round(sum(f * n_positions_f) / sum(n_positions_f), 3) AS f, count(*) AS samples\n"
+        "Where does the first stage misunderstand speech? By domain, token-weighted, ± half of a 95 % interval.",
+        "SELECT domain, round(token_mean(m, n_positions), 3) AS m, round(token_mean_half_95(m, n_positions), 3) AS half,\n"
+        "       round(token_mean(f, n_positions_f), 3) AS f, count(*) AS samples\n"
         "FROM misalignment WHERE run_id = '{run}' AND step = {step} GROUP BY domain ORDER BY m DESC",
     ),
     (
@@ -41,8 +41,8 @@ ASKED = (
     (
         "What did the second stage change, domain by domain, over the texts that both scored?\n"
         "(`change_between_checkpoints` tells it by cluster, for texts that are in one.)",
-        "SELECT a.domain, count(*) AS samples, round(sum(a.m * a.n_positions) / sum(a.n_positions), 2) AS before,\n"
-        "       round(sum(b.m * b.n_positions) / sum(b.n_positions), 2) AS after\n"
+        "SELECT a.domain, count(*) AS samples, round(token_mean(a.m, a.n_positions), 2) AS before,\n"
+        "       round(token_mean(b.m, b.n_positions), 2) AS after\n"
         "FROM misalignment a JOIN misalignment b USING (sample_id, synthesis_id)\n"
         "WHERE (a.run_id, a.step) = ('{run}', {step}) AND (b.run_id, b.step) = ('{other_run}', {other_step})\n"
         "GROUP BY a.domain ORDER BY before DESC",
@@ -74,7 +74,7 @@ ASKED = (
         "Is it the speech or the text? Divergence against the character error rate of the synthesis.",
         "SELECT CASE WHEN cer < 0.05 THEN 'cer below 0.05' WHEN cer < 0.2 THEN 'cer below 0.2'\n"
         "       ELSE 'cer 0.2 or more' END AS speech, count(*) AS samples,\n"
-        "       round(sum(m * n_positions) / sum(n_positions), 3) AS m\n"
+        "       round(token_mean(m, n_positions), 3) AS m\n"
         "FROM misalignment WHERE run_id = '{run}' AND step = {step} AND cer IS NOT NULL\n"
         "GROUP BY speech ORDER BY min(cer)",
     ),
