@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from tiny import teacher, tokenizer
 
 from salad import SaladError
 from salad.config import EncoderConfig
@@ -10,6 +11,7 @@ from salad.data.corpora import SpokenText
 from salad.data.interleaving import Span
 from salad.data.loading import Encoded
 from salad.models.encoders import LogMel, load_encoder
+from salad.models.prompts import PromptFormat
 
 
 def mimi(folder):
@@ -109,19 +111,12 @@ def test_whisper_looks_ahead_so_a_span_is_encoded_alone(folders, monkeypatch):
     changed[16_000:] = 0.5
     assert not torch.equal(encoder(sound)[:40], encoder(changed)[:40])
 
-    class Prompt:
-        def write(self, text):
-            from salad.models.prompts import Written
-
-            return Written([0], [1, 2, 3], [(0, 1), (1, 2), (2, 3)], [], 0, 3)
-
     spoken = SpokenText("s", "y", "abc", (), 3.0, "", 0, 0)
     spans = [Span(True, 0, 1, 0, 50), Span(False, 1, 2, 0, 0), Span(True, 2, 3, 100, 150)]
     heard = []
     for samples in (sound, torch.cat([sound[:16_000], changed[16_000:32_000], sound[32_000:]])):
         monkeypatch.setattr("salad.data.loading.audio", lambda *_, s=samples: s.numpy())
-        encoded = Encoded("", Prompt(), encoder)
-        encoded.parts(spoken)
+        encoded = Encoded("", PromptFormat(tokenizer()), encoder)
         heard.append(encoded.frames(spoken, spans))
     assert np.array_equal(*heard)  # what is said between the spans changes neither
     assert np.array_equal(heard[0][:50], encoder(sound[:16_000]).numpy())
@@ -152,8 +147,6 @@ def test_an_encoder_is_frozen_and_moves_with_the_model(folders, name):
 
 
 def test_an_encoder_nobody_wrote_is_refused(folders, tmp_path):
-    from tiny import teacher
-
     with pytest.raises(SaladError, match="of type 'qwen2'; known: salad_phone, mimi, whisper"):
         load_encoder(EncoderConfig(name=str(teacher(tmp_path / "llm"))))
     with pytest.raises(SaladError, match="no module 'nowhere'"):

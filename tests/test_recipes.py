@@ -119,6 +119,9 @@ def test_a_model_whose_sizes_nobody_knows_is_refused():
     config = apply_overrides(recipes.get("qwen2_5_3b_stage1"), {"llm.name": "nobody/nothing"})
     with pytest.raises(SaladError, match="sizes of 'nobody/nothing' are not at hand"):
         meta.speech_lm(config)
+    chat = {"llm.name": "Qwen/Qwen2.5-3B-Instruct", "sequences.prompt": "chat", "sequences.system": "Be brief."}
+    tuned = meta.speech_lm(apply_overrides(recipes.get("qwen2_5_3b_stage1"), chat))
+    assert count(tuned.llm) == LLMS["Qwen/Qwen2.5-3B"]
     config = apply_overrides(recipes.get("qwen2_5_3b_stage1"), {"encoder.name": "nobody/ears"})
     with pytest.raises(SaladError, match="encoder 'nobody/ears'"):
         meta.speech_lm(config)

@@ -108,6 +108,20 @@ def test_with_lora_the_teacher_is_the_original_bit_for_bit_and_no_second_copy(pl
     assert model._beside["original"] is None and model._beside["peft"].base_model.model is model.llm
 
 
+def test_the_teacher_has_no_dropout_though_the_student_trains(tmp_path):
+    teacher(tmp_path / "models" / "teacher")
+    encoder(tmp_path / "models" / "encoder")
+    path = tmp_path / "models" / "teacher" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"attention_dropout": 0.5}))
+    made = shaken(SpeechLM.build(config(llm=LLMConfig(lora_rank=4, lora_dropout=0.5)), tmp_path)).train()
+    ids = torch.arange(3, 14)[None]
+    original = load_llm(LLMConfig(), tmp_path).get_decoder()
+    with torch.no_grad():
+        assert torch.equal(made.teacher.hidden(ids), original(ids).last_hidden_state)
+        assert not torch.equal(made.text_hidden(ids), made.text_hidden(ids))  # the student's is on
+    assert made.llm.training and all(module.training for module in made.llm.modules())
+
+
 def test_with_lora_no_second_copy_is_in_memory(place):
     """Of all tensors alive, those as large as the LLM's own are held once, whoever holds them."""
 

@@ -29,17 +29,18 @@ class TokenizerSizes(NamedTuple):
 
 
 def sizes(name: str, lab: Path | str | None = None):
-    """(transformers configuration, tokenizer or its sizes) of the LLM `name`: of its folder where there is one, else of
-    sizes/. A SaladError where neither is at hand."""
+    """(transformers configuration, tokenizer or its sizes) of the LLM `name`: of sizes/, else of its folder or of the
+    hub. A SaladError where none is at hand. An instruction-tuned LLM has its base's sizes."""
     from transformers import AutoConfig, AutoTokenizer
 
     folder = resolve(name, lab)
-    if Path(folder).is_dir():
-        return AutoConfig.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
-    path = SIZES / f"{name.replace('/', '--')}.json"
-    if not path.is_file():
-        known = ", ".join(sorted(p.stem.replace("--", "/") for p in SIZES.glob("*.json")))
-        raise SaladError(f"the sizes of {name!r} are not at hand; name its folder, or one of {known}")
+    path = SIZES / f"{name.replace('/', '--').removesuffix('-Instruct')}.json"
+    if Path(folder).is_dir() or not path.is_file():
+        try:
+            return AutoConfig.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+        except (OSError, ValueError):
+            known = ", ".join(sorted(p.stem.replace("--", "/") for p in SIZES.glob("*.json")))
+            raise SaladError(f"the sizes of {name!r} are not at hand; name its folder, or one of {known}") from None
     told = json.loads(path.read_text())
     tokenizer = told.pop("tokenizer")
     return AutoConfig.for_model(told.pop("model_type"), **told), TokenizerSizes(
@@ -53,8 +54,10 @@ def speech_lm(config: RunConfig, lab: Path | str | None = None) -> SpeechLM:
     Raises SaladError where the sizes of its LLM or encoder are not at hand."""
     from transformers import AutoModelForCausalLM
 
-    dtype = DTYPES[config.llm.dtype]
+    dtype, settings = DTYPES[config.llm.dtype], settings_of(config)
     llm_config, tokenizer = sizes(config.llm.name, lab)
+    if isinstance(tokenizer, TokenizerSizes):  # shapes do not depend on the prompt's format, which needs a template
+        settings |= {"prompt": "plain", "system": None}
     with torch.device("meta"):
         llm = AutoModelForCausalLM.from_config(llm_config, dtype=dtype)
         original = None
@@ -63,7 +66,7 @@ def speech_lm(config: RunConfig, lab: Path | str | None = None) -> SpeechLM:
             original = AutoModelForCausalLM.from_config(teacher, dtype=dtype)
         encoder = _encoder(config.encoder, lab)
         adapter = new_adapter(config.adapter, encoder.dim, llm)
-        return SpeechLM.join(settings_of(config), llm, tokenizer, encoder, adapter, original, lab)
+        return SpeechLM.join(settings, llm, tokenizer, encoder, adapter, original, lab)
 
 
 def _encoder(config: EncoderConfig, lab: Path | str | None) -> SpeechEncoder:

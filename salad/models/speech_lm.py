@@ -228,7 +228,7 @@ class SpeechLM(nn.Module):
     def teacher(self) -> Teacher:
         if self._beside["original"] is not None:
             return Teacher(self._beside["original"].to(self.device))
-        return Teacher(self.llm, self._beside["peft"].disable_adapter)
+        return Teacher(self.llm, self._as_original)
 
     @property
     def original(self):
@@ -239,6 +239,17 @@ class SpeechLM(nn.Module):
     def dtype(self) -> torch.dtype:
         """The type in which it is loaded and computes."""
         return DTYPES[self.settings["llm"]["dtype"]]
+
+    @contextlib.contextmanager
+    def _as_original(self) -> Iterator[None]:
+        """The LLM as it was before LoRA: adapters switched off, and no dropout though the student trains."""
+        trains = self.llm.training
+        self.llm.eval()
+        try:
+            with self._beside["peft"].disable_adapter():
+                yield
+        finally:
+            self.llm.train(trains)
 
     @property
     def head(self) -> torch.Tensor:
