@@ -1,6 +1,7 @@
 """Passes: any number of workers, killed at any time and started again, leave the same units and the same Shar."""
 
 import hashlib
+import importlib.util
 import json
 import multiprocessing
 import os
@@ -207,6 +208,33 @@ def test_check_fills_in_what_synthesis_left_open_and_a_second_time_does_nothing(
     assert {path: path.stat().st_mtime_ns for path in (lab / "tables").rglob("*")} == files
     with pytest.raises(SaladError, match="no speech in 'nowhere'"):
         check(lab, "nowhere", "parrot", Parrot)
+
+
+def test_scores_are_those_of_a_plain_padded_loop_over_logits(lab):
+    import torch
+
+    from salad.data.loading import Encoded
+    from salad.models.speech_lm import SpeechLM
+    from salad.passes.score import score_texts
+
+    path = Path(__file__).parent.parent / "benchmarks" / "scoring.py"
+    spec = importlib.util.spec_from_file_location("scoring_benchmark", path)
+    peer = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(peer)
+    model = SpeechLM.build(tiny.config(), lab).eval()
+    with torch.no_grad():  # LoRA starts at nothing: F would be 0
+        for name, parameter in model.llm.named_parameters():
+            if "lora_B" in name:
+                parameter.copy_(torch.randn(parameter.shape) * 0.1)
+    spoken = corpora.of_speech(store.connect(lab), ["natural"])
+    encoded = Encoded(lab, model.prompt, model.encoder)
+    told = peer.plain(model, encoded, spoken, seed=3, batch=5)
+    divergences, tokens = score_texts(model, encoded, spoken, seed=3)
+    found = peer.differences(told, divergences, tokens)
+    assert found["missing"] == 0 and found["position"] < 1e-4 and found["sample"] < 1e-4
+    assert max(row["f"] for row in divergences.to_pylist()) > 0.01
+    top = tokens.to_pylist()[7]["student_top"]
+    assert len(top) == 5 and [t["p"] for t in top] == sorted((t["p"] for t in top), reverse=True)
 
 
 def test_batches_are_of_like_length_and_hold_every_index_once():

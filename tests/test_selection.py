@@ -601,8 +601,15 @@ def test_a_round_draws_no_text_of_the_probe_and_what_a_rule_drops_stays_out_of_t
     second = select(lab, strategy="active_rounds", budget_h=0.2, parent=child, number=2)
     got = chosen(lab, second)
     assert not set(got) & probe and all(int(s[2:]) < 30 for s in got) and len(got) > 40
-    told = store.connect(lab).execute("SELECT round FROM selections ORDER BY round").fetchall()
-    assert told == [(1,), (1,), (2,), (None,)]
+    con = store.connect(lab)
+    assert con.execute("SELECT round FROM selections ORDER BY round").fetchall() == [(1,), (1,), (2,), (None,)]
+    why = con.execute(
+        "SELECT sample_id, drawn_in, strategy, round, rank, p_target FROM why_selected(?)", [second]
+    ).fetchall()  # fmt: skip
+    carried = chosen(lab, child)
+    assert [w[0] for w in why] == got and {w[1] for w in why} == {first, second}
+    assert all((w[1] == first) == (w[0] in carried) == (w[3] == 1) for w in why)  # what the budget cut off came anew
+    assert all(w[4] == 3 - int(w[0][1]) and w[5] == pytest.approx((int(w[0][1]) + 1) ** 2 / 14) for w in why)
 
 
 def test_what_a_draw_saw_in_each_cluster_is_in_the_store(lab):

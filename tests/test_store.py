@@ -651,6 +651,7 @@ def test_every_question_answers_on_an_empty_lab_and_through_a_locked_connection(
         "divergence_of_checkpoints": "'r1'",
         "change_between_checkpoints": "'r1', 10, 'r2', 10",
         "selection_after_decisions": "'l1'",
+        "why_selected": "'l1'",
         "run_differences": "'r1', 'r2'",
         "browse_samples": "'r1', 10, NULL, NULL",
         "accuracy_and_gap": "",
