@@ -22,6 +22,7 @@ import re
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 from datetime import UTC, datetime
@@ -454,5 +455,8 @@ def running(run: RunFolder, engine: str | None = None, device: str | None = None
         thread.join()
         end = {"seconds_left": 0} if state == "done" else {}
         # what a person has to mend first is not tried again by itself
-        run.status(state=state, error=error, mendable=mendable, ended_at=now(), **end)
+        try:
+            run.status(state=state, error=error, mendable=mendable, ended_at=now(), **end)
+        except OSError as full:  # a full disk must not hide what ended the run
+            print(f"{run.path}: the end of the run could not be written down: {full.strerror}", file=sys.stderr)
         run._began = None

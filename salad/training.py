@@ -354,7 +354,10 @@ class Meter:
             self._writer.log(step, self.tokens, **told)
             self.run.status(step=step, max_steps=optim.steps, tokens=self.tokens)
         except OSError as error:
-            raise SaladError(f"{self.run.path}: metrics could not be written ({error.strerror}); resume the run") from None
+            raise SaladError(
+                f"{self.run.path}: metrics could not be written ({error.strerror}); the last checkpoint stands. Make room "
+                "and resume the run"
+            ) from None
         if self._trackers is not None:
             self._trackers.log(told, step=step)
         self._since, self._tokens, self._flops, self.waited = now, self.tokens, 0.0, 0.0

@@ -246,7 +246,8 @@ def refresh(con) -> None:
                 _build(con, found, tables, rules, fresh)
                 con.execute("COMMIT")
             except BaseException:
-                con.execute("ROLLBACK")
+                with contextlib.suppress(duckdb.TransactionException):  # a full disk has ended the transaction already
+                    con.execute("ROLLBACK")
                 raise
             state["seen"] = now
 
@@ -364,7 +365,7 @@ def renew(lab=None) -> Path:
             os.fsync(file.fileno())
         os.replace(temporary, final)
         fsync_folder(lab)
-    except (OSError, duckdb.IOException) as error:
+    except (OSError, duckdb.IOException, duckdb.TransactionException, duckdb.FatalException) as error:
         raise StoreError(f"could not write {final}: {error}") from error
     finally:
         temporary.unlink(missing_ok=True)

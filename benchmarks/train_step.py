@@ -1,0 +1,239 @@
+"""A training step of the miniature beside a plain loop of transformers, on the same data in one run.
+
+    python benchmarks/train_step.py                   # makes a small lab of the miniature's own parts, then measures
+    python benchmarks/train_step.py --lab lab         # an existing lab of the demo
+    python benchmarks/train_step.py --table           # Markdown of the committed result
+
+Contenders take turns within a round; ratios are medians of the ratios within a round. From tensors: the batches lie in
+memory, with their encoder frames. From disk: FLAC out of the Shar, decoded and encoded in every step, nothing kept. The
+plain loop reads and encodes where it stands, projects whole logits for student and teacher, and takes torch's KL on them in
+float32, which is the fastest peer's loss that passes the accuracy gate in the types of the miniature. Results:
+benchmarks/results/train-step-*.json.
+"""
+
+import argparse
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import closing
+from pathlib import Path
+
+import torch
+from torch.nn import functional as F
+
+sys.path = [path for path in sys.path if Path(path).resolve() != Path(__file__).resolve().parent]  # store.py is there
+
+from salad import recipes, training  # noqa: E402
+from salad.config import apply_overrides  # noqa: E402
+from salad.data.loading import ahead  # noqa: E402
+from salad.distributed import Processes  # noqa: E402
+
+RESULTS = Path(__file__).parent / "results"
+NOT_MEASURED = ("qwen2_5_3b_lora, one H200, from tensors", "qwen2_5_3b_lora, one H200, from disk",
+                "qwen2_5_3b (full), one H200, from tensors", "qwen2_5_3b (full), one H200, from disk")  # fmt: skip
+
+
+def small_lab(folder: Path) -> Path:
+    """What Stage I of the miniature reads, its models at their real sizes but hardly trained."""
+    from salad.miniature import work
+    from salad.miniature.study import StudyConfig
+
+    config = StudyConfig().smoke()
+    for step in (work.world, work.encoder, work.teacher, work.natural):
+        print(f"making {step.__name__} …", file=sys.stderr, flush=True)
+        step(lambda *told: None, str(folder), config)
+    return folder
+
+
+class Trained:
+    """A student of the miniature and the means to give it steps."""
+
+    def __init__(self, lab: Path, **overrides):
+        self.config = apply_overrides(recipes.miniature_stage1(), {"data.p_text": 0.0, "optim.warmup": 0} | overrides)
+        torch.set_num_threads(1)
+        self.model = training.start_model(lab, self.config)
+        self.optimizer = training.prepared(self.model, self.config, Processes())
+        self.loader = training.load_data(lab, self.config, self.model)
+        self.run = type("Run", (), {"should_stop": staticmethod(lambda: None)})
+        self.waited = 0.0
+
+    def step(self, taken) -> None:
+        training.one_step(self.model, self.optimizer, taken, self.config, 5, self.loader.names, Processes(), self.run)
+
+    def plain(self, taken) -> None:
+        """The same step as a loop over transformers would do it."""
+        model = self.model
+        for batch in taken.batches:
+            out = model.llm(inputs_embeds=model.embed(batch), use_cache=False).logits
+            with torch.no_grad(), model._beside["peft"].disable_adapter():
+                teacher = model.llm(input_ids=batch.text_ids_BS, use_cache=False).logits
+            log_p = out.flatten(0, 1)[batch.rows_N].float().log_softmax(-1)
+            log_q = teacher.flatten(0, 1)[batch.text_rows_N].float().log_softmax(-1)
+            F.kl_div(log_p, log_q, log_target=True, reduction="batchmean").backward()
+        weights = [p for group in self.optimizer.param_groups for p in group["params"]]
+        torch.nn.utils.clip_grad_norm_(weights, self.config.optim.clip).item()
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+
+PACKED = {"optim.batch_tokens": 900}  # about what 8 samples hold
+DISK = {"data.keep_gb": 0.0}
+
+
+def contenders(lab: Path, steps: int, only: str | None = None) -> dict:
+    """name → a function that does `steps` steps and returns (tokens, seconds, seconds waited for data)."""
+
+    def timed(make, do):
+        def measure():
+            tokens, waited, began = 0, 0.0, time.monotonic()
+            for _ in range(steps):
+                asked = time.monotonic()
+                taken = make()
+                waited += time.monotonic() - asked
+                do(taken)
+                tokens += taken.tokens
+            return tokens, time.monotonic() - began, waited
+
+        return measure
+
+    def from_tensors(overrides: dict, plain: bool):
+        one = Trained(lab, **overrides)
+        held = [one.loader.next() for _ in range(24)]
+        place = iter(range(10**9))
+        return timed(lambda: held[next(place) % len(held)], one.plain if plain else one.step)
+
+    def from_disk(overrides: dict, plain: bool):
+        one = Trained(lab, **DISK, **overrides)
+        if plain:
+            return timed(one.loader.next, one.plain)
+
+        def measure():  # what is made ahead is made within the time that is measured
+            with closing(ahead(one.loader, one.config.data.prefetch)) as made:
+                return timed(lambda: next(made), one.step)()
+
+        return measure
+
+    found = {
+        "salad, from tensors": lambda: from_tensors({}, plain=False),
+        "salad, packed, from tensors": lambda: from_tensors(PACKED, plain=False),
+        "plain loop, from tensors": lambda: from_tensors({}, plain=True),
+        "salad, from disk": lambda: from_disk({}, plain=False),
+        "plain loop, from disk": lambda: from_disk({}, plain=True),
+    }
+    return {name: make() for name, make in found.items() if only in (None, name)}
+
+
+def reading(lab: Path, steps: int) -> dict:
+    """Seconds of recordings that one second of processor time reads, decodes and encodes."""
+    one = Trained(lab, **DISK)
+    heard = 0.0
+    real = one.loader.encoded.frames_of
+
+    def counted(members, noises):
+        nonlocal heard
+        heard += sum(m.recording.duration_s for m in members if any(span.speech for span in m.spans))
+        return real(members, noises)
+
+    one.loader.encoded.frames_of = counted
+    began = time.process_time()
+    for _ in range(steps):
+        one.loader.next()
+    spent = time.process_time() - began
+    return {"audio_s": heard, "processor_s": spent, "real_time_factor": heard / spent}
+
+
+def measured(lab: Path, rounds: int, steps: int) -> dict:
+    found = contenders(lab, steps)
+    for measure in found.values():
+        measure()
+    samples: dict[str, list] = {name: [] for name in found}
+    for number in range(rounds):
+        for name, measure in found.items():
+            samples[name].append(measure())
+            print(f"round {number + 1}/{rounds} {name}: {samples[name][-1][0] / samples[name][-1][1]:.0f} tokens/s", flush=True)
+    rates = {name: [tokens / seconds for tokens, seconds, _ in told] for name, told in samples.items()}
+    peaks = {}
+    for name in found:
+        words = [sys.executable, __file__, "--lab", str(lab), "--only", name, "--steps", str(steps)]
+        peaks[name] = float(subprocess.run(words, capture_output=True, text=True, check=True).stdout.split()[-1])
+
+    def ratio(one: str, other: str) -> float:
+        return statistics.median(a / b for a, b in zip(rates[one], rates[other], strict=True))
+
+    return {
+        "hardware": hardware(), "torch": torch.__version__, "threads": 1, "load": os.getloadavg(),
+        "command": "python benchmarks/train_step.py", "rounds": rounds, "steps": steps, "samples": samples,
+        "tokens_per_s": {name: statistics.median(told) for name, told in rates.items()},
+        "waiting": {name: statistics.median(w / s for _, s, w in told) for name, told in samples.items()},
+        "peak_mb": peaks,
+        "ratios": {
+            "from tensors": ratio("salad, from tensors", "plain loop, from tensors"),
+            "from tensors, packed": ratio("salad, packed, from tensors", "plain loop, from tensors"),
+            "from disk": ratio("salad, from disk", "plain loop, from disk"),
+        },
+        "reading": reading(lab, steps),
+        "not_measured": list(NOT_MEASURED),
+    }  # fmt: skip
+
+
+def hardware() -> str:
+    model = next((line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")), "")
+    return f"{model or platform.processor()}, {os.cpu_count()} cores"
+
+
+def table(told: dict) -> str:
+    lines = [
+        f"**{told['hardware']}**, torch {told['torch']}, {told['threads']} thread, `{told['command']}`: {told['rounds']} "
+        f"rounds of {told['steps']} steps; load average at the end {', '.join(f'{x:.1f}' for x in told['load'])}.",
+        "",
+        "| miniature Stage I, speech batches | tokens/s (median) | share of peak | time waiting for data | peak resident MB |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for name, rate in told["tokens_per_s"].items():
+        lines.append(f"| {name} | {rate:.0f} | – | {told['waiting'][name]:.1%} | {told['peak_mb'][name]:.0f} |")
+    lines += [f"| {name} | not measured | not measured | not measured | not measured |" for name in told["not_measured"]]
+    ratios = told["ratios"]
+    lines += [
+        "",
+        f"salad over the plain loop: {ratios['from tensors']:.2f} × from tensors "
+        f"({ratios['from tensors, packed']:.2f} × packed), {ratios['from disk']:.2f} × from disk. One second of processor "
+        f"time reads, decodes and encodes {told['reading']['real_time_factor']:.0f} s of speech.",
+    ]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--lab", type=Path)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=16)
+    parser.add_argument("--only", help="do one contender's steps and print the peak resident MB")
+    parser.add_argument("--make", type=Path, metavar="LAB", help="make the small lab there, to be measured with --lab")
+    parser.add_argument("--table", action="store_true")
+    given = parser.parse_args()
+    if given.table:
+        for path in sorted(RESULTS.glob("train-step-*.json")):
+            print(table(json.loads(path.read_text())))
+        return
+    if given.make:
+        small_lab(given.make)
+        return
+    if given.only:
+        contenders(given.lab, given.steps, given.only)[given.only]()
+        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        told = measured(given.lab or small_lab(Path(folder) / "lab"), given.rounds, given.steps)
+    path = RESULTS / f"train-step-cpu-{os.cpu_count()}-cores.json"
+    path.write_text(json.dumps(told, indent=1) + "\n")
+    print(table(told))
+
+
+if __name__ == "__main__":
+    main()
