@@ -35,7 +35,8 @@ def draw(rng: np.random.Generator, config: AugmentConfig) -> Alteration | None:
     if not chances.any():
         return None
     return Alteration(
-        speed=speed if chances[0] else 1.0,
+        # in hundredths: lhotse's resampler keeps a filter for every ratio, of gigabytes where the ratio is odd
+        speed=round(speed, 2) if chances[0] else 1.0,
         room=bool(chances[1]),
         snr_db=snr_db if chances[2] else None,
         codec=codec if chances[3] else None,

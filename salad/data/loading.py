@@ -337,7 +337,8 @@ class Loader:
         one, context = self.sources[name][index], self.config.sequences.context
         if not isinstance(one, SpokenText):
             return Member(shortened(self.encoded.prompt.write(one).sequence(), context), "text", "text")
-        source = "selected" if name == "selected" else one.folder
+        natural = self.config.data.natural
+        source = "selected" if name == "selected" else one.folder if one.folder in natural else natural[0]
         alteration = None
         if source in self.config.data.augment:
             rng = sample_rng(self.config.seed, one.sample_id, epoch, use=5)
