@@ -236,6 +236,12 @@ def test_parquet_jsonl_gzip_and_a_saved_dataset_give_the_same_samples(corpus, tm
     assert told[0] == told[1] == told[2] and told[0][0]["documents"]["read"] == 40
 
 
+def test_progress_tells_how_many_documents_there_are(corpus, tmp_path):
+    seen = []
+    prepare_text(tmp_path, corpus / "in.jsonl", "c", chunk=20, progress=lambda done, total: seen.append((done, total)))
+    assert seen == [(20, 41), (40, 41), (41, 41), (1, 3), (2, 3), (3, 3)]  # cut, then published
+
+
 def _prepare(lab, source):
     prepare_text(lab, source, "broad", chunk=3)
 

@@ -38,6 +38,25 @@ class Files(NamedTuple):
         return [[path.name, path.stat().st_size] for path in self.paths]
 
 
+def count(files: Files) -> int | None:
+    """How many documents there are, for an estimate of the time left; None where only reading them all would tell."""
+    try:
+        if files.kind == "parquet":
+            return sum(pq.read_metadata(path).num_rows for path in files.paths)
+        if files.kind == "jsonl" and not any(path.suffix == ".gz" for path in files.paths):
+            total = 0
+            for path in files.paths:
+                with open(path, "rb") as file:
+                    last = b"\n"
+                    while block := file.read(1 << 22):
+                        total, last = total + block.count(b"\n"), block[-1:]
+                    total += last != b"\n"
+            return total
+    except (OSError, pa.ArrowException):
+        pass  # reading will say what is wrong with it
+    return None
+
+
 def find(source: Path | str) -> Files:
     """The files of a source. SaladError where there is nothing that can be read."""
     source = Path(source)

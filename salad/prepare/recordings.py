@@ -59,6 +59,12 @@ def recordings(source: Path | str, layout: str = "auto", language: str = "en") -
     yield from _LAYOUTS[layout](source, language)
 
 
+def count(source: Path | str, layout: str = "auto", language: str = "en") -> int | None:
+    """How many recordings there are, for an estimate of the time left; None for cuts, which take long to read twice."""
+    layout = layout_of(Path(source)) if layout == "auto" and Path(source).exists() else layout
+    return None if layout == "cuts" else sum(1 for _ in recordings(source, layout, language))
+
+
 def layout_of(source: Path) -> str:
     """The layout of a folder or file, by the first of its signs."""
     if source.is_file():

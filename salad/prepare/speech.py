@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 import store
 from salad.errors import SaladError
-from salad.prepare.recordings import Recorded, Unusable, recordings
+from salad.prepare.recordings import Recorded, Unusable, count, recordings
 from salad.speech import SAMPLE_RATE, Utterance, shar
 from salad.speech.align import align
 from salad.speech.check import MIN_S, CTCRecogniser, check_many, is_silent
@@ -66,6 +66,7 @@ def prepare_speech(lab: Path | str, source: Path | str, name: str, recogniser: C
     made_from = {"prepare": "speech", "speech": name, "options": asdict(options), "recogniser": recogniser.name,
                  "shard_size": shard_size, "source": Path(source).name}  # fmt: skip
     _begin(lab, name, work, made_from)
+    expected = count(source, options.layout, options.language) if progress else None
     total, done, seen = 0, 0, 0
     for number, listed in enumerate(_shards(recordings(source, options.layout, options.language), shard_size)):
         total, seen = total + 1, seen + len(listed)
@@ -73,7 +74,7 @@ def prepare_speech(lab: Path | str, source: Path | str, name: str, recogniser: C
             _shard(lab, name, number, listed, recogniser, options, work, made_from)
         done += _outcome(work, number) is not None
         if progress:
-            progress(seen, None)
+            progress(seen, expected)
     if not total:
         raise SaladError(f"{source} lists no recording")
     counts = _counts(work, range(total), seen) | {"shards": f"{done} of {total}"}

@@ -63,7 +63,7 @@ class TextOptions:
 
 def prepare_text(lab: Path | str, source: Path | str, name: str, options: TextOptions | None = None, *,
                  tasks: list[str] | None = None, workers: int = 1, chunk: int = CHUNK, memory: str = "2GB",
-                 progress: Callable[[int, int], None] | None = None) -> dict:  # fmt: skip
+                 progress: Callable[[int, int | None], None] | None = None) -> dict:  # fmt: skip
     """Prepare the documents of `source` (Parquet, JSONL, a folder of either, or a saved dataset) as the corpus `name`.
 
     Every passage is a row of `samples` with its spoken form, licence and flags (why it cannot be spoken; near-duplicate;
@@ -88,12 +88,12 @@ def prepare_text(lab: Path | str, source: Path | str, name: str, options: TextOp
             raise SaladError(f"{report} tells of another corpus {name!r}: {_difference(told, made_from)}; take another --name")
         return told["counts"]
     work = _workplace(lab, name, made_from)
-    names, parts = [], {}
+    names, parts, total = [], {}, reading.count(files) if progress else None
     for number, part, counts in _cut_all(files, source, work, options, benchmarks, workers, chunk):
         names.append(part)
         parts[number] = counts
         if progress:
-            progress(sum(c["documents"]["read"] for c in parts.values()), None)
+            progress(sum(c["documents"]["read"] for c in parts.values()), total)
     if not names:
         raise SaladError(f"{source} holds no document")
     con = duplicates.connection(work, memory)
