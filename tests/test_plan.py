@@ -7,6 +7,7 @@ import store
 from salad import SaladError, plan, recipes, training
 from salad.config import apply_overrides
 from salad.models import meta
+from salad.passes import run as passes
 from workbench.cli import main
 
 
@@ -77,6 +78,31 @@ def test_what_the_lab_has_measured_is_used_and_named(tmp_path):
     assert plan.cost(place, "two", stage2).tts_hours == pytest.approx(0.01 * hours + plan.PROBE_H)
     with pytest.raises(SaladError, match="this lab has no l123"):
         plan.cost(place, "two", stage2.model_copy(update={"selection": "l123"}))
+
+
+def test_synthesis_is_counted_at_the_speed_that_the_lab_has_measured(tmp_path):
+    place = tiny.lab(tmp_path / "lab")
+    chosen = "l000000000001"
+    samples = store.connect(place).execute("select sample_id from samples order by 1").fetchall()
+    store.publish(place, "selections", [{"selection_id": chosen, "strategy": "uniform", "budget_h": 0.002}], {"l": 1})
+    store.publish(place, "selected", [
+        {"selection_id": chosen, "sample_id": s, "draw": i} for i, (s,) in enumerate(samples)
+    ], {"l": 1})  # fmt: skip
+    stage2 = tiny.config(kind="stage2", parent="stage1", selection=chosen)
+    before = plan.cost(place, "two", stage2)
+    assert before.tts_hours == pytest.approx(0.002 + plan.PROBE_H)
+    assert any("50 × real time (assumed" in note for note in before.notes)
+    run = passes.prepare(place, "synthesise", {"selection": chosen, "tts": "espeak"})
+    passes.here(run)
+    seconds, spoken = store.connect(place).execute(
+        """select epoch(any_value(ended_at) - any_value(started_at)), sum(duration_s) from runs, syntheses
+           where run_id = ? and speech <> 'natural'""",
+        [run.run_id],
+    ).fetchone()  # fmt: skip
+    after = plan.cost(place, "two", stage2)
+    assert any(f"measured by {run.run_id}" in note for note in after.notes)
+    saved = before.tts_hours / plan.TTS_RATE - after.tts_hours / (spoken / seconds)
+    assert before.gpu_hours - after.gpu_hours == pytest.approx(saved)
 
 
 def test_the_command_tells_costs_and_what_they_rest_on(empty, capsys):
