@@ -23,8 +23,9 @@ def context_sample(item: Item) -> tuple[str, str, str]:
 class Spoken:
     """The spoken contexts of one task in one voice (None: as the lab has spoken each): what a contender hears."""
 
-    def __init__(self, lab: Path | str, task: str, voice: str | None, rows: dict[str, dict]):
-        self.lab, self.task, self.voice, self._rows = Path(lab), task, voice, rows
+    def __init__(self, lab: Path | str, task: str, voice: str | None, rows: dict[str, dict], asr: str | None = None):
+        self.lab, self.task, self.voice, self._rows, self._asr = Path(lab), task, voice, rows, asr
+        self._recogniser = None
 
     def __contains__(self, text: str) -> bool:
         return store.ids.sample_id(self.task, text) in self._rows
@@ -42,13 +43,20 @@ class Spoken:
         return Recording(row["synthesis_id"], corpora.audio_of(self.lab, row, sample_rate))
 
     def transcript(self, text: str) -> str:
-        """What a cascade hands to the LLM: what was heard, ending as the written text does."""
+        """What a cascade hands to the LLM: what was heard, ending as the written text does. Speech that was not
+        transcribed when it was made, or by another recogniser than is asked for, is transcribed now."""
+        from salad.speech import SAMPLE_RATE
+
         row = self.row(text)
-        if row["text_asr"] is None:
-            raise SaladError(
-                f"speech {row['synthesis_id']} of {self.task} has no transcript: a cascade needs a recogniser "
-                "(lab/models/recogniser, or --asr)"
-            )
+        if row["text_asr"] is None or self._asr not in (None, row["asr"]):
+            self._recogniser = self._recogniser or recogniser_of(self.lab, self._asr)
+            if self._recogniser is None:
+                raise SaladError(
+                    f"speech {row['synthesis_id']} of {self.task} has no transcript: a cascade needs a recogniser "
+                    "(lab/models/recogniser, or --asr)"
+                )
+            row["text_asr"] = self._recogniser.transcribe([corpora.audio_of(self.lab, row, SAMPLE_RATE)])[0]
+            row["asr"] = self._asr
         return as_prompt(row["text_asr"], text)
 
 
@@ -102,7 +110,7 @@ def prepare(lab: Path | str, task: str, texts: list[str], voices: list[str] | No
         if not voices:
             any_voice = {sample: row for voice, rows in found.items() if voice != RECORDED for sample, row in rows.items()}
             if len(any_voice) == whole:
-                return [Spoken(lab, task, None, any_voice)]
+                return [Spoken(lab, task, None, any_voice, asr)]
             from salad.speech import load_tts
 
             voices = [load_tts(tts).voices[0]]
@@ -111,8 +119,9 @@ def prepare(lab: Path | str, task: str, texts: list[str], voices: list[str] | No
     missing = [v for v in voices if v != RECORDED and len(found.get(v, {})) < whole]
     for voice in missing:
         _speak(lab, task, texts, voice, tts, asr, progress)
+    _samples(lab, task, list(dict.fromkeys(texts)))  # after the speech: a voice that does not exist leaves nothing behind
     found = find(lab, task, texts) if missing else found
-    return [Spoken(lab, task, voice, found[voice]) for voice in voices]
+    return [Spoken(lab, task, voice, found[voice], asr) for voice in voices]
 
 
 def recogniser_of(lab: Path | str, asr: str | None = None):
@@ -147,7 +156,6 @@ def _speak(lab, task: str, texts: list[str], voice: str, tts: str, asr: str | No
     from salad.passes.synthesise import jobs_of, synthesise
     from salad.speech import load_tts
 
-    _samples(lab, task, texts)
     jobs = jobs_of([(store.ids.sample_id(task, text), text) for text in texts], (voice,))
     engine = load_tts(tts)
     made_from = {"contexts": task, "voice": voice, "tts": engine.name, "jobs": store.ids.digest([vars(j) for j in jobs])}
@@ -160,13 +168,15 @@ def _keep_recordings(lab, task: str, texts: list[str], recordings: list, asr: st
     from salad.passes.synthesise import checked
     from salad.speech import SAMPLE_RATE, Utterance, shar
 
-    _samples(lab, task, texts)
+    there = find(lab, task, texts).get(RECORDED, {})
     first = dict(reversed(list(zip(texts, recordings, strict=True))))  # of several of a text the first
+    first = {text: sound for text, sound in first.items() if store.ids.sample_id(task, text) not in there}
     ids = {text: store.ids.synthesis_id(store.ids.sample_id(task, text), RECORDED, RECORDED, 0) for text in first}
-    name, work = f"{task}-recorded", sorted(first, key=ids.__getitem__)
-    made_from = {"recorded": task, "texts": store.ids.digest(sorted(ids.values()))}
-    if not work or store.exists(lab, "syntheses", made_from):
+    work = sorted(first, key=ids.__getitem__)
+    if not work:
         return
+    made_from = {"recorded": task, "texts": store.ids.digest(sorted(ids.values()))}
+    name = f"{task}-recorded-{made_from['texts'][:8]}"
     jobs = [(ids[text], text) for text in work]
 
     def make(job):
