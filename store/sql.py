@@ -1,5 +1,6 @@
 """SQL that people type: one SELECT or EXPLAIN, files of the lab only, no network, limits on time and memory."""
 
+import difflib
 import functools
 import json
 import os
@@ -77,7 +78,9 @@ def check_select(sql: str) -> None:
         if kind == "TABLE_FUNCTION":
             name = str((node.get("function") or {}).get("function_name", "")).lower()
             if name not in QUESTIONS and not FUNCTIONS.fullmatch(name):
-                raise StoreError(f"the table function {name or '?'} does not run here")
+                near = difflib.get_close_matches(name, QUESTIONS, 1)
+                hint = f"; did you mean {near[0]!r}?" if near else f"; questions with names: {', '.join(sorted(QUESTIONS))}"
+                raise StoreError(f"the table function {name or '?'} does not run here{hint}")
 
 
 def check_statement(sql: str) -> None:

@@ -659,6 +659,8 @@ def test_every_question_answers_on_an_empty_lab_and_through_a_locked_connection(
     assert set(calls) == set(store.views.QUESTIONS)
     for name, values in calls.items():
         assert con.execute(f"FROM {name}({values})").fetchall() == []
+    with pytest.raises(store.StoreError, match="did you mean 'worst_samples'"):
+        con.execute("FROM worst_sample('r1', 10)")
 
 
 def test_divergence_by_cluster_weights_by_token_and_tells_its_interval(lab):
