@@ -1,4 +1,4 @@
-"""Passes: embed, cluster, probe, synthesise, check, score, encode. Each is a plain function of (lab, …, shard, shards)
+"""Passes: embed, cluster, probe, synthesise, check, score. Each is a plain function of (lab, …, shard, shards)
 that writes store units and Shar only, started once or N times by an engine (`python -m salad.passes`).
 
 A pass's work is divided into parts, which depend on its inputs alone: shard i of N makes every N-th. A part is done

@@ -41,7 +41,7 @@ def _clusters(con, clustering_id: str) -> pd.DataFrame:
         "SELECT cluster_id, size, p_web, terms FROM clusters WHERE clustering_id = ? ORDER BY 1", [clustering_id]
     ).df()
     if not len(table):
-        raise SaladError(f"no clustering {clustering_id} in this lab; make one with `salad pass embed`")
+        raise SaladError(f"no clustering {clustering_id} in this lab; make one with `salad pass cluster`")
     if list(table.cluster_id) != list(range(len(table))):
         raise SaladError(
             f"clustering {clustering_id}: its clusters are not numbered from 0; is a unit damaged? see `salad verify`"
