@@ -150,7 +150,7 @@ class Watch:
     def _frame(self, data):
         self.largest = max(self.largest, len(data))
 
-    def act(self, name: str, do, done, seconds: float = 60.0):
+    def act(self, name: str, do, done, seconds: float = 240.0):
         """`do` it, and wait until `done` gives something other than before (or, if it takes no page state, true)."""
         before, cpu, started = done(), _cpu(), time.perf_counter()
         do()
@@ -225,7 +225,12 @@ def measure(lab: Path, rounds: int) -> dict:
     from browser import ARGS, CHROMIUM, served
     from playwright.sync_api import sync_playwright
 
+    from workbench import review
+
     with store.connect(lab) as con:
+        judge = review.Review(lab, review.selections(con).selection_id.iloc[0], review.reviewer_name())
+        while judge.undo(con):  # what an earlier measurement said
+            store.refresh(con)
         rows = {name: con.execute(f"SELECT count(*) FROM {name}").fetchone()[0]
                 for name in ("raw.divergences", "token_divergences", "selected", "samples")}  # fmt: skip
     result = {"at": datetime.now(UTC).isoformat(timespec="seconds"), "rows": rows, "notebooks": {},

@@ -94,7 +94,7 @@ def divergences(lab: Path, to: Path) -> None:
 def training(lab: Path, to: Path) -> None:
     """The runs with both arms' curves, and the form."""
     with served("notebooks/training.py", lab) as address, page(address, 1480, 1900) as tab:
-        tab.get_by_text("say what would be done").wait_for(timeout=60_000)
+        tab.get_by_text("say what it would cost and do").wait_for(timeout=60_000)
         tab.wait_for_timeout(2500)
         tab.screenshot(path=to)
         print(to, tab.complaints or "")

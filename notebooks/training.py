@@ -130,7 +130,7 @@ def _(budget_ui, changed, form_ui, gpus_ui, hours_ui, lab, on_ui, recipe_ui, say
         mo.hstack([recipe_ui, on_ui, gpus_ui, hours_ui, budget_ui], justify="start", gap=1, wrap=True),
         control.form_laid_out(form_ui),
         mo.callout(mo.md(wrong), kind="danger") if wrong else mo.md(f"```\n{command}\n```"),
-        mo.hstack([control.button("say what would be done", lambda: _start(True), say),
+        mo.hstack([control.button("say what it would cost and do", lambda: _start(True), say),
                    control.button("launch", lambda: _start(False), say, "success")], justify="start", gap=1),
         mo.md(told()[1])])
     return (command,)

@@ -514,6 +514,20 @@ def test_a_launch_says_first_what_it_would_do_and_starts_nothing(opened):
     assert "nowhere" in str(error.value) and contents(lab) == before
 
 
+def test_a_dry_run_tells_hours_and_the_targets_money(opened, tmp_path, monkeypatch):
+    from salad import plan, recipes
+    from workbench import control
+
+    lab = opened[0]
+    (tmp_path / "targets.toml").write_text('[box]\nengine = "here"\nprice_per_hour = 3.0\n')
+    monkeypatch.chdir(tmp_path)
+    one, two = (control.cost(lab, "qwen2_5_0_5b_stage1", {"optim.steps": n}, "box", "H100:2") for n in (6000, 12000))
+    hours = plan.cost(lab, "q", recipes.get("qwen2_5_0_5b_stage1"), "H100").gpu_hours / 2
+    assert f"{hours:,.2f} hours on H100:2, {3 * hours:,.2f} at 3 an hour" in one
+    assert f"{2 * hours:,.2f} hours on H100:2" in two and "assumed 40%" in one
+    assert "an hour" not in control.cost(lab, "qwen2_5_0_5b_stage1", {}, "here")
+
+
 def test_the_results_notebooks_table_and_pairs_are_sqls(opened):
     from workbench import report
 

@@ -244,13 +244,35 @@ def fetch(lab, run_ids: list[str]) -> str:
     return ". ".join(told) + "." if told else "Choose a run in the table first."
 
 
+def cost(lab, recipe: str, changed: dict, on: str = "here", gpus: str = "") -> str:
+    """What `salad plan` says of a run before it starts, in a line, and what that rests on; money where the target names
+    its price per hour."""
+    from salad import plan
+    from salad.engines import targets
+
+    kind, _, number = gpus.rpartition(":")
+    told = plan.cost(lab, recipe, apply_overrides(recipes.get(recipe), changed), kind or None)
+    hours = told.gpu_hours / max(1, int(number) if number.isdigit() else 1)
+    price = targets.resolve(on)[1].price_per_hour
+    money = f", {hours * price:,.2f} at {price:g} an hour" if price else ""
+    parts = [f"{hours:,.2f} hours on {gpus or 'one device'}{money}", f"{told.tts_hours:,.1f} hours of TTS",
+             f"{told.download_gb:,.1f} GB to download", f"{told.disk_gb:,.1f} GB on disk"]  # fmt: skip
+    return f"About **{parts[0]}**; {', '.join(parts[1:])}.\n\n" + "\n".join(f"- {note}" for note in told.notes)
+
+
 def start(lab, recipe: str, changed: dict, on: str, gpus: str, dry_run: bool = False, **limits) -> str:
-    """launch_gpu.launch with what the form says. Says what came of it."""
+    """launch_gpu.launch with what the form says; a dry run tells its cost and what would be done. Says what came of it."""
     import launch_gpu
 
     limits = {name: value for name, value in limits.items() if value}
     run = launch_gpu.launch(recipe, on=on, overrides=changed, lab=lab, gpus=gpus or None, dry_run=dry_run, **limits)
-    return f"```\n{run}\n```" if dry_run else f"`{run.run_id}` is {run.status()['state']}; it goes on when this closes."
+    if dry_run:
+        try:
+            told = cost(lab, recipe, changed, on, gpus)
+        except store.UserError as error:  # such as a model that is not there yet
+            told = f"No estimate: {error}."
+        return f"{told}\n\n```\n{run}\n```"
+    return f"`{run.run_id}` is {run.status()['state']}; it goes on when this closes."
 
 
 def button(label: str, act, on_told, kind: str = "neutral") -> mo.ui.button:
