@@ -14,8 +14,8 @@ import store  # noqa: E402
 
 def selection(lab: Path, to: Path, dark: bool = False) -> None:
     """The selection notebook, with the first cluster's texts in the listening widget."""
-    with served("notebooks/selection.py", lab) as address, page(address, 1480, 1420, dark) as tab:
-        tab.locator(".salad-listen[data-loaded^=y]").wait_for(timeout=60_000)
+    with served("notebooks/selection.py", lab) as address, page(address, 1480, 1660, dark) as tab:
+        tab.locator(".salad-listen[data-loaded^=y]").wait_for(timeout=180_000)
         tab.wait_for_timeout(1500)
         # The longest of the words that diverge most, with both models' guesses.
         words = tab.locator(".salad-listen .text span[data-token]")
@@ -58,17 +58,17 @@ def arena(lab: Path, folder: Path) -> None:
             tab.goto(address)
             tab.locator("#question textarea, #question input").fill("What is the home of the squirrel called?")
             tab.locator("#ask").click()
-            tab.locator("#compare-left:not([disabled])").wait_for(timeout=60_000)
+            tab.locator("#compare-left:not([disabled])").wait_for(timeout=180_000)
             tab.locator("#answer-right .tok").first.hover()
             tab.wait_for_timeout(500)
             tab.screenshot(path=folder / "arena-compare.png", full_page=True)
             tab.get_by_role("tab", name="Blind").click()
             tab.locator("#blind-next").click()
-            tab.locator("#blind-sound button[aria-label='Play']").first.click(timeout=60_000)
-            tab.locator("#blind-tie:not([disabled])").wait_for(timeout=60_000)
+            tab.locator("#blind-sound button[aria-label='Play']").first.click(timeout=180_000)
+            tab.locator("#blind-tie:not([disabled])").wait_for(timeout=180_000)
             tab.screenshot(path=folder / "arena-blind.png", full_page=True)
             tab.get_by_role("tab", name="Statistics").click()
-            tab.locator("#results table").first.wait_for(timeout=60_000)
+            tab.locator("#results table").first.wait_for(timeout=180_000)
             tab.wait_for_timeout(500)
             tab.screenshot(path=folder / "arena-statistics.png", full_page=True)
             browser.close()
@@ -85,8 +85,8 @@ def _small(path: Path) -> None:
 def divergences(lab: Path, to: Path) -> None:
     """Where and why: the first screen of figures, and one text opened."""
     with served("notebooks/divergences.py", lab) as address, page(address, 1480, 2080) as tab:
-        tab.locator(".salad-listen[data-loaded^=y]").first.wait_for(timeout=60_000)
-        tab.wait_for_timeout(2500)
+        tab.locator(".salad-listen[data-loaded^=y]").first.wait_for(timeout=180_000)
+        tab.wait_for_timeout(6000)
         tab.screenshot(path=to)
         print(to, tab.complaints or "")
 
@@ -94,16 +94,16 @@ def divergences(lab: Path, to: Path) -> None:
 def training(lab: Path, to: Path) -> None:
     """The runs with both arms' curves, and the form."""
     with served("notebooks/training.py", lab) as address, page(address, 1480, 1900) as tab:
-        tab.get_by_text("say what it would cost and do").wait_for(timeout=60_000)
-        tab.wait_for_timeout(2500)
+        tab.get_by_text("say what it would cost and do").wait_for(timeout=180_000)
+        tab.wait_for_timeout(6000)
         tab.screenshot(path=to)
         print(to, tab.complaints or "")
 
 
 def results(lab: Path, to: Path) -> None:
     with served("notebooks/results.py", lab) as address, page(address, 1480, 2750) as tab:
-        tab.get_by_role("heading", name="What people said").wait_for(timeout=60_000)
-        tab.wait_for_timeout(2500)
+        tab.get_by_role("heading", name="What people said").wait_for(timeout=180_000)
+        tab.wait_for_timeout(6000)
         tab.screenshot(path=to)
         print(to, tab.complaints or "")
 
