@@ -120,6 +120,11 @@ def test_contexts_are_spoken_once_in_every_voice_that_is_asked_for(place, ours, 
     assert told["speech"]["standard_error"] == pytest.approx(means.std(ddof=1) / np.sqrt(8))
 
 
+def test_voices_are_listed_with_their_settings():
+    listed = ["en-us@rate=150,pitch=40", "en-us+f3", "recorded"]
+    assert spoken.listed(",".join(listed)) == listed and spoken.listed(None) is None
+
+
 def test_recordings_of_a_spoken_data_set_are_heard_as_they_are(place, ours, monkeypatch):
     monkeypatch.setattr(spoken, "recogniser_of", lambda lab, asr=None: None)
     questions = ["Who is red?\nA. x\nB. y\nC. z\nD. w", "Who is blue?\nA. x\nB. y\nC. z\nD. w"]

@@ -395,7 +395,7 @@ def evaluate(
         device: by default cuda where there is one, else cpu.
     """
     import store
-    from salad.evaluation import answers, harness, statistics
+    from salad.evaluation import answers, harness, spoken, statistics
     from salad.evaluation import run as evaluation
     from salad.evaluation import tasks as known
     from workbench import tables
@@ -406,7 +406,7 @@ def evaluate(
     who = _contender(lab, run, step, contender, name, batch, device)
     split = lambda text: [part.strip() for part in text.split(",")]  # noqa: E731
     with _bar(who.name) as progress:
-        evaluation.evaluate(lab, who, wanted, tuple(split(modality)), split(voices) if voices else None, tts, asr, limit,
+        evaluation.evaluate(lab, who, wanted, tuple(split(modality)), spoken.listed(voices), tts, asr, limit,
                             progress=progress)  # fmt: skip
     store.renew(lab)
     side = (who.name, who.run_id, who.step)

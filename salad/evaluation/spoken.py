@@ -1,6 +1,7 @@
 """Spoken contexts of items: recordings of a spoken data set (voice `recorded`), else speech of the lab's voices, kept
 in the lab as syntheses with their CER, so that each is made once whoever is evaluated."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -66,6 +67,12 @@ def as_prompt(transcript: str, context: str) -> str:
     The mark that ends a context is part of the prompt, not of what is said: no voice tells "?" from "."."""
     mark = context[len(context.rstrip(".,?!:; ")) :]
     return transcript.strip().rstrip(".,?!:; ") + mark
+
+
+def listed(voices: str | None) -> list[str] | None:
+    """The voices of a comma-separated list; a comma within a voice's own settings ("en-us@rate=150,pitch=40") is no
+    border."""
+    return None if not voices else [voice.strip() for voice in re.split(r",(?!\w+=)", voices)]
 
 
 def find(lab: Path | str, task: str, texts: list[str]) -> dict[str, dict[str, dict]]:
