@@ -1,6 +1,6 @@
 """The scoring pass beside a plain padded loop over transformers' logits: positions a second, and equal values.
 
-    python benchmarks/scoring.py                      # a random Qwen2 of 8 layers, 32,768 ids: about 5 minutes on 2 cores
+    python benchmarks/scoring.py                      # a random Qwen2 of 8 layers and 32,768 ids
     python benchmarks/scoring.py --lab LAB --run r…   # a checkpoint of yours, on a folder of its speech
     python benchmarks/scoring.py --table              # Markdown of every committed result
 
