@@ -214,6 +214,14 @@ def test_the_counts_reconcile_and_say_what_was_left_out(corpus, tmp_path):
     before = {path: path.stat().st_mtime_ns for path in lab.rglob("*") if path.is_file()}
     assert prepare_text(lab, corpus / "in.jsonl", "broad", options, chunk=7) == counts
     assert before == {path: path.stat().st_mtime_ns for path in lab.rglob("*") if path.is_file()}
+    # what is lost is made again, and what was damaged once it is out of the way
+    wanted = {path: path.read_bytes() for path in before if path.suffix == ".parquet"}
+    next(path for path in wanted if "corpora" in path.parts).unlink()
+    damaged = next(path for path in wanted if "tables" in path.parts)
+    damaged.write_bytes(wanted[damaged][:-9])
+    store.verify(lab, repair=True)
+    assert prepare_text(lab, corpus / "in.jsonl", "broad", options, chunk=7) == counts
+    assert wanted == {path: path.read_bytes() for path in wanted}
     with pytest.raises(SaladError, match="licence was 'CC0-1.0'; take another --name"):
         prepare_text(lab, corpus / "in.jsonl", "broad", TextOptions(), chunk=7)
 

@@ -71,7 +71,8 @@ def prepare_text(lab: Path | str, source: Path | str, name: str, options: TextOp
     a flag stand in lab/corpora/<name>. `tasks`: of lab/tasks, by default all. `memory`: DuckDB's limit.
 
     Returns the counts, which are also in lab/corpora/<name>.json; they reconcile. The same call takes up what was
-    killed, and does nothing where all is done. SaladError where the source cannot be read, or the name is taken."""
+    killed, does nothing where all is done, and makes again what is missing (what is damaged, after `salad verify
+    --repair`). SaladError where the source cannot be read, or the name is taken."""
     lab, options = Path(lab), options or TextOptions()
     files = reading.find(source)
     benchmarks = Benchmarks.of_lab(lab, tasks, options.ngram)
@@ -86,8 +87,12 @@ def prepare_text(lab: Path | str, source: Path | str, name: str, options: TextOp
         told = json.loads(report.read_text())
         if told.get("made_from") != made_from:
             raise SaladError(f"{report} tells of another corpus {name!r}: {_difference(told, made_from)}; take another --name")
-        return told["counts"]
-    work = _workplace(lab, name, made_from)
+        if all(store.exists(lab, "samples", _unit(made_from, n)) for n in told.get("units", [])) and all(
+            (lab / "corpora" / name / part).is_file() for part in told.get("parts", [])
+        ):
+            shutil.rmtree(lab / "corpora" / f".{name}", ignore_errors=True)
+            return told["counts"]
+    work = _workplace(lab, name, made_from, made_here=report.exists())
     names, parts, total = [], {}, reading.count(files) if progress else None
     for number, part, counts in _cut_all(files, source, work, options, benchmarks, workers, chunk):
         names.append(part)
@@ -100,12 +105,13 @@ def prepare_text(lab: Path | str, source: Path | str, name: str, options: TextOp
     try:
         con.execute("create or replace view prepared as select * from read_parquet(?)".replace("?", _listed(names)))
         duplicates.mark(con, options.near)
-        published = Counter()
+        published, units = Counter(), []
         hours, tasks_seen, licences = 0.0, Counter(), Counter()
         for number, part in enumerate(names):
             rows = _marked(con, number, part)
             told = _publish(lab, name, number, rows, made_from)
             published.update(told["passages"])
+            units += [number] if rows.num_rows else []
             tasks_seen.update(told["benchmarks"])
             licences.update(told["licences"])
             hours += told["hours"]
@@ -114,12 +120,13 @@ def prepare_text(lab: Path | str, source: Path | str, name: str, options: TextOp
     finally:
         con.close()
     counts = _counts(parts.values(), published, hours, tasks_seen, licences, benchmarks)
-    atomic.write_json(report, {"made_from": made_from, "counts": counts})
+    written = sorted(path.name for path in (lab / "corpora" / name).glob("part-*.parquet"))
+    atomic.write_json(report, {"made_from": made_from, "counts": counts, "units": units, "parts": written})
     shutil.rmtree(work)
     return counts
 
 
-def _workplace(lab: Path, name: str, made_from: dict) -> Path:
+def _workplace(lab: Path, name: str, made_from: dict, made_here: bool) -> Path:
     """lab/corpora/.<name>: what is begun and not done. Refused where the name is another's."""
     work, folder = lab / "corpora" / f".{name}", lab / "corpora" / name
     begun = work / "made_from.json"
@@ -129,7 +136,7 @@ def _workplace(lab: Path, name: str, made_from: dict) -> Path:
             told = _difference({"made_from": there}, made_from)
             raise SaladError(f"{work} was begun otherwise: {told}; remove it, or take another --name")
         return work
-    if folder.exists():
+    if folder.exists() and not made_here:
         raise SaladError(f"{folder} is there already and `salad prepare` did not make it; take another --name")
     atomic.write_json(begun, made_from)
     return work
@@ -333,7 +340,7 @@ def _publish(lab: Path, name: str, number: int, rows: pa.Table, made_from: dict)
         if not row["flags"]:
             clean.append(row)
             hours += row["seconds"] / 3600
-    unit = {key: made_from[key] for key in made_from if key != "chunk"} | {"part": number, "of": made_from["chunk"]}
+    unit = _unit(made_from, number)
     if found and not store.exists(lab, "samples", unit):
         wanted = ("sample_id", "text", "spoken", "corpus", "domain", "n_tokens", "licence", "flags", "doc_id",
                   "language", "reasons", "benchmarks")  # fmt: skip
@@ -342,6 +349,11 @@ def _publish(lab: Path, name: str, number: int, rows: pa.Table, made_from: dict)
     if clean:
         atomic.write_bytes(lab / "corpora" / name / f"part-{number:05d}.parquet", _parquet(corpus))
     return {"passages": passages, "benchmarks": benchmarks, "licences": licences, "hours": hours}
+
+
+def _unit(made_from: dict, number: int) -> dict:
+    """What the `samples` of a chunk are made from."""
+    return made_from | {"part": number}
 
 
 def _parquet(table: pa.Table) -> bytes:
