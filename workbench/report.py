@@ -74,7 +74,7 @@ def report(lab, runs: list[str] | None = None) -> Report:
         )
     study, rows = measured(lab, con, chosen)
     arms, published = _arms(con), beside_published(con, rows)
-    figures = _figures(con, study, rows)
+    figures = _figures(con, lab, study, rows)
     tables = [*_grids(rows, arms, published), *_clusters_left_out(con)]
     markdown = _markdown(tables)
     files = {lab / "report.md": markdown.encode(), lab / "report.html": _html(tables, figures).encode()}
@@ -191,11 +191,11 @@ def _arms(con) -> pd.DataFrame:
         WHERE c.run_id IS NOT NULL GROUP BY ALL ORDER BY any_value(c.place)""").df()
 
 
-def _figures(con, study: dict, rows: pd.DataFrame) -> list:
+def _figures(con, lab, study: dict, rows: pd.DataFrame) -> list:
     """Each figure that the lab has the data for (`workbench.results.Figure`)."""
     from workbench import charts, results, review
 
-    figures = results.figures(con, study, rows)
+    figures = results.figures(con, lab, study, rows)
     listed = review.selections(con)
     if len(listed):
         chosen = listed[listed.parent_selection_id.isna()].selection_id.iloc[0]
