@@ -159,6 +159,8 @@ def test_a_report_is_written_for_a_paper_and_for_a_screen(tmp_path):
 
     make_lab(tmp_path, broad=60, spoken=14, heldout=3, n_items=4)
     made = report.report(tmp_path)
+    with pytest.raises(store.StoreError, match="run rxyz is not evaluated"):
+        report.report(tmp_path, ["rxyz"])
     shown = {path.name: path for path in made.files}
     assert {"report.md", "report.html"} < set(shown) and all(path.stat().st_size for path in made.files)
     for name in ("results", "runs", "published"):

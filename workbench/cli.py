@@ -673,7 +673,7 @@ def findings(
     interrupt it when you like, the same command goes on. Writes findings.md and CSV files beside the seeds' labs.
 
     Args:
-        quick: fewer cells, less speech and fewer steps: about a quarter of an hour on two idle cores.
+        quick: fewer cells, less speech and fewer steps, meant for a quarter of an hour on two idle cores.
         seeds: comma-separated.
         cells: only these, comma-separated; an unknown name lists them all.
         workers: steps that run side by side, one thread each.
@@ -700,7 +700,7 @@ def sweep(
     A part of `salad findings`, in the same labs: what either has run, neither runs again.
 
     Args:
-        quick: less speech and fewer steps: about ten minutes on two idle cores.
+        quick: less speech and fewer steps, meant for ten minutes on two idle cores.
         seeds: comma-separated.
         axes: comma-separated, of strategy, gamma, k, rounds, hours, alpha, span, divergence, finetune and faults.
         workers: steps that run side by side, one thread each.

@@ -2,6 +2,7 @@
 report` shows it in the terminal and writes report.md, report.html and, for a paper, each table as LaTeX and CSV and each
 figure as SVG, PNG and CSV into the lab's folder report/."""
 
+import difflib
 import html
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,6 +67,12 @@ def report(lab, runs: list[str] | None = None) -> Report:
     """
     lab = store.lab_path(lab)
     con = store.connect(lab)
+    known = {run for (run,) in con.execute("SELECT DISTINCT run_id FROM evaluations WHERE run_id IS NOT NULL").fetchall()}
+    for run in runs or ():
+        if known and run not in known:
+            near = difflib.get_close_matches(run, known, 1)
+            hint = f"did you mean {near[0]}?" if near else "`salad evaluate --run` does that"
+            raise store.StoreError(f"run {run} is not evaluated in {lab}; {hint}")
     chosen = checkpoints(con, runs)
     if chosen.empty:
         raise store.StoreError(
