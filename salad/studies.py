@@ -204,19 +204,12 @@ def broad_synthesis(progress, lab, config: StudyConfig, share: int) -> str:
 
 def clusterings(progress, lab, config: StudyConfig, n_clusters: tuple[int, ...]) -> str:
     """The corpus's clustering for each K; the study's own K last, so that it is the lab's newest."""
-    from salad.models.speech_lm import load_llm, load_tokenizer
-    from salad.passes import as_run
-    from salad.passes.cluster import cluster, embed
+    from salad.miniature import work
 
     for done, k in enumerate(reversed(n_clusters)):
-
-        def work(run, k=k):
-            llm = load_llm(config.stage1.llm, lab)
-            embed(lab, llm, load_tokenizer(config.stage1.llm.name, lab), "broad", "teacher")
-            _remember(lab, **{f"clustering-{k}": cluster(lab, run.run_id, "teacher", "broad", k, config.seed)})
-
-        told = {"pass": "cluster", "n_clusters": k, "seed": config.seed, "teacher": _remembered(lab, "teacher")}
-        as_run(lab, "cluster", told, work)
+        if not (Path(lab) / ".study" / f"clustering-{k}.json").exists():
+            work.clusters(lambda *_: None, lab, config.model_copy(update={"n_clusters": k}))
+            _remember(lab, **{f"clustering-{k}": _remembered(lab, "clustering")})
         progress(done + 1, len(n_clusters))
     return f"K = {', '.join(map(str, n_clusters))}"
 

@@ -16,6 +16,7 @@ from salad.errors import SaladError
 from workbench.report import markdown_table
 
 BROAD = GROUPS["uncovered"]
+CHECKPOINTS = 12  # fewer decide nothing about a prediction
 ENOUGH = 0.5  # the share of variance above which a divergence is said to predict an accuracy
 AXES = {
     "strategy": "Strategies at equal hours", "gamma": "γ, the exponent on d_cluster", "k": "K, the number of clusters",
@@ -182,6 +183,7 @@ def _predicts(rows: pd.DataFrame) -> list[Row]:
             f"of log {measure} beside log {other} {both.partial[measure]:.2f}; {alone.n} checkpoints, all domains by P_web"
         )
         verdict = "holds" if low > ENOUGH else "does not hold" if high < ENOUGH else "undecided"
+        verdict = verdict if alone.n >= CHECKPOINTS else "undecided"
         reason = "" if verdict == "holds" else (
             "The checkpoints' text accuracies lie within a few points of each other: there is little to explain." if of == "text"
             else "At few steps accuracy is near chance over a wide range of M.")  # fmt: skip
@@ -370,7 +372,7 @@ def markdown(found: Findings, command: str, claims: bool = True) -> str:
             "## Claims\n",
             f"Of {len(found.claims)}: {counted}. A claim holds where the 95 % interval of its difference lies on its side "
             "of zero, does not hold where it lies on the other, and is undecided in between; a prediction holds where its "
-            f"leave-one-out R² lies above {ENOUGH}, interval and all.\n",
+            f"leave-one-out R² lies above {ENOUGH}, interval and all, over {CHECKPOINTS} checkpoints or more.\n",
             markdown_table(["claim", "whose", "what the miniature shows", "in miniature", "likely reason"],
                            [[r.text, r.source, r.seen, f"**{r.verdict}**", r.reason] for r in found.claims]), "",
         ]  # fmt: skip
