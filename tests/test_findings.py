@@ -210,7 +210,7 @@ def study(tmp_path_factory):
     first.communicate()
     assert first.returncode == -signal.SIGKILL
     again = run_study(folder, "0", "active_rounds2,uniform")
-    told, complaint = again.communicate(timeout=400)
+    told, complaint = again.communicate(timeout=900)
     assert again.returncode == 0, complaint
     return folder, told
 
@@ -236,7 +236,7 @@ def test_a_killed_study_goes_on_and_shares_what_its_cells_have_in_common(study):
 
 def test_a_study_that_is_done_does_nothing_and_is_shown_by_the_command(study, capsys):
     again = run_study(study[0], "0", "active_rounds2,uniform")
-    told, complaint = again.communicate(timeout=60)
+    told, complaint = again.communicate(timeout=300)
     assert again.returncode == 0 and not told.strip(), told + complaint
     options = ["--lab", str(study[0]), "--name", "findings-smoke", "--seeds", "0", "--no-run"]
     page = study[0] / "page.md"
