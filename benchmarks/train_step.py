@@ -87,18 +87,18 @@ DISK = {"data.keep_gb": 0.0}
 
 
 def contenders(lab: Path, steps: int, only: str | None = None) -> dict:
-    """name → a function that does `steps` steps and returns (tokens, seconds, seconds waited for data)."""
+    """name → a function that does `steps` steps: (tokens, seconds, seconds waited for data, processor seconds)."""
 
     def timed(make, do):
         def measure():
-            tokens, waited, began = 0, 0.0, time.monotonic()
+            tokens, waited, began, busy = 0, 0.0, time.monotonic(), time.process_time()
             for _ in range(steps):
                 asked = time.monotonic()
                 taken = make()
                 waited += time.monotonic() - asked
                 do(taken)
                 tokens += taken.tokens
-            return tokens, time.monotonic() - began, waited
+            return tokens, time.monotonic() - began, waited, time.process_time() - busy
 
         return measure
 
@@ -148,7 +148,7 @@ def reading(lab: Path, steps: int) -> dict:
     return {"audio_s": heard, "processor_s": spent, "real_time_factor": heard / spent}
 
 
-def measured(lab: Path, rounds: int, steps: int) -> dict:
+def measured(lab: Path, rounds: int, steps: int, memory: bool) -> dict:
     found = contenders(lab, steps)
     for measure in found.values():
         measure()
@@ -157,20 +157,23 @@ def measured(lab: Path, rounds: int, steps: int) -> dict:
         for name, measure in found.items():
             samples[name].append(measure())
             print(f"round {number + 1}/{rounds} {name}: {samples[name][-1][0] / samples[name][-1][1]:.0f} tokens/s", flush=True)
-    rates = {name: [tokens / seconds for tokens, seconds, _ in told] for name, told in samples.items()}
+    rates = {name: [tokens / seconds for tokens, seconds, _, _ in told] for name, told in samples.items()}
+    busy = {name: [tokens / seconds for tokens, _, _, seconds in told] for name, told in samples.items()}
     peaks = {}
-    for name in found:
+    for name in found if memory else ():
         words = [sys.executable, __file__, "--lab", str(lab), "--only", name, "--steps", str(steps)]
         peaks[name] = float(subprocess.run(words, capture_output=True, text=True, check=True).stdout.split()[-1])
 
     def ratio(one: str, other: str) -> float:
-        return statistics.median(a / b for a, b in zip(rates[one], rates[other], strict=True))
+        return [statistics.median(a / b for a, b in zip(by[one], by[other], strict=True)) for by in (rates, busy)]
 
     return {
         "hardware": hardware(), "torch": torch.__version__, "threads": 1, "load": os.getloadavg(),
-        "command": "python benchmarks/train_step.py", "rounds": rounds, "steps": steps, "samples": samples,
+        "command": f"python benchmarks/train_step.py --rounds {rounds} --steps {steps}" + ("" if memory else " --no-memory"),
+        "rounds": rounds, "steps": steps, "samples": samples,
         "tokens_per_s": {name: statistics.median(told) for name, told in rates.items()},
-        "waiting": {name: statistics.median(w / s for _, s, w in told) for name, told in samples.items()},
+        "tokens_per_processor_s": {name: statistics.median(told) for name, told in busy.items()},
+        "waiting": {name: statistics.median(w / s for _, s, w, _ in told) for name, told in samples.items()},
         "peak_mb": peaks,
         "ratios": {
             "from tensors": ratio("salad, from tensors", "plain loop, from tensors"),
@@ -192,18 +195,20 @@ def table(told: dict) -> str:
         f"**{told['hardware']}**, torch {told['torch']}, {told['threads']} thread, `{told['command']}`: {told['rounds']} "
         f"rounds of {told['steps']} steps; load average at the end {', '.join(f'{x:.1f}' for x in told['load'])}.",
         "",
-        "| miniature Stage I, speech batches | tokens/s (median) | share of peak | time waiting for data | peak resident MB |",
-        "| --- | --- | --- | --- | --- |",
+        "| miniature Stage I, speech batches | tokens/s (median) | tokens per processor second | share of peak | "
+        "time waiting for data | peak resident MB |",
+        "| --- | --- | --- | --- | --- | --- |",
     ]
     for name, rate in told["tokens_per_s"].items():
-        lines.append(f"| {name} | {rate:.0f} | – | {told['waiting'][name]:.1%} | {told['peak_mb'][name]:.0f} |")
-    lines += [f"| {name} | not measured | not measured | not measured | not measured |" for name in told["not_measured"]]
-    ratios = told["ratios"]
+        peak = f"{told['peak_mb'][name]:.0f}" if name in told["peak_mb"] else "not measured"
+        busy = told["tokens_per_processor_s"][name]
+        lines.append(f"| {name} | {rate:.0f} | {busy:.0f} | not known | {told['waiting'][name]:.1%} | {peak} |")
+    lines += [f"| {name} |" + " not measured |" * 5 for name in told["not_measured"]]
+    by_clock = ", ".join(f"{clock:.2f} × {how} ({busy:.2f} × by processor time)" for how, (clock, busy) in told["ratios"].items())
     lines += [
         "",
-        f"salad over the plain loop: {ratios['from tensors']:.2f} × from tensors "
-        f"({ratios['from tensors, packed']:.2f} × packed), {ratios['from disk']:.2f} × from disk. One second of processor "
-        f"time reads, decodes and encodes {told['reading']['real_time_factor']:.0f} s of speech.",
+        f"salad over the plain loop: {by_clock}. One second of processor time reads, decodes and encodes "
+        f"{told['reading']['real_time_factor']:.0f} s of speech.",
     ]
     return "\n".join(lines)
 
@@ -215,6 +220,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=16)
     parser.add_argument("--only", help="do one contender's steps and print the peak resident MB")
     parser.add_argument("--make", type=Path, metavar="LAB", help="make the small lab there, to be measured with --lab")
+    parser.add_argument("--no-memory", action="store_true", help="leave out the peaks, each of which takes a process of its own")
     parser.add_argument("--table", action="store_true")
     given = parser.parse_args()
     if given.table:
@@ -229,7 +235,7 @@ def main() -> None:
         print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6)
         return
     with tempfile.TemporaryDirectory() as folder:
-        told = measured(given.lab or small_lab(Path(folder) / "lab"), given.rounds, given.steps)
+        told = measured(given.lab or small_lab(Path(folder) / "lab"), given.rounds, given.steps, not given.no_memory)
     path = RESULTS / f"train-step-cpu-{os.cpu_count()}-cores.json"
     path.write_text(json.dumps(told, indent=1) + "\n")
     print(table(told))
