@@ -23,6 +23,7 @@ import tempfile
 import time
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 from torch.nn import functional as F
@@ -60,8 +61,7 @@ class Trained:
         self.model = training.start_model(lab, self.config)
         self.optimizer = training.prepared(self.model, self.config, Processes())
         self.loader = training.load_data(lab, self.config, self.model)
-        self.run = type("Run", (), {"should_stop": staticmethod(lambda: None)})
-        self.waited = 0.0
+        self.run = SimpleNamespace(should_stop=lambda: None)
 
     def step(self, taken) -> None:
         training.one_step(self.model, self.optimizer, taken, self.config, 5, self.loader.names, Processes(), self.run)
@@ -113,8 +113,10 @@ def contenders(lab: Path, steps: int, only: str | None = None) -> dict:
         if plain:
             return timed(one.loader.next, one.plain)
 
-        def measure():  # what is made ahead is made within the time that is measured
-            with closing(ahead(one.loader, one.config.data.prefetch)) as made:
+        def measure():  # no more and no less is made than is measured
+            left = iter(range(steps))
+            source = SimpleNamespace(next=lambda: None if next(left, None) is None else one.loader.next())
+            with closing(ahead(source, one.config.data.prefetch)) as made:
                 return timed(lambda: next(made), one.step)()
 
         return measure
