@@ -4,6 +4,7 @@ PYTHON := $(shell for p in python3.12 python3.11 python3; do \
 	&& echo $$p && break; done)
 BIN := .venv/bin
 LAB ?= lab
+JOBS ?= 2
 export HF_HUB_OFFLINE ?= 1
 export GRADIO_ANALYTICS_ENABLED = False
 export SALAD_LAB = $(LAB)
@@ -13,12 +14,12 @@ export SALAD_LAB = $(LAB)
 demo: .venv/installed
 	@$(BIN)/salad demo
 
-# without the Slurm tests, which wait for its clocks for minutes: `make test-all` runs them too
+# two files of tests at a time: many of them wait for processes and clocks. -rs says what was skipped, and why
 test: .venv/installed
-	$(BIN)/python -m pytest -q -m "not slurm"
+	$(BIN)/python -m pytest -q -rs -n $(JOBS) --dist loadfile
 
 test-all: .venv/installed
-	SALAD_FAULT_ROUNDS=$${SALAD_FAULT_ROUNDS:-20} $(BIN)/python -m pytest -q
+	SALAD_FAULT_ROUNDS=$${SALAD_FAULT_ROUNDS:-20} $(BIN)/python -m pytest -q -rs -n $(JOBS) --dist loadfile
 
 lint: .venv/installed
 	$(BIN)/ruff check .
