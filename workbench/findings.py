@@ -141,9 +141,10 @@ def findings(labs: dict[int, Path], axes: tuple[str, ...] = tuple(AXES)) -> Find
 
 def judge(rows: pd.DataFrame, claim: Claim) -> Row:
     """A claim's paired difference over seeds, its interval and verdict."""
+    both = set(_last(rows, claim.cell).seed) & set(_last(rows, claim.base).seed)
+    rows = rows[rows.seed.isin(both)]  # the means that are shown are of the seeds that are compared
     made = analysis.compare(rows, [claim.cell], claim.base, (claim.measure,))
     made = made[made.group == claim.group] if len(made) else made
-    both = set(_last(rows, claim.cell).seed) & set(_last(rows, claim.base).seed)
     if not len(made) or not both or not np.isfinite(made[f"{claim.measure}_over"].iloc[0]):
         return Row(claim.text, claim.source, "–", "not run")
     row = made.iloc[0]

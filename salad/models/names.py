@@ -19,7 +19,9 @@ def resolve(name: str, lab: Path | str | None) -> str:
         if folder.is_dir():
             return str(folder)
     if name.startswith((".", "/", "models/")) or name.count("/") > 1:
-        raise SaladError(f"no model folder {name!r}" + (f" in {lab}" if lab is not None else ""))
+        where = f" in {lab}" if lab is not None else ""
+        make = "; `salad demo` makes the miniature's" if name.startswith("models/") else ""
+        raise SaladError(f"no model folder {name!r}{where}{make}")
     return name
 
 
