@@ -22,6 +22,7 @@ import store
 from salad import checkpoints
 from salad.config import RunConfig, validate
 from salad.data import corpora
+from salad.data.frames import Frames
 from salad.data.loading import Encoded, Loader, Step, ahead
 from salad.distributed import Processes, whole
 from salad.errors import SaladError
@@ -112,7 +113,8 @@ def load_data(
     natural, selected, texts = first or read()
     hours = (natural.total_s + (selected.total_s if selected else 0.0)) / 3600
     size_gb = hours * 3600 * model.encoder.frame_rate * model.encoder.dim * 4 / 1e9
-    encoded = Encoded(lab, model.prompt, model.encoder, size_gb <= config.data.keep_gb, config.data.workers)
+    cached = Frames(lab, model.encoder)
+    encoded = Encoded(lab, model.prompt, model.encoder, size_gb <= config.data.keep_gb, config.data.workers, cached)
     return Loader(config, encoded, natural, selected, texts, processes.rank, processes.world)
 
 
@@ -143,6 +145,9 @@ def _train(lab, run: RunFolder, config: RunConfig, processes: Processes, progres
         run.log(f"resumed from {found.name}")
     loader = load_data(lab, config, model, run.path / "data", processes)
     loader.state = state.get("loader", loader.state)
+    for name in config.data.natural:
+        if name not in config.data.augment and (folders := loader.encoded.cached.folders(name)):
+            run.log(f"encoder frames of {name}: taken from {folders[0]} where they are whole")
     step, tokens, position = state["step"], state["tokens"], loader.state
     kept = {*optim.keep, *([decay_start(config)] if config.kind == "stage1" else [])}
     saved = step if found else None

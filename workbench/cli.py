@@ -211,7 +211,7 @@ def plan(
 
 @command(name="pass")
 def pass_(
-    what: tyro.conf.Positional[Literal["embed", "cluster", "probe", "synthesise", "check", "score"]],
+    what: tyro.conf.Positional[Literal["embed", "cluster", "probe", "synthesise", "check", "score", "encode"]],
     *,
     lab: Lab = None,
     on: str | None = None,
@@ -229,21 +229,24 @@ def pass_(
     tts: str | None = None,
     voices: str | None = None,
     asr: str | None = None,
+    encoder: str | None = None,
+    dtype: Literal["float32", "float16"] | None = None,
+    yes: bool = False,
     seed: int | None = None,
 ) -> int:
-    """Do a pass over the lab: embed or cluster a corpus, speak a probe or a selection, check or score speech.
+    """Do a pass over the lab: embed or cluster a corpus, speak a probe or a selection, check, score or encode speech.
 
     What is done is skipped, what is damaged is made again: the same command goes on where it was. With --on it is
     started there, with so many workers; Ctrl-C then stops watching it, and launch_gpu.py shows, stops and resumes it.
 
     Args:
-        what: embed, cluster, probe, synthesise, check or score.
+        what: embed, cluster, probe, synthesise, check, score or encode.
         on: here, slurm, ssh:HOST or a target's name; without it, in this process.
         workers: how many shards side by side.
         gpus: for each worker, a number or TYPE:NUMBER.
-        run: score: the run; by default the newest Stage I.
+        run: score, encode: the run; by default the newest Stage I.
         step: score: the checkpoint; by default the last.
-        speech: score, check: a folder of lab/speech (heldout, probe); probe: its own (probe).
+        speech: score, check, encode: a folder of lab/speech (heldout, probe, natural); probe: its own (probe).
         corpus: embed, cluster: a corpus (broad).
         model: embed, cluster: teacher (the default), or a sentence-transformers model.
         k: cluster: how many (16).
@@ -253,6 +256,9 @@ def pass_(
         tts: probe, synthesise: espeak (the default), kokoro, or package.module:name.
         voices: probe, synthesise: comma-separated; a probe is spoken in all of them.
         asr: probe, synthesise, check: the recogniser; by default lab/models/recogniser.
+        encoder: encode: a causal encoder by name, in place of a run's.
+        dtype: encode: in which frames are kept (float32: what training computes with).
+        yes: encode: go on though the frames take more than 50 GB.
         seed: of the patterns, the clustering, the texts or the voices.
     """
     import store
@@ -264,9 +270,10 @@ def pass_(
     given = {
         "run_id": run, "step": step, "speech": speech, "corpus": corpus, "model": model, "k": k, "seed": seed,
         "clustering": clustering, "per_cluster": per_cluster, "selection": selection, "tts": tts, "asr": asr,
-        "voices": voices and voices.split(","),
+        "voices": voices and voices.split(","), "encoder": encoder, "dtype": dtype,
     }  # fmt: skip
-    folder = passes.prepare(store.lab_path(lab), what, {name: value for name, value in given.items() if value is not None})
+    options = {name: value for name, value in given.items() if value is not None}
+    folder = passes.prepare(store.lab_path(lab), what, options, yes)
     if on is None and workers == 1:
         with _bar(what) as progress:
             told = passes.here(folder, progress)

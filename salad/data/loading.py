@@ -4,7 +4,7 @@ import copy
 import hashlib
 import math
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -15,6 +15,7 @@ from salad.data import augmentation
 from salad.data.augmentation import Alteration
 from salad.data.batches import Batch, collate
 from salad.data.corpora import SpokenText, audio
+from salad.data.frames import Frames
 from salad.data.interleaving import Sequence as Laid
 from salad.data.interleaving import Span, Unit, interleave, shortened, training_pattern, units
 from salad.errors import SaladError
@@ -53,9 +54,9 @@ class Encoded:
     recording; one with look-ahead hears each speech span's samples alone, so its frames depend on the pattern.
     """
 
-    def __init__(self, lab, prompt, encoder, keep: bool = True, workers: int = 4):
-        """`prompt`: the model's PromptFormat."""
-        self.lab, self.prompt, self.encoder, self.keep = lab, prompt, encoder, keep
+    def __init__(self, lab, prompt, encoder, keep: bool = True, workers: int = 4, cached: Frames | None = None):
+        """`prompt`: the model's PromptFormat. `cached`: frames on disk, which are taken where they are there."""
+        self.lab, self.prompt, self.encoder, self.keep, self.cached = lab, prompt, encoder, keep, cached
         self._known: dict[str, tuple[float, Written, list[Unit]]] = {}
         self._frames: dict[str, np.ndarray] = {}
         self._readers = None if keep else ThreadPoolExecutor(workers, thread_name_prefix="audio")
@@ -82,19 +83,23 @@ class Encoded:
         """The interleaved sequence of `spans`, as the prompt's format has it."""
         return self._written(spoken)[0].sequence(spans)
 
-    def frames(self, spoken: SpokenText, spans: list[Span]) -> np.ndarray | None:
-        """Encoder frames [F, D] for the speech among `spans`, None where there is none."""
+    def frames(self, spoken: SpokenText, spans: list[Span], cached: bool = True) -> np.ndarray | None:
+        """Encoder frames [F, D] for the speech among `spans`, None where there is none. `cached`: those on disk will do."""
         if not any(span.speech for span in spans):
             return None
         if spoken.synthesis_id in self._frames:
             return self._frames[spoken.synthesis_id]
-        frames = self._encode(audio(self.lab, spoken, self.encoder.sample_rate), spans)
+        frames = self.cached.of(spoken) if cached and self.cached is not None else None
+        if frames is None:
+            frames = self._encode(audio(self.lab, spoken, self.encoder.sample_rate), spans)
         if self.keep and self.encoder.causal:
             self._frames[spoken.synthesis_id] = frames
         return frames
 
-    def frames_of(self, members: list["Member"], noises: dict[str, augmentation.Noise]) -> list[np.ndarray | None]:
-        """The same for the samples of a batch, with what alters them done to their sound."""
+    def frames_of(self, members: list["Member"], noises: dict[str, augmentation.Noise],
+                  augmented: Container[str] = ()) -> list[np.ndarray | None]:  # fmt: skip
+        """The same for the samples of a batch, with what alters them done to their sound. Frames on disk are not taken
+        for the sources `augmented`."""
         rate = self.encoder.sample_rate
 
         def sound(member: Member) -> np.ndarray:
@@ -111,10 +116,15 @@ class Encoded:
             for i in heard:
                 one = members[i]
                 if one.alteration is None:
-                    found[i] = self.frames(one.recording, one.spans)
+                    found[i] = self.frames(one.recording, one.spans, one.source not in augmented)
                 else:
                     found[i] = self._encode(sound(one), one.spans)
             return found
+        if self.cached is not None:
+            for i in heard:
+                if members[i].source not in augmented:
+                    found[i] = self.cached.of(members[i].recording)
+            heard = [i for i in heard if found[i] is None]
         sounds = list(self._readers.map(sound, [members[i] for i in heard]))
         if self.encoder.causal and self.encoder.longest_s is None:
             for i, frames in zip(heard, self._encode_together(sounds), strict=True):
@@ -279,7 +289,7 @@ class Loader:
     def _batch(self, members: list[Member]) -> Batch:
         return collate(
             [m.laid for m in members],
-            self.encoded.frames_of(members, self.noises),
+            self.encoded.frames_of(members, self.noises, self.config.data.augment),
             [m.sample_id for m in members],
             [m.source for m in members],
             context=self.config.sequences.context if self.config.optim.batch_tokens else None,

@@ -1,5 +1,7 @@
 """Frozen speech encoders behind one small interface: samples in, frames out."""
 
+import hashlib
+import json
 import math
 from pathlib import Path
 
@@ -146,6 +148,23 @@ def load_encoder(config: EncoderConfig, lab: Path | str | None = None) -> Speech
     except (OSError, ValueError) as error:
         raise SaladError(f"encoder {name!r} cannot be loaded: {str(error).splitlines()[0]}") from None
     return wrap(model, name, extractor)
+
+
+def fingerprint(encoder: SpeechEncoder) -> str:
+    """SHA-256 of what an encoder computes with: its class, its configuration, its weights and their types.
+
+    The code of an encoder of one's own is not in it: where that changes, its class or its weights must."""
+    config = getattr(getattr(encoder, "model", None), "config", None)
+    told = {} if config is None else config.to_dict()
+    for name in ("_name_or_path", "transformers_version", "architectures"):  # of the folder that it came from
+        told.pop(name, None)
+    kind = f"{type(encoder).__module__}.{type(encoder).__qualname__}"
+    about = [kind, encoder.sample_rate, encoder.frame_rate, encoder.dim, encoder.longest_s, told]
+    total = hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode())
+    for name, tensor in sorted(encoder.state_dict().items()):
+        total.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        total.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return total.hexdigest()
 
 
 def wrap(model, name: str, extractor=None) -> SpeechEncoder:

@@ -1,5 +1,5 @@
-"""Passes: embed, cluster, probe, synthesise, check, score. Each is a plain function of (lab, …, shard, shards)
-that writes store units and Shar only, started once or N times by an engine (`python -m salad.passes`).
+"""Passes: embed, cluster, probe, synthesise, check, score, encode. Each is a plain function of (lab, …, shard, shards)
+that writes store units, Shar and encoder frames only, started once or N times by an engine (`python -m salad.passes`).
 
 A pass's work is divided into parts, which depend on its inputs alone: shard i of N makes every N-th. A part is done
 when its units exist, so any number of workers, killed at any time and started again, leave the same units; one that is
@@ -21,8 +21,8 @@ TOLD = 5  # failures that are named
 
 class Part(NamedTuple):
     """A piece of a pass's work. `made_from` and `tables` are the units that it publishes; `size`: of what progress
-    counts; `make(tick)` does it, calling `tick(n)` as it goes. `whole()`: whether what it writes beside units (a Shar)
-    is as it should be."""
+    counts; `make(tick)` does it, calling `tick(n)` as it goes. `whole()`: whether what it writes beside units (a Shar,
+    frames) is as it should be."""
 
     made_from: dict
     tables: tuple[str, ...]

@@ -6,6 +6,7 @@ is done and makes again what is damaged. Its keyword arguments are its options.
 
 import inspect
 import os
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -181,22 +182,57 @@ def score(lab, run_id: str | None = None, step: int | None = None, speech: str =
     return f"{speech} scored by {run_id}, step {step}"
 
 
+def encode(lab, speech: str = "natural", run_id: str | None = None, encoder: str | None = None, dtype: str = "float32", *,
+           shard: int = 0, shards: int = 1, progress: Progress | None = None) -> str:  # fmt: skip
+    """Keep the frames of a speech folder under a run's frozen causal encoder (or one by name), for training to read."""
+    from salad.data import frames
+    from salad.models.encoders import fingerprint
+    from salad.passes.encode import encode as work
+
+    loaded, spoken = to_encode(lab, speech, run_id, encoder)
+    sha256 = fingerprint(loaded)
+    work(lab, lambda: on_device(loaded), sha256, spoken, dtype, shard, shards, progress)
+    folder = frames.path_of("lab", f"speech/{speech}/-.tar", sha256, dtype).parent
+    return f"frames of {len(spoken)} recordings of {speech} in {folder}"
+
+
+def to_encode(lab, speech: str, run_id: str | None, encoder: str | None):
+    """(the causal encoder of a run, by default the newest Stage I's, or the one called `encoder`; the recordings)."""
+    from salad.config import EncoderConfig
+    from salad.models.encoders import load_encoder
+    from salad.passes.encode import refuse_look_ahead
+
+    if run_id is not None and encoder is not None:
+        raise SaladError("say --run or --encoder, not both")
+    if encoder is not None:
+        config = EncoderConfig(name=encoder)
+    else:
+        run = validate(RunConfig, RunFolder.open(lab, run_id or newest(lab, "stage1")).config)
+        while run.parent is not None:  # whose encoder it has
+            run = validate(RunConfig, RunFolder.open(lab, run.parent).config)
+        config = run.encoder
+    loaded = load_encoder(config, lab).eval()
+    refuse_look_ahead(loaded, config.name)
+    return loaded, corpora.of_speech(store.connect(lab), [speech])
+
+
 def on_device(model):
     import torch
 
     return model.to("cuda") if torch.cuda.is_available() else model
 
 
-PASSES = {f.__name__: f for f in (embed, cluster, probe, synthesise, check, score)}
+PASSES = {f.__name__: f for f in (embed, cluster, probe, synthesise, check, score, encode)}
 
 
 # --- running one ---
 
 
-def prepare(lab: Path | str, name: str, options: dict) -> RunFolder:
+def prepare(lab: Path | str, name: str, options: dict, yes: bool = False, say: Callable[[str], None] = print) -> RunFolder:
     """The run folder of a pass with these options (None: the pass's own choice, made now where it is of this moment).
 
-    SaladError for a pass or an option that there is not."""
+    encode says its size first (`say`), and needs `yes` for more than 50 GB. SaladError for a pass or an option that there
+    is not."""
     if name not in PASSES:
         raise SaladError(f"no pass {name!r}; there are {', '.join(PASSES)}")
     known = inspect.signature(PASSES[name]).parameters
@@ -207,9 +243,31 @@ def prepare(lab: Path | str, name: str, options: dict) -> RunFolder:
     if name == "score":  # what is newest may change between the workers' starts
         told["run_id"] = told.get("run_id") or newest(lab, "stage1")
         told["step"] = checkpoint_of(lab, told["run_id"], told.get("step"))[1]
+    if name == "encode":
+        _say_size(lab, told, yes, say)
     if name == "probe":
         told["clustering"] = told.get("clustering") or newest_clustering(lab)
     return RunFolder.create(lab, "pass", name, {"pass": name, **told})
+
+
+def _say_size(lab, told: dict, yes: bool, say) -> None:
+    """The size of what `encode` would keep, said before any of it is there; a run is put in `told` where none is."""
+    from salad.data.frames import DTYPES
+    from salad.passes.encode import ASKED_GB, told_size
+
+    if "encoder" not in told:
+        try:
+            told["run_id"] = told.get("run_id") or newest(lab, "stage1")
+        except SaladError as error:
+            raise SaladError(f"{error}, or an encoder with --encoder") from None
+    speech, dtype = told.setdefault("speech", "natural"), told.setdefault("dtype", "float32")
+    if dtype not in DTYPES:
+        raise SaladError(f"--dtype {dtype}: frames are kept in {' or '.join(DTYPES)}")
+    encoder, spoken = to_encode(lab, speech, told.get("run_id"), told.get("encoder"))
+    size, line = told_size(speech, spoken, encoder, dtype)
+    say(line)
+    if size > ASKED_GB and not yes:
+        raise SaladError(f"frames of {speech} would take {size:,.1f} GB in {Path(lab, 'frames')}: say --yes to go on")
 
 
 def perform(run: RunFolder, shard: int = 0, shards: int = 1, progress: Progress | None = None) -> str:
