@@ -178,11 +178,12 @@ def test_workers_killed_at_any_moment_leave_what_a_clean_run_leaves(lab, tmp_pat
     kept(tmp_path / "clean")
     process.set_forkserver_preload(["test_encode", "salad.models.phone"])
     killed = 0
-    for seconds in (0.03, 0.1, 0.3):
+    for files in (0, 1, 3):  # that are there, or half there, when they are killed
         both = [process.Process(target=kept, args=(lab, "float32", shard, 2)) for shard in (0, 1)]
         for one in both:
             one.start()
-        time.sleep(seconds)
+        while len(list((lab / "frames").rglob("*.*"))) < files and any(one.is_alive() for one in both):
+            time.sleep(0.001)
         for one in both:
             one.kill()  # -9
             one.join()
