@@ -7,6 +7,7 @@ is computed on the way, in the forward pass, where one is needed. `position_dive
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import NamedTuple
@@ -426,6 +427,11 @@ def _sum_dtype(*projections) -> torch.dtype:
     return torch.float64 if any(p.dtype == torch.float64 for p in projections) else torch.float32
 
 
+# The precision of float32 products is a setting of the whole process: what another thread computes in float32 while a
+# loss may be under way (the loader's encoder does) holds this, or some of its products are rounded.
+whole_float32 = threading.RLock()
+
+
 @contextmanager
 def _bfloat16_products(dtype: torch.dtype) -> Iterator[None]:
     """On CPU, float32 products whose factors are rounded to bfloat16 (exact for factors that already were)."""
@@ -433,11 +439,12 @@ def _bfloat16_products(dtype: torch.dtype) -> Iterator[None]:
         yield
         return
     setting = torch.backends.mkldnn.matmul
-    before, setting.fp32_precision = setting.fp32_precision, "bf16"
-    try:
-        yield
-    finally:
-        setting.fp32_precision = before
+    with whole_float32:
+        before, setting.fp32_precision = setting.fp32_precision, "bf16"
+        try:
+            yield
+        finally:
+            setting.fp32_precision = before
 
 
 def _log_softmax_(logits: Tensor) -> Tensor:

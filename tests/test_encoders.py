@@ -1,5 +1,7 @@
 """The frozen encoders, as random models of their real classes: rates, what each frame may hear, long recordings."""
 
+import threading
+
 import numpy as np
 import pytest
 import torch
@@ -151,3 +153,25 @@ def test_an_encoder_nobody_wrote_is_refused(folders, tmp_path):
         load_encoder(EncoderConfig(name=str(teacher(tmp_path / "llm"))))
     with pytest.raises(SaladError, match="no module 'nowhere'"):
         load_encoder(EncoderConfig(name="nowhere:Ears"))
+
+
+def test_a_loss_in_bfloat16_beside_it_changes_no_frame(folders):
+    """On CPU the loss tells oneDNN to multiply float32 in bfloat16: for the whole process, other threads too."""
+    from salad.objective import distillation_loss
+
+    encoder = load_encoder(EncoderConfig(name=str(folders / "phone")))
+    sound = noise(encoder, 4.0)
+    alone, done = encoder(sound), threading.Event()
+    hidden, head = torch.randn(512, 64).bfloat16(), torch.randn(4096, 64).bfloat16()
+
+    def losses():
+        while not done.is_set():
+            distillation_loss(hidden, head, hidden.flip(0), head, torch.zeros(512, dtype=torch.long))
+
+    beside = threading.Thread(target=losses)
+    beside.start()
+    try:
+        assert all(torch.equal(encoder(sound), alone) for _ in range(40))
+    finally:
+        done.set()
+        beside.join()

@@ -20,6 +20,7 @@ from salad.data.interleaving import Sequence as Laid
 from salad.data.interleaving import Span, Unit, interleave, shortened, training_pattern, units
 from salad.errors import SaladError
 from salad.models.prompts import Written
+from salad.objective import whole_float32
 
 POOL = 8  # batches that are drawn together and sorted by length, so that little of a batch is padding
 ENCODED_S = 600.0  # seconds of speech, padding included, that a causal encoder hears at a time
@@ -180,7 +181,7 @@ class Encoded:
             samples = np.zeros((len(group), longest), dtype=np.float32)
             for row, i in enumerate(group):
                 samples[row, : len(sounds[i])] = sounds[i]
-            with torch.no_grad():
+            with torch.no_grad(), whole_float32:
                 told = encoder.frames(torch.from_numpy(samples).to(device)).cpu().numpy()
             for row, i in enumerate(group):
                 count = math.floor(len(sounds[i]) / encoder.sample_rate * encoder.frame_rate + 1e-6)

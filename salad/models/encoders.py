@@ -11,6 +11,7 @@ from torch import nn
 from salad.config import EncoderConfig
 from salad.errors import SaladError
 from salad.models.names import DTYPES, load_object, quiet, resolve
+from salad.objective import whole_float32
 
 
 class SpeechEncoder(nn.Module):
@@ -43,7 +44,8 @@ class SpeechEncoder(nn.Module):
         if count == 0:
             return samples_T.new_zeros(0, self.dim)
         window = samples_T.shape[-1] if self.longest_s is None else int(self.longest_s * self.sample_rate)
-        parts = [self.frames(part[None])[0] for part in samples_T.split(window)]
+        with whole_float32:
+            parts = [self.frames(part[None])[0] for part in samples_T.split(window)]
         frames = torch.cat(parts)[:count]
         if len(frames) < count:
             frames = torch.cat([frames, frames.new_zeros(count - len(frames), self.dim)])
