@@ -134,6 +134,16 @@ class ObjectiveConfig(Frozen):
     divergence: Literal["forward_kl", "reverse_kl", "jsd"] = Field(
         "forward_kl", description="D is the forward KL; the others are ablations"
     )
+    teacher_cache: bool = Field(
+        False, description="keep what the teacher says in lab/caches, for further seeds and alphas (LoRA, one process)"
+    )
+    teacher_cache_gb: float = Field(50.0, gt=0, description="a larger teacher cache is refused until this is raised")
+
+    @model_validator(mode="after")
+    def _cached(self):
+        if self.teacher_cache and self.divergence != "forward_kl":
+            raise ValueError("teacher_cache holds what forward_kl needs; the other divergences need the teacher itself")
+        return self
 
 
 class OptimConfig(Frozen):

@@ -148,12 +148,15 @@ def _train(lab, run: RunFolder, config: RunConfig, processes: Processes, progres
     for name in config.data.natural:
         if name not in config.data.augment and (folders := loader.encoded.cached.folders(name)):
             run.log(f"encoder frames of {name}: taken from {folders[0]} where they are whole")
+    cache = teacher_cache(lab, config, model, loader, processes, run) if config.objective.teacher_cache else None
     step, tokens, position = state["step"], state["tokens"], loader.state
     kept = {*optim.keep, *([decay_start(config)] if config.kind == "stage1" else [])}
     saved = step if found else None
 
     def save() -> None:
         nonlocal saved
+        if cache is not None:
+            cache.write()
         if saved != step:
             told = {"tokens": tokens, "loader": position, "made_by": made_by}
             checkpoints.save(run.path, step, model, optimizer, told, processes)
@@ -169,7 +172,7 @@ def _train(lab, run: RunFolder, config: RunConfig, processes: Processes, progres
             began = time.monotonic()
             taken = next(steps)
             meter.waited += time.monotonic() - began
-            done = one_step(model, optimizer, taken, config, step, loader.names, processes, run)
+            done = one_step(model, optimizer, taken, config, step, loader.names, processes, run, cache)
             if done is None:  # asked to end between two forward passes: this step is done again
                 save()
                 raise run.should_stop() or Preempted()
@@ -182,6 +185,22 @@ def _train(lab, run: RunFolder, config: RunConfig, processes: Processes, progres
                 save()
             if ends and step < optim.steps:
                 raise run.should_stop() or Preempted()
+
+
+def teacher_cache(lab, config: RunConfig, model: SpeechLM, loader: Loader, processes: Processes, run: RunFolder):
+    """The cache that `objective.teacher_cache` asks for, its size told; a SaladError where it cannot be, or is too large."""
+    from salad.teacher_cache import TeacherCache
+
+    if processes.world > 1:  # one would wait in the teacher's sharded layers for another that need not go there
+        raise SaladError(
+            f"objective.teacher_cache works in one process, and this run has {processes.world}: set "
+            "objective.teacher_cache=false, or take one GPU"
+        )
+    cache = TeacherCache(lab, model)
+    told = cache.says(loader, config)
+    print(told, flush=True)
+    run.log(told)
+    return cache
 
 
 def check_unchanged(run_id: str, before: dict | None, now: dict) -> None:
@@ -246,7 +265,8 @@ class Done(NamedTuple):
 
 
 def one_step(
-    model: SpeechLM, optimizer, taken: Step, config: RunConfig, step: int, names: list[str], processes: Processes, run
+    model: SpeechLM, optimizer, taken: Step, config: RunConfig, step: int, names: list[str], processes: Processes, run,
+    cache=None,
 ) -> Done | None:
     """Forward, backward and update on one step's batches; None, with nothing changed, if asked to end in between.
 
@@ -266,7 +286,8 @@ def one_step(
             return None
         moved = batch.to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=model.dtype == torch.bfloat16):
-            out = model(moved, **config.objective.model_dump(), reduction="sum", per_position=True)
+            told = {"alpha": config.objective.alpha, "divergence": config.objective.divergence, "teacher_cache": cache}
+            out = model(moved, **told, reduction="sum", per_position=True)
         (out.loss * (processes.world / positions)).backward()  # FSDP2 takes the mean over the processes
         corpus = torch.tensor([names.index(source) for source in batch.sources], device=device)[moved.sample_N]
         sums[0] += out.loss.detach().double()
@@ -310,12 +331,14 @@ PEAK_TFLOPS = {  # dense bfloat16 matrix products, of the makers' data sheets
 def flops(model: SpeechLM, config: RunConfig, taken_tokens: int, text_tokens: int, positions: int) -> float:
     """Floating-point operations of a step's matrix products with the LLM's weights: twice a weight forward, twice
     backward, twice more for its own gradient where it trains (not counted: attention, adapter, encoder, what gradient
-    checkpointing computes again). The teacher goes forward only, over the text; both heads over the positions only."""
+    checkpointing computes again). The teacher goes forward only, over the text (with a cache
+    of it, that is not counted); both heads over the positions only."""
     full = config.llm.finetune == "full"
     layers = sum(p.numel() for p in model.llm.get_decoder().layers.parameters() if full or not p.requires_grad)
     head = model.head.numel()
-    per_token = (6 if full else 4) * layers
-    return per_token * taken_tokens + 2 * layers * text_tokens + (2 + 2 + 2 + (2 if full else 0)) * head * positions
+    per_token, teacher = (6 if full else 4) * layers, 0 if config.objective.teacher_cache else 2
+    heads = (teacher + 2 + 2 + (2 if full else 0)) * head
+    return per_token * taken_tokens + teacher * layers * text_tokens + heads * positions
 
 
 class Meter:

@@ -1,6 +1,7 @@
 """Batches: sequences of several samples, one a row (padded on the right, which causal models never see) or packed."""
 
-from dataclasses import dataclass, fields, replace
+import hashlib
+from dataclasses import dataclass, field, fields, replace
 
 import numpy as np
 import torch
@@ -17,7 +18,8 @@ class Batch:
     or None where nothing is spoken. Per text position, N of them over the batch: `rows_N` (into the flattened [B·T])
     and `text_rows_N` (into [B·S]) predict `targets_N`; `after_N` says whether speech stands before; `sample_N` numbers
     the sample in the batch; `positions_N` is the token's index in its text. `tokens`: text tokens and frames fed,
-    without padding. `sources`: the corpus of each sample, where training asks for it.
+    without padding. `sources`: the corpus of each sample, where training asks for it. `texts`: of each sample's plain
+    text a hash of its ids, its first row in the flattened [B·S], and its length.
 
     Packed, `place_BT` and `text_place_BS` int64 count from 0 in each document; given as `position_ids` without a
     cache, they keep attention within a document (transformers makes the mask). None where each row is one sample.
@@ -38,6 +40,7 @@ class Batch:
     sources: list[str]
     place_BT: torch.Tensor | None = None
     text_place_BS: torch.Tensor | None = None
+    texts: list[tuple[str, int, int]] = field(default_factory=list)
 
     def to(self, device) -> "Batch":
         moved = {f.name: getattr(self, f.name) for f in fields(self)}
@@ -107,6 +110,10 @@ def collate(
         tokens=sum(n for n, _ in lengths),
         sample_ids=list(sample_ids),
         sources=list(sources or []),
+        texts=[
+            (hashlib.blake2b(s.text_ids.astype(np.int64).tobytes(), digest_size=16).hexdigest(), int(start), len(s.text_ids))
+            for s, start in zip(sequences, row * longest_text + text_at, strict=True)
+        ],
         **places,
     )
 

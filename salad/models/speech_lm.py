@@ -276,10 +276,25 @@ class SpeechLM(nn.Module):
         ).last_hidden_state
 
     def forward(self, batch, alpha: float = 1.0, reduction: str = "mean", per_position: bool = False,
-                divergence: str = "forward_kl"):  # fmt: skip
-        """The distillation objective on a batch: `salad.objective.distillation_loss`'s named tuple."""
+                divergence: str = "forward_kl", teacher_cache=None):  # fmt: skip
+        """The distillation objective on a batch: `salad.objective.distillation_loss`'s named tuple.
+
+        With a `salad.teacher_cache.TeacherCache` the teacher reads only what that does not hold."""
         from salad.objective import distillation_loss
 
+        if teacher_cache is not None:
+            from salad.teacher_cache import cached_distillation_loss
+
+            return cached_distillation_loss(
+                self.hidden(batch).flatten(0, 1)[batch.rows_N],
+                self.head,
+                teacher_cache.record(batch, self),
+                batch.targets_N,
+                alpha=alpha,
+                vocab_size=self.vocab_size,
+                reduction=reduction,
+                per_position=per_position,
+            )
         teacher = self.teacher
         return distillation_loss(
             self.hidden(batch).flatten(0, 1)[batch.rows_N],

@@ -1,0 +1,214 @@
+"""The teacher's record against a float64 reference, and a run that trains from records against one that does not."""
+
+import pytest
+import torch
+from test_objective import reference, relative
+from tiny import config, lab
+
+from salad import SaladError, training
+from salad.config import ObjectiveConfig, validate
+from salad.distributed import Processes
+from salad.objective import distillation_loss
+from salad.teacher_cache import TeacherCache, bytes_per_position, cache_rows, cached_distillation_loss
+
+
+def inputs(n=37, v=101, h=16, dtype=torch.float32, noise=0.3):
+    head = (torch.randn(v, h) / 2).to(dtype)
+    teacher = torch.randn(n, h)
+    student = (teacher + noise * torch.randn(n, h)).to(dtype).requires_grad_()
+    return student, head, teacher.to(dtype), torch.randint(0, v, (n,))
+
+
+def at_divergence(kl, n=256, v=4096, h=128):
+    """bf16 inputs under one head whose mean KL is near `kl`."""
+    head, teacher = (torch.randn(v, h) / h**0.5).bfloat16(), (torch.randn(n, h) * 3.0).bfloat16()
+    low, high = 0.0, 8.0
+    noise, target = torch.randn(n, h), torch.randint(0, v, (n,))
+    for _ in range(20):
+        middle = (low + high) / 2
+        student = (teacher.float() + noise * middle).bfloat16()
+        d = reference(student, head, teacher, head, target, 1.0, v)[1].mean().item()
+        low, high = (middle, high) if d < kl else (low, middle)
+    assert abs(d / kl - 1) < 0.1, f"KL {d}"
+    return student.requires_grad_(), head, teacher, target
+
+
+@pytest.mark.parametrize("kl", [0.01, 3.0])
+def test_bfloat16_gradients_are_within_one_percent(kl, monkeypatch):
+    """The objective's gate; also with products whose factors are rounded to bfloat16, as a GPU's are."""
+    import salad.teacher_cache as module
+
+    student, head, teacher, target = at_divergence(kl)
+    products, vocab = module._times_head, head.shape[0]
+
+    def rounded(projection, weights, spare=None):
+        return products(projection, weights.bfloat16().float() if spare is None else weights, spare)
+
+    exact = student.detach().double().requires_grad_()
+    for alpha in (1.0, 0.5, 0.0):
+        expected = [x.mean() for x in reference(exact, head, teacher, head, target, alpha, vocab)]
+        want = torch.autograd.grad(expected[0], exact)[0]
+        for used in (products, rounded):
+            monkeypatch.setattr(module, "_times_head", used)
+            record = cache_rows(teacher, head, chunk_rows=100)
+            out = cached_distillation_loss(student, head, record, target, alpha, chunk_rows=64)
+            for x, y in zip(out, expected, strict=True):
+                assert abs(x.item() / y.item() - 1) < 2e-3
+            got = torch.autograd.grad(out.loss, student)[0]
+            assert got.dtype == torch.bfloat16 and relative(got, want) < 0.01
+            assert ((got.double() - want).norm(dim=1) / want.norm(dim=1)).quantile(0.99) < 0.02
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("alpha", [0.0, 0.3, 1.0])
+def test_it_is_the_objective(alpha, reduction):
+    """Padded ids, rows without loss, a weight on the loss: as `distillation_loss` has them, within float16."""
+    student, head, teacher, target = inputs()
+    with torch.no_grad():
+        head[90:] += 50.0
+    target = target.clamp_max(89)
+    target[::3] = -100
+    record = cache_rows(teacher, head, 90)
+    out = cached_distillation_loss(student, head, record, target, alpha, 90, reduction, chunk_rows=8)
+    want = distillation_loss(student, head, teacher, head, target, alpha, 90, reduction)
+    for x, y in zip(out, want, strict=True):
+        assert x.shape == y.shape
+        torch.testing.assert_close(x, y, rtol=2e-3, atol=2e-4)
+    weight = torch.rand_like(out.loss)
+    got, expected = (torch.autograd.grad((x.loss * weight).sum(), student)[0] for x in (out, want))
+    assert relative(got, expected) < 2e-3
+    assert (got[::3] == 0).all()
+    assert sum(x.nbytes for x in record) == 37 * bytes_per_position(16)
+
+
+def test_the_teachers_own_states_give_no_divergence():
+    for dtype in (torch.float32, torch.bfloat16):
+        _, head, teacher, target = inputs(v=999, dtype=dtype)
+        out = cached_distillation_loss(teacher, head, cache_rows(teacher, head), target, reduction="none")
+        assert out.d.max() < 5e-6
+
+
+def test_no_position_gives_a_zero_loss_that_backpropagates():
+    student, head, teacher, target = inputs()
+    for n, targets in ((0, target[:0]), (37, torch.full_like(target, -100))):
+        out = cached_distillation_loss(student[:n], head, cache_rows(teacher[:n], head), targets)
+        out.loss.backward()
+        assert out.loss == 0 and (student.grad == 0).all()
+
+
+def test_logits_are_never_whole():
+    student, head, teacher, target = inputs(n=2560, v=20_000, h=4)
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Largest(TorchDispatchMode):
+        bytes = 0
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            out = function(*args, **(kwargs or {}))
+            for x in out if isinstance(out, tuple | list) else (out,):
+                if isinstance(x, torch.Tensor):
+                    self.bytes = max(self.bytes, x.untyped_storage().nbytes())
+            return out
+
+    with Largest() as largest:
+        cached_distillation_loss(student, head, cache_rows(teacher, head), target).loss.backward()
+    assert largest.bytes <= 2 * 4 * 256 * 20_000  # two float32 buffers of a chunk's rows
+
+
+def test_what_does_not_fit_is_refused_in_one_line():
+    student, head, teacher, target = inputs()
+    record = cache_rows(teacher, head)
+    with pytest.raises(SaladError, match="head trains") as error:
+        cached_distillation_loss(student, head.clone().requires_grad_(), record, target)
+    assert "\n" not in str(error.value)
+    for change, message in (({"alpha": 2.0}, "alpha"), ({"reduction": "x"}, "reduction")):
+        with pytest.raises(SaladError, match=message):
+            cached_distillation_loss(student, head, record, target, **change)
+    with pytest.raises(SaladError, match="do not fit"):
+        cached_distillation_loss(student[1:], head, record, target[1:])
+    with pytest.raises(SaladError, match="forward_kl"):
+        validate(ObjectiveConfig, {"teacher_cache": True, "divergence": "jsd"})
+
+
+# --- the trainer ---
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    return lab(tmp_path_factory.mktemp("lab"))
+
+
+def trained(place, **changes):
+    run = training.prepare(place, config(**changes), "tiny")
+    training.train(place, run.run_id)
+    return run
+
+
+def losses(run) -> list[float]:
+    return [row["values"]["loss"] for row in run.metrics()]
+
+
+def test_a_run_from_the_cache_has_the_losses_of_one_without(place, monkeypatch, capsys):
+    from salad.models.speech_lm import Teacher
+
+    read, real = [], Teacher.hidden
+    monkeypatch.setattr(Teacher, "hidden", lambda self, ids, *rest: (read.append(ids.shape), real(self, ids, *rest))[1])
+    cached = ObjectiveConfig(teacher_cache=True)
+    without = losses(trained(place))
+    steps = len(read)
+    first = trained(place, objective=cached)
+    made = len(read) - steps
+    assert "teacher cache: up to" in capsys.readouterr().out
+    assert losses(first) == pytest.approx(without, rel=2e-3, abs=1e-5)
+    again = training.prepare(place, config(objective=cached), "tiny", repetition=1)
+    training.train(place, again.run_id)
+    assert losses(again) == losses(first)  # and the teacher reads nothing
+    assert len(read) == steps + made
+    other = trained(place, objective=ObjectiveConfig(teacher_cache=True, alpha=0.5))
+    assert len(read) == steps + made
+    assert losses(other) == pytest.approx(losses(trained(place, objective=ObjectiveConfig(alpha=0.5))), rel=2e-3, abs=1e-5)
+
+
+@pytest.mark.parametrize(("dtype", "near"), [("float32", 2e-3), ("bfloat16", 1e-2)])
+def test_packed_rows_find_their_texts(place, dtype, near):
+    optim = config().optim.model_copy(update={"batch_tokens": 200, "steps": 6})
+    llm = config().llm.model_copy(update={"dtype": dtype})
+    with_cache = [ObjectiveConfig(teacher_cache=x) for x in (False, True)]
+    told = [losses(trained(place, optim=optim, llm=llm, objective=x)) for x in with_cache]
+    assert told[1] == pytest.approx(told[0], rel=near, abs=1e-5)
+
+
+def test_a_file_that_was_cut_short_is_made_again(place, capsys):
+    made = ObjectiveConfig(teacher_cache=True, alpha=0.75)
+    whole = losses(trained(place, objective=made))
+    files = list((place / "caches" / "teacher").glob("*/part-*.safetensors"))
+    assert files
+    for path in files:
+        path.write_bytes(path.read_bytes()[:-40])
+    run = training.prepare(place, config(objective=made), "tiny", repetition=1)
+    training.train(place, run.run_id)
+    assert "is damaged and is left out" in capsys.readouterr().err
+    assert losses(run) == whole
+
+
+def test_where_it_cannot_be_it_is_refused(place, monkeypatch):
+    full = config().llm.model_copy(update={"finetune": "full"})
+    with pytest.raises(SaladError, match="one frozen head"):
+        trained(place, llm=full, objective=ObjectiveConfig(teacher_cache=True))
+    small = ObjectiveConfig(teacher_cache=True, teacher_cache_gb=1e-6)
+    with pytest.raises(SaladError, match=r"agree with --set objective.teacher_cache_gb=\d+") as error:
+        trained(place, objective=small)
+    assert "\n" not in str(error.value)
+    model = training.start_model(place, config())
+    loader = training.load_data(place, config(), model)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(SaladError, match="one process, and this run has 2"):
+        training.teacher_cache(place, config(), model, loader, Processes(), None)
+
+
+def test_another_teacher_has_a_cache_of_its_own(place, tmp_path):
+    from tiny import teacher
+
+    model = training.start_model(place, config())
+    other = training.start_model(place, config(llm=config().llm.model_copy(update={"name": str(teacher(tmp_path, seed=9))})))
+    assert TeacherCache(place, model).folder != TeacherCache(place, other).folder
