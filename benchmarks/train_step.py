@@ -3,6 +3,7 @@
     python benchmarks/train_step.py                   # makes a small lab of the miniature's own parts, then measures
     python benchmarks/train_step.py --lab lab         # an existing lab of the demo
     python benchmarks/train_step.py --table           # Markdown of the committed result
+    python benchmarks/train_step.py --device cuda --recipe qwen2_5_3b_lora_stage1       # full size, random weights
 
 Contenders take turns within a round; ratios are medians of the ratios within a round. From tensors: the batches lie in
 memory, with their encoder frames. From disk: FLAC out of the Shar, decoded and encoded in every step, nothing kept. The
@@ -25,15 +26,19 @@ from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import torch
 from torch.nn import functional as F
 
 sys.path = [path for path in sys.path if Path(path).resolve() != Path(__file__).resolve().parent]  # store.py is there
 
 from salad import recipes, training  # noqa: E402
-from salad.config import apply_overrides  # noqa: E402
-from salad.data.loading import ahead  # noqa: E402
+from salad.config import apply_overrides, parse_set  # noqa: E402
+from salad.data.batches import collate  # noqa: E402
+from salad.data.interleaving import Span, sequence  # noqa: E402
+from salad.data.loading import Step, ahead  # noqa: E402
 from salad.distributed import Processes  # noqa: E402
+from salad.models import meta  # noqa: E402
 
 RESULTS = Path(__file__).parent / "results"
 NOT_MEASURED = ("qwen2_5_3b_lora, one H200, from tensors", "qwen2_5_3b_lora, one H200, from disk",
@@ -187,6 +192,93 @@ def measured(lab: Path, rounds: int, steps: int, memory: bool) -> dict:
     }  # fmt: skip
 
 
+class FullSize:
+    """A recipe at its real size with random weights, and packed batches of random tokens and frames in memory: half of
+    each text spoken, in spans of 12 tokens (4 s, at about 3 tokens a second)."""
+
+    def __init__(self, recipe: str, overrides: dict, device: str, passes: int):
+        self.config = apply_overrides(recipes.get(recipe), {"optim.warmup": 0} | overrides)
+        self.processes, optim = Processes(), self.config.optim
+        if self.processes.device.type != device:
+            raise SystemExit(f"--device {device}: this machine trains on {self.processes.device.type}")
+        torch.manual_seed(0)
+        self.model = meta.speech_lm(self.config, None, device)
+        self.optimizer = training.prepared(self.model, self.config, self.processes)
+        self.run, rng = SimpleNamespace(should_stop=lambda: None), np.random.default_rng(0)
+        rate, context = self.model.encoder.frame_rate, min(self.config.sequences.context, optim.micro_tokens)
+        frames = round(4 * rate)
+        spans = [Span(i % 2 == 1, 12 * i, 12 * i + 12, (i - 1) // 2 * frames if i % 2 else 0,
+                      (i + 1) // 2 * frames if i % 2 else 0) for i in range(12)]  # fmt: skip
+        batches = []
+        for _ in range(passes):
+            laid, sound = [], []
+            while sum(len(one.ids) for one in laid) < optim.micro_tokens or not laid:
+                ids = rng.integers(5, self.model.vocab_size, 144).tolist()
+                laid.append(sequence(self.model.prefix, ids, spans))
+                sound.append(rng.standard_normal((6 * frames, self.model.encoder.dim), dtype=np.float32))
+            batches.append(collate(laid, sound, ["s"] * len(laid), ["random"] * len(laid), max(context, len(laid[0].ids))))
+        self.taken = Step(batches, "speech", sum(len(b.rows_N) for b in batches), sum(b.tokens for b in batches),
+                          sum(n for b in batches for _, _, n in b.texts), {})  # fmt: skip
+
+    def step(self) -> None:
+        training.one_step(
+            self.model, self.optimizer, self.taken, self.config, 5, ["random"], self.processes, self.run
+        )  # fmt: skip
+
+    def plain(self) -> None:
+        """A loop over transformers: whole logits of both, torch's KL on them in float32."""
+        model, device = self.model, self.processes.device
+        for batch in self.taken.batches:
+            batch = batch.to(device)
+            with torch.autocast(device.type, torch.bfloat16, enabled=model.dtype == torch.bfloat16):
+                out = model.llm(inputs_embeds=model.embed(batch), position_ids=batch.place_BT, use_cache=False).logits
+                teacher = model.teacher
+                with torch.no_grad(), teacher.switched():
+                    told = teacher.llm(input_ids=batch.text_ids_BS, position_ids=batch.text_place_BS, use_cache=False).logits
+            log_p = out.flatten(0, 1)[batch.rows_N, : model.vocab_size].float().log_softmax(-1)
+            log_q = told.flatten(0, 1)[batch.text_rows_N, : model.vocab_size].float().log_softmax(-1)
+            (F.kl_div(log_p, log_q, log_target=True, reduction="sum") / self.taken.positions).backward()
+        weights = [p for group in self.optimizer.param_groups for p in group["params"]]
+        torch.nn.utils.clip_grad_norm_(weights, self.config.optim.clip).item()
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+
+def full_size(recipe: str, overrides: dict, device: str, rounds: int, passes: int) -> dict:
+    """Tokens a second, share of the measured bf16 matrix rate and peak bytes of a step and of the plain loop, by turns."""
+    one, cuda = FullSize(recipe, overrides, device, passes), device == "cuda"
+    wait = torch.cuda.synchronize if cuda else lambda: None
+
+    def seconds(do) -> float:
+        wait()
+        began = time.monotonic()
+        do()
+        wait()
+        return time.monotonic() - began
+
+    size = 8192 if cuda else 512
+    a, b = torch.randn(2, size, size, device=device, dtype=torch.bfloat16)
+    rate = 2 * size**3 / statistics.median([seconds(lambda: a @ b) for _ in range(9)][3:])
+    samples, peaks, taken = {"salad": [], "plain loop": []}, {}, one.taken
+    for number in range(rounds + 1):
+        for name, do in (("salad", one.step), ("plain loop", one.plain)):
+            if cuda:
+                torch.cuda.reset_peak_memory_stats()
+            spent = seconds(do)
+            peaks[name] = torch.cuda.max_memory_allocated() if cuda else None
+            if number:  # the first warms up
+                samples[name].append(spent)
+    work = training.flops(one.model, one.config, taken.tokens, taken.text_tokens, taken.positions)
+    told = {name: statistics.median(x) for name, x in samples.items()}
+    return {
+        "hardware": torch.cuda.get_device_name() if cuda else hardware(), "torch": torch.__version__, "recipe": recipe,
+        "overrides": overrides, "rounds": rounds, "passes": passes, "tokens": taken.tokens, "positions": taken.positions,
+        "seconds": samples, "tokens_per_s": {name: taken.tokens / x for name, x in told.items()},
+        "matrix_rate": rate, "share_of_matrix_rate": {name: work / x / rate for name, x in told.items()},
+        "peak_bytes": peaks, "salad_over_plain": told["plain loop"] / told["salad"], "from": "tensors, random weights",
+    }  # fmt: skip
+
+
 def hardware() -> str:
     model = next((line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")), "")
     return f"{model or platform.processor()}, {os.cpu_count()} cores"
@@ -224,9 +316,20 @@ def main() -> None:
     parser.add_argument("--make", type=Path, metavar="LAB", help="make the small lab there, to be measured with --lab")
     parser.add_argument("--no-memory", action="store_true", help="leave out the peaks, each of which takes a process of its own")
     parser.add_argument("--table", action="store_true")
+    parser.add_argument("--recipe", help="a recipe at full size with random weights, from tensors, beside the plain loop")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda", help="with --recipe")
+    parser.add_argument("--passes", type=int, default=2, help="with --recipe: forward passes a step")
+    parser.add_argument("--set", action="append", default=[], metavar="a.b=VALUE", help="with --recipe")
     given = parser.parse_args()
+    if given.recipe:
+        told = full_size(given.recipe, parse_set(given.set), given.device, given.rounds, given.passes)
+        if given.device == "cuda":
+            name = "".join(c if c.isalnum() else "-" for c in told["hardware"].lower())
+            (RESULTS / f"train-step-full-{given.recipe}-{name}.json").write_text(json.dumps(told, indent=1) + "\n")
+        print(json.dumps(told, indent=1))
+        return
     if given.table:
-        for path in sorted(RESULTS.glob("train-step-*.json")):
+        for path in sorted(RESULTS.glob("train-step-cpu-*.json")):
             print(table(json.loads(path.read_text())))
         return
     if given.make:

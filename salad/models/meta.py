@@ -48,8 +48,9 @@ def sizes(name: str, lab: Path | str | None = None):
     )
 
 
-def speech_lm(config: RunConfig, lab: Path | str | None = None) -> SpeechLM:
-    """The model that `SpeechLM.build(config, lab)` would make, on the meta device: shapes and types, no values.
+def speech_lm(config: RunConfig, lab: Path | str | None = None, device: str = "meta") -> SpeechLM:
+    """The model that `SpeechLM.build(config, lab)` would make, on the meta device: shapes and types, no values. On another
+    `device` its weights are random, for measuring speed.
 
     Raises SaladError where the sizes of its LLM or encoder are not at hand."""
     from transformers import AutoModelForCausalLM
@@ -58,7 +59,7 @@ def speech_lm(config: RunConfig, lab: Path | str | None = None) -> SpeechLM:
     llm_config, tokenizer = sizes(config.llm.name, lab)
     if isinstance(tokenizer, TokenizerSizes):  # shapes do not depend on the prompt's format, which needs a template
         settings |= {"prompt": "plain", "system": None}
-    with torch.device("meta"):
+    with torch.device(device):
         llm = AutoModelForCausalLM.from_config(llm_config, dtype=dtype)
         original = None
         if config.llm.finetune == "full" or config.llm.teacher is not None:
