@@ -1,5 +1,6 @@
 """The trainer: what it learns, and that killing, stopping and resuming it changes nothing."""
 
+import contextlib
 import json
 import multiprocessing
 import os
@@ -64,14 +65,21 @@ def start(place, run):
     """The run in a process of its own, forked from one warm parent; returns when it has begun to train."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["salad.training", "salad.models.phone"])
-    logged = lambda: sum(p.stat().st_size for p in run.path.glob("metrics-*.jsonl"))  # noqa: E731
-    before = {p.name: p.stat().st_mtime_ns for p in run.path.glob("metrics-*.jsonl")}
+
+    def written():
+        """Names, sizes and times of the metrics; a run that goes on takes files back while this looks."""
+        while True:
+            with contextlib.suppress(FileNotFoundError):
+                found = {p.name: p.stat() for p in run.path.glob("metrics-*.jsonl")}
+                return {name: (told.st_size, told.st_mtime_ns) for name, told in found.items()}
+
+    before = written()
     process = context.Process(target=training.main, args=(["--lab", str(place), run.run_id],))
     process.start()
     deadline = time.monotonic() + 120
     while process.is_alive() and time.monotonic() < deadline:
-        now = {p.name: p.stat().st_mtime_ns for p in run.path.glob("metrics-*.jsonl")}
-        if now != before and logged():
+        now = written()
+        if now != before and any(size for size, _ in now.values()):
             return process
         time.sleep(0.01)
     return process

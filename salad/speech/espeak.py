@@ -87,7 +87,10 @@ def _after_fork() -> None:
     _unload()  # a copy that another thread of the parent was using: its state is of no use here
 
 
-os.register_at_fork(after_in_child=_after_fork)
+# No fork while a thread loads the library: the child would wait for the loader's own lock for ever.
+os.register_at_fork(
+    before=lambda: _lock.acquire(), after_in_parent=lambda: _lock.release(), after_in_child=_after_fork
+)
 
 
 @cache
