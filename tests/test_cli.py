@@ -180,3 +180,10 @@ def test_report_shows_each_contender_in_each_group_with_the_figures_that_sql_giv
 def test_report_of_a_lab_without_evaluations_says_what_to_do(capsys, tmp_path):
     code, _, err = run(capsys, "report", "--lab", tmp_path)
     assert code == 2 and "salad evaluate" in err and len(err.strip().splitlines()) == 1
+
+
+def test_runs_of_a_report_are_named_whole_and_speech_takes_no_workers(capsys, lab, tmp_path):
+    code, _, err = run(capsys, "report", "--lab", lab, "--runs", "rnope")
+    assert code == 2 and "rnope" in err and len(err.splitlines()) == 1
+    code, _, err = run(capsys, "prepare", "speech", tmp_path, "--name", "x", "--workers", "2", "--lab", lab)
+    assert code == 2 and "--part" in err and len(err.splitlines()) == 1

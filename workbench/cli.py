@@ -141,8 +141,11 @@ def prepare(
         with _bar(name) as progress:
             counts = preparing.prepare_text(lab, source, name, options, tasks=wanted, workers=workers, progress=progress)
     else:
+        from salad.errors import SaladError
         from salad.speech.check import load_recogniser
 
+        if workers != 1:
+            raise SaladError("--workers is for text; for speech start a process for each --part K/N, K from 0")
         heard_by = load_recogniser(recogniser or preparing.own_recogniser(lab), device)
         options = preparing.SpeechOptions(layout, language, max_cer, max_s or 60.0, licence, domain)
         with _bar(name) as progress:
@@ -643,7 +646,7 @@ def import_(bundle: tyro.conf.Positional[str], *, lab: Lab = None) -> int:
 
 
 @command
-def report(*, lab: Lab = None, runs: tyro.conf.UseAppendAction[list[str]] | None = None) -> int:
+def report(*, lab: Lab = None, runs: tyro.conf.UseAppendAction[list[str]] = []) -> int:  # noqa: B006
     """Put the lab's results into a table, into report.md and report.html, and for a paper into lab/report/.
 
     lab/report/ holds each table as LaTeX (booktabs) and CSV, this lab's rows beside every published figure, and each
