@@ -39,12 +39,15 @@ def job_of(run: Run) -> str:
 
 
 def hurry(run: Run, seconds: float = 30.0) -> None:
-    """Slurm lets a requeued job wait two minutes: not in a test."""
+    """Slurm lets a requeued job wait two minutes: not in a test.
+
+    Nor at once: within the second in which its node let the job go, the node refuses it ("already killed, do not launch
+    batch job"), and slurmctld then ends it as one that cannot be started."""
     end = time.monotonic() + seconds
     while True:
         told = subprocess.run(["scontrol", "show", "job", job_of(run)], capture_output=True, text=True).stdout
         if "JobState=PENDING" in told:
-            update = ["scontrol", "update", f"JobId={job_of(run)}", "StartTime=now"]
+            update = ["scontrol", "update", f"JobId={job_of(run)}", "StartTime=now+3"]
             if subprocess.run(update, capture_output=True).returncode == 0:
                 return
         assert time.monotonic() < end, told
