@@ -1,11 +1,13 @@
 """`salad prepare speech`: recordings of every layout to a Shar with word times; what is bad is set aside with its reason."""
 
 import gzip
+import io
 import json
 import multiprocessing
 import os
 import random
 import signal
+import tarfile
 import time
 from pathlib import Path
 
@@ -161,6 +163,103 @@ def test_emilia_and_tables_of_any_rate_and_format(recogniser, tmp_path):
     # one text, two voices: one sample
     assert query(tmp_path / "lab", "select count(*) from samples where corpus = 'own'") == [(1,)]
     assert query(tmp_path / "lab", "select voice from syntheses where speech = 'own' order by 1") == [("A",), ("C",)]
+
+
+def mp3(text, rate=24_000):
+    file = io.BytesIO()
+    soundfile.write(file, 0.5 * tones(text, rate=rate)[0], rate, format="MP3")
+    return file.getvalue()
+
+
+def tar_of(path, members):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as tar:
+        for name, data in members:
+            told = tarfile.TarInfo(name)
+            told.size = len(data)
+            tar.addfile(told, io.BytesIO(data))
+    return path
+
+
+def said(key, text, **more):
+    """What Emilia's JSON tells of a recording."""
+    told = {"id": key, "wav": f"EN_B00000/EN_B00000_S00000/mp3/{key}.mp3", "text": " " + text,
+            "duration": len(tones(text)[0]) / 16_000, "speaker": "EN_B00000_S00000", "language": "en",
+            "dnsmos": 3.29}  # fmt: skip
+    return json.dumps(told | more).encode()
+
+
+@pytest.fixture(scope="module")
+def emilia(tmp_path_factory):
+    """amphion/Emilia-Dataset as it is published: both repositories' folders, and every fault that a tar can have."""
+    root = tmp_path_factory.mktemp("emilia")
+    keys = [f"EN_B00000_S00000_W{n:06d}" for n in range(9)]
+    members = []
+    for key, text in zip(keys[:4], TEXTS, strict=True):
+        members += [(f"{key}.json", said(key, text)), (f"{key}.mp3", mp3(text))]
+    members[2:6] = [members[i] for i in (3, 5, 2, 4)]  # the halves of a pair need not be neighbours
+    members += [
+        (f"{keys[4]}.json", said(keys[4], TEXTS[0])),  # no sound
+        (f"{keys[5]}.mp3", mp3(TEXTS[0])),  # no JSON
+        (f"{keys[6]}.json", b'{"id": "EN_B00'), (f"{keys[6]}.mp3", mp3(TEXTS[1])),
+        (f"{keys[7]}.json", said(keys[7], TEXTS[1], language="de")), (f"{keys[7]}.mp3", mp3(TEXTS[1])),
+        (f"{keys[8]}.json", said(keys[8], TEXTS[2])), (f"{keys[8]}.mp3", mp3(TEXTS[2])[:400]),
+    ]  # fmt: skip
+    tar_of(root / "Emilia" / "EN" / "EN-B000000.tar", members)
+    tar_of(root / "Emilia" / "DE" / "DE-B000000.tar", [("DE_1.json", said("DE_1", "nein")), ("DE_1.mp3", mp3("nein"))])
+    told = {"_id": "EN_a-b_W000001", "speaker": "EN_a-b_SPEAKER_00", "phone_count": 30, "dnsmos": 3.1, "language": "en",
+            "text": TEXTS[3], "duration": len(tones(TEXTS[3])[0]) / 16_000}  # fmt: skip
+    again = keys[0]  # of the other repository's first: the first stays
+    yodas = tar_of(root / "Emilia-YODAS" / "EN" / "EN-B000000.tar", [
+        ("EN_a-b_W000001.json", json.dumps(told).encode()), ("EN_a-b_W000001.mp3", mp3(TEXTS[3])),
+        (f"{again}.json", said(again, TEXTS[0])), (f"{again}.mp3", mp3(TEXTS[0])),
+        ("EN_a-b_W000002.json", json.dumps(told | {"_id": "EN_a-b_W000002", "text": TEXTS[2]}).encode()),
+        ("EN_a-b_W000002.mp3", mp3(TEXTS[2])),
+        ("EN_a-b_W000003.json", json.dumps(told | {"_id": "EN_a-b_W000003"}).encode()),
+        ("EN_a-b_W000003.mp3", mp3(TEXTS[3])),
+    ])  # fmt: skip
+    with tarfile.open(yodas) as tar:
+        at = {member.name: member for member in tar.getmembers()}
+    data = bytearray(yodas.read_bytes())[: at["EN_a-b_W000003.mp3"].offset_data + 900]  # a download that broke off
+    data[at["EN_a-b_W000002.json"].offset + 20] ^= 8  # a flipped bit in a header
+    yodas.write_bytes(data)
+    reasons = dict(zip(keys[4:], ["missing", "no text", "unreadable", "other language", "truncated"], strict=True))
+    return root, reasons | {again: "listed twice", "EN_a-b_W000002": "no text", "EN_a-b_W000003": "truncated",
+                            f"EN-B000000@{at['EN_a-b_W000002.json'].offset}": "unreadable"}  # fmt: skip
+
+
+def test_emilia_as_it_is_published_is_read_out_of_its_tars(emilia, recogniser, tmp_path):
+    source, reasons = emilia
+    counts = prepare_speech(tmp_path, source, "emilia", recogniser, shard_size=4)
+    assert aside(tmp_path, "emilia") == reasons
+    assert counts["listed"] == 14 == counts["kept"] + sum(counts["set aside"].values()) and counts["kept"] == 5
+    assert counts["licences"] == {"CC BY-NC 4.0": 4, "CC BY 4.0": 1}
+    found = query(tmp_path, "select voice, text from syntheses join samples using (sample_id) order by all")
+    assert found == sorted([*(("EN_B00000_S00000", text) for text in TEXTS), ("EN_a-b_SPEAKER_00", TEXTS[3])])
+    cut = next(iter(shar.Shar(tmp_path, "emilia")))[0]
+    assert cut.supervisions[0].custom["dnsmos"] == 3.29 and cut.supervisions[0].custom["tar"] == "EN-B000000.tar"
+    german = prepare_speech(tmp_path, source, "german", recogniser, SpeechOptions(language="de", max_cer=2))
+    assert german["listed"] == 1 and german["set aside"] == {"other language": 1}  # its JSON says "en"
+    with pytest.raises(SaladError, match="no tar in 'fr'; it has DE, EN"):
+        prepare_speech(tmp_path, source, "french", recogniser, SpeechOptions(language="fr"))
+
+
+def test_tars_killed_and_taken_up_again_give_the_same_bytes_and_are_indexed_once(emilia, recogniser, tmp_path):
+    source, _ = emilia
+    counts = []
+    for lab in (tmp_path / "clean", tmp_path / "killed"):
+        if lab.name == "killed":
+            process = multiprocessing.get_context("fork").Process(target=_prepare, args=(lab, source, recogniser))
+            process.start()
+            while process.is_alive() and not list(lab.rglob("texts.000001.parquet")):
+                time.sleep(0.002)
+            os.kill(process.pid, signal.SIGKILL)
+            process.join()
+            assert not (lab / "speech" / "natural.json").exists()
+        indices = {path: path.stat().st_mtime_ns for path in lab.rglob("tars/*.parquet")}
+        counts.append(prepare_speech(lab, source, "natural", recogniser, shard_size=2))
+        assert all(path.stat().st_mtime_ns == at for path, at in indices.items())
+    assert indices and counts[0] == counts[1] and _bytes(lab) == _bytes(tmp_path / "clean")
 
 
 def _prepare(lab, source, recogniser, part=(0, 1)):

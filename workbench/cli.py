@@ -94,7 +94,7 @@ def prepare(
     near: float = 0.75,
     tokenizer: str | None = None,
     workers: int = 1,
-    layout: Literal["auto", "librispeech", "cuts", "emilia", "table"] = "auto",
+    layout: Literal["auto", "librispeech", "cuts", "emilia", "webdataset", "table"] = "auto",
     recogniser: str | None = None,
     max_cer: float = 0.5,
     domain: str | None = None,

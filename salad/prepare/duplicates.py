@@ -92,6 +92,28 @@ def near_duplicates(texts: list[str], threshold: float = THRESHOLD) -> dict[int,
     return {n: (of, similarity) for n, of, similarity in con.execute("from near order by n").fetchall()}
 
 
+class Seen:
+    """Which ids have been seen before: 64-bit hashes in sorted runs that are merged as they grow, 8 bytes an id."""
+
+    def __init__(self):
+        self._runs: list[np.ndarray] = []
+
+    def add(self, ids: list[str]) -> list[bool]:
+        """Whether each id was there already, earlier in this list included; all of them are from now on."""
+        hashes = np.array([xxhash.xxh3_64_intdigest(one.encode()) for one in ids], np.uint64)
+        first = np.zeros(len(hashes), bool)
+        first[np.unique(hashes, return_index=True)[1]] = True
+        known = ~first
+        for run in self._runs:
+            at = np.minimum(np.searchsorted(run, hashes), len(run) - 1)
+            known |= run[at] == hashes
+        if len(new := np.sort(hashes[~known])):
+            self._runs.append(new)
+        while len(self._runs) > 1 and len(self._runs[-2]) <= 2 * len(self._runs[-1]):
+            self._runs[-2:] = [np.sort(np.concatenate(self._runs[-2:]), kind="stable")]
+        return known.tolist()
+
+
 def connection(folder: Path, memory: str):
     """A DuckDB of its own that spills into `folder`."""
     import duckdb

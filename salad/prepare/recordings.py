@@ -7,11 +7,13 @@ memory, leave out what is missing without a word and stop at the first file that
 | --- | --- |
 | librispeech | <part>/<speaker>/<chapter>/*.trans.txt and FLAC beside it |
 | cuts | Lhotse manifests of cuts, *cuts*.jsonl.gz: LibriHeavy's, beside or above Libri-Light's audio |
-| emilia | raw/<LANGUAGE>/*.jsonl with wav, text, speaker, language, dnsmos |
+| emilia | raw/<LANGUAGE>/*.jsonl with wav, text, speaker, language, dnsmos; or, as published, tars (the next) |
+| webdataset | tars of <key>.mp3 (flac, wav, ogg, opus) and <key>.json: salad.prepare.tars |
 | table | TSV or JSONL with a path and a text a row, Common Voice's among them |
 """
 
 import csv
+import io
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -20,6 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from salad.errors import SaladError
+from salad.prepare import tars
 
 LICENCES = {"librispeech": "CC BY 4.0", "emilia": "CC BY-NC 4.0"}  # where neither row nor user names one
 AUDIO = ("audio", "path", "wav", "audio_filepath", "file_name", "file", "filename")
@@ -35,7 +38,8 @@ class Unusable(Exception):
 
 @dataclass(frozen=True)
 class Recorded:
-    """A recording that is listed. `load()` gives float32 [T] and its rate in Hz, or raises Unusable."""
+    """A recording that is listed. `load()` gives float32 [T] and its rate in Hz, or raises Unusable. `fault`: the
+    (reason, detail) for which it is set aside unheard."""
 
     id: str
     text: str
@@ -44,30 +48,44 @@ class Recorded:
     licence: str | None = None
     domain: str | None = None
     custom: dict = field(default_factory=dict)
+    fault: tuple[str, str] | None = None
 
 
-def recordings(source: Path | str, layout: str = "auto", language: str = "en") -> Iterator[Recorded]:
+def recordings(source: Path | str, layout: str = "auto", language: str = "en", cache: Path | None = None) -> Iterator[Recorded]:
     """Everything that `source` lists, in an order that does not change. SaladError where it lists nothing.
 
-    `language`: of Emilia's folders."""
+    `language`: of Emilia's folders. `cache`: a folder for the indices of tars, which are read once then."""
     source = Path(source)
     if not source.exists():
         raise SaladError(f"{source} does not exist")
     layout = layout_of(source) if layout == "auto" else layout
     if layout not in _LAYOUTS:
         raise SaladError(f"no layout {layout!r}; there are auto, {', '.join(_LAYOUTS)}")
-    yield from _LAYOUTS[layout](source, language)
+    if _in_tars(source, layout):
+        yield from _of_tars(source, language, cache)
+    else:
+        yield from _LAYOUTS[layout](source, language)
 
 
-def count(source: Path | str, layout: str = "auto", language: str = "en") -> int | None:
-    """How many recordings there are, for an estimate of the time left; None for cuts, which take long to read twice."""
-    layout = layout_of(Path(source)) if layout == "auto" and Path(source).exists() else layout
+def count(source: Path | str, layout: str = "auto", language: str = "en", cache: Path | None = None) -> int | None:
+    """How many recordings there are, for an estimate of the time left: about, in tars; None for cuts, which take long
+    to read twice."""
+    source = Path(source)
+    layout = layout_of(source) if layout == "auto" and source.exists() else layout
+    if _in_tars(source, layout):
+        return tars.estimate(source, language, cache)
     return None if layout == "cuts" else sum(1 for _ in recordings(source, layout, language))
+
+
+def _in_tars(source: Path, layout: str) -> bool:
+    return layout == "webdataset" or layout == "emilia" and not (source / "raw").is_dir()
 
 
 def layout_of(source: Path) -> str:
     """The layout of a folder or file, by the first of its signs."""
     if source.is_file():
+        if source.suffix == ".tar":
+            return "webdataset"
         return "cuts" if "cuts" in source.name and ".json" in source.name else "table"
     if next(source.rglob("*.trans.txt"), None):
         return "librispeech"
@@ -77,21 +95,23 @@ def layout_of(source: Path) -> str:
         return "cuts"
     if _tables(source):
         return "table"
+    if next(source.rglob("*.tar"), None):
+        return "webdataset"
     raise SaladError(
         f"{source} is none of the known layouts: it has no *.trans.txt (LibriSpeech), no *cuts*.jsonl.gz (LibriHeavy), "
-        "no raw/EN/*.jsonl (Emilia), and no TSV or JSONL with a path and a text a row"
+        "no *.tar or raw/EN/*.jsonl (Emilia), and no TSV or JSONL with a path and a text a row"
     )
 
 
-def decode(path: Path, start_s: float = 0.0, duration_s: float | None = None) -> tuple[np.ndarray, int]:
-    """float32 [T], channels averaged, and the rate. Raises Unusable for what is missing, unreadable or cut short:
-    less sound than the file's header or the list says."""
+def decode(path: Path | bytes, start_s: float = 0.0, duration_s: float | None = None) -> tuple[np.ndarray, int]:
+    """float32 [T], channels averaged, and the rate, of a file or its bytes. Raises Unusable for what is missing,
+    unreadable or cut short: less sound than the file's header or the list says."""
     import soundfile
 
-    if not path.is_file():
+    if isinstance(path, Path) and not path.is_file():
         raise Unusable("missing", str(path))
     try:
-        file = soundfile.SoundFile(path)
+        file = soundfile.SoundFile(path if isinstance(path, Path) else io.BytesIO(path))
     except (soundfile.LibsndfileError, OSError) as error:
         raise Unusable("unreadable", str(error)) from None
     with file:
@@ -186,6 +206,25 @@ def _emilia(source: Path, language: str) -> Iterator[Recorded]:
         yield from _rows(path, folder, LICENCES["emilia"])
 
 
+def _of_tars(source: Path, language: str, cache: Path | None) -> Iterator[Recorded]:
+    for path in tars.find(source, language):
+        for row in tars.index(path, cache).to_pylist():
+            fault = None if row["reason"] is None else (row["reason"], row["detail"])
+            if fault is None and (row["language"] or language).lower() != language.lower():
+                fault = ("other language", f"{row['language']!r}, not {language!r}")
+            extra = {"tar": path.name} | ({} if row["dnsmos"] is None else {"dnsmos": row["dnsmos"]})
+            yield Recorded(row["id"], " ".join((row["text"] or "").split()), row["speaker"] or "unknown",
+                           lambda path=path, row=row: _of_tar(path, row), row["licence"], None, extra, fault)  # fmt: skip
+
+
+def _of_tar(path: Path, row: dict) -> tuple[np.ndarray, int]:
+    try:
+        data = tars.read(path, row["offset"], row["size"])
+    except OSError as error:
+        raise Unusable("missing", f"{path}: {error.strerror}") from None
+    return decode(data, 0.0, row["duration"])
+
+
 def _tables(source: Path) -> list[Path]:
     return sorted(path for end in ("*.tsv", "*.jsonl", "*.ndjson") for path in source.glob(end) if "cuts" not in path.name)
 
@@ -240,4 +279,4 @@ def _named(row: dict, names: tuple[str, ...]) -> str | None:
     return next((str(row[name]) for name in names if row.get(name) not in (None, "")), None)
 
 
-_LAYOUTS = {"librispeech": _librispeech, "cuts": _cuts, "emilia": _emilia, "table": _table}
+_LAYOUTS = {"librispeech": _librispeech, "cuts": _cuts, "emilia": _emilia, "webdataset": _of_tars, "table": _table}

@@ -11,7 +11,7 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 
 import store
 from salad.errors import SaladError
+from salad.prepare.duplicates import Seen
 from salad.prepare.recordings import Recorded, Unusable, count, recordings
 from salad.speech import SAMPLE_RATE, Utterance, shar
 from salad.speech.align import align
@@ -51,7 +52,8 @@ def prepare_speech(lab: Path | str, source: Path | str, name: str, recogniser: C
     """Prepare the recordings of `source` (layouts: salad.prepare.recordings) as lab/speech/<name>.
 
     Every recording is listed, and then kept or set aside with a reason: missing, unreadable, truncated, empty,
-    silence, clipped, too long, no text, not aligned, text does not match, listed twice. The rest is 16 kHz FLAC with
+    silence, clipped, too long, no text, not aligned, text does not match, other language, listed twice (the first
+    stays). The rest is 16 kHz FLAC with
     word times by CTC forced alignment under `recogniser`, its licence in the cut and in `samples`; a synthesis id is
     the hash of text and recording, `tts` is "recorded", `voice` the speaker.
 
@@ -66,9 +68,10 @@ def prepare_speech(lab: Path | str, source: Path | str, name: str, recogniser: C
     made_from = {"prepare": "speech", "speech": name, "options": asdict(options), "recogniser": recogniser.name,
                  "shard_size": shard_size, "source": Path(source).name}  # fmt: skip
     _begin(lab, name, work, made_from)
-    expected = count(source, options.layout, options.language) if progress else None
+    told = (source, options.layout, options.language, work / "tars")
+    expected = count(*told) if progress else None
     total, done, seen = 0, 0, 0
-    for number, listed in enumerate(_shards(recordings(source, options.layout, options.language), shard_size)):
+    for number, listed in enumerate(_shards(recordings(*told), shard_size)):
         total, seen = total + 1, seen + len(listed)
         if number % part[1] == part[0]:
             _shard(lab, name, number, listed, recogniser, options, work, made_from)
@@ -79,8 +82,7 @@ def prepare_speech(lab: Path | str, source: Path | str, name: str, recogniser: C
         raise SaladError(f"{source} lists no recording")
     counts = _counts(work, range(total), seen) | {"shards": f"{done} of {total}"}
     if done == total:
-        told = _publish_samples(lab, name, work, total, made_from)
-        counts |= {"texts": told, "shards": total}
+        counts |= {"texts": _publish_samples(lab, name, work, total, made_from), "shards": total}
         atomic.write_json(lab / "speech" / f"{name}.json", {"made_from": made_from, "counts": counts})
         for begun in (lab / "speech").glob(f".{name}.??????.*"):  # shards that a killed process had begun
             shutil.rmtree(begun, ignore_errors=True)
@@ -102,8 +104,11 @@ def _begin(lab: Path, name: str, work: Path, made_from: dict) -> None:
 
 
 def _shards(found: Iterator[Recorded], size: int) -> Iterator[list[Recorded]]:
+    """In the order of the list, an id that was listed before, in whatever shard, marked so."""
+    ids = Seen()
     while part := list(itertools.islice(found, size)):
-        yield part
+        again = ids.add([one.id for one in part])
+        yield [replace(one, fault=("listed twice", one.id)) if twice else one for one, twice in zip(part, again, strict=True)]
 
 
 def _paths(work: Path, number: int) -> tuple[Path, Path]:
@@ -153,12 +158,8 @@ def _kept(listed, name, recogniser, options) -> tuple[list[shar.Speech], list[di
     """What of a shard can be used, as speech with its words, and what cannot, with its reason."""
     aside: list[dict] = []
     heard: list[tuple[Recorded, np.ndarray]] = []
-    names = Counter()
     for one in listed:
         try:
-            names[one.id] += 1
-            if names[one.id] > 1:
-                raise Unusable("listed twice", one.id)
             heard.append((one, _sound(one, options)))
         except Unusable as error:
             aside.append({"id": one.id, "reason": error.args[0], "detail": error.args[1][:200], "text": one.text})
@@ -195,6 +196,8 @@ def _kept(listed, name, recogniser, options) -> tuple[list[shar.Speech], list[di
 
 def _sound(one: Recorded, options: SpeechOptions) -> np.ndarray:
     """float32 [T] at 16 kHz, or Unusable."""
+    if one.fault is not None:
+        raise Unusable(*one.fault)
     if not any(c.isalnum() for c in one.text):
         raise Unusable("no text", one.text)
     samples, rate = one.load()
