@@ -70,7 +70,9 @@ def run(task: dict) -> None:
     workdir.symlink_to(task["workdir"])
     env = os.environ | task["envs"] | {"HOME": str(home), "PYTHONPATH": os.environ["SKY_STAND_IN_PACKAGES"]}
     with open(HERE / "output", "ab") as log:
-        subprocess.Popen(["bash", "-c", task["run"]], env=env, stdout=log, stderr=log, start_new_session=True)
+        for rank in range(task["num_nodes"]):
+            node = {"SKYPILOT_NUM_NODES": str(task["num_nodes"]), "SKYPILOT_NODE_RANK": str(rank)}
+            subprocess.Popen(["bash", "-c", task["run"]], env=env | node, stdout=log, stderr=log, start_new_session=True)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import yaml
 from tools import ROOT, refuse
 
 import launch_gpu
+import store
 from salad.engines import Run, codesync
 from salad.engines import sky as engine
 from salad.engines.spec import Spec
@@ -116,6 +117,25 @@ def test_a_run_goes_through_the_bucket_and_comes_back(tmp_path, cloud, monkeypat
     launched = next(words for words in calls() if words[:2] == ["jobs", "launch"])
     assert launched[launched.index("--secret") + 1] == "TINY_TOKEN"
     assert subprocess.run(["grep", "-rqF", value, tmp_path]).returncode == 1
+
+
+def test_the_workers_of_a_pass_have_a_machine_each_and_a_failed_one_does_not_end_the_others(tmp_path, cloud):
+    Path(os.environ["SKY_STAND_IN"], "RUN").touch()
+    run = start(tmp_path / "lab", cloud, steps=3, fields={"workers": 3})
+    assert yaml.safe_load((run.folder.path / "sky.yaml").read_text())["num_nodes"] == 3
+    status = run.wait(60)
+    told = Path(os.environ["SKY_STAND_IN"], "output").read_text()
+    assert status["state"] == "done" and status["shards"] == {"done": 3}, told
+    assert run.fetch()["units"] == 3 and run.fetch()["units"] == 3
+    counted = store.connect(tmp_path / "lab").execute("select count(*), count(distinct sample_id) from samples").fetchone()
+    assert counted == (12, 12)
+    failing = start(tmp_path / "lab", cloud, steps=4, refuse=True, fields={"workers": 2})
+    here.until(failing, lambda status: status.get("shards") == {"failed": 2}, 60)
+    play("SUCCEEDED")  # what sky makes of nodes that exit 0
+    broken = failing.status()
+    assert broken["state"] == "failed" and "teacher is missing" in broken["error"]
+    with pytest.raises(SaladError, match="each worker has a node of its own"):
+        start(tmp_path / "lab", cloud, steps=5, fields={"workers": 2, "nodes": 2})
 
 
 @pytest.mark.parametrize(

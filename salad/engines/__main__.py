@@ -57,7 +57,7 @@ def main(argv: list[str] | None = None) -> int:
             return 0
         os.environ.update(json.loads(handed or "{}"))
         mark_supervisor(run, arguments.shard, os.getpid())
-        meeting, first = rendezvous() if spec.engine == "sky" else ([], True)
+        meeting, first = rendezvous() if spec.engine == "sky" and spec.workers == 1 else ([], True)
         return supervise(run, spec, arguments.shard, meeting, first)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -14,7 +14,7 @@ import subprocess
 import time
 from pathlib import Path
 
-from salad.engines import codesync
+from salad.engines import codesync, supervisor
 from salad.engines.base import Engine, Finding, Life
 from salad.engines.fetching import inputs
 from salad.engines.spec import Spec, secrets
@@ -95,16 +95,16 @@ class Sky(Engine):
             raise SaladError(
                 f"{codesync.ROOT} is no git checkout, so its code cannot be sent; clone the project"
             )
-        if spec.workers > 1:
-            raise SaladError("--workers: passes run on here, ssh or slurm")
+        if spec.workers > 1 and spec.nodes > 1:
+            raise SaladError(f"--workers {spec.workers} with --nodes {spec.nodes}: on sky each worker has a node of its own")
         if spec.gpus and not spec.gpu_type:
             raise SaladError(f"--gpus {spec.gpus}: name the type for a cloud, as in H200:{spec.gpus}")
         secrets(spec.env)
         if spec.gpu_type:
             cheapest = self._cheapest(spec)
-            cost, cap = cheapest * spec.nodes, spec.max_hourly_cost
+            cost, cap = cheapest * _nodes(spec), spec.max_hourly_cost
             if cap is not None and cost > cap:
-                what = f"{spec.nodes} × {spec.gpu_type}:{spec.gpus}"
+                what = f"{_nodes(spec)} × {spec.gpu_type}:{spec.gpus}"
                 raise SaladError(f"--max-hourly-cost {cap:g}: the cheapest {what} costs {cost:g} an hour")
 
     def _cheapest(self, spec: Spec) -> float:
@@ -143,7 +143,7 @@ class Sky(Engine):
         if spec.gpu_type:
             resources["accelerators"] = f"{spec.gpu_type}:{spec.gpus}"
         if spec.max_hourly_cost is not None:
-            resources["max_hourly_cost"] = spec.max_hourly_cost / spec.nodes
+            resources["max_hourly_cost"] = spec.max_hourly_cost / _nodes(spec)
         if target.cloud:
             resources["infra"] = target.cloud + (f"/{target.region}" if target.region else "")
         if target.container:
@@ -151,7 +151,7 @@ class Sky(Engine):
         return {
             "name": _name(run),
             "workdir": workdir,
-            "num_nodes": spec.nodes,
+            "num_nodes": _nodes(spec),
             "resources": resources,
             "envs": {"SALAD_RUN": run.run_id},
             **(
@@ -160,7 +160,7 @@ class Sky(Engine):
                 else {"file_mounts": {LAB: {"source": self._bucket(run), "mode": "MOUNT_CACHED"}}}
             ),
             "setup": SETUP,
-            "run": f"cd ~/sky_workdir && exec {ENV}/bin/python -m salad.engines --lab {lab} $SALAD_RUN\n",
+            "run": "cd ~/sky_workdir\n" + _command_line(spec, lab),
         }
 
     def _bucket(self, run: RunFolder) -> str:
@@ -225,6 +225,7 @@ class Sky(Engine):
             return "gone"
         jobs = self._queue()
         unread = self._copy(f"{told['bucket']}/runs/{run.run_id}", str(run.path), SMALL)
+        supervisor.merge(run, spec)  # the workers' status is put together here: in the bucket each node sees its own first
         if jobs is None:
             return None
         job = next((job for job in jobs if int(job["job_id"]) == told["job_id"]), None)
@@ -320,6 +321,19 @@ def _tool(bucket: str | None) -> tuple[str, str]:
     if shutil.which(tools[scheme]) is None:
         raise SaladError(f"bucket {bucket}: the command {tools[scheme]} is not installed here")
     return scheme, tools[scheme]
+
+
+def _nodes(spec: Spec) -> int:
+    """Machines of a job: those of a run, or one for each worker of a pass."""
+    return max(spec.nodes, spec.workers)
+
+
+def _command_line(spec: Spec, lab: str) -> str:
+    """What each node runs. A worker that fails says so in its status and exits 0: else sky would end the others too."""
+    words = f"{ENV}/bin/python -m salad.engines --lab {lab} $SALAD_RUN"
+    if spec.workers == 1:
+        return f"exec {words}\n"
+    return f"{words} --shard $SKYPILOT_NODE_RANK\ntest $? -ne {PREEMPTED_CODE} || exit {PREEMPTED_CODE}\n"
 
 
 def _name(run: RunFolder) -> str:
