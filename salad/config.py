@@ -62,7 +62,7 @@ class SequenceConfig(Frozen):
     """How interleaved sequences are drawn in training (units are whole words, or words spoken as one)."""
 
     prompt: Literal["plain", "chat"] = Field(
-        "plain", description="chat: the tokenizer's own template; the user's turn may be speech, the answer is scored"
+        "plain", description="chat: the tokenizer's own template; the user's turn may be speech, the answer carries the loss"
     )
     shots: int = Field(
         0, ge=0, description="answered items that the A/B app puts before a question: a base model answers after some"

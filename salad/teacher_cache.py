@@ -262,7 +262,7 @@ class TeacherCache:
             if not source:
                 continue
             some = [source[i] for i in range(0, len(source), max(1, len(source) // 256))]
-            lengths = [len(loader.encoded.prompt.write(getattr(one, "text", one)).ids) for one in some]
+            lengths = [len(loader.encoded.prompt.write(one.text, one.answer).ids) for one in some]
             positions += min(sum(lengths) / len(some), config.sequences.context) * len(source)
         if config.optim.batch_tokens:
             positions = min(positions, config.optim.steps * config.optim.batch_tokens)

@@ -156,12 +156,14 @@ def test_emilia_and_tables_of_any_rate_and_format(recogniser, tmp_path):
     half(record(tmp_path / "own" / "clips" / "two.wav", TEXTS[1]))
     record(tmp_path / "own" / "three.ogg", TEXTS[0])
     (tmp_path / "own" / "train.tsv").write_text(
-        f"client_id\tpath\tsentence\nA\tone.wav\t{TEXTS[0]}\nB\ttwo.wav\t{TEXTS[1]}\nC\tthree.ogg\t{TEXTS[0]}\n"
+        f"client_id\tpath\tsentence\tanswer\nA\tone.wav\t{TEXTS[0]}\tOn a mat.\nB\ttwo.wav\t{TEXTS[1]}\t\n"
+        f"C\tthree.ogg\t{TEXTS[0]}\tOn a mat.\n"
     )
     counts = prepare_speech(tmp_path / "lab", tmp_path / "own", "own", recogniser, SpeechOptions(licence="CC0-1.0"))
     assert counts["kept"] == 2 and aside(tmp_path / "lab", "own") == {"two": "truncated"}
     # one text, two voices: one sample
-    assert query(tmp_path / "lab", "select count(*) from samples where corpus = 'own'") == [(1,)]
+    assert query(tmp_path / "lab", "select text, answer from samples where corpus = 'own'") == [(TEXTS[0], "On a mat.")]
+    assert query(tmp_path / "lab", "select count(answer) from samples where corpus = 'emilia'") == [(0,)]
     assert query(tmp_path / "lab", "select voice from syntheses where speech = 'own' order by 1") == [("A",), ("C",)]
 
 

@@ -298,3 +298,38 @@ def test_the_command_tells_its_counts_and_its_errors_in_a_line(corpus, tmp_path,
     ):
         code, out, err = salad(capsys, "prepare", "text", *args, "--name", "other", "--lab", lab)
         assert code == 2 and said in err and err.count("\n") == 1 and not (lab / "corpora" / "other").exists(), err
+
+
+# ------------------------------------------------------------------------------------------------ answers
+
+
+def test_an_answer_keeps_its_text_whole_and_stands_beside_it_in_samples_and_corpus(tmp_path, capsys):
+    questions = [prose(1, 1), "Who bakes bread?", prose(2, 12), prose(3, 1), "Why?"]
+    answers = ["It does not cross.", "Clara does.", "Too long to be said.", "  ", None]
+    source = tmp_path / "asked.jsonl"
+    rows_of = [{"id": f"q{n}", "question": q, "answer": a} for n, (q, a) in enumerate(zip(questions, answers, strict=True))]
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows_of))
+    lab = tmp_path / "lab"
+    told = ("prepare", "text", source, "--name", "asked", "--column", "question", "--lab", lab)
+    code, out, _ = salad(capsys, *told, "--answer", "answer")
+    assert code == 0 and "2 kept" in out and "2 no answer" in out and "1 long text" in out
+    assert dict(rows(lab, "text, answer")) == dict(zip(questions[:2], answers[:2], strict=True))
+    corpus = pq.read_table(lab / "corpora" / "asked").to_pylist()
+    assert [(row["text"], row["answer"]) for row in corpus] == list(zip(questions[:2], answers[:2], strict=True))
+    code, _, err = salad(capsys, *told, "--answer", "reply")
+    assert code and "tells of another corpus 'asked': answer was 'answer'" in err
+    other = ("prepare", "text", source, "--name", "other", "--column", "question", "--lab", lab)
+    code, _, err = salad(capsys, *other, "--answer", "reply")
+    assert code and "no column 'reply'; it has id, question, answer. Name it with --answer" in err
+
+
+def test_an_answer_is_looked_for_among_the_benchmarks_too(tmp_path):
+    item = prose(7, 2)
+    (tmp_path / "lab" / "tasks").mkdir(parents=True)
+    (tmp_path / "lab" / "tasks" / "known.jsonl").write_text(
+        json.dumps({"item_id": "1", "context": "Say:", "choices": [item, "no"], "answer": 0}) + "\n"
+    )
+    source = tmp_path / "asked.jsonl"
+    source.write_text(json.dumps({"text": "Tell me about it, please.", "answer": item}) + "\n")
+    prepare_text(tmp_path / "lab", source, "asked", TextOptions(answer="answer"))
+    assert rows(tmp_path / "lab", "flags, benchmarks") == [(["benchmark overlap"], ["known"])]

@@ -83,6 +83,42 @@ def test_a_chat_is_the_tokenizers_own_and_its_loss_stands_on_the_answer_only(cha
     assert targets == laid.ids[laid.rows + 1].tolist() and not laid.after_speech.any()
 
 
+def test_an_answer_of_its_own_and_the_end_of_its_turn_carry_the_loss(chat):
+    question, answer = "What does the otter eat in the morning?", " Fish, if it isn't asleep. "
+    told = chat.write(question, answer)
+    laid = told.sequence()
+    before = rendered(chat, question)
+    targets = laid.text_ids[laid.text_rows + 1].tolist()
+    assert laid.text_ids.tolist() == [*before, *targets] == laid.ids.tolist() and laid.text_rows[0] == len(before) - 1
+    assert chat.tokenizer.decode(targets[:-1]) == answer.strip() and targets[-1] == chat.end_of_turn
+    assert chat.end_of_turn in chat.ends  # where an answer is cut when it is generated
+    own = conversation(chat, question) + [{"role": "assistant", "content": answer.strip()}]
+    whole = chat.tokenizer.apply_chat_template(own)["input_ids"]  # the tokenizer's own word
+    assert whole[: len(laid.text_ids)] == laid.text_ids.tolist()
+    assert not chat.tokenizer.decode(whole[len(laid.text_ids) :]).strip()
+    both = question + answer
+    assert [both[a:b] for a, b in told.offsets[: told.answer]] and told.offsets[-1] == (len(both.rstrip()),) * 2
+    assert "".join(both[a:b] for a, b in told.offsets[: told.answer]) == question
+    assert "".join(both[a:b] for a, b in told.offsets[told.answer :]) == answer.strip()
+    spoken = told.sequence([Span(True, 0, told.answer, 0, 5), Span(False, told.answer, len(told.ids), 0, 0)])
+    assert spoken.ids[spoken.rows + 1].tolist() == targets and spoken.after_speech.all()
+    units, after = chat.units([question], [answer.strip()])
+    assert units == before and after == [targets[:-1]]
+
+
+def test_a_template_without_an_end_of_turn_teaches_none():
+    bare = PromptFormat(tokenizer("{% for m in messages %}<|im_start|>{{ m['content'] }}\n{% endfor %}"), "chat")
+    told = bare.write("Who?", "Ben.")
+    assert bare.end_of_turn is None and bare.tokenizer.decode(told.ids[told.answer :]) == "Ben."
+
+
+def test_a_plain_prompt_reads_no_answer_and_an_empty_one_is_none(chat):
+    plain = PromptFormat(tiny.tokenizer())
+    assert plain.write(tiny.TEXTS[0], "Yes.") == plain.write(tiny.TEXTS[0])
+    assert chat.write(tiny.TEXTS[0], " ") == chat.write(tiny.TEXTS[0], "") == chat.write(tiny.TEXTS[0])
+    assert chat.write(tiny.TEXTS[0], "Yes.") != chat.write(tiny.TEXTS[0])
+
+
 @pytest.mark.parametrize("text", tiny.TEXTS)
 def test_offsets_lead_back_into_the_text(chat, text):
     told = chat.write(text)
@@ -166,10 +202,17 @@ def test_the_answer_begins_at_the_sentence_nearest_to_the_middle():
 
 # --- one format through everything ---
 
+ANSWERS = {tiny.TEXTS[3]: "So does Anna.", tiny.TEXTS[5]: "In the morning, she does."}  # the other texts have none
+
+
+def answer_to(text: str) -> str:
+    """What carries loss of a text in the lab."""
+    return ANSWERS[text] + "<|im_end|>" if text in ANSWERS else text[turn(text) :]
+
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    folder = tiny.lab(tmp_path_factory.mktemp("lab"))
+    folder = tiny.lab(tmp_path_factory.mktemp("lab"), ANSWERS)
     teacher, made = folder / "models" / "teacher", tokenizer(CHATML)
     from transformers import Qwen2ForCausalLM
 
@@ -197,12 +240,15 @@ def test_a_checkpoint_keeps_its_format_in_training_scoring_and_answers(place, tr
     spoken = corpora.of_speech(con, ["natural"])
     loader = training.load_data(place, tiny.config(sequences=SequenceConfig(prompt="chat", system="You listen.")), model)
     texts = {one.sample_id: one.text for one in spoken}
-    for _ in range(6):
-        for batch in loader.next().batches:
+    met = set()
+    for _ in range(24):
+        taken = loader.next()
+        for batch in taken.batches:
             for b, sample in enumerate(batch.sample_ids):
-                positions = [model.tokenizer.decode([i]) for i in batch.targets_N[batch.sample_N == b].tolist()]
-                if sample in texts:
-                    assert "".join(positions) == texts[sample][turn(texts[sample]) :]
+                told = "".join(model.tokenizer.decode([i]) for i in batch.targets_N[batch.sample_N == b].tolist())
+                assert told == answer_to(texts[sample]) if sample in texts else told in map(answer_to, tiny.TEXTS)
+                met.add((taken.kind, told.endswith("<|im_end|>")))
+    assert met == {(kind, ends) for kind in ("speech", "text") for ends in (True, False)}
     score(place, model, trained.run_id, step, spoken, "natural")
     rows = store.connect(place).execute(
         "select sample_id, pattern, string_agg(token, '' order by position), count(start_s), bool_and(after_speech) "
@@ -210,21 +256,24 @@ def test_a_checkpoint_keeps_its_format_in_training_scoring_and_answers(place, tr
     ).fetchall()  # fmt: skip
     assert {(s, p) for s, p, *_ in rows} == {(s, p) for s in texts for p in (0, 1)}
     for sample, _, told, times, after in rows:
-        assert told == texts[sample][turn(texts[sample]) :] and times == 0 and after
+        assert told == answer_to(texts[sample]) and times == 0 and after
     answers = model.generate([[spoken[0].text], [corpora.audio(place, spoken[0], model.encoder.sample_rate)]], 5)
     assert len(answers) == 2
 
 
 def test_evaluation_scores_an_answer_where_training_has_it(place, trained):
     model = SpeechLM.from_pretrained(checkpoints.at(trained.path, 12) / "model", place).eval()
-    text = tiny.TEXTS[0]
+    text, asked = tiny.TEXTS[0], tiny.TEXTS[5]
     user, answer = text[: turn(text)].strip(), text[turn(text) :]
-    ((told, _),) = loglikelihoods(model, [[user]], [[" " + answer]])[0]
-    laid = model.prompt.write(text).sequence()
-    with torch.no_grad():
-        logp = model.llm(torch.from_numpy(laid.text_ids)[None]).logits[0].float().log_softmax(-1)
-    wanted = logp[laid.text_rows, laid.text_ids[laid.text_rows + 1]].sum()
-    assert told == pytest.approx(float(wanted), abs=1e-4)
+    for question, choice, laid, ends in (
+        (user, answer, model.prompt.write(text).sequence(), 0),
+        (asked, ANSWERS[asked], model.prompt.write(asked, ANSWERS[asked]).sequence(), 1),  # a choice ends no turn
+    ):
+        ((told, _),) = loglikelihoods(model, [[question]], [[" " + choice]])[0]
+        with torch.no_grad():
+            logp = model.llm(torch.from_numpy(laid.text_ids)[None]).logits[0].float().log_softmax(-1)
+        positions = logp[laid.text_rows, laid.text_ids[laid.text_rows + 1]]
+        assert told == pytest.approx(float(positions[: len(positions) - ends].sum()), abs=1e-4)
 
 
 def test_frames_of_a_users_turn_end_where_its_last_word_does(place, trained):
@@ -233,7 +282,9 @@ def test_frames_of_a_users_turn_end_where_its_last_word_does(place, trained):
     for one in corpora.of_speech(store.connect(place), ["natural"]):
         _, _, cut = encoded.parts(one)
         spans = encoded.spans(one, [True] * len(cut))
-        answer_s = next(word[3] for word in one.words if word[1] >= turn(one.text))
+        answer_s = next((word[3] for word in one.words if word[1] >= turn(one.text)), one.duration_s)
+        if one.text in ANSWERS:  # the whole recording is the user's turn
+            answer_s = one.duration_s
         heard = max(span.frame_end for span in spans if span.speech)
         assert heard == int(answer_s * model.encoder.frame_rate + 1e-6) and cut[-1].end_s == answer_s
         laid = encoded.sequence(one, spans)

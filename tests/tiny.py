@@ -74,8 +74,8 @@ def config(**changes) -> RunConfig:
     return base.model_copy(update=changes)
 
 
-def lab(folder: Path) -> Path:
-    """A lab with models, a corpus, and TEXTS spoken as `natural`."""
+def lab(folder: Path, answers: dict[str, str] | None = None) -> Path:
+    """A lab with models, a corpus, and TEXTS spoken as `natural`; `answers` to some of the texts."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -85,10 +85,12 @@ def lab(folder: Path) -> Path:
     teacher(folder / "models" / "teacher")
     encoder(folder / "models" / "encoder")
     (folder / "corpora" / "broad").mkdir(parents=True)
-    pq.write_table(pa.table({"text": TEXTS}), folder / "corpora" / "broad" / "part-0.parquet")
+    told = {"text": TEXTS} | ({"answer": [answers.get(text) for text in TEXTS]} if answers else {})
+    pq.write_table(pa.table(told), folder / "corpora" / "broad" / "part-0.parquet")
     samples = [(store.ids.sample_id("natural", text), text) for text in TEXTS]
     store.publish(folder, "samples", [
-        {"sample_id": s, "text": t, "spoken": t, "corpus": "natural", "domain": "stories", "n_tokens": 20, "flags": []}
+        {"sample_id": s, "text": t, "spoken": t, "corpus": "natural", "domain": "stories", "n_tokens": 20, "flags": [],
+         "answer": (answers or {}).get(t)}
         for s, t in samples
     ], {"corpus": "natural"})  # fmt: skip
     jobs = jobs_of(samples, ("en-us", "en-us+f2"))

@@ -86,6 +86,7 @@ def prepare(
     licence: str = "unknown",
     language: str = "en",
     column: str = "text",
+    answer: str | None = None,
     min_s: float = 5.0,
     max_s: float | None = None,
     characters_per_s: float = 15.0,
@@ -114,6 +115,7 @@ def prepare(
         licence: of documents or recordings that name none.
         language: text: other documents are left out (any: none are). speech: Emilia's folder.
         column: text: the column that holds the text.
+        answer: text: the column that holds what a chat answers to it; such texts are taken whole, or not at all.
         min_s: text: the least expected speech of a passage, in seconds.
         max_s: the most: of a passage (30), or of a recording (60).
         characters_per_s: text: of the spoken form, for the expected speech.
@@ -135,7 +137,7 @@ def prepare(
     lab = store.lab_path(lab)
     if what == "text":
         options = preparing.TextOptions(
-            column, language, min_s, max_s or 30.0, characters_per_s, ngram, near, licence, tokenizer
+            column, language, min_s, max_s or 30.0, characters_per_s, ngram, near, licence, tokenizer, answer
         )
         wanted = tasks.split(",") if tasks else None
         with _bar(name) as progress:
@@ -144,6 +146,8 @@ def prepare(
         from salad.errors import SaladError
         from salad.speech.check import load_recogniser
 
+        if answer is not None:
+            raise SaladError("--answer is for text; a table of recordings holds answers in its column `answer`")
         if workers != 1:
             raise SaladError("--workers is for text; for speech start a process for each --part K/N, K from 0")
         heard_by = load_recogniser(recogniser or preparing.own_recogniser(lab), device)

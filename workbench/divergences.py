@@ -154,7 +154,8 @@ def _tokens(scored: str) -> str:
     return f"""WITH part AS (
         SELECT DISTINCT sample_id FROM {scored} WHERE {_OF} ORDER BY md5(sample_id) LIMIT {TEXTS}
     ), tokens AS (
-        SELECT c.label, v.sample_id, v.position, v.token, v.char_start, v.m, v.d, v.f, s.text
+        SELECT c.label, v.sample_id, v.position, v.token, v.char_start, v.m, v.d, v.f,
+            s.text || coalesce(s.answer, '') AS text
         FROM token_divergences AS v JOIN (SELECT DISTINCT label, run_id, step FROM {scored}) AS c
             ON v.run_id = c.run_id AND v.step = c.step
         JOIN part ON part.sample_id = v.sample_id JOIN samples AS s ON s.sample_id = v.sample_id

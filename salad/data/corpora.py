@@ -5,6 +5,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -17,7 +18,8 @@ from salad.errors import SaladError
 @dataclass(frozen=True)
 class SpokenText:
     """A text and one recording of it. `words`: (word, char_start, char_end, start_s, end_s), offsets into `text`;
-    the FLAC is `audio_bytes` bytes from `audio_offset` of the lab's file `audio_path`."""
+    the FLAC is `audio_bytes` bytes from `audio_offset` of the lab's file `audio_path`. `answer`: what a chat answers to
+    the text, where it is known."""
 
     sample_id: str
     synthesis_id: str
@@ -27,6 +29,7 @@ class SpokenText:
     audio_path: str
     audio_offset: int
     audio_bytes: int
+    answer: str | None = None
 
     @property
     def folder(self) -> str:
@@ -34,8 +37,8 @@ class SpokenText:
         return Path(self.audio_path).parent.name
 
 
-_COLUMNS = """y.sample_id, y.synthesis_id, s.text, y.words, y.duration_s, y.audio_path, y.audio_offset, y.audio_bytes
-    from syntheses y join samples s using (sample_id)"""
+_COLUMNS = """y.sample_id, y.synthesis_id, s.text, y.words, y.duration_s, y.audio_path, y.audio_offset, y.audio_bytes,
+    s.answer from syntheses y join samples s using (sample_id)"""
 _OF_SPEECH = "where y.speech in (select unnest(?)) order by y.synthesis_id"
 _OF_SELECTION = """join selected using (sample_id) where selection_id = ? and y.tts <> 'recorded'
     qualify row_number() over (partition by y.sample_id order by y.seed, y.synthesis_id) = 1
@@ -58,6 +61,13 @@ class Recordings(Sequence):
         return SpokenText(**row)
 
 
+class Text(NamedTuple):
+    """A text, and what a chat answers to it where that is known."""
+
+    text: str
+    answer: str | None = None
+
+
 class Texts(Sequence):
     """Texts as rows of an Arrow table."""
 
@@ -67,8 +77,8 @@ class Texts(Sequence):
     def __len__(self) -> int:
         return len(self._table)
 
-    def __getitem__(self, index: int) -> str:
-        return self._table["text"][index].as_py()
+    def __getitem__(self, index: int) -> Text:
+        return Text(**self._table.slice(index, 1).to_pylist()[0])
 
 
 def _table(batches, schema: pa.Schema, path: Path | None) -> pa.Table:
@@ -159,12 +169,12 @@ def audio_of(lab: Path | str, row: dict, sample_rate: int) -> np.ndarray:
 
 def texts(lab: Path | str, corpora: list[str]) -> list[str]:
     """The texts of lab/corpora/<name> that are not empty, in file order. An absent or damaged corpus is a SaladError."""
-    return list(text_rows(lab, corpora))
+    return [row.text for row in text_rows(lab, corpora)]
 
 
 def text_rows(lab: Path | str, corpora: list[str], path: Path | None = None) -> Texts:
     """`texts` for training: rows stay in the file `path` (or in memory)."""
-    schema = pa.schema([("text", pa.string())])
+    schema = pa.schema([("text", pa.string()), ("answer", pa.string())])
 
     def batches():
         for name in corpora:
@@ -172,9 +182,13 @@ def text_rows(lab: Path | str, corpora: list[str], path: Path | None = None) -> 
             if not folder.is_dir():
                 raise SaladError(f"no corpus {name!r}: {folder} does not exist")
             try:
-                for batch in ds.dataset(folder, format="parquet").to_batches(columns=["text"], batch_size=4096):
+                found = ds.dataset(folder, format="parquet")
+                there = [name for name in schema.names if name in found.schema.names]
+                for batch in found.to_batches(columns=there or ["text"], batch_size=4096):
                     kept = batch.filter(pa.compute.not_equal(batch["text"], ""))
-                    yield pa.RecordBatch.from_arrays([kept["text"].cast(pa.string())], schema=schema)
+                    columns = [kept[name].cast(pa.string()) if name in there else pa.nulls(len(kept), pa.string())
+                               for name in schema.names]  # fmt: skip
+                    yield pa.RecordBatch.from_arrays(columns, schema=schema)
             except (OSError, pa.ArrowException) as error:
                 told = str(error).splitlines()[0]
                 raise SaladError(f"corpus {folder} cannot be read: {told}; make it again") from None

@@ -14,7 +14,7 @@ from salad.config import RunConfig
 from salad.data import augmentation
 from salad.data.augmentation import Alteration
 from salad.data.batches import Batch, collate
-from salad.data.corpora import SpokenText, audio
+from salad.data.corpora import SpokenText, Text, audio
 from salad.data.frames import Frames
 from salad.data.interleaving import Sequence as Laid
 from salad.data.interleaving import Span, Unit, interleave, shortened, training_pattern, units
@@ -65,9 +65,9 @@ class Encoded:
     def _written(self, spoken: SpokenText) -> tuple[Written, list[Unit]]:
         duration_s, told, cut = self._known.get(spoken.synthesis_id, (None, None, None))
         if duration_s != spoken.duration_s:  # not known, or at another speed
-            told = told or self.prompt.write(spoken.text)
+            told = told or self.prompt.write(spoken.text, spoken.answer)
             words, end_s, offsets = spoken.words, spoken.duration_s, told.offsets
-            if told.between:  # what stands behind is text, whatever is heard there
+            if told.answer:  # what stands behind is text, whatever is heard there
                 end_s = next((word[3] for word in words if word[1] >= told.stop), end_s)
                 words, offsets = [word for word in words if word[2] <= told.stop], offsets[: told.answer]
             cut = units(spoken.text[: told.stop], offsets, words, end_s)
@@ -222,7 +222,7 @@ class Loader:
     """
 
     def __init__(self, config: RunConfig, encoded: Encoded, natural: Sequence[SpokenText],
-                 selected: Sequence[SpokenText], texts: Sequence[str], rank: int = 0, world: int = 1):  # fmt: skip
+                 selected: Sequence[SpokenText], texts: Sequence[Text], rank: int = 0, world: int = 1):  # fmt: skip
         self.config, self.encoded, self.rank, self.world = config, encoded, rank, world
         self.sources = {"natural": natural, "selected": selected, "text": texts}
         self.sampler = Sampler(config.seed, {name: len(x) for name, x in self.sources.items() if x})
@@ -347,7 +347,7 @@ class Loader:
     def _lay(self, name: str, index: int, epoch: int) -> Member:
         one, context = self.sources[name][index], self.config.sequences.context
         if not isinstance(one, SpokenText):
-            return Member(shortened(self.encoded.prompt.write(one).sequence(), context), "text", "text")
+            return Member(shortened(self.encoded.prompt.write(*one).sequence(), context), "text", "text")
         natural = self.config.data.natural
         source = "selected" if name == "selected" else one.folder if one.folder in natural else natural[0]
         alteration = None

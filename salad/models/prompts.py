@@ -2,8 +2,10 @@
 evaluation and the A/B app; a checkpoint keeps its name and system prompt in speech_lm.json.
 
 `plain`: the prefix token (the tokenizer's BOS, else its end-of-text token), then the text; every token carries loss.
-`chat`: the tokenizer's own chat template. The text's first half, up to a sentence's end, is the user's turn, which may
-be speech; the rest is the answer, which is text and alone carries loss.
+`chat`: the tokenizer's own chat template. The text is the user's turn, which may be speech; its answer is text and alone
+carries loss, together with the token that the template ends a turn with. A text that has no answer is divided: its first
+half, up to a sentence's end, is the user's turn, and the rest stands as the answer, whose end carries no loss, for there a
+turn does not end.
 """
 
 import re
@@ -19,9 +21,10 @@ MARK = "\N{OBJECT REPLACEMENT CHARACTER}"  # where a recording, or a text still 
 class Written(NamedTuple):
     """A text laid out: `before`, the tokens of the text up to number `answer`, `between`, the others.
 
-    ids: the text's own tokens; offsets: their characters [start, end) in the text; answer: the first that carries loss
-    and the first that is never speech (0, with `between` empty: all carry loss and any may be speech); stop: the
-    character at which the answer begins (the text's length where any may be speech).
+    ids: the text's own tokens; offsets: their characters [start, end) in the text, where those of an answer of its own
+    count on from the text's end (the token that ends its turn has none: start and end are where the answer ends);
+    answer: the first that carries loss and the first that is never speech (0, with `between` empty: all carry loss and
+    any may be speech); stop: the character at which the answer begins (the text's length where any may be speech).
     """
 
     before: list[int]
@@ -39,7 +42,9 @@ class Written(NamedTuple):
 
 class PromptFormat:
     """The format `name` of a tokenizer. `prefix`: the token that begins a plain sequence; `ends`: ids that end an
-    answer. Raises SaladError for a tokenizer that lacks what the format needs, and for a system prompt in `plain`."""
+    answer; `end_of_turn`: the one among them that a chat template puts behind an answer, or None.
+
+    Raises SaladError for a tokenizer that lacks what the format needs, and for a system prompt in `plain`."""
 
     def __init__(self, tokenizer, name: str = "plain", system: str | None = None):
         self.tokenizer, self.name, self.system = tokenizer, name, system
@@ -53,18 +58,24 @@ class PromptFormat:
                 raise SaladError("a system prompt needs the prompt format chat (sequences.prompt=chat)")
         elif not tokenizer.chat_template:
             raise SaladError("the tokenizer has no chat template; use an instruction-tuned LLM, or sequences.prompt=plain")
-        self.ends = {i for i in (tokenizer.eos_token_id,) if i is not None}
-        if name == "chat":
-            self.ends |= self._end_of_turn()
+        self.end_of_turn = self._end_of_turn() if name == "chat" else None
+        self.ends = {i for i in (tokenizer.eos_token_id, self.end_of_turn) if i is not None}
 
     # --- training and scoring ---
 
-    def write(self, text: str) -> Written:
-        """Lay out a text. In `chat`, a text that cannot be divided has an answer without tokens, so no loss."""
+    def write(self, text: str, answer: str | None = None) -> Written:
+        """Lay out a text, in `chat` with its `answer` (`plain` does not read it). There a text without an answer that
+        cannot be divided has one without tokens, so no loss."""
         if self.name == "plain":
             ids, offsets = token_offsets(self.tokenizer, text)
             return Written([self.prefix], ids, offsets, [], 0, len(text))
-        stop = turn(text)
+        ends = []
+        if answer is not None and answer.strip():
+            stop = len(text) + len(answer) - len(answer.lstrip())
+            text += answer.rstrip()
+            ends = [] if self.end_of_turn is None else [self.end_of_turn]
+        else:
+            stop = turn(text)
         user = text[:stop].strip()
         if not user:
             return Written(self._encode(self._render("")), [], [], [], 0, len(text))
@@ -76,13 +87,13 @@ class PromptFormat:
             raise SaladError("the tokenizer's chat template changes the user's text, so its words cannot be found in it")
         ids, offsets = token_offsets(self.tokenizer, whole)
         said = [n for n, (a, b) in enumerate(offsets) if b > start and a < end]
-        answer = [n for n, (a, b) in enumerate(offsets) if b > answer_at]
+        answered = [n for n, (a, b) in enumerate(offsets) if b > answer_at]
         told = [(max(a - start, 0) + lead, min(b, end) - start + lead) for a, b in (offsets[n] for n in said)]
-        told += [(max(a - answer_at, 0) + stop, b - answer_at + stop) for a, b in (offsets[n] for n in answer)]
+        told += [(max(a - answer_at, 0) + stop, b - answer_at + stop) for a, b in (offsets[n] for n in answered)]
         first, last = said[0], said[-1] + 1
-        between = ids[last : answer[0] if answer else len(ids)]
-        own = [ids[n] for n in (*said, *answer)]
-        return Written(ids[:first], own, told, between, len(said), stop)
+        between = ids[last : answered[0] if answered else len(ids)]
+        own = [ids[n] for n in (*said, *answered)] + ends
+        return Written(ids[:first], own, told + [(len(text), len(text))] * len(ends), between, len(said), stop)
 
     # --- answering ---
 
@@ -126,11 +137,11 @@ class PromptFormat:
         except Exception as error:  # a template is a program of the tokenizer's author: it may raise anything
             raise SaladError(f"the tokenizer's chat template refuses this: {error}") from None
 
-    def _end_of_turn(self) -> set[int]:
+    def _end_of_turn(self) -> int | None:
         """The special token that the template puts behind an answer, where it does."""
         after = self._encode(self._render("a", MARK).rpartition(MARK)[2].lstrip())
         special = set(self.tokenizer.all_special_ids) | set(self.tokenizer.added_tokens_decoder)
-        return {after[0]} & special if after else set()
+        return after[0] if after and after[0] in special else None
 
 
 def turn(text: str) -> int:

@@ -148,12 +148,14 @@ def _token_rows(encoded: Encoded, group, batch, told, pattern: int, spell: _Spel
     chars, times, words = (np.zeros((len(sample), 2), dtype) for dtype in (np.int32, np.float64, object))
     for b, one in enumerate(group):
         at = np.flatnonzero(sample == b)
-        _, offsets, cut = encoded.parts(one)
+        ids, offsets, cut = encoded.parts(one)
+        text = one.text + (one.answer or "")  # whose characters count on
         where = position[at]
         chars[at] = np.asarray(offsets, np.int32).reshape(-1, 2)[where]
         unit = np.searchsorted([u.token_end for u in cut], where, side="right")
         times[at] = np.asarray([*((u.start_s, u.end_s) for u in cut), (np.nan, np.nan)])[unit]  # a chat's answer: none
-        words[at, 0] = [one.text[start:end] for start, end in chars[at]]
+        pieces = zip(where, chars[at], strict=True)
+        words[at, 0] = [text[start:end] or spell.tokenizer.decode(ids[n]) for n, (start, end) in pieces]
 
     def after_speech(values):
         return pa.array(values.cpu().numpy().astype(np.float64), mask=~after)

@@ -17,7 +17,7 @@ BATCH = 1_000  # rows read at a time
 
 
 class Document(NamedTuple):
-    """`text` is None where the row has none, and `fault` then says why ("empty", "unreadable")."""
+    """`text` is None where the row has none, and `fault` then says why ("empty", "unreadable", "no answer")."""
 
     doc_id: str
     text: str | None
@@ -25,6 +25,7 @@ class Document(NamedTuple):
     licence: str | None
     domain: str | None
     fault: str | None = None
+    answer: str | None = None
 
 
 class Files(NamedTuple):
@@ -76,24 +77,24 @@ def find(source: Path | str) -> Files:
     raise SaladError(f"{source} is neither Parquet nor JSONL nor a folder of them")
 
 
-def read(source: Path | str, column: str = "text") -> Iterator[Document]:
+def read(source: Path | str, column: str = "text", answer: str | None = None) -> Iterator[Document]:
     """Documents in file order, at fixed memory. A row without text, or a line that is not JSON, comes with its fault.
 
-    `column` holds the text; `doc_id` or `id`, `licence` or `license`, `source`, and `domain` are taken where they
-    are. SaladError for a file that cannot be read, or that does not know `column` at all."""
+    `column` holds the text, `answer` what is answered to it; `doc_id` or `id`, `licence` or `license`, `source`, and
+    `domain` are taken where they are. SaladError for a file that cannot be read, or that does not know a named column."""
     source = Path(source)
     files = find(source)
     if files.kind == "datasets":
-        yield from _of_datasets(source, column)
+        yield from _of_datasets(source, column, answer)
         return
     for path in files.paths:
-        rows = _parquet(path, column) if files.kind == "parquet" else _jsonl(path, column)
+        rows = _parquet(path, column, answer) if files.kind == "parquet" else _jsonl(path, column, answer)
         name = path.name.partition(".")[0] if len(files.paths) > 1 else source.stem.partition(".")[0]
         for number, row in enumerate(rows):
-            yield _document(row, column, f"{name}:{number}", source.name)
+            yield _document(row, column, answer, f"{name}:{number}", source.name)
 
 
-def _document(row: dict | None, column: str, number: str, source: str) -> Document:
+def _document(row: dict | None, column: str, answer: str | None, number: str, source: str) -> Document:
     if row is None:
         return Document(number, None, source, None, None, "unreadable")
     text = row.get(column)
@@ -103,25 +104,29 @@ def _document(row: dict | None, column: str, number: str, source: str) -> Docume
     told = (named, str(row.get("source") or source), licence, domain)
     if not isinstance(text, str) or not text.strip():
         return Document(told[0], None, *told[1:], "empty")
-    return Document(told[0], text, *told[1:])
+    answered = None if answer is None else row.get(answer)
+    if answer is not None and (not isinstance(answered, str) or not answered.strip()):
+        return Document(told[0], None, *told[1:], "no answer")
+    return Document(told[0], text, *told[1:], answer=answered)
 
 
-def _wanted(names, column: str, where) -> list[str]:
-    if column not in names:
-        raise SaladError(f"{where} has no column {column!r}; it has {', '.join(names)}. Name it with --column")
-    return [name for name in names if name in {column, "source", "domain", *LICENCES, *IDS}]
+def _wanted(names, column: str, answer: str | None, where) -> list[str]:
+    for option, name in (("--column", column), ("--answer", answer)):
+        if name is not None and name not in names:
+            raise SaladError(f"{where} has no column {name!r}; it has {', '.join(names)}. Name it with {option}")
+    return [name for name in names if name in {column, answer, "source", "domain", *LICENCES, *IDS}]
 
 
-def _parquet(path: Path, column: str) -> Iterator[dict]:
+def _parquet(path: Path, column: str, answer: str | None) -> Iterator[dict]:
     try:
         with pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20) as file:
-            for batch in file.iter_batches(BATCH, columns=_wanted(file.schema_arrow.names, column, path)):
+            for batch in file.iter_batches(BATCH, columns=_wanted(file.schema_arrow.names, column, answer, path)):
                 yield from batch.to_pylist()
     except (OSError, pa.ArrowException) as error:
         raise SaladError(f"{path} cannot be read as Parquet: {str(error).splitlines()[0]}") from None
 
 
-def _jsonl(path: Path, column: str) -> Iterator[dict | None]:
+def _jsonl(path: Path, column: str, answer: str | None) -> Iterator[dict | None]:
     opened = gzip.open if path.suffix == ".gz" else open
     known = False
     try:
@@ -137,14 +142,14 @@ def _jsonl(path: Path, column: str) -> Iterator[dict | None]:
                     yield None
                     continue
                 if not known:
-                    _wanted(list(row), column, path)
+                    _wanted(list(row), column, answer, path)
                     known = True
                 yield row
     except (OSError, EOFError) as error:
         raise SaladError(f"{path} cannot be read: {error}") from None
 
 
-def _of_datasets(folder: Path, column: str) -> Iterator[Document]:
+def _of_datasets(folder: Path, column: str, answer: str | None) -> Iterator[Document]:
     import datasets
 
     try:
@@ -152,9 +157,9 @@ def _of_datasets(folder: Path, column: str) -> Iterator[Document]:
     except (OSError, ValueError, pa.ArrowException) as error:
         raise SaladError(f"{folder} cannot be read as a saved dataset: {str(error).splitlines()[0]}") from None
     for split, part in found.items() if isinstance(found, dict) else [(folder.name, found)]:
-        part = part.select_columns(_wanted(part.column_names, column, f"{folder} ({split})"))
+        part = part.select_columns(_wanted(part.column_names, column, answer, f"{folder} ({split})"))
         number = 0
         for batch in part.with_format("arrow").iter(BATCH):
             for row in batch.to_pylist():
-                yield _document(row, column, f"{split}:{number}", folder.name)
+                yield _document(row, column, answer, f"{split}:{number}", folder.name)
                 number += 1

@@ -91,6 +91,13 @@ def passages(
     return found, left
 
 
+def whole(text: str, max_s: float = 30.0, rate: float = CHARACTERS_PER_S) -> tuple[list[Passage], Counter]:
+    """The same of a text that is not to be cut, for what answers it answers all of it. "long text" is left over."""
+    start, end = len(text) - len(text.lstrip()), len(text.rstrip())
+    seconds = expected_s(text[start:end], rate)
+    return ([Passage(start, end, seconds)], Counter()) if seconds <= max_s else ([], Counter({"long text": 1}))
+
+
 def _pack(run: list, max_s: float, gap_s: float):
     """Consecutive sentences together: as few passages as `max_s` allows, of about the same length."""
     left_s = sum(seconds + gap_s for *_, seconds in run)

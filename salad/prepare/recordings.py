@@ -39,7 +39,7 @@ class Unusable(Exception):
 @dataclass(frozen=True)
 class Recorded:
     """A recording that is listed. `load()` gives float32 [T] and its rate in Hz, or raises Unusable. `fault`: the
-    (reason, detail) for which it is set aside unheard."""
+    (reason, detail) for which it is set aside unheard; `answer`: what a chat answers to the text."""
 
     id: str
     text: str
@@ -49,6 +49,7 @@ class Recorded:
     domain: str | None = None
     custom: dict = field(default_factory=dict)
     fault: tuple[str, str] | None = None
+    answer: str | None = None
 
 
 def recordings(source: Path | str, layout: str = "auto", language: str = "en", cache: Path | None = None) -> Iterator[Recorded]:
@@ -251,7 +252,8 @@ def _rows(path: Path, folder: Path, licence: str | None) -> Iterator[Recorded]:
         extra = {"dnsmos": row["dnsmos"]} if "dnsmos" in row else {}
         yield Recorded(name, " ".join((text or "").split()), _named(row, SPEAKER) or "unknown",
                        lambda audio=audio, a=float(start_s), s=seconds: _at(folder, audio, a, s),
-                       _named(row, LICENCE) or licence, _named(row, ("domain",)), extra)  # fmt: skip
+                       _named(row, LICENCE) or licence, _named(row, ("domain",)), extra,
+                       answer=_named(row, ("answer",)))  # fmt: skip
 
 
 def _at(folder: Path, audio: str | None, start_s: float, seconds) -> tuple[np.ndarray, int]:

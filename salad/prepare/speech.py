@@ -124,7 +124,8 @@ def _outcome(work: Path, number: int) -> dict | None:
 
 
 def _shard(lab, name, number, listed: list[Recorded], recogniser, options, work: Path, made_from: dict) -> None:
-    unit = made_from | {"shard": number, "recordings": store.ids.digest([[r.id, r.text] for r in listed])}
+    told = [[r.id, r.text, *([r.answer] if r.answer else [])] for r in listed]
+    unit = made_from | {"shard": number, "recordings": store.ids.digest(told)}
     there = _outcome(work, number)
     if there is not None and there["listed"] == unit["recordings"] and (
         not there["kept"] or (store.exists(lab, "syntheses", unit) and shar.damage(lab, name, number) is None)
@@ -142,11 +143,13 @@ def _shard(lab, name, number, listed: list[Recorded], recogniser, options, work:
         "flags": Counter(flag for speech in kept for flag in speech.utterance.flags),
         "licences": Counter(speech.custom["licence"] for speech in kept),
     }  # fmt: skip
-    texts = {speech.sample_id: (speech.text, speech.custom["licence"], speech.custom.get("domain")) for speech in kept}
+    texts = {
+        speech.sample_id: (speech.text, *(speech.custom.get(key) for key in ("licence", "domain", "answer"))) for speech in kept
+    }
     table = pa.table({
         "sample_id": pa.array(list(texts), pa.string()),
         **{key: pa.array([row[i] for row in texts.values()], pa.string())
-           for i, key in enumerate(("text", "licence", "domain"))},
+           for i, key in enumerate(("text", "licence", "domain", "answer"))},
         "shard": pa.array([number] * len(texts), pa.int64()),
     })  # fmt: skip
     buffer = pa.BufferOutputStream()
@@ -184,7 +187,7 @@ def _kept(listed, name, recogniser, options) -> tuple[list[shar.Speech], list[di
         sample_id = store.ids.sample_id(name, one.text)
         custom = {
             "recording": one.id, "licence": one.licence or options.licence, "alignment_score": found.score,
-            "domain": one.domain or options.domain, **one.custom,
+            "domain": one.domain or options.domain, **({"answer": one.answer} if one.answer else {}), **one.custom,
         }  # fmt: skip
         utterance = Utterance(samples, SAMPLE_RATE, found.words, check.flags)
         kept.append(shar.Speech(
@@ -239,8 +242,8 @@ def _publish_samples(lab: Path, name: str, work: Path, total: int, made_from: di
     try:
         reader = con.sql(f"""select * exclude (place) from (select *, row_number() over (
                 partition by sample_id order by shard) as place
-            from read_parquet('{str(work).replace("'", "''")}/texts.*.parquet')) where place = 1 order by shard, sample_id
-            """).to_arrow_reader(BATCH)
+            from read_parquet('{str(work).replace("'", "''")}/texts.*.parquet', union_by_name = true)
+            ) where place = 1 order by shard, sample_id""").to_arrow_reader(BATCH)
         count = 0
         for number, batch in enumerate(reader):
             if not batch.num_rows:
@@ -251,7 +254,7 @@ def _publish_samples(lab: Path, name: str, work: Path, total: int, made_from: di
             rows = [
                 {"sample_id": row["sample_id"], "text": row["text"], "spoken": spoken_form(row["text"]).spoken,
                  "corpus": name, "domain": row["domain"], "licence": row["licence"], "flags": sorted(reasons),
-                 "reasons": json.dumps(reasons, ensure_ascii=False)}
+                 "reasons": json.dumps(reasons, ensure_ascii=False), "answer": row.get("answer")}
                 for row in batch.to_pylist() for reasons in [speakability(row["text"])]
             ]  # fmt: skip
             store.publish(lab, "samples", rows, unit | {"part": number})

@@ -28,7 +28,7 @@ from salad.prepare import documents as reading
 from salad.prepare import duplicates
 from salad.prepare.documents import Document
 from salad.prepare.overlap import NGRAM, Benchmarks
-from salad.prepare.passages import CHARACTERS_PER_S, passages, sentences
+from salad.prepare.passages import CHARACTERS_PER_S, passages, sentences, whole
 from salad.speech.spoken import speakability, spoken_form
 from store import atomic
 
@@ -42,7 +42,9 @@ CORPUS = ("doc_id", "text", "source", "licence", "language", "domain")
 class TextOptions:
     """What a preparation is made with. Seconds are those of expected speech. `language`: a code of ISO 639-1, or
     "any". `near`: estimated Jaccard similarity from which a text is a near-duplicate. `licence`: of documents that
-    name none. `tokenizer`: a folder or repository whose tokens are counted in `samples.n_tokens`, or None."""
+    name none. `tokenizer`: a folder or repository whose tokens are counted in `samples.n_tokens`, or None. `answer`: the
+    column that holds what a chat answers; its texts are not cut, whatever `min_s`, and a text without an answer is left
+    out."""
 
     column: str = "text"
     language: str = "en"
@@ -53,6 +55,11 @@ class TextOptions:
     near: float = duplicates.THRESHOLD
     licence: str = "unknown"
     tokenizer: str | None = None
+    answer: str | None = None
+
+    def told(self) -> dict:
+        """The options by name, without those that came later and are not used: a corpus keeps its name."""
+        return {key: value for key, value in asdict(self).items() if key != "answer" or value is not None}
 
     def __post_init__(self):
         if not 0 < self.min_s < self.max_s:
@@ -77,7 +84,7 @@ def prepare_text(lab: Path | str, source: Path | str, name: str, options: TextOp
     files = reading.find(source)
     benchmarks = Benchmarks.of_lab(lab, tasks, options.ngram)
     made_from = {
-        "prepare": "text", "corpus": name, "options": asdict(options), "files": files.fingerprint(), "chunk": chunk,
+        "prepare": "text", "corpus": name, "options": options.told(), "files": files.fingerprint(), "chunk": chunk,
         "tasks": benchmarks.tasks, "items": benchmarks.fingerprint(),
     }  # fmt: skip
     if options.tokenizer and (lab / options.tokenizer).is_dir():  # the lab's own, such as models/tokenizer
@@ -155,7 +162,7 @@ def _difference(told: dict, made_from: dict) -> str:
 
 def _cut_all(files, source, work: Path, options, benchmarks, workers: int, chunk: int) -> Iterator:
     """(number, file, counts) of each chunk, in order; chunks that are there are not cut again."""
-    chunks = enumerate(_chunks(reading.read(source, options.column), chunk))
+    chunks = enumerate(_chunks(reading.read(source, options.column, options.answer), chunk))
     jobs = ((number, part, _part(work, number)) for number, part in chunks)
     if workers <= 1:
         for number, part, path in jobs:
@@ -223,7 +230,10 @@ def cut(part: list[Document], options: TextOptions, benchmarks: Benchmarks, numb
     for document in part:
         why = document.fault or _unwanted(document.text, options.language)
         if why is None:
-            found, rest = passages(document.text, options.min_s, options.max_s, options.characters_per_s)
+            if options.answer is not None:
+                found, rest = whole(document.text, options.max_s, options.characters_per_s)
+            else:
+                found, rest = passages(document.text, options.min_s, options.max_s, options.characters_per_s)
             left.update(rest)
             rows += [_row(document, passage, options, benchmarks) for passage in found]
             why = "kept" if found else "no passage"
@@ -246,7 +256,7 @@ def cut(part: list[Document], options: TextOptions, benchmarks: Benchmarks, numb
 
 _SCHEMA = pa.schema(
     [
-        *((name, pa.string()) for name in (*CORPUS, "spoken", "reasons")),
+        *((name, pa.string()) for name in (*CORPUS, "answer", "spoken", "reasons")),
         ("flags", pa.list_(pa.string())),
         ("benchmarks", pa.list_(pa.string())),
         ("n_tokens", pa.int32()),
@@ -258,11 +268,11 @@ _SCHEMA = pa.schema(
 def _row(document: Document, passage, options: TextOptions, benchmarks: Benchmarks) -> dict:
     text = document.text[passage.start : passage.end]
     reasons = speakability(text)
-    overlaps = benchmarks.overlaps(text)
+    overlaps = benchmarks.overlaps(text if document.answer is None else f"{text} {document.answer}")
     if overlaps:
         reasons["benchmark overlap"] = ", ".join(overlaps)
     return {
-        "doc_id": document.doc_id, "text": text, "source": document.source,
+        "doc_id": document.doc_id, "text": text, "answer": document.answer, "source": document.source,
         "licence": document.licence or options.licence,
         "language": None if options.language == "any" else options.language, "domain": document.domain,
         "spoken": spoken_form(text).spoken, "reasons": json.dumps(reasons, ensure_ascii=False),
@@ -343,9 +353,10 @@ def _publish(lab: Path, name: str, number: int, rows: pa.Table, made_from: dict)
     unit = _unit(made_from, number)
     if found and not store.exists(lab, "samples", unit):
         wanted = ("sample_id", "text", "spoken", "corpus", "domain", "n_tokens", "licence", "flags", "doc_id",
-                  "language", "reasons", "benchmarks")  # fmt: skip
+                  "language", "reasons", "benchmarks", "answer")  # fmt: skip
         store.publish(lab, "samples", [{key: row[key] for key in wanted} for row in found], unit)
-    corpus = pa.Table.from_pylist(clean, schema=pa.schema([(key, pa.string()) for key in CORPUS]))
+    columns = CORPUS if made_from["options"].get("answer") is None else (*CORPUS, "answer")
+    corpus = pa.Table.from_pylist(clean, schema=pa.schema([(key, pa.string()) for key in columns]))
     if clean:
         atomic.write_bytes(lab / "corpora" / name / f"part-{number:05d}.parquet", _parquet(corpus))
     return {"passages": passages, "benchmarks": benchmarks, "licences": licences, "hours": hours}
