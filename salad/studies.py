@@ -22,7 +22,8 @@ from salad.miniature.study import StudyConfig, claim
 from store import atomic
 
 SHARES = 2  # of a seed's synthesis, so that two workers speak side by side
-QUICK_TIERS = 3  # cells beyond are left to the full study
+QUICK = ("stage1", "active", "uniform", "broad_alpha100", "broad_alpha0", "narrow_alpha0", "active_gamma5")
+CURVE = (0.1, 0.2, 0.35, 0.55, 0.8)  # before the decay, which takes the last fifth: a power law takes four at least
 MAX_CER = 0.25  # above it a synthesis is taken for a faulty one, where faults are removed
 
 
@@ -56,7 +57,7 @@ class Grid(Frozen):
     cells: tuple[Cell, ...]
     seeds: tuple[int, ...] = (0, 1, 2)
     probe: int = Field(96, gt=0, description="probed texts of each clustering, over its clusters")
-    curve: tuple[float, ...] = (0.1, 0.2, 0.4)
+    curve: tuple[float, ...] = CURVE
 
     def lab(self, root: Path | str, seed: int) -> Path:
         return Path(root) / "studies" / self.name / f"seed-{seed}"
@@ -73,39 +74,50 @@ def _stage2(name: str, axes: str, tier: int, **told) -> Cell:
 
 
 def cells() -> tuple[Cell, ...]:
-    """The grid that `salad findings` runs, in order of what a study cut short should have."""
-    made = [
+    """The grid that `salad findings` runs. A tier is a step that judges further claims, those that cost least first: a
+    study cut short has as many claims as its time allows, each on every seed."""
+    full = {"llm.finetune": "full", "optim.lr_llm": 5e-4}
+
+    def stage1(speech: str, alpha: float, tier: int) -> Cell:
+        return Cell(name=f"{speech}_alpha{100 * alpha:.0f}", axes=("alpha",), tier=tier, stage="stage1", speech=speech,
+                    overrides={"objective.alpha": alpha})  # fmt: skip
+
+    def hours(arm: str, h: float, tier: int) -> Cell:
+        return _stage2(f"{arm}_hours{h:g}", "hours", tier, strategy=arm, hours=h)
+
+    def rounds(n: int, tier: int) -> Cell:
+        return _stage2(f"active_rounds{n}", "rounds strategy", tier, strategy="active_rounds", rounds=n)
+
+    def divergence(name: str, tier: int) -> Cell:
+        return _stage2(f"active_{name}", "divergence", tier, overrides={"objective.divergence": name})
+
+    return (
         Cell(name="stage1", axes=("alpha", "arms"), stage="stage1"),
         _stage2("active", "arms strategy gamma k hours rounds span divergence finetune faults", 0),
         _stage2("uniform", "arms strategy gamma hours finetune faults", 0, strategy="uniform"),
-    ]
-    for alpha, tier in ((0.0, 1), (0.5, 1), (1.0, 1), (0.25, 5), (0.75, 5)):
-        for speech in ("narrow", "broad"):
-            if (speech, alpha) != ("narrow", 1.0):  # that is stage1
-                made.append(Cell(name=f"{speech}_alpha{100 * alpha:.0f}", axes=("alpha",), tier=tier, stage="stage1",
-                                 speech=speech, overrides={"objective.alpha": alpha}))  # fmt: skip
-    for name in ("oracle", "uniform_clusters", "teacher_nll", "sample_level"):
-        made.append(_stage2(name, "strategy", 2, strategy=name))
-    for gamma in (1.0, 5.0):
-        made.append(_stage2(f"active_gamma{gamma:.0f}", "gamma", 3, gamma=gamma))
-    for k in (8, 32):
-        made.append(_stage2(f"active_k{k}", "k", 3, n_clusters=k))
-    for hours in (0.5, 2.0):
-        for arm in ("active", "uniform"):
-            made.append(_stage2(f"{arm}_hours{hours:g}", "hours", 4, strategy=arm, hours=hours))
-    for rounds in (2, 4):
-        made.append(_stage2(f"active_rounds{rounds}", "rounds strategy", 2, strategy="active_rounds", rounds=rounds))
-    for low, high in ((1, 2), (4, 12)):
-        made.append(_stage2(f"active_span{low}to{high}", "span", 6, overrides={"sequences.span_units": [low, high]}))
-    for arm in ("active", "uniform"):
-        made.append(_stage2(f"{arm}_filtered", "faults", 6, strategy=arm, filtered=True))
-    for divergence in ("reverse_kl", "jsd"):
-        made.append(_stage2(f"active_{divergence}", "divergence", 6, overrides={"objective.divergence": divergence}))
-    full = {"llm.finetune": "full", "optim.lr_llm": 5e-4}
-    made.append(Cell(name="stage1_full", axes=("finetune",), tier=7, stage="stage1", overrides=full))
-    for arm in ("active", "uniform"):
-        made.append(_stage2(f"{arm}_full", "finetune", 7, strategy=arm, parent="stage1_full", overrides=full))
-    return tuple(sorted(made, key=lambda cell: cell.tier))
+        stage1("broad", 1.0, 1), stage1("broad", 0.0, 2), stage1("narrow", 0.0, 3), stage1("broad", 0.5, 4),
+        _stage2("active_gamma5", "gamma", 5, gamma=5.0),
+        rounds(2, 6),
+        hours("uniform", 2.0, 7), hours("uniform", 0.5, 8),
+        _stage2("teacher_nll", "strategy", 9, strategy="teacher_nll"),
+        _stage2("active_filtered", "faults", 10, filtered=True),
+        _stage2("sample_level", "strategy", 11, strategy="sample_level"),
+        divergence("reverse_kl", 12), divergence("jsd", 13),
+        Cell(name="stage1_full", axes=("finetune",), tier=14, stage="stage1", overrides=full),
+        _stage2("active_full", "finetune", 14, parent="stage1_full", overrides=full),
+        _stage2("oracle", "strategy", 15, strategy="oracle"),
+        rounds(4, 16),
+        # what follows stands in tables only: no claim rests on it alone
+        stage1("narrow", 0.5, 17), _stage2("active_gamma1", "gamma", 18, gamma=1.0),
+        _stage2("active_k8", "k", 19, n_clusters=8), _stage2("active_k32", "k", 19, n_clusters=32),
+        _stage2("uniform_clusters", "strategy", 20, strategy="uniform_clusters"),
+        _stage2("uniform_filtered", "faults", 21, strategy="uniform", filtered=True),
+        _stage2("uniform_full", "finetune", 22, strategy="uniform", parent="stage1_full", overrides=full),
+        hours("active", 0.5, 23), hours("active", 2.0, 23),
+        stage1("narrow", 0.25, 24), stage1("broad", 0.25, 24), stage1("narrow", 0.75, 24), stage1("broad", 0.75, 24),
+        *(_stage2(f"active_span{low}to{high}", "span", 25, overrides={"sequences.span_units": [low, high]})
+          for low, high in ((1, 2), (4, 12))),
+    )  # fmt: skip
 
 
 def _sized(study: StudyConfig, world: dict, budget_h: float, stage1: dict, stage2: dict, **told) -> StudyConfig:
@@ -127,13 +139,13 @@ def quick(name: str = "findings-quick") -> Grid:
     """The cells that the main claims need, with less text, less speech and fewer steps than the demo's."""
     study = _sized(
         StudyConfig(),
-        world={"natural": {"stories": 300}, "broad": 1600, "heldout_per_domain": 16, "items_per_domain": 32},
+        world={"natural": {"stories": 300}, "broad": 1200, "heldout_per_domain": 16, "items_per_domain": 32},
         budget_h=0.6,
         stage1={"steps": 240, "warmup": 20, "decay": 48, "checkpoint_every": 240},
         stage2={"steps": 200, "warmup": 10, "decay": 100, "checkpoint_every": 200},
     )
-    chosen = tuple(cell for cell in cells() if cell.tier <= QUICK_TIERS)
-    return Grid(name=name, study=study, cells=chosen, probe=48, curve=(0.1, 0.2, 0.4))
+    chosen = tuple(cell for cell in cells() if cell.name in QUICK)
+    return Grid(name=name, study=study, cells=chosen, probe=48, curve=CURVE[1:])
 
 
 def smoke(name: str = "findings-smoke") -> Grid:
@@ -200,6 +212,18 @@ def broad_synthesis(progress, lab, config: StudyConfig, share: int) -> str:
     jobs = jobs_of(mine, config.voices, config.seed)
     seconds = work._speak(progress, lab, config, f"broad-{share}", jobs, faults=config.speech_faults)
     return f"{len(jobs)} texts, {seconds / 3600:.2f} h"
+
+
+def encoder_frames(progress, lab, config: StudyConfig, *speech: str) -> str:
+    """The frozen encoder's frames of a speech folder, which every cell takes instead of encoding it again."""
+    from salad.data import corpora
+    from salad.models.encoders import fingerprint, load_encoder
+    from salad.passes.encode import encode
+
+    encoder = load_encoder(config.stage1.encoder, lab)
+    spoken = corpora.of_speech(store.connect(lab), list(speech))
+    encode(lab, lambda: encoder, fingerprint(encoder), spoken, progress=progress)
+    return f"{len(spoken)} recordings"
 
 
 def clusterings(progress, lab, config: StudyConfig, n_clusters: tuple[int, ...]) -> str:
@@ -316,7 +340,7 @@ def train_cell(progress, lab, config: StudyConfig, cell: Cell, curve: tuple[floa
 
 
 def measure_cell(progress, lab, config: StudyConfig, cell: Cell) -> str:
-    """Divergences of held-out text (along Stage I too, where the axis is alpha), and text and speech accuracy."""
+    """Divergences of held-out text (along Stage I, too), and accuracy: on text and speech, the arms' through a cascade."""
     from salad.evaluation import tasks
     from salad.evaluation.contenders import Ours
     from salad.evaluation.run import evaluate
@@ -331,22 +355,43 @@ def measure_cell(progress, lab, config: StudyConfig, cell: Cell) -> str:
                 work._score(progress, lab, run_id, at, "heldout", config.seed)
     model = work._score(progress, lab, run_id, step, "heldout", config.seed)
     names = tasks.names(lab)
-    told = {"evaluate": cell.name, "run_id": run_id, "step": step, "tasks": names, "modalities": ["text", "speech"]}
+    modalities = ("text", "speech", "cascade") if "arms" in cell.axes else ("text", "speech")
+    told = {"evaluate": cell.name, "run_id": run_id, "step": step, "tasks": names, "modalities": list(modalities)}
     ours = Ours(model, cell.name, run_id, step)
-    as_run(lab, "evaluate", told, lambda run: evaluate(lab, ours, names, ("text", "speech"), progress=progress),
+    as_run(lab, "evaluate", told, lambda run: evaluate(lab, ours, names, modalities, progress=progress),
            kind="evaluate")  # fmt: skip
-    return "divergences of held-out text; text and speech"
+    return f"divergences of held-out text; {', '.join(modalities)}"
 
 
-def measured(lab, cell: Cell) -> bool:
-    """Whether a cell is done: trained, and its evaluation too."""
-    return (Path(lab) / ".study" / f"{cell.name}.done").exists()
+def measure_teacher(progress, lab, config: StudyConfig) -> str:
+    """The teacher's accuracy on text, from which every gap is measured, and through a cascade."""
+    from salad.miniature import work
+
+    told = work.teacher_results(progress, lab, config)
+    _done(lab, "teacher")
+    return told
+
+
+def measured(lab, name: str) -> bool:
+    """Whether a cell, or the teacher, is done: trained, and its evaluation too."""
+    return (Path(lab) / ".study" / f"{name}.done").exists()
 
 
 def finish_cell(progress, lab, config: StudyConfig, cell: Cell) -> str:
     told = measure_cell(progress, lab, config, cell)
-    atomic.write_bytes(Path(lab) / ".study" / f"{cell.name}.done", b"")
+    _done(lab, cell.name)
     return told
+
+
+def _done(lab, name: str) -> None:
+    atomic.write_bytes(Path(lab) / ".study" / f"{name}.done", b"")
+    (Path(lab) / ".study" / f"{name}.failed.json").unlink(missing_ok=True)
+
+
+def failures(lab: Path | str) -> dict[str, str]:
+    """The cells of a seed's lab whose last attempt failed, each with the error's last line."""
+    paths = sorted((Path(lab) / ".study").glob("*.failed.json"))
+    return {path.name.removesuffix(".failed.json"): json.loads(path.read_text())["error"] for path in paths}
 
 
 # --- the plan ---
@@ -383,8 +428,8 @@ def plan(grid: Grid, root: Path | str, only: Iterable[str] | None = None) -> lis
     first = str(grid.lab(root, grid.seeds[0]).resolve())
     for seed in grid.seeds:
         lab, config = str(grid.lab(root, seed).resolve()), study_of(grid, seed)
-        left = [cell for cell in chosen if not measured(lab, cell)]
-        if not left:
+        left = [cell for cell in chosen if not measured(lab, cell.name)]
+        if not left and measured(lab, "teacher"):
             continue
 
         def step(tier, name, title, function, *after, arguments=(), seed=seed, lab=lab, config=config):
@@ -400,14 +445,16 @@ def plan(grid: Grid, root: Path | str, only: Iterable[str] | None = None) -> lis
         step(-1, "natural", "natural speech", work.natural, "world")
         step(-1, "recogniser", "recogniser", work.recogniser, "encoder", "world")
         step(-1, "spoken", "held-out and test speech", work.spoken, "recogniser")
-        by_name = {cell.name: cell for cell in chosen}
+        step(-1, "frames", "encoder frames of natural speech", encoder_frames, "encoder", "natural", arguments=("natural",))
+        if not measured(lab, "teacher"):
+            step(0, "measure_teacher", "the teacher's results", measure_teacher, "teacher", "spoken")
         for cell in left:
-            waits = ["teacher", "encoder", "natural"]
+            waits = ["teacher", "encoder", "frames"]
             if cell.stage == "stage1" and cell.speech == "broad":
-                waits.append("natural_broad")
+                waits.append("frames_natural_broad")
             if cell.stage == "stage2":
-                waits.append("probe")
-                if not measured(lab, by_name[cell.parent]):
+                waits += ["probe", *(f"frames_{share}" for share in range(SHARES))]
+                if not measured(lab, cell.parent):
                     waits.append(f"train_{cell.parent}")
             step(cell.tier, f"train_{cell.name}", f"train {cell.name}", train_cell, *waits,
                  arguments=(cell, grid.curve, grid.n_clusters, grid.probe))  # fmt: skip
@@ -416,11 +463,15 @@ def plan(grid: Grid, root: Path | str, only: Iterable[str] | None = None) -> lis
         names = {s.name for _, s in steps}
         if any(c.speech == "broad" for c in left):
             step(0, "natural_broad", "broad-domain speech", broad_speech, "world")
+            step(0, "frames_natural_broad", "encoder frames of broad-domain speech", encoder_frames, "encoder", "natural_broad",
+                 arguments=("natural_broad",))  # fmt: skip
         if any(c.stage == "stage2" for c in left):
             shares = [f"broad_{share}" for share in range(SHARES)]
             for share, name in enumerate(shares):
                 step(-1, name, f"synthesis, part {share + 1} of {SHARES}", broad_synthesis, "recogniser", "world",
                      arguments=(share,))  # fmt: skip
+                step(-1, f"frames_{share}", f"encoder frames, part {share + 1} of {SHARES}", encoder_frames, "encoder", name,
+                     arguments=(f"broad-{share}",))  # fmt: skip
             step(-1, "clusters", "clusters", clusterings, "teacher", arguments=(grid.n_clusters,))
             waits = ["train_stage1"] if f"{seed}:train_stage1" in names else []
             step(-1, "probe", "divergences of the probe", stage1_probe, "clusters", *shares, *waits,
@@ -428,12 +479,84 @@ def plan(grid: Grid, root: Path | str, only: Iterable[str] | None = None) -> lis
     return [made for _, made in sorted(steps, key=lambda pair: pair[0])]
 
 
-def run(grid: Grid, root: Path | str, watch, workers: int = 2, only: Iterable[str] | None = None) -> None:
-    """Do what is left of a study, `workers` steps at a time; `watch` as in `salad.miniature.steps.run`."""
+def run(grid: Grid, root: Path | str, watch, workers: int = 2, only: Iterable[str] | None = None) -> dict[str, str]:
+    """Do what is left of a study, `workers` steps at a time; `watch` as in `salad.miniature.steps.run`.
+
+    A cell that fails is written down with its error's last line, what waits for it too, and the others go on; running
+    again tries it again. Returns what failed: "seed 0: active_k8" and the error."""
     from salad.miniature import steps
 
     claim_labs(grid, root)
-    steps.run(plan(grid, root, only), workers, watch)
+    failed: dict[str, str] = {}
+
+    def heard(event: str, step: Step, *details) -> None:
+        if event == "failed":
+            seed, name = step.name.split(":")
+            cell = name.removeprefix("train_").removeprefix("measure_")
+            said = (details[0].told.strip() or "no word of why").splitlines()[-1]
+            if failed.setdefault(f"seed {seed}: {cell}", said) == said and cell in {*(c.name for c in grid.cells), "teacher"}:
+                atomic.write_json(grid.lab(root, int(seed)) / ".study" / f"{cell}.failed.json", {"error": said})
+        watch(event, step, *details)
+
+    steps.run(plan(grid, root, only), workers, heard, keep_going=True)
+    return failed
+
+
+# Seconds on two idle cores of an AMD EPYC, two steps at a time with one thread each: a demo of 2026-11-21, and a study's
+# own cells. A unit is a training step, a text, an item or hour of speech, as it says.
+SECONDS = {
+    "encoder": 0.17, "teacher": 0.09, "recogniser": 0.14, "stage1": 0.117, "stage2": 0.135,  # a training step
+    "spoken": 0.026, "synthesis": 0.034,  # a text, the latter with its check
+    "clustering": 9.0, "scored": 0.012, "answered": 0.009, "started": 3.0,  # a text's two patterns; an item in a modality
+    "encoded": 6.0,  # an hour of speech
+}  # fmt: skip
+DOMAINS, ITEM_TEXT_S = 7, 6.0
+
+
+def seconds_of(grid: Grid, step: Step) -> float:
+    """About how long a step of `plan` takes one of two workers on two idle cores, from SECONDS and the step's sizes."""
+    config, cost = step.arguments[1], SECONDS
+    world, name = config.world, step.name.split(":")[1]
+    natural, texts = sum(world.natural.values()), DOMAINS * world.heldout_per_domain
+    items = DOMAINS * world.items_per_domain
+    if name in ("teacher", "recogniser"):
+        return getattr(config, name).steps * cost[name]
+    if name == "encoder":
+        return config.encoder.steps * cost[name] if step.arguments[2] is None else 1.0
+    if name in ("natural", "natural_broad"):
+        return natural * cost["spoken"]
+    if name == "spoken":
+        return (texts + items / 2) * cost["spoken"]
+    if name.startswith("broad_"):
+        return world.broad / SHARES * cost["synthesis"]
+    if name.startswith("frames"):
+        heard = natural if "natural" in name or name == "frames" else world.broad / SHARES
+        return cost["started"] + heard * ITEM_TEXT_S / 3600 * cost["encoded"]
+    if name == "clusters":
+        return len(grid.n_clusters) * cost["clustering"]
+    if name == "probe":
+        return cost["started"] + grid.probe * len(grid.n_clusters) * cost["scored"]
+    if name == "measure_teacher":
+        return cost["started"] + 2 * items * cost["answered"]
+    if name == "world":
+        return cost["started"]
+    cell = step.arguments[2]
+    run = run_config(config, cell)
+    if name.startswith("train_"):
+        again = (cell.rounds - 1) * (2 * cost["started"] + grid.probe * len(grid.n_clusters) * cost["scored"])
+        return cost["started"] + run.optim.steps * cost[cell.stage] + again
+    scored = texts * (1 + len(grid.curve) * (cell.stage == "stage1"))
+    return cost["started"] + scored * cost["scored"] + (2 + ("arms" in cell.axes)) * items * cost["answered"]
+
+
+def estimate(grid: Grid, root: Path | str, workers: int = 2, only: Iterable[str] | None = None) -> list[tuple[str, int, float]]:
+    """(what, steps left, seconds of the clock) for what is made once a seed and for each tier's cells, in their order."""
+    told: dict[str, list[float]] = {}
+    by_name = {cell.name: cell for cell in grid.cells}
+    for step in plan(grid, root, only):
+        cell = by_name.get(step.name.split(":")[1].removeprefix("train_").removeprefix("measure_"))
+        told.setdefault(cell.name if cell else "what cells share", []).append(seconds_of(grid, step) / workers)
+    return [(what, len(seconds), sum(seconds)) for what, seconds in told.items()]
 
 
 def labs(root: Path | str, name: str) -> dict[int, Path]:

@@ -210,6 +210,23 @@ def test_a_step_that_fails_ends_the_study_in_one_line(what, told):
         steps.run([steps.Step("a", "Step A", _fails, (what,))], 2, lambda *_: None)
 
 
+def _speaks(progress):
+    return "well"
+
+
+def test_where_steps_keep_going_what_waits_for_a_failed_one_fails_too_and_the_others_go_on():
+    plan = [
+        steps.Step("a", "Step A", _fails, ("kill",)), steps.Step("b", "Step B", _speaks, (), ("a",)),
+        steps.Step("c", "Step C", _speaks, (), ("b", "a")), steps.Step("d", "Step D", _speaks),
+        steps.Step("e", "Step E", _speaks, (), ("d",)),
+    ]  # fmt: skip
+    heard = []
+    outcomes = {o.name: o for o in steps.run(plan, 2, lambda event, step, *_: heard.append((event, step.name)), keep_going=True)}
+    assert {name for name, outcome in outcomes.items() if outcome.failed} == {"a", "b", "c"}
+    assert "exit status -9" in outcomes["a"].told and outcomes["c"].told == f"Step A: {outcomes['a'].told}"
+    assert ("start", "b") not in heard and {("failed", "c"), ("done", "d"), ("done", "e")} <= set(heard)
+
+
 def test_room_is_checked_before_anything_is_written(tmp_path, monkeypatch):
     from workbench import demo
 

@@ -228,6 +228,12 @@ def test_a_killed_study_goes_on_and_shares_what_its_cells_have_in_common(study):
     last = found[found["last"] & (found.group == analysis.ALL)].set_index("contender")
     assert {"stage1", "uniform", "active_rounds2"} <= set(last.index)
     assert last.loc[["stage1", "uniform", "active_rounds2"], ["m", "f", "text", "speech"]].notna().all(None)
+    assert last.loc[["stage1", "uniform"], ["cascade", "gap"]].notna().all(None)
+    teacher = con.execute("select distinct modality from evaluations where contender = 'teacher'").fetchall()
+    assert {modality for modality, in teacher} == {"text", "cascade"}
+    log = next((lab / "runs").glob(f"{last.loc['uniform'].run_id}/log.txt")).read_text()
+    assert "encoder frames of natural" in log
+    assert {path.name for path in (lab / "frames").iterdir()} >= {"natural", "broad-0", "broad-1"}
     hours = last.hours[["uniform", "active_rounds2"]]
     assert abs(hours.uniform / hours.active_rounds2 - 1) < 0.1  # a text is a tenth of this budget
     curve = found[(found.contender == "stage1") & (found.group == analysis.ALL)]
@@ -252,6 +258,30 @@ def test_a_study_that_is_done_does_nothing_and_is_shown_by_the_command(study, ca
     out = capsys.readouterr().out
     assert stop.value.code == 0 and "Strategies at equal hours" in out and "active_rounds2" in out
     assert (study[0] / "studies" / "findings-smoke" / "sweep.md").exists()
+
+
+def test_a_cell_that_fails_is_written_down_and_the_others_go_on(study, capsys, monkeypatch):
+    grid = studies.smoke()
+    new = [studies.Cell(name=name, axes=("strategy",), strategy=strategy)
+           for name, strategy in (("broken", "salad.nowhere:draw"), ("sound", "uniform_clusters"))]  # fmt: skip
+    monkeypatch.setattr(studies, "full", lambda name: grid.model_copy(update={"cells": (*grid.cells, *new)}))
+    lab = studies.labs(study[0], grid.name)[0]
+    options = ["findings", "--lab", str(study[0]), "--name", grid.name, "--seeds", "0", "--cells", "broken,sound"]
+
+    def run() -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as stop:
+            cli.main(options)
+        return stop.value.code, *capsys.readouterr()
+
+    code, out, complaint = run()
+    assert code == 1 and len(complaint.strip().splitlines()) == 1, complaint
+    assert complaint.startswith("1 failed: seed 0: broken (") and "salad.nowhere" in complaint
+    assert studies.failures(lab).keys() == {"broken"} and studies.measured(lab, "sound")
+    page = (study[0] / "studies" / grid.name / "findings.md").read_text()
+    assert "failed: seed 0: broken (" in page and "salad.nowhere" in page
+    new[0] = new[0].model_copy(update={"strategy": "teacher_nll"})
+    code, out, complaint = run()  # tried again
+    assert code == 0 and not complaint and not studies.failures(lab) and studies.measured(lab, "broken")
 
 
 @pytest.mark.parametrize(("arguments", "says"), [

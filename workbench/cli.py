@@ -676,6 +676,7 @@ def findings(
     seeds: str = "0,1,2",
     cells: str | None = None,
     workers: int = 2,
+    plan: bool = False,
     no_run: bool = False,
     write: File = None,
     name: str | None = None,
@@ -691,11 +692,12 @@ def findings(
         seeds: comma-separated.
         cells: only these, comma-separated; an unknown name lists them all.
         workers: steps that run side by side, one thread each.
+        plan: only tell which cells are left and about how long they take.
         no_run: write from what is measured already.
         write: write findings.md to this file, too.
         name: the study's folder; by default findings or findings-quick.
     """
-    return _study(lab, quick, seeds, cells, workers, no_run, write, name, None)
+    return _study(lab, quick, seeds, cells, workers, plan, no_run, write, name, None)
 
 
 @command
@@ -706,6 +708,7 @@ def sweep(
     seeds: str = "0,1,2",
     axes: str = "strategy,gamma,k,rounds",
     workers: int = 2,
+    plan: bool = False,
     no_run: bool = False,
     name: str | None = None,
 ) -> int:
@@ -718,13 +721,14 @@ def sweep(
         seeds: comma-separated.
         axes: comma-separated, of strategy, gamma, k, rounds, hours, alpha, span, divergence, finetune and faults.
         workers: steps that run side by side, one thread each.
+        plan: only tell which cells are left and about how long they take.
         no_run: show what is measured already.
         name: the study's folder; by default findings or findings-quick.
     """
-    return _study(lab, quick, seeds, None, workers, no_run, None, name, axes)
+    return _study(lab, quick, seeds, None, workers, plan, no_run, None, name, axes)
 
 
-def _study(lab, quick, seeds, cells, workers, no_run, write, name, axes) -> int:
+def _study(lab, quick, seeds, cells, workers, plan, no_run, write, name, axes) -> int:
     from pathlib import Path
 
     import store
@@ -744,13 +748,17 @@ def _study(lab, quick, seeds, cells, workers, no_run, write, name, axes) -> int:
     only = _parts(cells, known, "cell") if cells else None
     if axes:
         only = [cell.name for cell in grid.cells if set(cell.axes) & set(wanted)]
+    if plan:
+        judged.show_plan(grid, studies.estimate(grid, root, workers, only), workers)
+        return 0
+    failed = {}
     if not no_run:
         from rich.console import Console
 
-        from workbench.demo import run_steps
+        from workbench.demo import watching
 
-        studies.claim_labs(grid, root)
-        run_steps(studies.plan(grid, root, only), Console(), workers)
+        with watching(Console()) as watch:
+            failed = studies.run(grid, root, watch, workers, only)
     found = judged.findings({s: p for s, p in studies.labs(root, grid.name).items() if s in numbers}, wanted)
     judged.show(found, claims=not axes)
     told = "salad sweep" if axes else "salad findings"
@@ -758,7 +766,10 @@ def _study(lab, quick, seeds, cells, workers, no_run, write, name, axes) -> int:
     folder = root / "studies" / grid.name
     for path in judged.write(found, folder, told, None if write is None else Path(write), claims=not axes):
         print(path)
-    return 0
+    if failed:
+        one_line = "; ".join(f"{name} ({said})" for name, said in failed.items())
+        print(f"{len(failed)} failed: {one_line}. The same command tries them again", file=sys.stderr)
+    return 1 if failed else 0
 
 
 def _parts(given: str, known, what: str) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 import shutil
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
@@ -41,7 +42,8 @@ def demo(lab: Path, seed: int = 0, corpus: str | None = None, smoke: bool = Fals
     if config.tts == "espeak":
         console.print("espeak-ng speaks; where Kokoro's weights are at hand, --tts kokoro:FOLDER takes its place.",
                       soft_wrap=True)  # fmt: skip
-    outcomes = run_steps(study.plan(lab, config, corpus), console)
+    with watching(console) as watch:
+        outcomes = steps.run(study.plan(lab, config, corpus), 2, watch)
     store.renew(lab)
     seconds = time.monotonic() - began
     busy = sum(outcome.seconds for outcome in outcomes)
@@ -68,8 +70,9 @@ def _room_for(lab: Path) -> None:
         raise SaladError(f"{place} has {free:.2f} GB free; the demo needs about {NEEDED_GB:g} GB. Give another --lab")
 
 
-def run_steps(plan: list[steps.Step], console: Console, workers: int = 2) -> list[steps.Outcome]:
-    """Run a study's steps with a bar and the time left for each, and a line for what is done."""
+@contextmanager
+def watching(console: Console):
+    """What `steps.run` tells, as a bar and the time left for each step, and a line for what is done or has failed."""
     columns = (
         TextColumn("{task.description:<32}"), BarColumn(30), TaskProgressColumn(), TimeElapsedColumn(),
         TextColumn("left"), TimeRemainingColumn(),
@@ -83,10 +86,11 @@ def run_steps(plan: list[steps.Step], console: Console, workers: int = 2) -> lis
         elif event == "progress":
             bars.update(known[step.name], completed=details[0], total=details[1])
         else:
-            bars.remove_task(known.pop(step.name))
+            if step.name in known:  # what waited for a failed step never started
+                bars.remove_task(known.pop(step.name))
             outcome = details[0]
-            line = f"{step.title:<32} {outcome.seconds:6.1f} s  {outcome.told}"
-            bars.console.print(line, highlight=False, soft_wrap=True)
+            told = f"failed: {outcome.told}" if outcome.failed else outcome.told
+            bars.console.print(f"{step.title:<32} {outcome.seconds:6.1f} s  {told}", highlight=False, soft_wrap=True)
 
     with bars:
-        return steps.run(plan, workers, watch)
+        yield watch

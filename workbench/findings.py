@@ -108,13 +108,15 @@ CLAIMS = (
 @dataclass
 class Findings:
     """What a study shows. `rows`: analysis.collect of its labs, `claims`: judged, `tables`: (axis, frame), `told`: what
-    was run at which sizes, `lacking`: cells that were not run, with how many seeds they have."""
+    was run at which sizes, `lacking`: cells that were not run, with how many seeds they have; `failed`: cells with the
+    error of the last attempt."""
 
     rows: pd.DataFrame
     claims: list[Row]
     tables: dict[str, pd.DataFrame]
     told: list[str]
     lacking: list[str]
+    failed: list[str]
     seeds: list[int]
 
 
@@ -136,7 +138,8 @@ def findings(labs: dict[int, Path], axes: tuple[str, ...] = tuple(AXES)) -> Find
         if names:
             lacking.append(f"{f'on {count} of {len(labs)} seeds only' if count else 'on no seed'}: {', '.join(names)}")
     seeds = sorted(rows.seed.unique())
-    return Findings(rows, claims, tables, _told({s: labs[s] for s in seeds}, study), lacking, seeds)
+    failed = [f"seed {s}: {name} ({said})" for s in labs for name, said in studies.failures(labs[s]).items()]
+    return Findings(rows, claims, tables, _told({s: labs[s] for s in seeds}, study), lacking, failed, seeds)
 
 
 def judge(rows: pd.DataFrame, claim: Claim) -> Row:
@@ -366,6 +369,7 @@ def markdown(found: Findings, command: str, claims: bool = True) -> str:
         "teacher, espeak-ng's voices, 112 facts. It can say what holds or fails *here*, not what holds at 3B.\n",
         "## What was run\n", *(f"- {line}" for line in found.told),
         f"- Not run: {'; '.join(found.lacking) or 'nothing is missing'}.",
+        *([f"- Tried and failed: {'; '.join(found.failed)}."] if found.failed else ()),
         "- Active against uniform at the demo's own sizes, on three seeds: the table in README.md.\n",
     ]  # fmt: skip
     if claims:
@@ -404,6 +408,26 @@ def show(found: Findings, claims: bool = True) -> None:
         console.print()
     for row in found.claims if claims else ():
         console.print(f"{row.verdict:<16} {row.text}: {row.seen}", soft_wrap=True)
+
+
+def show_plan(grid: studies.Grid, left: list[tuple[str, int, float]], workers: int) -> None:
+    """What a study would still run, in its order, with the clock's time so far."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console, clock = Console(markup=False, highlight=False), 0.0
+    shown = Table(box=None, pad_edge=False, header_style="bold")
+    for head in ("cell", "steps left", "minutes", "from the start"):
+        shown.add_column(head, justify="left" if head == "cell" else "right", no_wrap=True)
+    for what, steps, seconds in left:
+        clock += seconds
+        shown.add_row(what, str(steps), f"{seconds / 60:.1f}", f"{clock / 60:.0f}")
+    console.print(shown)
+    console.print(
+        f"{grid.name}: {len(left)} of {len(grid.cells) + 1} rows left on seeds {', '.join(map(str, grid.seeds))}; about "
+        f"{clock / 60:.0f} minutes with {workers} workers on as many idle cores (measured on AMD EPYC, 2 cores).",
+        soft_wrap=True,
+    )
 
 
 def write(found: Findings, folder: Path, command: str, more: Path | None = None, claims: bool = True) -> list[Path]:

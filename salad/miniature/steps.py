@@ -34,6 +34,7 @@ class Outcome:
     name: str
     seconds: float
     told: str
+    failed: bool = False
 
 
 def _child(connection, work, arguments) -> None:
@@ -64,15 +65,26 @@ def _child(connection, work, arguments) -> None:
         connection.send(("failed", f"{type(error).__name__}: {error}", traceback.format_exc()))
 
 
-def run(steps: Sequence[Step], workers: int, watch: Callable) -> list[Outcome]:
+def run(steps: Sequence[Step], workers: int, watch: Callable, keep_going: bool = False) -> list[Outcome]:
     """Run all steps, at most `workers` at once. `watch(event, step, *details)` hears "start", "progress" (done,
-    total), "done" (outcome). A step that fails ends the others; its error is raised as SaladError, in one line, with
-    the traceback of an unexpected one in `__notes__`. Ctrl-C ends the children and goes on its way."""
+    total), "done" and "failed" (outcome). A step that fails ends the others; its error is raised as SaladError, in one
+    line, with the traceback of an unexpected one in `__notes__`. With `keep_going` it is an outcome that `failed`, as
+    are the steps that wait for it, and the others go on. Ctrl-C ends the children and goes on its way."""
     # one thread each: two OpenMP threads on a busy machine can fall to a fraction of one thread's speed
     os.environ |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false"}
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(WARM)
     waiting, done, outcomes, live = list(steps), set(), [], {}
+
+    def failed(step: Step, seconds: float, said: str, cause: str | None = None) -> None:
+        outcomes.append(Outcome(step.name, seconds, said, failed=True))
+        watch("failed", step, outcomes[-1])
+        cause = cause or f"{step.title}: {said}"
+        for other in [s for s in waiting if step.name in s.after]:
+            if other in waiting:  # it may wait for two that failed
+                waiting.remove(other)
+                failed(other, 0.0, cause, cause)
+
     try:
         while waiting or live:
             for step in [s for s in waiting if done.issuperset(s.after)][: workers - len(live)]:
@@ -92,15 +104,18 @@ def run(steps: Sequence[Step], workers: int, watch: Callable) -> list[Outcome]:
                     kind, *details = connection.recv()
                 except EOFError:
                     process.join()
-                    raise SaladError(
-                        f"{step.title}: its process was ended from outside (exit status {process.exitcode}); "
-                        "the same command goes on where it was"
-                    ) from None
+                    kind, details = "failed", [
+                        f"its process was ended from outside (exit status {process.exitcode}); "
+                        "the same command goes on where it was", "",
+                    ]  # fmt: skip
                 if kind == "progress":
                     watch("progress", step, *details)
                     continue
                 process.join()
                 del live[connection]
+                if kind == "failed" and keep_going:
+                    failed(step, time.monotonic() - started, details[0])
+                    continue
                 if kind == "failed":
                     error = SaladError(f"{step.title}: {details[0]}")
                     if details[1]:
