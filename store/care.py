@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 import time
+import zlib
 from pathlib import Path
 
 import pyarrow as pa
@@ -49,22 +50,39 @@ def _leftovers(lab: Path, grace_s: float) -> list[Damage]:
 
 
 def _audio(lab: Path, found: dict[str, list[Unit]]) -> list[Damage]:
-    """Shar files that `syntheses` points into and that are missing or too short."""
-    ends: dict[str, int] = {}
+    """Shar files that `syntheses` points into and that are missing, too short, or whose FLACs have changed."""
+    pointed: dict[str, dict[tuple[int, int], tuple[int | None, str]]] = {}
     for unit in found.get("syntheses", []):
-        for row in pq.read_table(unit.path, columns=["audio_path", "audio_offset", "audio_bytes"]).to_pylist():
+        known = pq.read_schema(unit.path).names
+        columns = ["synthesis_id", "audio_path", "audio_offset", "audio_bytes", "audio_crc32"]
+        for row in pq.read_table(unit.path, columns=[name for name in columns if name in known]).to_pylist():
             if row["audio_path"] is not None:
-                end = (row["audio_offset"] or 0) + (row["audio_bytes"] or 0)
-                ends[row["audio_path"]] = max(end, ends.get(row["audio_path"], 0))
+                place = (row["audio_offset"] or 0, row["audio_bytes"] or 0)
+                pointed.setdefault(row["audio_path"], {})[place] = (row.get("audio_crc32"), row["synthesis_id"])
     wrong = []
-    for name, end in sorted(ends.items()):
+    for name, places in sorted(pointed.items()):
+        end = max(offset + size for offset, size in places)
         try:
-            size = (lab / name).stat().st_size
-        except OSError:
+            with open(lab / name, "rb") as file:
+                size = os.fstat(file.fileno()).st_size
+                changed = [
+                    synthesis
+                    for (offset, length), (crc, synthesis) in sorted(places.items())
+                    if crc is not None and size >= end and zlib.crc32(os.pread(file.fileno(), length, offset)) != crc
+                ]
+        except FileNotFoundError:
             wrong.append(Damage("syntheses", name, "its audio file is missing"))
+            continue
+        except OSError as error:
+            wrong.append(Damage("syntheses", name, f"its audio file cannot be read ({error.strerror})"))
             continue
         if size < end:
             wrong.append(Damage("syntheses", name, f"its audio file is truncated: {size} bytes, {end} are pointed at"))
+        elif changed:
+            units.forget(lab, name)  # so that the pass that made it looks at it again, whatever its times say
+            more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
+            told = f"the bytes of {', '.join(changed[:3])}{more} changed: CRC-32 does not agree"
+            wrong.append(Damage("syntheses", name, f"{told}; what made it makes it again"))
     return wrong
 
 
@@ -101,7 +119,8 @@ def verify(lab=None, repair: bool = False, grace_s: float = GRACE_S) -> list[Dam
     """Read every unit, event and run again and return what is damaged, missing or orphaned (table, path, reason).
 
     `repair=True` moves damaged and orphaned files to lab/damaged/, so that the work that made them can be done
-    again; nothing is deleted. Audio and run folders are reported only."""
+    again; nothing is deleted. Audio and run folders are reported only: the pass or preparation that made a damaged
+    Shar finds it and makes it again."""
     lab = lab_path(lab)
     with units._lock:
         units._manifests.clear()

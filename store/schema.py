@@ -164,6 +164,7 @@ UNITS = (
             Column("raw_cer", NUMBER, "character error rate against the written text, not its spoken form", "fraction"),
             Column("raw_wer", NUMBER, "word error rate against the written text, not its spoken form", "fraction"),
             Column("planted", TEXT, "the miniature's truth about a fault of the speech; null elsewhere", since=2),
+            Column("audio_crc32", BIG, "CRC-32 of the FLAC's bytes", since=3),
         ),
         folder="speech",
         sort=("sample_id", "synthesis_id"),

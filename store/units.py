@@ -9,6 +9,7 @@ import json
 import os
 import secrets
 import threading
+import time
 import urllib.parse
 from pathlib import Path
 from typing import NamedTuple
@@ -24,9 +25,11 @@ from .lab import code_version, is_whole, lab_path, seal
 
 ROW_GROUP = 122_880  # rows, as DuckDB likes them
 CHUNK = 4 * ROW_GROUP
+SAVE_S = 5.0  # seconds between two writings of what was checked, where files are checked one by one
 MEMBER = "_unit"  # column of a merged unit: which unit a row came from; no view shows it
 _verified: dict[str, dict[str, list]] = {}  # lab -> relative path -> [size, mtime_ns, ctime_ns, sha256]
 _manifests: dict[str, tuple] = {}  # path -> (size, mtime_ns, ctime_ns), manifest or reason
+_saved: dict[str, float] = {}  # lab -> when what `remembered` knows was last put beside it
 _lock = threading.RLock()
 
 
@@ -338,12 +341,22 @@ def publish(lab, table: str, rows, made_from: dict, merge: dict | None = None) -
 
 
 def exists(lab, table: str, made_from: dict) -> bool:
-    """Whether this work is published (its manifest is there), merged into a bigger unit or not."""
+    """Whether this work is published, merged into a bigger unit or not: its manifest is whole, and its Parquet file
+    there and as long as the manifest says. No byte of it is read: `scan` finds what changed inside."""
     lab, unit = lab_path(lab), unit_id(table, made_from)
-    if _manifest_paths(lab, table, unit):
+
+    def there(path: Path, manifest) -> bool:
+        if not isinstance(manifest, dict):
+            return False
+        try:
+            return (path.parent / manifest["file"]).stat().st_size == manifest["bytes"]
+        except OSError:
+            return False
+
+    if any(there(path, _read_manifest(path)) for path in _manifest_paths(lab, table, unit)):
         return True
     return any(
-        unit in Unit(table, "", path, manifest).members
+        unit in Unit(table, "", path, manifest).members and there(path, manifest)
         for path, manifest in _read_manifests(lab, table)
         if isinstance(manifest, dict) and "members" in manifest
     )
@@ -425,6 +438,36 @@ def _save_verified(lab: Path) -> None:
         pass
 
 
+def remembered(lab: Path | str, path: Path, key: str, check) -> str | None:
+    """`check()`: why the file cannot be trusted, or None; not asked again while the file (size, times) and `key`, which
+    names what it is checked against, stay as they were when it was found whole. Remembered as a unit's check is."""
+    name, mark = os.path.relpath(path, lab), [*_fingerprint(path.stat()), key]
+    lab = lab_path(lab)
+    with _lock:
+        known = _verified.setdefault(str(lab), _load_verified(lab))
+    if known.get(name) == mark:
+        return None
+    reason = check()
+    if reason is None:
+        with _lock:
+            known[name] = mark
+            if time.monotonic() - _saved.get(str(lab), -SAVE_S) >= SAVE_S:
+                _save_verified(lab)
+                _saved[str(lab)] = time.monotonic()
+    return reason
+
+
+def forget(lab: Path, name: str) -> None:
+    """The file `name`, relative to the lab, has to be checked again: it was found damaged."""
+    with _lock:
+        known = _verified.setdefault(str(lab), _load_verified(lab))
+        if known.pop(name, None) is not None:
+            try:
+                atomic.write_bytes(_cache_file(lab), json.dumps(known, indent=0).encode())
+            except OSError:
+                pass
+
+
 def check(lab: Path, path: Path, manifest: dict, remembered: bool = True) -> str | None:
     """Why a unit's Parquet file cannot be trusted, or None. `remembered=False` reads every byte again."""
     try:
@@ -443,6 +486,7 @@ def check(lab: Path, path: Path, manifest: dict, remembered: bool = True) -> str
     except OSError as error:
         return f"its Parquet file cannot be read ({error.strerror})"
     if sha != manifest["sha256"]:
+        forget(lab, _relative(lab, path))
         return "its bytes changed: sha256 does not agree with the manifest"
     with _lock:
         _verified.setdefault(str(lab), {})[_relative(lab, path)] = [*_fingerprint(stat), sha]

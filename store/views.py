@@ -8,6 +8,7 @@ import os
 import threading
 import warnings
 import weakref
+import zlib
 from pathlib import Path
 
 import duckdb
@@ -283,7 +284,7 @@ def audio(con, synthesis_id: str) -> bytes:
     raw = getattr(con, "_con", con)
     cursor = raw.cursor()
     row = cursor.execute(
-        "SELECT audio_path, audio_offset, audio_bytes FROM syntheses WHERE synthesis_id = ?", [synthesis_id]
+        "SELECT audio_path, audio_offset, audio_bytes, audio_crc32 FROM syntheses WHERE synthesis_id = ?", [synthesis_id]
     ).fetchone()
     if row is None or row[0] is None:
         raise StoreError(f"no audio of synthesis {synthesis_id} in this lab")
@@ -299,6 +300,8 @@ def audio(con, synthesis_id: str) -> bytes:
         raise StoreError(f"synthesis {synthesis_id}: {row[0]} cannot be read ({error.strerror})") from error
     if len(data) != row[2] or data[:4] != b"fLaC":
         raise StoreError(f"synthesis {synthesis_id}: no whole FLAC at byte {row[1]} of {row[0]}; is it truncated?")
+    if row[3] is not None and zlib.crc32(data) != row[3]:
+        raise StoreError(f"synthesis {synthesis_id}: the bytes of its FLAC in {row[0]} changed; make it again")
     return data
 
 

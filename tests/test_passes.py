@@ -17,6 +17,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny
+from slurm_here import slurm
+from tools import refuse, require
 
 import store
 from salad import SaladError, passes, training
@@ -176,6 +178,38 @@ def test_units_and_speech_that_are_damaged_are_made_again(clean, lab):
     assert left(lab) == clean[1]
 
 
+def test_a_flipped_bit_in_a_recording_is_named_by_verify_and_its_pass_makes_it_again(clean, lab):
+    row = store.connect(lab).sql("from syntheses order by synthesis_id limit 1").to_arrow_table().to_pylist()[0]
+    tar, rng = lab / row["audio_path"], random.Random(3)
+    speak(lab)  # each FLAC is checked once
+    for _ in range(ROUNDS):
+        stat, data = tar.stat(), bytearray(tar.read_bytes())
+        bit = rng.randrange(8 * row["audio_bytes"])
+        data[row["audio_offset"] + bit // 8] ^= 1 << bit % 8
+        tar.write_bytes(data)
+        os.utime(tar, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+        found = store.verify(lab)
+        assert [(one.path, row["synthesis_id"] in one.reason) for one in found] == [(row["audio_path"], True)]
+        with pytest.raises(store.StoreError, match="changed"):
+            store.audio(store.connect(lab), row["synthesis_id"])
+        speak(lab)
+        assert store.verify(lab) == [] and left(lab) == clean[1]
+
+
+def test_a_unit_cut_short_does_not_count_as_done(clean, lab):
+    unit = sorted((lab / "tables" / "syntheses").rglob("*.parquet"))[1]
+    made_from = json.loads(unit.with_suffix(".json").read_text())["made_from"]
+    assert store.exists(lab, "syntheses", made_from)
+    os.truncate(unit, unit.stat().st_size - 5)
+    assert not store.exists(lab, "syntheses", made_from)
+    with pytest.warns(store.DamagedWarning, match=unit.name):
+        speak(lab)
+    assert store.exists(lab, "syntheses", made_from) and rows(lab, "select count(*) from syntheses") == [(12,)]
+    manifest = next((lab / "tables" / "syntheses").rglob(f"{unit.stem}.json"))
+    manifest.write_text("{")
+    assert not store.exists(lab, "syntheses", made_from)
+
+
 def test_the_budget_ends_at_the_same_text_with_any_number_of_workers(tmp_path):
     estimated = {job.sample_id: 4.5 for job in JOBS}  # two parts of two will surely be needed
     made = []
@@ -289,17 +323,54 @@ def test_a_sentence_model_embeds_in_unit_length_without_an_nll(tmp_path):
         assert nll == pytest.approx(expected, abs=1e-4)
 
 
-def test_workers_on_an_engine_score_what_one_process_scores_even_if_one_of_them_is_killed(lab):
-    for name in ("divergences", "token_divergences"):
-        shutil.rmtree(lab / "tables" / name)
-    (lab / "corpora" / "broad").mkdir(parents=True)
+def test_clusters_are_the_same_whether_vectors_lie_in_memory_or_in_a_file(tmp_path):
+    from salad.passes.cluster import cluster
+
+    vectors = np.random.default_rng(0).standard_normal((600, 8)).astype(np.float32)
+    ids = [store.ids.sample_id("broad", f"text {n}") for n in range(600)]
+    made = {}
+    for held in (1 << 30, 0):
+        lab = tmp_path / str(held)
+        store.publish(lab, "samples", [
+            {"sample_id": s, "text": f"otter {n}", "corpus": "broad", "flags": []} for n, s in enumerate(ids)
+        ], {"corpus": "broad"})  # fmt: skip
+        for start in (300, 0):  # units do not lie in the order of the ids
+            some = slice(start, start + 300)
+            store.publish(lab, "embeddings", [
+                {"sample_id": s, "model": "m", "vector": v.tolist()} for s, v in zip(ids[some], vectors[some], strict=True)
+            ], {"part": start})  # fmt: skip
+        name = cluster(lab, None, "m", "broad", 4, 0, held)
+        made[held] = {key: sha for key, sha in left(lab).items() if not key.startswith("embeddings")}
+        assert [path.name for path in lab.iterdir() if "tmp" in path.name] == []
+    assert made[0] == made[1 << 30]
+    assert rows(lab, f"select sum(size), min(size) > 100 from clusters where clustering_id = '{name}'") == [(600, True)]
+    found = dict(rows(lab, "select sample_id, cluster_id from assignments"))
+    unit = vectors - vectors.mean(0)
+    unit /= np.linalg.norm(unit, axis=1, keepdims=True)
+    centers, prices = zip(*rows(lab, "select centroid, price from clusters order by cluster_id"), strict=True)
+    assert [found[s] for s in ids] == (unit @ np.array(centers, np.float32).T - np.array(prices)).argmax(1).tolist()
+    store.publish(lab, "embeddings", [{"sample_id": ids[0], "model": "m", "vector": [1.0]}], {"part": 0})
+    with pytest.raises(SaladError, match="not all of . dimensions"):
+        cluster(lab, None, "m", "broad", 3, 0)
+
+
+def trained_on(lab):
+    """A short run on the lab's speech and a corpus, so that passes have a checkpoint to ask; nothing scored yet."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    for name in ("divergences", "token_divergences"):
+        shutil.rmtree(lab / "tables" / name)
+    (lab / "corpora" / "broad").mkdir(parents=True)
     pq.write_table(pa.table({"text": tiny.TEXTS}), lab / "corpora" / "broad" / "part-0.parquet")
     optim = tiny.config().optim.model_copy(update={"steps": 2, "warmup": 0, "decay": 1, "checkpoint_every": 2})
-    trained = training.prepare(lab, tiny.config(optim=optim), "tiny")
-    training.train(lab, trained.run_id)
+    run = training.prepare(lab, tiny.config(optim=optim), "tiny")
+    training.train(lab, run.run_id)
+    return run
+
+
+def test_workers_on_an_engine_score_what_one_process_scores_even_if_one_of_them_is_killed(lab):
+    trained = trained_on(lab)
     alone = lab.parent / "alone"
     shutil.copytree(lab, alone)
     pass_ = running.prepare(lab, "score", {"speech": "natural"})
@@ -323,5 +394,25 @@ def test_workers_on_an_engine_score_what_one_process_scores_even_if_one_of_them_
     status = pass_.read_status()
     assert status["state"] == "done" and status["step"] == status["max_steps"] == 12 and status["shards"] == {"done": 2}
     assert (lab / "store.duckdb").exists()
+    running.here(running.prepare(alone, "score", {"speech": "natural", "run_id": trained.run_id}))
+    assert left(lab) == left(alone) and rows(lab, "select count(*) from raw.divergences") == [(24,)]
+
+
+@pytest.mark.slurm
+def test_score_on_a_slurm_array_is_what_one_process_makes(lab, tmp_path):
+    """Two workers through the real command line, on a real Slurm on this machine."""
+    require("slurmctld", "slurmd", "munged", "sbatch")
+    if os.geteuid() != 0:
+        refuse("Slurm's daemons need root")
+    trained = trained_on(lab)
+    alone = lab.parent / "alone"
+    shutil.copytree(lab, alone)
+    with slurm(tmp_path / "slurm"):
+        told = subprocess.run(
+            [sys.executable, "-m", "workbench.cli", "pass", "score", "--run", trained.run_id, "--speech", "natural",
+             "--on", "slurm", "--workers", "2", "--lab", str(lab)], capture_output=True, text=True, timeout=300,
+        )  # fmt: skip
+    assert told.returncode == 0, told.stdout + told.stderr
+    assert len(list((lab / "runs").glob("*/slurm.json"))) == 1  # an array
     running.here(running.prepare(alone, "score", {"speech": "natural", "run_id": trained.run_id}))
     assert left(lab) == left(alone) and rows(lab, "select count(*) from raw.divergences") == [(24,)]

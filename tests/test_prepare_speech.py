@@ -299,8 +299,13 @@ def test_killed_parted_and_repaired_it_gives_the_same_bytes(librispeech, recogni
     _prepare(lab, source, recogniser, (0, 2))
     assert _bytes(lab) == wanted
     half(lab / "speech" / "natural" / "recording.000001.tar")
+    tar = lab / "speech" / "natural" / "recording.000000.tar"
+    data = bytearray(tar.read_bytes())
+    data[1_500] ^= 16
+    tar.write_bytes(data)
+    assert len(store.verify(lab)) == 2
     _prepare(lab, source, recogniser)
-    assert _bytes(lab) == wanted
+    assert _bytes(lab) == wanted and store.verify(lab) == []
 
 
 def test_what_cannot_be_listed_is_an_error_in_a_line(recogniser, tmp_path, capsys):

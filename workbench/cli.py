@@ -598,19 +598,25 @@ def index(*, lab: Lab = None) -> int:
 
 @command
 def verify(*, lab: Lab = None, repair: bool = False) -> int:
-    """Check every file of the store against its checksum; exit 1 if one is damaged.
+    """Check every file of the store, and the recordings that it names, against their checksums; exit 1 if one is damaged.
 
     Args:
-        repair: move what is damaged out of the way, so that the work that made it can be done again.
+        repair: move what is damaged out of the way, so that the work that made it can be done again. Recordings stay: the
+            pass or preparation that made them, run again, makes the damaged ones anew.
     """
     import store
 
     found = store.verify(store.lab_path(lab), repair=repair)
     for damage in found:
         print(" · ".join(str(part) for part in (damage.values() if isinstance(damage, dict) else damage)))
-    done = "moved out of the way" if repair else "damaged; `salad verify --repair` moves them out of the way"
-    print(f"{len(found)} {done}" if found else "nothing is damaged")
-    return 1 if found and not repair else 0
+    audio = sum(damage.table == "syntheses" and damage.path.startswith("speech/") for damage in found)
+    if files := len(found) - audio:
+        print(f"{files} " + ("moved out of the way" if repair else "damaged; `salad verify --repair` moves them out of the way"))
+    if audio:
+        print(f"{audio} of the recordings' files damaged: run the pass, or `salad prepare speech`, that made them again")
+    if not found:
+        print("nothing is damaged")
+    return 1 if audio or (found and not repair) else 0
 
 
 @command

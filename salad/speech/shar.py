@@ -11,12 +11,14 @@ import os
 import shutil
 import tarfile
 import tempfile
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
+import store
 from salad.errors import SaladError
 from salad.speech import SAMPLE_RATE, Utterance, Word
 from store.atomic import fsync_folder
@@ -118,8 +120,11 @@ def _write_new(folder: Path, name: str, shard: int, jobs, make, key: str, progre
         if cuts:
             with tarfile.open(temporary / tar_path.name) as tar:
                 flacs = [m for m in tar.getmembers() if m.name.endswith(".flac")]
-            for cut, member in zip(cuts, flacs, strict=True):
-                cut.supervisions[0].custom |= {"audio_offset": member.offset_data, "audio_bytes": member.size}
+                crcs = [zlib.crc32(tar.extractfile(member).read()) for member in flacs]
+            for cut, member, crc in zip(cuts, flacs, crcs, strict=True):
+                cut.supervisions[0].custom |= {
+                    "audio_offset": member.offset_data, "audio_bytes": member.size, "audio_crc32": crc
+                }  # fmt: skip
                 lines.append(cut.to_dict())
         else:
             with tarfile.open(temporary / tar_path.name, "w"):
@@ -186,6 +191,7 @@ def _row(name: str, shard: int, cut: dict) -> dict:
         "audio_path": f"speech/{name}/recording.{shard:06d}.tar",
         "audio_offset": custom["audio_offset"],
         "audio_bytes": custom["audio_bytes"],
+        "audio_crc32": custom.get("audio_crc32"),
         "tts": custom["tts"],
         "voice": cut["supervisions"][0]["speaker"],
         "seed": custom["seed"],
@@ -205,13 +211,34 @@ def _read_cuts(path: Path) -> list[dict]:
 
 
 def damage(lab: Path | str, name: str, shard: int) -> str | None:
-    """Why a shard cannot be used (a missing or shortened tar), or None. Sizes only; `verify` decodes everything."""
+    """Why a shard cannot be used (a missing, shortened or changed tar), or None. Each FLAC's CRC-32 is checked once
+    and that is remembered while the tar's size and times stay; `verify` decodes everything."""
     cuts_path, tar_path = _paths(folder_of(lab, name), shard)
-    ends = [_custom(cut)["audio_offset"] + _custom(cut)["audio_bytes"] for cut in _read_cuts(cuts_path)]
+    flacs = [_custom(cut) | {"id": cut["id"]} for cut in _read_cuts(cuts_path)]
+    if fault := _short(tar_path, flacs):
+        return fault
+
+    def changed() -> str | None:
+        with open(tar_path, "rb") as file:
+            for flac in flacs:
+                data = os.pread(file.fileno(), flac["audio_bytes"], flac["audio_offset"])
+                if flac.get("audio_crc32", zlib.crc32(data)) != zlib.crc32(data):  # older shards tell none
+                    return f"{tar_path} at {flac['id']} changed: its CRC-32 does not agree"
+        return None
+
+    try:
+        return store.units.remembered(lab, tar_path, digest([flac.get("audio_crc32") for flac in flacs]), changed)
+    except OSError as error:
+        return f"{tar_path} cannot be read ({error.strerror})"
+
+
+def _short(tar_path: Path, flacs: list[dict]) -> str | None:
+    """Why a tar cannot hold these recordings, by its size."""
+    end = max((flac["audio_offset"] + flac["audio_bytes"] for flac in flacs), default=0)
     if not tar_path.exists():
         return f"{tar_path} is missing"
-    if tar_path.stat().st_size < max(ends, default=0):
-        return f"{tar_path} is cut short: {tar_path.stat().st_size} of at least {max(ends)} bytes"
+    if tar_path.stat().st_size < end:
+        return f"{tar_path} is cut short: {tar_path.stat().st_size} of at least {end} bytes"
     return None
 
 
@@ -291,10 +318,12 @@ class Shar:
         """Decodes everything; one line for each damaged recording or shard."""
         faults = []
         for shard in self.shards:
-            if fault := damage(self.lab, self.name, shard):
+            cuts_path, tar_path = _paths(self.folder, shard)
+            lines = _read_cuts(cuts_path)
+            if fault := _short(tar_path, [_custom(line) for line in lines]):
                 faults.append(fault)
                 continue
-            for line in _read_cuts(_paths(self.folder, shard)[0]):
+            for line in lines:
                 try:
                     self._samples(shard, line)
                 except SaladError as error:
