@@ -242,7 +242,7 @@ def prepared(model: SpeechLM, config: RunConfig, processes: Processes) -> torch.
             parameter.data = parameter.data.float()
     if optim.gradient_checkpointing:
         for part in (model.llm, model.adapter.transformer):
-            part.gradient_checkpointing_enable({"use_reentrant": False})
+            part.activation_checkpointing_enable({"use_reentrant": False})
     processes.shard(model, model.dtype)
     parts = ((model.adapter, optim.lr_adapter), (model.llm, optim.lr_llm))
     return torch.optim.AdamW(

@@ -84,7 +84,7 @@ def test_an_answer_is_what_the_model_streams(study, name, modality):
     answer = asked(study, modality, name)
     model, question, is_teacher = study.models.get(answer.contender), answer.question, name == "teacher"
     prompt = [question.samples if modality == "speech" else question.text]
-    alone = [token for token, _ in model.stream(prompt, len(answer.tokens), stop=(), teacher=is_teacher)]
+    alone = [one.token for one in model.stream(prompt, len(answer.tokens), stop=(), teacher=is_teacher)]
     assert answer.text == model.tokenizer.decode(alone) and answer.tokens
     assert answer.text == "".join(token.text for token in answer.tokens) and 0 < answer.first_s <= answer.total_s
     assert is_teacher or answer.why == "12 tokens"

@@ -35,11 +35,11 @@ class LooksAhead(SpeechEncoder):
 
 
 class Wide(LogMel):
-    """Of so wide frames that a few recordings take more than 50 GB."""
+    """Of so wide frames that a few recordings take more than any disk holds."""
 
     def __init__(self):
         super().__init__()
-        self.dim = 10**9
+        self.dim = 10**15
 
 
 @pytest.fixture(scope="module")
@@ -148,6 +148,26 @@ def test_damaged_frames_are_named_once_passed_over_and_made_again(lab, tmp_path)
     assert {path: path.stat().st_mtime_ns for path in paths} == when
 
 
+def scored(lab, spoken):
+    from salad.passes.score import score
+
+    score(lab, training.start_model(lab, tiny.config()), "r0", 0, spoken, "natural")
+    return store.connect(lab).execute("select * exclude (clustering_id, cluster_id) from divergences order by all").fetchall()
+
+
+def test_scoring_takes_the_frames_that_are_there_and_finds_the_same(lab, tmp_path):
+    copies = [tmp_path / name for name in ("plain", "half")]
+    for copy in copies:
+        shutil.copytree(lab, copy)
+    encoder, spoken = kept(lab)
+    for path in lab.rglob("recording.*.tar"):
+        forget_sound(path, spoken)  # nothing can be decoded any more
+    plain = scored(copies[0], spoken)
+    assert plain and scored(lab, spoken) == plain
+    kept(copies[1], "float16")
+    assert scored(copies[1], spoken) == plain  # rounded frames are no one's figures
+
+
 def test_frames_of_another_encoder_or_of_other_sound_are_not_taken(lab):
     encoder, spoken = kept(lab, "float16")
     half = Frames(lab, encoder).of(spoken[0])
@@ -199,19 +219,23 @@ def test_workers_killed_at_any_moment_leave_what_a_clean_run_leaves(lab, tmp_pat
     assert left(lab) == left(tmp_path / "clean")
 
 
-def test_the_size_is_said_first_and_what_cannot_be_kept_is_refused_in_one_line(lab, capsys):
+def test_the_size_is_said_first_and_what_cannot_be_kept_is_refused_in_one_line(lab, capsys, monkeypatch):
     with pytest.raises(SaladError, match="LooksAhead' looks ahead: its frames depend on the spans"):
         running.prepare(lab, "encode", {"encoder": "test_encode:LooksAhead"})
     with pytest.raises(SaladError, match="no finished stage1 run"):
         running.prepare(lab, "encode", {})
     said = []
-    for yes in (False, True):
-        try:
-            running.prepare(lab, "encode", {"encoder": "test_encode:Wide"}, yes, said.append)
-            assert yes
-        except SaladError as error:
-            assert not yes and "GB" in str(error) and "--yes" in str(error)
-    assert len(said) == 2 and "6 recordings of natural" in said[0]
+    with pytest.raises(SaladError, match="would take .* GB in .*: say --yes to go on"):
+        running.prepare(lab, "encode", {"encoder": "test_encode:Wide"}, False, said.append)
+    with pytest.raises(SaladError, match=r"GB more in \S*/frames/natural/\S*, and \S* GB are free there: make room, or"):
+        running.prepare(lab, "encode", {"encoder": "test_encode:Wide"}, True, said.append)  # no disk holds that
+    assert len(said) == 2 and "6 recordings of natural" in said[0] and not (lab / "frames").exists()
+    assert not list((lab / "runs").glob("*"))
+    monkeypatch.setattr("salad.passes.encode.ASKED_GB", 1e-9)
+    with pytest.raises(SaladError, match="--yes"):
+        running.prepare(lab, "encode", {"encoder": "models/encoder"}, False, said.append)
+    running.prepare(lab, "encode", {"encoder": "models/encoder"}, True, said.append)
+    monkeypatch.undo()
     with pytest.raises(SystemExit, match="^0$"):
         main(["pass", "encode", "--speech", "natural", "--encoder", "models/encoder", "--lab", str(lab)])
     encoder, spoken = running.to_encode(lab, "natural", None, "models/encoder")

@@ -316,10 +316,31 @@ def test_streaming_answers_as_generate_does(model):
     prompts = [["What does the otter eat?"], ["Listen: ", spoken_text(TEXTS[1], 1)[1], " so"], [TEXTS[4]]]
     whole = model.generate(prompts, max_new_tokens=12, stop=("?",))
     for prompt, answer in zip(prompts, whole, strict=True):
-        tokens = [token for token, _ in model.stream(prompt, max_new_tokens=12, stop=("?",))]
-        assert model.tokenizer.decode(tokens, skip_special_tokens=True) == answer
-    other = [t for t, _ in model.stream(prompts[0], max_new_tokens=12, temperature=2.0, seed=1)]
-    assert other == [t for t, _ in model.stream(prompts[0], max_new_tokens=12, temperature=2.0, seed=1)]
+        told = list(model.stream(prompt, max_new_tokens=12, stop=("?",)))
+        assert "".join(one.text for one in told) == answer
+        assert model.tokenizer.decode([one.token for one in told], skip_special_tokens=True).startswith(answer)
+    other = [one.token for one in model.stream(prompts[0], max_new_tokens=12, temperature=2.0, seed=1)]
+    assert other == [one.token for one in model.stream(prompts[0], max_new_tokens=12, temperature=2.0, seed=1)]
+
+
+def test_streaming_keeps_the_text_before_a_stop_string_wherever_its_tokens_begin_and_end(model):
+    """Every piece of an answer as the stop string: within one token, over several, at a token's end."""
+    prompt, within, over = ["What does the otter eat?"], 0, 0
+    tokens = [one.token for one in model.stream(prompt, max_new_tokens=10, stop=())]
+    text = model.tokenizer.decode(tokens, skip_special_tokens=True)
+    ends = [len(model.tokenizer.decode(tokens[:n], skip_special_tokens=True)) for n in range(len(tokens) + 1)]
+    for start in range(1, len(text)):
+        for length in (1, 3, 5):
+            word = text[start : start + length]
+            told = list(model.stream(prompt, max_new_tokens=10, stop=(word,)))
+            cut = text.index(word)
+            assert "".join(one.text for one in told) == text[:cut], word
+            assert [one.token for one in told] == tokens[: sum(end < cut for end in ends)]
+            first = max(n for n, end in enumerate(ends) if end <= cut)  # the token in which the stop string begins
+            within += ends[first] < cut and cut + len(word) <= ends[first + 1]
+            over += cut + len(word) > ends[first + 1]
+    assert within and over
+    assert model.generate([prompt], max_new_tokens=10, stop=(text[4:7],)) == [text[: text.index(text[4:7])]]
 
 
 def test_a_fully_trained_students_teacher_reads_with_its_own_embeddings(place):
@@ -330,15 +351,15 @@ def test_a_fully_trained_students_teacher_reads_with_its_own_embeddings(place):
     told = scores(student, teacher=True)
     assert told == pytest.approx(scores(plain), abs=1e-4)
     assert told != pytest.approx(scores(student), abs=1e-2)
-    streamed = [token for token, _ in student.stream(contexts, max_new_tokens=8, teacher=True)]
-    assert streamed == [token for token, _ in plain.stream(contexts, max_new_tokens=8)]
+    streamed = [one.token for one in student.stream(contexts, max_new_tokens=8, teacher=True)]
+    assert streamed == [one.token for one in plain.stream(contexts, max_new_tokens=8)]
 
 
 def test_an_answer_never_holds_an_id_that_only_pads_the_head(model):
     assert model.head.shape[0] > model.vocab_size
     told = model.generate([[text] for text in TEXTS], max_new_tokens=20, stop=(), temperature=50.0, seed=1)
     assert all(isinstance(text, str) for text in told)
-    ids = [token for text in TEXTS for token, _ in model.stream([text], max_new_tokens=20, stop=(), temperature=50.0)]
+    ids = [one.token for text in TEXTS for one in model.stream([text], max_new_tokens=20, stop=(), temperature=50.0)]
     assert max(ids) < model.vocab_size
 
 

@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import subprocess
+import warnings
 
 import pytest
 import torch
@@ -163,6 +164,20 @@ def test_micro_batches_gradient_checkpointing_and_reading_from_disk_change_no_lo
     for changes in (recomputed, {"data.keep_gb": 0.0, "data.prefetch": 0}):
         run = trained(place, apply_overrides(config(), changes))
         assert list(losses(run).values()) == pytest.approx(list(losses(whole).values()), abs=2e-5), changes
+
+
+def test_training_with_gradient_checkpointing_prints_nothing_of_the_libraries(place, capfd):
+    """Through the command line: what a person sees beside the progress are our own lines."""
+    from workbench.cli import main
+
+    optim = config().optim.model_copy(update={"gradient_checkpointing": True, "steps": 2, "warmup": 1, "decay": 1})
+    run = training.prepare(place, config(optim=optim), "tiny")
+    with warnings.catch_warnings(), pytest.raises(SystemExit, match="^0$"):
+        warnings.simplefilter("error", FutureWarning)
+        main(["train", str(run.path / "config.json"), "--lab", str(place)])
+    said = capfd.readouterr()
+    assert "deprecated" not in said.err + said.out and "[transformers]" not in said.err + said.out
+    assert [line for line in said.out.splitlines() if line] == [f"{run.run_id} done: {run.path}"]
 
 
 def test_sigterm_within_a_step_gives_the_step_up_and_saves_the_one_before(place, monkeypatch):

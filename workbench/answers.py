@@ -486,7 +486,11 @@ class Answer:
             text = self.model.tokenizer.decode([*self._ids, token])
             if re.search(r"\d\.$", self.text) and self.prompt.sentence and not text[len(self.text) :][:1].isdigit():
                 return self._end("sentence")
-            if any(word in text for word in self.prompt.stop):
+            stops = [text.find(word) for word in self.prompt.stop if word in text]
+            if stops:
+                if self._shown < min(stops):  # what stands before it in the same token
+                    self.tokens.append(self._told(token, text[self._shown : min(stops)]))
+                    self.text, self._shown = text[: min(stops)], min(stops)
                 return self._end("stop string")
             self.total_s += time.perf_counter() - begun
             whole = not text.endswith("\N{REPLACEMENT CHARACTER}")  # a character may take several tokens: it stands

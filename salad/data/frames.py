@@ -1,4 +1,4 @@
-"""Frozen encoder frames on disk, as `salad pass encode` writes them and training reads them.
+"""Frozen encoder frames on disk, as `salad pass encode` writes them, and training and scoring read them.
 
 lab/frames/<speech>/<first 12 digits of the encoder's hash>-<dtype>/recording.NNNNNN.safetensors holds the frames of one
 shard of lab/speech/<speech>, a tensor [F, D] a recording, by synthesis id. The manifest beside it (.json), written last,
@@ -109,11 +109,12 @@ def write(lab: Path | str, group: Sequence[SpokenText], encoder: SpeechEncoder, 
 class Frames:
     """Reads what the pass has written for this encoder: `frames.of(spoken)`, None where there is nothing that fits.
 
-    float32 frames are taken before float16. What is damaged, or of other sound, is named once in a DamagedFrames
-    warning and passed over. Memory: the manifests and headers of at most 64 files. For one thread at a time."""
+    `dtypes`: those that are taken, in this order; by default float32 before float16. What is damaged, or of other sound,
+    is named once in a DamagedFrames warning and passed over. Memory: the manifests and headers of at most 64 files. For
+    one thread at a time."""
 
-    def __init__(self, lab: Path | str, encoder: SpeechEncoder):
-        self.lab, self.encoder = Path(lab), encoder
+    def __init__(self, lab: Path | str, encoder: SpeechEncoder, dtypes: tuple[str, ...] = DTYPES):
+        self.lab, self.encoder, self.dtypes = Path(lab), encoder, dtypes
         there = encoder.causal and (self.lab / "frames").is_dir()
         self.sha256 = fingerprint(encoder) if there else None
         self._open: OrderedDict[Path, tuple | None] = OrderedDict()
@@ -123,14 +124,14 @@ class Frames:
         """The folders of the lab with this encoder's frames of a speech folder, the one that is taken first."""
         if self.sha256 is None:
             return []
-        found = [path_of("", f"speech/{speech}/-.tar", self.sha256, dtype).parent for dtype in DTYPES]
+        found = [path_of("", f"speech/{speech}/-.tar", self.sha256, dtype).parent for dtype in self.dtypes]
         return [str(folder) for folder in found if (self.lab / folder).is_dir()]
 
     def of(self, spoken: SpokenText) -> np.ndarray | None:
         """Frames float32 [F, D] of a recording at its own speed."""
         if self.sha256 is None:
             return None
-        for dtype in DTYPES:
+        for dtype in self.dtypes:
             path = path_of(self.lab, spoken.audio_path, self.sha256, dtype)
             if path in self._told:
                 continue

@@ -64,7 +64,7 @@ class Ours:
             parts[-1] = parts[-1].rstrip()
         stop = None if until is None else tuple(until)
         told = self.model.stream(parts, max_new_tokens, stop, temperature, seed, self.teacher)
-        return self.model.tokenizer.decode([token for token, _ in told], skip_special_tokens=True).strip()
+        return "".join(one.text for one in told).strip()
 
 
 def parse_choice(answer: str, choices: list[str]) -> int | None:

@@ -31,7 +31,7 @@ class Adapter(nn.Module):
                 pad_token_id=None,
             )
         )
-        del self.transformer.embed_tokens  # it is fed with frames, never with ids
+        self.transformer.embed_tokens = nn.Identity()  # it is fed with frames, never with ids
         self.out = nn.Linear(config.width, out_dim, bias=False)
         self.norm = nn.RMSNorm(out_dim, eps=1e-6) if config.match_embedding_rms else nn.Identity()
         if config.match_embedding_rms:

@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -25,6 +26,14 @@ from salad.models.prompts import PromptFormat
 from store import atomic
 
 SETTINGS = "speech_lm.json"
+
+
+class Streamed(NamedTuple):
+    """A token of an answer, the log-probabilities [V] float32 that it was drawn from, and what it adds to the text."""
+
+    token: int
+    logp: torch.Tensor
+    text: str
 
 
 class Teacher:
@@ -366,18 +375,21 @@ class SpeechLM(nn.Module):
 
     @torch.no_grad()
     def stream(self, prompt: list, max_new_tokens: int = 64, stop: tuple[str, ...] | None = None, temperature: float = 0.0,
-               seed: int = 0, teacher: bool = False) -> Iterator[tuple[int, torch.Tensor]]:  # fmt: skip
-        """One answer token by token: (token id, log-probabilities [V] float32 it was drawn from).
+               seed: int = 0, teacher: bool = False) -> Iterator[Streamed]:  # fmt: skip
+        """One answer token by token; the texts together are the answer that `generate` gives.
 
-        Ends like `generate`. With `teacher`, the original LLM answers (its prompt must be text)."""
+        Text that may turn out to be the beginning of a stop string waits, with its tokens, until that is known. With
+        `teacher`, the original LLM answers (its prompt must be text)."""
         stop = self._stop if stop is None else stop
         generator = torch.Generator(device="cpu").manual_seed(seed)
         source = self.teacher if teacher else Teacher(self.llm)
         llm = source.llm
         with source.switched():
             out = llm(inputs_embeds=self.prompt_embeddings(prompt, llm), use_cache=True, logits_to_keep=1)
-            told = []
-            for _ in range(max_new_tokens):
+            told: list[int] = []
+            waiting: list[tuple[int, torch.Tensor, int]] = []  # not yet told, with the character at which its text begins
+            text, shown = "", 0
+            while len(told) < max_new_tokens:
                 logp = out.logits[0, -1, : self.vocab_size].float().log_softmax(-1)
                 if temperature > 0:
                     draw = torch.multinomial((logp / temperature).softmax(-1).cpu(), 1, generator=generator)
@@ -385,13 +397,35 @@ class SpeechLM(nn.Module):
                 else:
                     token = int(logp.argmax())
                 if token in self.prompt.ends:
-                    return
+                    break
+                waiting.append((token, logp, len(text)))
                 told.append(token)
-                if any(word in self.tokenizer.decode(told) for word in stop):
-                    return
-                yield token, logp
-                out = llm(input_ids=torch.tensor([[token]], device=self.device), use_cache=True,
-                          past_key_values=out.past_key_values)  # fmt: skip
+                whole = self.tokenizer.decode(told, skip_special_tokens=True)
+                text = _until(whole, stop)
+                if len(text) < len(whole):
+                    waiting = [one for one in waiting if one[2] < len(text)]
+                    break
+                if not _may_go_on(text, stop):
+                    yield from _streamed(waiting, text, shown)
+                    waiting, shown = [], len(text)
+                if len(told) < max_new_tokens:
+                    out = llm(input_ids=torch.tensor([[token]], device=self.device), use_cache=True,
+                              past_key_values=out.past_key_values)  # fmt: skip
+            yield from _streamed(waiting, text, shown)
+
+
+def _may_go_on(text: str, stop: tuple[str, ...]) -> bool:
+    """Whether the end of a text may be the beginning of a stop string, or of a character of several tokens."""
+    begun = (word[:n] for word in stop for n in range(1, len(word)))
+    return text.endswith("\N{REPLACEMENT CHARACTER}") or any(map(text.endswith, begun))
+
+
+def _streamed(waiting: list, text: str, shown: int) -> Iterator[Streamed]:
+    """The waiting tokens, and what of `text` is not shown yet shared out among them."""
+    for n, (token, logp, _) in enumerate(waiting):
+        end = len(text) if n + 1 == len(waiting) else max(shown, min(waiting[n + 1][2], len(text)))
+        yield Streamed(token, logp, text[shown:end])
+        shown = end
 
 
 def _until(text: str, stop: tuple[str, ...]) -> str:

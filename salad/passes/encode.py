@@ -1,5 +1,6 @@
-"""Keep a frozen causal encoder's frames of a speech folder, so that training need not encode them in every epoch."""
+"""Keep a frozen causal encoder's frames of a speech folder, so that training and scoring need not encode them again."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -46,6 +47,18 @@ def refuse_look_ahead(encoder: SpeechEncoder, name: str) -> None:
     """SaladError for an encoder whose frames are not a recording's own."""
     if not encoder.causal:
         raise SaladError(f"encoder {name!r} looks ahead: its frames depend on the spans that it hears, and cannot be kept")
+
+
+def room_for(lab: Path | str, speech: str, size: float, encoder_sha256: str, dtype: str) -> None:
+    """SaladError where the disk has no room for `size` GB of frames, less those that are there already."""
+    folder = frames.path_of(lab, f"speech/{speech}/-.tar", encoder_sha256, dtype).parent
+    size -= sum(path.stat().st_size for path in folder.glob("*.safetensors")) / 1e9
+    free = shutil.disk_usage(next(path for path in (folder, *folder.parents) if path.is_dir())).free / 1e9
+    if size > free:
+        raise SaladError(
+            f"frames of {speech} would take {size:,.1f} GB more in {folder}, and {free:,.1f} GB are free there: make room"
+            + (", or take half with --dtype float16" if dtype == "float32" else "")
+        )
 
 
 def told_size(speech: str, spoken: list[SpokenText], encoder: SpeechEncoder, dtype: str) -> tuple[float, str]:

@@ -184,7 +184,8 @@ def score(lab, run_id: str | None = None, step: int | None = None, speech: str =
 
 def encode(lab, speech: str = "natural", run_id: str | None = None, encoder: str | None = None, dtype: str = "float32", *,
            shard: int = 0, shards: int = 1, progress: Progress | None = None) -> str:  # fmt: skip
-    """Keep the frames of a speech folder under a run's frozen causal encoder (or one by name), for training to read."""
+    """Keep the frames of a speech folder under a run's frozen causal encoder (or one by name): training and scoring read
+    them."""
     from salad.data import frames
     from salad.models.encoders import fingerprint
     from salad.passes.encode import encode as work
@@ -231,8 +232,8 @@ PASSES = {f.__name__: f for f in (embed, cluster, probe, synthesise, check, scor
 def prepare(lab: Path | str, name: str, options: dict, yes: bool = False, say: Callable[[str], None] = print) -> RunFolder:
     """The run folder of a pass with these options (None: the pass's own choice, made now where it is of this moment).
 
-    encode says its size first (`say`), and needs `yes` for more than 50 GB. SaladError for a pass or an option that there
-    is not."""
+    encode says its size first (`say`), and needs `yes` for more than 50 GB. SaladError where the disk has no room for it,
+    and for a pass or an option that there is not."""
     if name not in PASSES:
         raise SaladError(f"no pass {name!r}; there are {', '.join(PASSES)}")
     known = inspect.signature(PASSES[name]).parameters
@@ -253,7 +254,8 @@ def prepare(lab: Path | str, name: str, options: dict, yes: bool = False, say: C
 def _say_size(lab, told: dict, yes: bool, say) -> None:
     """The size of what `encode` would keep, said before any of it is there; a run is put in `told` where none is."""
     from salad.data.frames import DTYPES
-    from salad.passes.encode import ASKED_GB, told_size
+    from salad.models.encoders import fingerprint
+    from salad.passes.encode import ASKED_GB, room_for, told_size
 
     if "encoder" not in told:
         try:
@@ -268,6 +270,7 @@ def _say_size(lab, told: dict, yes: bool, say) -> None:
     say(line)
     if size > ASKED_GB and not yes:
         raise SaladError(f"frames of {speech} would take {size:,.1f} GB in {Path(lab, 'frames')}: say --yes to go on")
+    room_for(lab, speech, size, fingerprint(encoder), dtype)
 
 
 def perform(run: RunFolder, shard: int = 0, shards: int = 1, progress: Progress | None = None) -> str:

@@ -10,6 +10,7 @@ import torch
 import store
 from salad.data.batches import collate
 from salad.data.corpora import SpokenText
+from salad.data.frames import Frames
 from salad.data.interleaving import Sequence, scoring_patterns
 from salad.data.loading import Encoded
 from salad.divergence import divergences
@@ -27,7 +28,8 @@ def score(lab: Path | str, model, run_id: str, step: int, spoken: list[SpokenTex
 
     The two patterns are a function of `seed` and the sample id. `name` says what is scored (heldout, probe, …). The
     syntheses of one audio file are a part, and its units. A sample without a text position after speech gets null m
-    and d. SaladError where recordings cannot be read: their parts are left out, the others done."""
+    and d. Frames that the pass `encode` has written in float32 are taken, being those that the encoder would give.
+    SaladError where recordings cannot be read: their parts are left out, the others done."""
     do(lab, parts(lab, lambda: model, run_id, step, spoken, name, seed), shard, shards, progress)
 
 
@@ -48,8 +50,10 @@ def parts(lab: Path | str, load: Callable, run_id: str, step: int, spoken: list[
         def make(tick) -> None:
             if not loaded:
                 loaded.append(load())
-            model = loaded[0]
-            rows, tokens = score_texts(model, Encoded(lab, model.prompt, model.encoder), files[path], seed, tick)
+                loaded.append(Frames(lab, loaded[0].encoder, ("float32",)))
+            model, cached = loaded
+            encoded = Encoded(lab, model.prompt, model.encoder, cached=cached)
+            rows, tokens = score_texts(model, encoded, files[path], seed, tick)
             for table, found in zip(TABLES, (tokens, rows), strict=True):
                 keys = [pa.array([value] * len(found), kind) for value, kind in ((run_id, pa.string()), (step, pa.int64()))]
                 store.publish(lab, table, found.add_column(0, "run_id", keys[0]).add_column(1, "step", keys[1]), made_from)
