@@ -94,10 +94,7 @@ def distillation_loss(
             f"distillation_loss: {n} student positions, {teacher_hidden_NG.shape[0]} teacher positions and targets of "
             f"shape {tuple(targets_N.shape)}; all three need the same N"
         )
-    if not 0.0 <= alpha <= 1.0:
-        raise SaladError(f"distillation_loss: alpha is {alpha}; it must lie in [0, 1]")
-    if reduction not in ("mean", "sum", "none"):
-        raise SaladError(f"distillation_loss: reduction is {reduction!r}; use 'mean', 'sum' or 'none'")
+    _check_mixture("distillation_loss", alpha, reduction)
     if vocab_tile is not None and (vocab_tile < 1 or chunk_rows is not None):
         raise SaladError("distillation_loss: vocab_tile must be at least 1, and stands instead of chunk_rows")
     if divergence != "forward_kl":
@@ -494,6 +491,13 @@ def _rows_with_loss(targets: Tensor, vocab_size: int) -> Tensor | None:
     if high >= vocab_size:
         raise SaladError(f"distillation_loss: target {high} is not among the tokenizer's {vocab_size} ids")
     return torch.nonzero(targets >= 0).squeeze(1) if low < 0 else None
+
+
+def _check_mixture(what: str, alpha: float, reduction: str) -> None:
+    if not 0.0 <= alpha <= 1.0:
+        raise SaladError(f"{what}: alpha is {alpha}; it must lie in [0, 1]")
+    if reduction not in ("mean", "sum", "none"):
+        raise SaladError(f"{what}: reduction is {reduction!r}; use 'mean', 'sum' or 'none'")
 
 
 def _check_pair(name: str, hidden: Tensor, head: Tensor, vocab_size: int | None, other_head: Tensor) -> int:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+import xxhash
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
@@ -24,6 +25,7 @@ from salad.errors import SaladError
 from salad.objective import (
     HEAD_TILE,
     DistillationLoss,
+    _check_mixture,
     _check_pair,
     _chunk_rows,
     _project,
@@ -38,7 +40,7 @@ from store import atomic
 TOP = 8  # ids of the teacher that are kept apart
 FLUSH_BYTES = 256 * 2**20  # of new records wait in memory for a file of their own
 OPEN_FILES = 64
-LAYOUT = 1  # raised when a record's meaning changes
+LAYOUT = 2  # raised when a record's meaning changes
 
 
 class TeacherRecord(NamedTuple):
@@ -127,10 +129,7 @@ def cached_distillation_loss(
             f"teacher cache: student positions of shape {tuple(student_hidden_NH.shape)}, a record of shape "
             f"{tuple(record.rest_NH.shape)} and targets of shape {tuple(targets_N.shape)} do not fit"
         )
-    if not 0.0 <= alpha <= 1.0:
-        raise SaladError(f"teacher cache: alpha is {alpha}; it must lie in [0, 1]")
-    if reduction not in ("mean", "sum", "none"):
-        raise SaladError(f"teacher cache: reduction is {reduction!r}; use 'mean', 'sum' or 'none'")
+    _check_mixture("teacher cache", alpha, reduction)
     loss, d, nll, kept = _CachedLoss.apply(
         student_hidden_NH, head_VH, record, targets_N, float(alpha), vocab_size, chunk_rows, torch.is_grad_enabled()
     )
@@ -223,7 +222,8 @@ class TeacherCache:
     """Records of texts in lab/caches/teacher/<teacher>/, made when a text is first met and read ever after.
 
     A record is a function of the teacher and of a text's token ids, whatever batch it is met in: another seed, epoch,
-    pattern or alpha finds it. Files are safetensors; one that was cut short is left out, and its texts are made again."""
+    pattern or alpha finds it. Files are safetensors; one that was cut short is left out, and its texts are made again.
+    Each record has a checksum (XXH3), looked at whenever it is read: a flipped bit is a SaladError that names the file."""
 
     def __init__(self, lab: Path | str, model):
         """`model`: a SpeechLM whose teacher is its own LLM under LoRA; any other is a SaladError."""
@@ -239,7 +239,7 @@ class TeacherCache:
         made_with = json.dumps([LAYOUT, TOP, version, model.settings["llm"]["dtype"], model.vocab_size])
         self.folder = Path(lab) / "caches" / "teacher" / hashlib.sha256(made_with.encode()).hexdigest()[:12]
         self.width = model.head.shape[1]
-        self._texts: dict[str, tuple[Path, int, int]] = {}
+        self._texts: dict[str, tuple[Path, int, int, str]] = {}
         self._new: dict[str, TeacherRecord] = {}
         self._new_bytes = 0
         self._open: dict[Path, object] = {}
@@ -250,7 +250,7 @@ class TeacherCache:
             except (SafetensorError, OSError, KeyError, TypeError, ValueError):
                 print(f"{path} is damaged and is left out", file=sys.stderr)
                 continue
-            self._texts |= {key: (path, start, stop) for key, (start, stop) in texts.items()}
+            self._texts |= {key: (path, *where) for key, where in texts.items()}
 
     def __len__(self) -> int:
         return len(self._texts) + len(self._new)
@@ -302,15 +302,21 @@ class TeacherCache:
             self.write()
 
     def _read(self, key: str) -> TeacherRecord:
-        path, start, stop = self._texts[key]
+        path, start, stop, checksum = self._texts[key]
         try:
             if path not in self._open:
                 if len(self._open) == OPEN_FILES:
                     self._open.pop(next(iter(self._open)))
                 self._open[path] = safe_open(path, "pt").__enter__()
-            return TeacherRecord(*(self._open[path].get_slice(name)[start:stop] for name in TeacherRecord._fields))
-        except (SafetensorError, OSError) as error:
+            record = TeacherRecord(*(self._open[path].get_slice(name)[start:stop] for name in TeacherRecord._fields))
+        except (SafetensorError, OSError, IndexError, TypeError) as error:
             raise SaladError(f"{path} cannot be read ({error}): remove it, and its texts are made again") from None
+        if _checksum(record) != checksum:
+            raise SaladError(
+                f"{path} has changed since it was written (the checksum of a record is wrong): remove it, and its texts are "
+                "made again"
+            )
+        return record
 
     def write(self) -> None:
         """Write what is new. Raises SaladError where the disk does not take it."""
@@ -318,7 +324,7 @@ class TeacherCache:
             return
         texts, at = {}, 0
         for key, record in self._new.items():
-            texts[key] = (at, at + len(record.scale_N))
+            texts[key] = (at, at + len(record.scale_N), _checksum(record))
             at += len(record.scale_N)
         joined = [torch.cat(some) for some in zip(*self._new.values(), strict=True)]
         path = self.folder / f"part-{uuid.uuid4().hex[:12]}.safetensors"
@@ -328,6 +334,13 @@ class TeacherCache:
             raise SaladError(f"{path} cannot be written: {os.strerror(error.errno or 0)}; make room and resume") from None
         self._texts |= {key: (path, *where) for key, where in texts.items()}
         self._new, self._new_bytes = {}, 0
+
+
+def _checksum(record: TeacherRecord) -> str:
+    total = xxhash.xxh3_128()
+    for tensor in record:
+        total.update(tensor.contiguous().view(torch.uint8).numpy())
+    return total.hexdigest()
 
 
 def _nothing(width: int) -> TeacherRecord:

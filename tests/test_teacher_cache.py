@@ -1,8 +1,11 @@
 """The teacher's record against a float64 reference, and a run that trains from records against one that does not."""
 
+import os
+import random
+
 import pytest
 import torch
-from test_objective import reference, relative
+from test_objective import ALPHAS, reference, relative
 from tiny import config, lab
 
 from salad import SaladError, training
@@ -10,6 +13,8 @@ from salad.config import ObjectiveConfig, validate
 from salad.distributed import Processes
 from salad.objective import distillation_loss
 from salad.teacher_cache import TeacherCache, bytes_per_position, cache_rows, cached_distillation_loss
+
+ROUNDS = int(os.environ.get("SALAD_FAULT_ROUNDS", "3"))
 
 
 def inputs(n=37, v=101, h=16, dtype=torch.float32, noise=0.3):
@@ -45,9 +50,10 @@ def test_bfloat16_gradients_are_within_one_percent(kl, monkeypatch):
         return products(projection, weights.bfloat16().float() if spare is None else weights, spare)
 
     exact = student.detach().double().requires_grad_()
-    for alpha in (1.0, 0.5, 0.0):
-        expected = [x.mean() for x in reference(exact, head, teacher, head, target, alpha, vocab)]
-        want = torch.autograd.grad(expected[0], exact)[0]
+    d, nll = (x.mean() for x in reference(exact, head, teacher, head, target, 1.0, vocab)[1:])
+    of_d, of_nll = (torch.autograd.grad(x, exact, retain_graph=True)[0] for x in (d, nll))
+    for alpha in ALPHAS:
+        expected, want = (alpha * d + (1 - alpha) * nll, d, nll), alpha * of_d + (1 - alpha) * of_nll
         for used in (products, rounded):
             monkeypatch.setattr(module, "_times_head", used)
             record = cache_rows(teacher, head, chunk_rows=100)
@@ -189,6 +195,39 @@ def test_a_file_that_was_cut_short_is_made_again(place, capsys):
     training.train(place, run.run_id)
     assert "is damaged and is left out" in capsys.readouterr().err
     assert losses(run) == whole
+
+
+def test_a_flipped_bit_is_named_with_what_to_do(place, tmp_path):
+    model = training.start_model(place, config())
+    loader = training.load_data(place, config(), model)
+    steps = [batch for _ in range(6) for batch in loader.next().batches]
+    made = TeacherCache(tmp_path, model)
+    whole = [made.record(batch, model) for batch in steps]
+    made.write()
+    (path,) = made.folder.glob("part-*.safetensors")
+    data = path.read_bytes()
+
+    def told() -> None:
+        again = TeacherCache(tmp_path, model)
+        for batch, want in zip(steps, whole, strict=True):
+            assert all(map(torch.equal, again.record(batch, model), want))
+
+    told()
+    rng, named = random.Random(0), 0
+    body = 8 + int.from_bytes(data[:8], "little")
+    for round in range(4 * ROUNDS):  # half of them in the numbers, half among what says where they are
+        flipped = bytearray(data)
+        flipped[rng.randrange(body, len(data)) if round % 2 else rng.randrange(body)] ^= 1 << rng.randrange(8)
+        path.write_bytes(flipped)
+        try:
+            told()  # in the part of a text that no batch took, or left out and made again
+        except SaladError as error:
+            assert str(path) in str(error) and "remove it, and its texts are made again" in str(error)
+            assert "\n" not in str(error)
+            named += 1
+    assert named >= ROUNDS
+    path.unlink()
+    told()
 
 
 def test_where_it_cannot_be_it_is_refused(place, monkeypatch):
