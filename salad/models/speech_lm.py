@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -73,6 +74,7 @@ class SpeechLM(nn.Module):
         self.prefix = self.prompt.prefix
         self._beside = {"original": original, "peft": peft}  # no submodules: neither trained nor counted twice
         self._frozen: dict = {}
+        self._parts: list[nn.Module] = []  # the LLM's modules
 
     # --- building, saving, loading ---
 
@@ -253,12 +255,19 @@ class SpeechLM(nn.Module):
     def _as_original(self) -> Iterator[None]:
         """The LLM as it was before LoRA: adapters switched off, and no dropout though the student trains."""
         trains = self.llm.training
-        self.llm.eval()
+        if not self._parts:  # found once: peft's own `disable_adapter` asks every module for its state each time
+            self._parts += self.llm.modules()
         try:
-            with self._beside["peft"].disable_adapter():
-                yield
+            self._switch_lora(False, training=False)
+            yield
         finally:
-            self.llm.train(trains)
+            self._switch_lora(True, training=trains)
+
+    def _switch_lora(self, on: bool, training: bool) -> None:
+        for part in self._parts:
+            part.training = training
+            if isinstance(part, BaseTunerLayer):
+                part.enable_adapters(on)
 
     @property
     def head(self) -> torch.Tensor:
