@@ -12,7 +12,7 @@ from salad.config import EncoderConfig
 from salad.data.corpora import SpokenText
 from salad.data.interleaving import Span
 from salad.data.loading import Encoded
-from salad.models.encoders import LogMel, load_encoder
+from salad.models.encoders import LogMel, fingerprint, load_encoder
 from salad.models.prompts import PromptFormat
 
 
@@ -58,6 +58,23 @@ def folders(tmp_path_factory):
 def causal(request, folders):
     name = request.param if request.param == "logmel" else str(folders / request.param)
     return load_encoder(EncoderConfig(name=name))
+
+
+def test_mimi_holds_its_encoder_only_and_computes_what_the_whole_model_does(folders, tmp_path):
+    from transformers import AutoModel
+
+    whole = AutoModel.from_pretrained(folders / "mimi").eval()
+    encoder = load_encoder(EncoderConfig(name=str(folders / "mimi")))
+    assert whole.decoder is not None and encoder.model.decoder is None
+    size = lambda module: sum(p.numel() for p in module.parameters())  # noqa: E731
+    assert size(encoder) == size(whole) - size(whole.decoder)
+    sound = noise(encoder, 2.0)
+    with torch.no_grad():
+        expected = whole.encoder(sound[None, None]).latents[0].T
+    assert torch.equal(encoder(sound), expected[:25])
+    encoder.model.save_pretrained(tmp_path)  # as a checkpoint that stands alone has it
+    again = load_encoder(EncoderConfig(name=str(tmp_path)))
+    assert torch.equal(again(sound), encoder(sound)) and fingerprint(again) == fingerprint(encoder)
 
 
 def noise(encoder, seconds, seed=0):

@@ -138,14 +138,17 @@ def load_encoder(config: EncoderConfig, lab: Path | str | None = None) -> Speech
         return LogMel()
     if ":" in name:
         return load_object(name)()
-    from transformers import AutoFeatureExtractor, AutoModel
+    from transformers import AutoConfig, AutoFeatureExtractor, AutoModel
 
     import salad.models.phone  # noqa: F401  (registers the miniature's encoder with transformers)
 
     quiet()
     folder = resolve(name, lab)
     try:
-        model = AutoModel.from_pretrained(folder, dtype=DTYPES[config.dtype], use_safetensors=True)
+        whole = AutoConfig.from_pretrained(folder)
+        if whole.model_type == "mimi":  # the half that turns codes into sound is never built, its weights never read
+            whole.decoder_config = None
+        model = AutoModel.from_pretrained(folder, config=whole, dtype=DTYPES[config.dtype], use_safetensors=True)
         extractor = AutoFeatureExtractor.from_pretrained(folder) if model.config.model_type == "whisper" else None
     except (OSError, ValueError) as error:
         raise SaladError(f"encoder {name!r} cannot be loaded: {str(error).splitlines()[0]}") from None
