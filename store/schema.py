@@ -156,7 +156,7 @@ UNITS = (
             Column("words", WORDS, "where each word stands in the text and in the speech", "characters, s"),
             Column("cer", NUMBER, "character error rate of the ASR check", "fraction"),
             Column("wer", NUMBER, "word error rate of the ASR check", "fraction"),
-            Column("asr", TEXT, "the ASR model that checked"),
+            Column("asr", TEXT, "the ASR model that checked: a folder of the lab relative to it, else a folder or hub name"),
             Column("flags", TEXTS, "what synthesis or its check noticed: truncated, skipped words ..."),
             Column("seed", INT, "of the synthesis"),
             Column("speech", TEXT, "folder under lab/speech"),

@@ -15,6 +15,7 @@ import warnings
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import tiny
 from slurm_here import slurm
@@ -242,6 +243,28 @@ def test_check_fills_in_what_synthesis_left_open_and_a_second_time_does_nothing(
     assert {path: path.stat().st_mtime_ns for path in (lab / "tables").rglob("*")} == files
     with pytest.raises(SaladError, match="no speech in 'nowhere'"):
         check(lab, "nowhere", "parrot", Parrot)
+
+
+def test_a_lab_that_is_moved_is_not_checked_again(lab, tmp_path):
+    class Own(Parrot):
+        name = str(lab / "models" / "recogniser")
+
+    (lab / "models" / "recogniser").mkdir(parents=True, exist_ok=True)
+    check(lab, "natural", Own.name, Own)
+    assert rows(lab, "select distinct asr from syntheses") == [("models/recogniser",)]
+    moved = tmp_path / "moved"
+    shutil.copytree(lab, moved)
+    check(moved, "natural", str(moved / "models" / "recogniser"), pytest.fail)
+    # as it was written before: where the lab lay then
+    for path in (moved / "tables" / "syntheses").rglob("unit-*.json"):
+        made_from, unit = json.loads(path.read_text())["made_from"], path.with_suffix(".parquet")
+        before = pq.read_table(unit).to_pylist()
+        store.publish(moved, "syntheses", [row | {"asr": "/old/lab/models/recogniser"} for row in before], made_from)
+    assert rows(moved, "select distinct asr from syntheses") == [("/old/lab/models/recogniser",)]
+    check(moved, "natural", str(moved / "models" / "recogniser"), pytest.fail)
+    (tmp_path / "recogniser").mkdir()
+    check(moved, "natural", str(tmp_path / "recogniser"), Parrot)  # another one hears it all
+    assert rows(moved, "select distinct asr from syntheses") == [("parrot",)]
 
 
 def test_scores_are_those_of_a_plain_padded_loop_over_logits(lab):

@@ -1,5 +1,6 @@
 """`salad prepare speech`: recordings of every layout to a Shar with word times; what is bad is set aside with its reason."""
 
+import copy
 import gzip
 import io
 import json
@@ -262,6 +263,30 @@ def test_tars_killed_and_taken_up_again_give_the_same_bytes_and_are_indexed_once
         counts.append(prepare_speech(lab, source, "natural", recogniser, shard_size=2))
         assert all(path.stat().st_mtime_ns == at for path, at in indices.items())
     assert indices and counts[0] == counts[1] and _bytes(lab) == _bytes(tmp_path / "clean")
+
+
+def test_a_lab_that_is_moved_goes_on_with_its_own_recogniser(recogniser, tmp_path):
+    def own(lab):
+        (lab / "models" / "recogniser").mkdir(parents=True, exist_ok=True)
+        one = copy.copy(recogniser)
+        one.name = str(lab / "models" / "recogniser")
+        return one
+
+    record(tmp_path / "own" / "one.wav", TEXTS[0])
+    (tmp_path / "own" / "train.tsv").write_text(f"path\tsentence\none.wav\t{TEXTS[0]}\n")
+    counts = prepare_speech(tmp_path / "lab", tmp_path / "own", "own", own(tmp_path / "lab"))
+    assert query(tmp_path / "lab", "select asr from syntheses") == [("models/recogniser",)]
+    (tmp_path / "lab").rename(tmp_path / "moved")
+    deaf = own(tmp_path / "moved")
+    deaf.hear = pytest.fail  # all is done
+    assert prepare_speech(tmp_path / "moved", tmp_path / "own", "own", deaf) == counts
+    begun = tmp_path / "moved" / "speech" / "own.prepared" / "made_from.json"  # as it was written before
+    begun.write_text(begun.read_text().replace("models/recogniser", "/old/lab/models/recogniser"))
+    again = own(tmp_path / "moved")
+    assert prepare_speech(tmp_path / "moved", tmp_path / "own", "own", again) == counts
+    begun.write_text(begun.read_text().replace("/old/lab/models/recogniser", "/old/lab/another"))
+    with pytest.raises(SaladError, match="recogniser was '/old/lab/another'"):
+        prepare_speech(tmp_path / "moved", tmp_path / "own", "own", again)
 
 
 def _prepare(lab, source, recogniser, part=(0, 1)):

@@ -25,6 +25,20 @@ def resolve(name: str, lab: Path | str | None) -> str:
     return name
 
 
+def kept(name: str, lab: Path | str) -> str:
+    """What a lab writes down of a model's name: a folder of its own relative to it, so that the lab may be moved."""
+    folder, lab = Path(name).resolve(), Path(lab).resolve()
+    return folder.relative_to(lab).as_posix() if folder.is_dir() and folder.is_relative_to(lab) else name
+
+
+def is_kept(written: str | None, name: str, lab: Path | str) -> bool:
+    """Whether `name` is what a lab has written down. Before there was `kept` that was where the lab lay at the time."""
+    if written is None or written == name:
+        return written is not None
+    own = kept(name, lab)
+    return written == own or own != name and Path(written).is_absolute() and written.endswith(f"/{own}")
+
+
 def load_object(spec: str):
     """The object that `package.module:name` names; a SaladError says which half is wrong."""
     module, _, name = spec.partition(":")

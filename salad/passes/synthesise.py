@@ -187,6 +187,7 @@ def planted_in(tts: TTS, job: Job) -> dict:
 def checked(lab, rows: list[dict], texts: dict[str, str], recogniser) -> list[dict]:
     """The rows with what the ASR check found."""
     from salad.data.corpora import audio_of
+    from salad.models.names import kept
     from salad.speech import SAMPLE_RATE
     from salad.speech.check import check_many
     from salad.speech.spoken import spoken_form
@@ -197,6 +198,7 @@ def checked(lab, rows: list[dict], texts: dict[str, str], recogniser) -> list[di
         spoken=[spoken_form(text).spoken for text in written],
     )  # fmt: skip
     return [
-        row | measured.columns() | {"flags": list(dict.fromkeys([*row["flags"], *measured.flags]))}
+        row | measured.columns()
+        | {"asr": kept(measured.asr, lab), "flags": list(dict.fromkeys([*row["flags"], *measured.flags]))}
         for row, measured in zip(rows, found, strict=True)
     ]

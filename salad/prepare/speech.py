@@ -61,13 +61,15 @@ def prepare_speech(lab: Path | str, source: Path | str, name: str, recogniser: C
     the counts (also in lab/speech/<name>.json once all shards are done; before, "shards" says how many are). The
     same call takes up what was killed and repairs a damaged shard. SaladError where the source lists nothing, the
     recogniser is no CTC model, or the name is taken."""
+    from salad.models import names
+
     lab, options = Path(lab), options or SpeechOptions()
     if not isinstance(recogniser, CTCRecogniser):
         raise SaladError(f"{recogniser.name} is no CTC model: word times need one (a wav2vec 2.0 for instance)")
     work = lab / "speech" / f"{name}.prepared"
-    made_from = {"prepare": "speech", "speech": name, "options": asdict(options), "recogniser": recogniser.name,
-                 "shard_size": shard_size, "source": Path(source).name}  # fmt: skip
-    _begin(lab, name, work, made_from)
+    made_from = {"prepare": "speech", "speech": name, "options": asdict(options), "shard_size": shard_size,
+                 "recogniser": names.kept(recogniser.name, lab), "source": Path(source).name}  # fmt: skip
+    made_from = _begin(lab, name, work, made_from, recogniser.name)
     told = (source, options.layout, options.language, work / "tars")
     expected = count(*told) if progress else None
     total, done, seen = 0, 0, 0
@@ -89,10 +91,15 @@ def prepare_speech(lab: Path | str, source: Path | str, name: str, recogniser: C
     return counts
 
 
-def _begin(lab: Path, name: str, work: Path, made_from: dict) -> None:
+def _begin(lab: Path, name: str, work: Path, made_from: dict, heard_by: str) -> dict:
+    """`made_from`, with the recogniser called as this preparation first called it; refused where it was another."""
+    from salad.models.names import is_kept
+
     begun = work / "made_from.json"
     if begun.exists():
         there = json.loads(begun.read_text())
+        if is_kept(there["recogniser"], heard_by, lab):
+            made_from = made_from | {"recogniser": there["recogniser"]}
         if there != made_from:
             flat, other = {**made_from, **made_from["options"]}, {**there, **there["options"]}
             found = [f"{key} was {other.get(key)!r}" for key in flat if key != "options" and other.get(key) != flat[key]]
@@ -101,6 +108,7 @@ def _begin(lab: Path, name: str, work: Path, made_from: dict) -> None:
         raise SaladError(f"{shar.folder_of(lab, name)} is there already and `salad prepare` did not make it; take another --name")
     else:
         atomic.write_json(begun, made_from)
+    return made_from
 
 
 def _shards(found: Iterator[Recorded], size: int) -> Iterator[list[Recorded]]:
@@ -131,7 +139,7 @@ def _shard(lab, name, number, listed: list[Recorded], recogniser, options, work:
         not there["kept"] or (store.exists(lab, "syntheses", unit) and shar.damage(lab, name, number) is None)
     ):
         return
-    kept, aside = _kept(listed, name, recogniser, options)
+    kept, aside = _kept(listed, name, recogniser, options, made_from["recogniser"])
     aside_path, texts_path = _paths(work, number)
     if kept:
         rows = shar.write_shard(lab, name, number, kept, lambda speech: speech, job_id=lambda speech: speech.id)
@@ -157,7 +165,7 @@ def _shard(lab, name, number, listed: list[Recorded], recogniser, options, work:
     atomic.write_bytes(texts_path, buffer.getvalue().to_pybytes())
 
 
-def _kept(listed, name, recogniser, options) -> tuple[list[shar.Speech], list[dict]]:
+def _kept(listed, name, recogniser, options, asr: str) -> tuple[list[shar.Speech], list[dict]]:
     """What of a shard can be used, as speech with its words, and what cannot, with its reason."""
     aside: list[dict] = []
     heard: list[tuple[Recorded, np.ndarray]] = []
@@ -192,7 +200,7 @@ def _kept(listed, name, recogniser, options) -> tuple[list[shar.Speech], list[di
         utterance = Utterance(samples, SAMPLE_RATE, found.words, check.flags)
         kept.append(shar.Speech(
             store.ids.hash_id("y", sample_id, "recorded", one.id), sample_id, one.text, utterance, one.speaker,
-            measured=check.columns(), custom=custom,
+            measured=check.columns() | {"asr": asr}, custom=custom,
         ))  # fmt: skip
     return kept, aside
 
