@@ -344,6 +344,11 @@ def test_what_cannot_be_listed_is_an_error_in_a_line(recogniser, tmp_path, capsy
         cli.main(["prepare", "speech", str(tmp_path), "--name", "x", "--lab", str(tmp_path / "lab")])
     said = capsys.readouterr().err
     assert stop.value.code == 2 and "name a CTC model with --recogniser" in said and said.count("\n") == 1
+    (tmp_path / "bare.tsv").write_text("path\ttext\n")
+    for source, said in ((tmp_path / "none", "does not exist"), (tmp_path / "bare.tsv", "lists no recording")):
+        with pytest.raises(SaladError, match=said):
+            prepare_speech(tmp_path / "lab", source, "x", recogniser)
+    assert not (tmp_path / "lab" / "speech").exists()  # nothing was begun
 
 
 @pytest.mark.data

@@ -110,10 +110,10 @@ def prepare(
 
     Args:
         what: text or speech.
-        source: the documents, or the folder (or TSV, JSONL, cuts) of the recordings.
+        source: the documents, or the recordings: a folder (LibriSpeech, LibriHeavy, Emilia, tars), TSV, JSONL, cuts or tar.
         name: what the corpus is called in the lab.
         licence: of documents or recordings that name none.
-        language: text: other documents are left out (any: none are). speech: Emilia's folder.
+        language: text: other documents are left out (any: none are). speech: which of Emilia's folders.
         column: text: the column that holds the text.
         answer: text: the column that holds what a chat answers to it; such texts are taken whole, or not at all.
         min_s: text: the least expected speech of a passage, in seconds.
@@ -150,7 +150,9 @@ def prepare(
             raise SaladError("--answer is for text; a table of recordings holds answers in its column `answer`")
         if workers != 1:
             raise SaladError("--workers is for text; for speech start a process for each --part K/N, K from 0")
-        heard_by = load_recogniser(recogniser or preparing.own_recogniser(lab), device)
+        named = recogniser or preparing.own_recogniser(lab)
+        preparing.refuse_nothing(source, layout, language)
+        heard_by = load_recogniser(named, device)
         options = preparing.SpeechOptions(layout, language, max_cer, max_s or 60.0, licence, domain)
         with _bar(name) as progress:
             counts = preparing.prepare_speech(
@@ -242,6 +244,11 @@ def pass_(
     seed: int | None = None,
 ) -> int:
     """Do a pass over the lab: embed or cluster a corpus, speak a probe or a selection, check, score or encode speech.
+
+    In the order of a study. embed: texts of a corpus become vectors. cluster: balanced clusters of them. probe: some
+    texts of each cluster, spoken and checked. score: M, F and D of spoken texts under a checkpoint; then `salad select`
+    draws. synthesise: a selection, spoken and checked. check: speech that is there, heard by another recogniser. encode:
+    an encoder's frames kept on disk.
 
     What is done is skipped, what is damaged is made again: the same command goes on where it was. With --on it is
     started there, with so many workers; Ctrl-C then stops watching it, and launch_gpu.py shows, stops and resumes it.

@@ -109,7 +109,7 @@ def recordings(con, names: list[str], path: Path | None = None) -> Recordings:
             f"{without[0]} recordings of lab/speech/{without[1]} and the like have no word times, which interleaving needs: "
             "`salad prepare speech` aligns a folder of recordings with their texts"
         )
-    return _recordings(con, _OF_SPEECH, [list(names)], path, nothing=_no_speech(names))
+    return _recordings(con, _OF_SPEECH, [list(names)], path, nothing=_no_speech(con, names))
 
 
 def selected(con, selection_id: str, path: Path | None = None) -> Recordings:
@@ -129,7 +129,7 @@ def of_speech(con, names: list[str]) -> list[SpokenText]:
     """Everything in the speech folders `names` (lab/speech/<name>), in the order of its ids.
 
     A folder that holds nothing is a SaladError."""
-    return list(_recordings(con, _OF_SPEECH, [list(names)], None, _no_speech(names)))
+    return list(_recordings(con, _OF_SPEECH, [list(names)], None, _no_speech(con, names)))
 
 
 def of_selection(con, selection_id: str) -> list[SpokenText]:
@@ -137,8 +137,9 @@ def of_selection(con, selection_id: str) -> list[SpokenText]:
     return list(selected(con, selection_id))
 
 
-def _no_speech(names) -> str:
-    return f"no speech in {', '.join(names)}: nothing in `syntheses` names these folders of lab/speech"
+def _no_speech(con, names) -> str:
+    there = [name for (name,) in con.execute("select distinct speech from syntheses order by all").fetchall() if name]
+    return f"no speech in {', '.join(names)}: `syntheses` has " + (", ".join(there) or "none yet")
 
 
 def _not_spoken(selection_id: str) -> str:

@@ -26,7 +26,7 @@ def check(lab: Path | str, speech: str, asr: str, load: Callable, shard: int = 0
 
 def parts(lab: Path | str, speech: str, asr: str, load: Callable) -> list[Part]:
     """The pass's parts: units of `syntheses` that hold this folder's speech, in the order of their files."""
-    found, loaded = [], []
+    found, loaded, others = [], [], set()
     for unit in store.units.scan(store.lab_path(lab))[0].get("syntheses", []):
         table = pq.read_table(unit.path)
         members = {m["unit_id"]: m["made_from"] for m in unit.manifest.get("members", [])}
@@ -34,8 +34,10 @@ def parts(lab: Path | str, speech: str, asr: str, load: Callable) -> list[Part]:
             rows = table.filter(pc.equal(table[MEMBER], unit_id)) if members else table
             if unit_id not in unit.without and rows.num_rows and rows["speech"][0].as_py() == speech:
                 found.append((rows.drop_columns([MEMBER]) if members else rows, made_from))
+            elif rows.num_rows:
+                others.add(str(rows["speech"][0].as_py()))
     if not found:
-        raise SaladError(f"no speech in {speech!r}: nothing in `syntheses` names this folder of lab/speech")
+        raise SaladError(f"no speech in {speech!r}: `syntheses` has {', '.join(sorted(others)) or 'none yet'}")
 
     def of(rows, made_from) -> Part:
         def make(tick) -> None:

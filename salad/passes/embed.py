@@ -101,7 +101,9 @@ def parts(lab: Path | str, load: Callable[[], Embedder], corpus: str, model_name
         [corpus],
     ).fetchall()  # fmt: skip
     if not rows:
-        raise SaladError(f"{lab} has no speakable text of a corpus {corpus!r}; `salad prepare text` makes one")
+        there = store.connect(lab).execute("select distinct corpus from samples order by all").fetchall()
+        told = f"it has {', '.join(str(name) for (name,) in there)}" if there else "`salad prepare text` makes one"
+        raise SaladError(f"{lab} has no speakable text of a corpus {corpus!r}; {told}")
     whole, made = digest([r[0] for r in rows]), []
 
     def of(start: int) -> Part:

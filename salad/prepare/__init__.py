@@ -5,6 +5,7 @@ from pathlib import Path
 from salad.errors import SaladError
 from salad.prepare.duplicates import near_duplicates
 from salad.prepare.overlap import Benchmarks
+from salad.prepare.recordings import refuse_nothing
 from salad.prepare.speech import SpeechOptions, prepare_speech
 from salad.prepare.text import TextOptions, prepare_text
 
@@ -61,5 +62,5 @@ def told(counts: dict) -> str:
 
 __all__ = [
     "Benchmarks", "SpeechOptions", "TextOptions", "near_duplicates", "own_recogniser", "part_of", "prepare_speech",
-    "prepare_text", "told",
+    "prepare_text", "refuse_nothing", "told",
 ]  # fmt: skip

@@ -78,6 +78,16 @@ def count(source: Path | str, layout: str = "auto", language: str = "en", cache:
     return None if layout == "cuts" else sum(1 for _ in recordings(source, layout, language))
 
 
+def refuse_nothing(source: Path | str, layout: str = "auto", language: str = "en") -> None:
+    """SaladError where `source` lists no recording, before anything is loaded or written for it."""
+    source = Path(source)
+    found = layout_of(source) if layout == "auto" and source.exists() else layout
+    if source.exists() and _in_tars(source, found):
+        tars.find(source, language)
+    elif next(recordings(source, layout, language), None) is None:
+        raise SaladError(f"{source} lists no recording")
+
+
 def _in_tars(source: Path, layout: str) -> bool:
     return layout == "webdataset" or layout == "emilia" and not (source / "raw").is_dir()
 

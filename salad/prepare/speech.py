@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 import store
 from salad.errors import SaladError
 from salad.prepare.duplicates import Seen
-from salad.prepare.recordings import Recorded, Unusable, count, recordings
+from salad.prepare.recordings import Recorded, Unusable, count, recordings, refuse_nothing
 from salad.speech import SAMPLE_RATE, Utterance, shar
 from salad.speech.align import align
 from salad.speech.check import MIN_S, CTCRecogniser, check_many, is_silent
@@ -66,6 +66,7 @@ def prepare_speech(lab: Path | str, source: Path | str, name: str, recogniser: C
     lab, options = Path(lab), options or SpeechOptions()
     if not isinstance(recogniser, CTCRecogniser):
         raise SaladError(f"{recogniser.name} is no CTC model: word times need one (a wav2vec 2.0 for instance)")
+    refuse_nothing(source, options.layout, options.language)
     work = lab / "speech" / f"{name}.prepared"
     made_from = {"prepare": "speech", "speech": name, "options": asdict(options), "shard_size": shard_size,
                  "recogniser": names.kept(recogniser.name, lab), "source": Path(source).name}  # fmt: skip
@@ -80,8 +81,6 @@ def prepare_speech(lab: Path | str, source: Path | str, name: str, recogniser: C
         done += _outcome(work, number) is not None
         if progress:
             progress(seen, expected)
-    if not total:
-        raise SaladError(f"{source} lists no recording")
     counts = _counts(work, range(total), seen) | {"shards": f"{done} of {total}"}
     if done == total:
         counts |= {"texts": _publish_samples(lab, name, work, total, made_from), "shards": total}
