@@ -190,13 +190,15 @@ def selection(tab, watch: Watch, rounds: int) -> None:
     chart, slider = tab.locator("marimo-vega canvas, marimo-vega svg").first, tab.get_by_role("slider").first
     kept = lambda: tab.get_by_text("texts kept", exact=True).locator("xpath=../..").inner_text()  # noqa: E731
     facts, rows = tab.get_by_text("effective clusters").first, tab.get_by_text("Click one to hear it")
-    search, sort, table = tab.get_by_placeholder("words in the text"), tab.get_by_label("sort by"), tab.locator("table").first
+    search, sort = tab.get_by_placeholder("words in the text"), tab.get_by_label("sort by")
+    table = tab.locator("marimo-table table").first  # a figure's tooltip is a table too
     for i in range(rounds):
         widget.locator(".text").click()
         watch.act("J: the next text and its sound", lambda: tab.keyboard.press("j"), sample)
         watch.act("1: dropped, the next text and its sound", lambda: tab.keyboard.press("1"), sample)
         watch.act("U: taken back, the text and its sound", lambda: tab.keyboard.press("u"), sample)
         watch.act("1: dropped, the panel's figures", lambda: tab.keyboard.press("1"), kept)
+        watch.act("U: taken back, the panel's figures", lambda: tab.keyboard.press("u"), kept)  # the next round's are the same
         chart.scroll_into_view_if_needed()
         box = chart.bounding_box()
         at = (box["x"] + box["width"] - 60, box["y"] + 46 + 19 * (3 + 2 * i))
@@ -211,7 +213,7 @@ def selection(tab, watch: Watch, rounds: int) -> None:
 
 
 def divergences(tab, watch: Watch, rounds: int) -> None:
-    table, opened = tab.locator("table").first, tab.locator(".salad-listen").first
+    table, opened = tab.locator("marimo-table table").first, tab.locator(".salad-listen").first
     order, by, figure = tab.get_by_label("sort by"), tab.get_by_label("by", exact=True), tab.locator("marimo-vega").nth(1)
     for i in range(rounds):
         watch.act("texts sorted anew", lambda i=i: order.select_option(index=i % 2), table.inner_text)

@@ -32,8 +32,8 @@ def _(drawn, lab):
     mo.stop(advice is not None, mo.callout(mo.md(advice or ""), kind="warn"))
     listed = review.selections(con)
     choices = dict(zip(listed.label, listed.selection_id, strict=True))
-    newest = [label for label, selection_id in choices.items() if selection_id == drawn()]
-    selection_ui = mo.ui.dropdown(choices, value=[*newest, *choices][0], label="selection")
+    _newest = [label for label, selection_id in choices.items() if selection_id == drawn()]
+    selection_ui = mo.ui.dropdown(choices, value=[*_newest, *choices][0], label="selection")
     reviewer_ui = mo.ui.text(review.reviewer_name(), label="reviewer")
     mo.vstack([
         mo.md("## What should be synthesised?\nWhere the speech model disagrees with its text teacher, what was drawn "
@@ -63,9 +63,8 @@ def _(con, selection):
 def _(cluster_chart, con, gamma_ui, said, selection):
     said()
     panels.row(
-        mo.vstack([mo.md("### Clusters\nLeft: where the speech model disagrees with its text teacher. Right: what the "
-                         "web has, what is intended, drawn and kept. Click a row on the left to read its texts; "
-                         "shift adds one, a double click takes all again."),
+        mo.vstack([mo.md("### Clusters\nLeft: where speech disagrees with the text teacher. Right: what the web has, what is "
+                         "intended, drawn, kept. Click a row to read its texts; shift adds one, a double click takes all."),
                    panels.scrolled(cluster_chart, charts.masses(con, selection, gamma_ui.value))]),
         mo.vstack([mo.md("### γ, live\nP_target ∝ P_web · d_clusterᵞ. Bars: hours at this γ. Green: kept now."),
                    gamma_ui, panels.gamma_facts(con, selection, gamma_ui.value),
@@ -88,22 +87,37 @@ def _(cer_ui, con, d_ui, selection):
 
 @app.cell(hide_code=True)
 def _(cer_ui, con, d_ui, quadrant_chart, selection):
-    mo.vstack([mo.md("### Bad speech, or a gap?"),
-               panels.beside(quadrant_chart, panels.quadrant_words(con, selection, cer_ui, d_ui))])
+    _words = panels.quadrant_words(con, selection, cer_ui, d_ui)
+    mo.vstack([mo.md("### Bad speech, or a gap?"), panels.beside(quadrant_chart, _words)])
     return
 
 
 @app.cell(hide_code=True)
-def _(cluster_chart, quadrant_chart):
-    picked, brushed = panels.picked(cluster_chart), quadrant_chart.selections.get("brush") or {}
+def _(con, selection):
     order_ui = mo.ui.dropdown({v: k for k, v in review.QUEUES.items()}, value=review.QUEUES["worst"], label="queue")
     unjudged_ui = mo.ui.checkbox(label="only what I have not judged")
     audit_n = mo.ui.number(1, 500, value=20, label="texts a cluster")
     search_ui = mo.ui.text(placeholder="words in the text", label="search", debounce=300)
     sort_ui = mo.ui.dropdown(["divergence", "character error rate", "draw"], value="divergence", label="sort by")
     standing_ui = mo.ui.dropdown(["all", "kept", "dropped"], value="all", label="show")
+    rule_ui = mo.ui.text(placeholder="cer > 0.3", label="drop where", full_width=True, debounce=400)
+    reason_ui = mo.ui.dropdown(panels.REASONS, value=panels.REASONS[0], label="reason")
+    weight_ui = mo.ui.number(0, 10, 0.1, value=0.5, label="weight")
+    export_button = mo.ui.run_button(label="export what is kept")
+    launch_button = mo.ui.run_button(label="launch Stage II on this", kind="success")
+    recipe_ui = mo.ui.dropdown([n for n in recipes.names() if n.endswith("stage2")], label="recipe",
+                               value=review.stage2_recipe(con, selection))
+    on_ui = mo.ui.text("here", label="where", placeholder="here, ssh:HOST, slurm, sky, or a target")
+    return (audit_n, export_button, launch_button, on_ui, order_ui, reason_ui, recipe_ui, rule_ui, search_ui, sort_ui,
+            standing_ui, unjudged_ui, weight_ui)
+
+
+@app.cell(hide_code=True)
+def _(cluster_chart, quadrant_chart, search_ui, sort_ui, standing_ui):
+    picked, brushed = panels.picked(cluster_chart), quadrant_chart.selections.get("brush") or {}
+    _ = search_ui.value, sort_ui.value, standing_ui.value  # the first page again of whatever is looked for
     page_ui = mo.ui.number(1, 100_000, value=1, label="page")
-    return audit_n, brushed, order_ui, page_ui, picked, search_ui, sort_ui, standing_ui, unjudged_ui
+    return brushed, page_ui, picked
 
 
 @app.cell(hide_code=True)
@@ -137,23 +151,9 @@ def _(con, said, selection):
 
 @app.cell(hide_code=True)
 def _(con, selection):
-    mo.vstack([mo.md("### What stays when speech is accounted for\nThe clusters' D on the probe as measured, and with CER, "
-                     "duration and speaking rate regressed out: what falls was bad for its speech, not for its domain."),
-               panels.scrolled(charts.adjusted_ranking(con, selection), height=420)])
+    mo.vstack([mo.md(panels.ADJUSTED),
+               panels.when_seen(lambda: charts.adjusted_ranking(con, selection), height=420)])
     return
-
-
-@app.cell(hide_code=True)
-def _(con, selection):
-    rule_ui = mo.ui.text(placeholder="cer > 0.3", label="drop where", full_width=True, debounce=400)
-    reason_ui = mo.ui.dropdown(panels.REASONS, value=panels.REASONS[0], label="reason")
-    weight_ui = mo.ui.number(0, 10, 0.1, value=0.5, label="weight")
-    export_button = mo.ui.run_button(label="export what is kept")
-    launch_button = mo.ui.run_button(label="launch Stage II on this", kind="success")
-    recipe_ui = mo.ui.dropdown([n for n in recipes.names() if n.endswith("stage2")], label="recipe",
-                               value=review.stage2_recipe(con, selection))
-    on_ui = mo.ui.text("here", label="where", placeholder="here, ssh:HOST, slurm, sky, or a target")
-    return export_button, launch_button, on_ui, reason_ui, recipe_ui, rule_ui, weight_ui
 
 
 @app.cell(hide_code=True)

@@ -39,6 +39,7 @@ CURVES = {
     "tokens_per_s": "tokens per second",
 }
 ROW = 19  # pixels a cluster takes in the panel
+alt.utils.schemapi.disable_debug_mode()  # a chart is validated whole when it is shown, not each of its parts as well
 
 
 @alt.theme.register("salad", enable=True)
@@ -59,7 +60,7 @@ def _contenders(names) -> alt.Scale:
 
 def _top_d(con) -> float:
     """The upper end of every axis of D per text: the lab's largest, rounded up to a half."""
-    top = con.execute("SELECT quantile_cont(d, 0.995) FROM divergences").fetchone()[0] or 1.0
+    top = review.of_lab(con, "SELECT quantile_cont(d, 0.995) FROM raw.divergences") or 1.0
     return float(-(-top // 0.5) * 0.5)
 
 

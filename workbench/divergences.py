@@ -1,6 +1,7 @@
 """The questions behind notebooks/divergences.py: where and why checkpoints diverge. All of it is SQL over the store's
 views; a mean is token-weighted, sum(x·n)/sum(n), and its 95 % interval is over texts."""
 
+import weakref
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,6 +24,9 @@ FUNCTION_WORDS = """
 """.split()
 _OF = "($corpus IS NULL OR corpus = $corpus)"
 TEXTS = 20_000  # texts whose tokens are read for figures by token: a fixed random part of a larger lab
+
+
+_held: "weakref.WeakKeyDictionary[duckdb.DuckDBPyConnection, dict]" = weakref.WeakKeyDictionary()
 
 
 class Checkpoint(NamedTuple):
@@ -87,6 +91,9 @@ def read(con, chosen: list[Checkpoint]) -> str:
         LEFT JOIN current_assignments AS a ON a.sample_id = t.sample_id""",
         [value for c in chosen for value in c],
     )
+    held = _held.setdefault(con, {})
+    for key in [key for key in held if key[0] == f'"{name}"' and key[-1] == "made"]:
+        del held[key]  # what was summed of an earlier reading
     return f'"{name}"'
 
 
@@ -148,46 +155,30 @@ def histogram(con, scored: str, measure: str, corpus: str | None = None, bins: i
     ).df()
 
 
-def _tokens(scored: str) -> str:
-    """SQL: a WITH clause that ends in `tokens`, every position of the chosen checkpoints with its text. A lab of more
-    than TEXTS texts is read by a fixed random part."""
-    return f"""WITH part AS (
-        SELECT DISTINCT sample_id FROM {scored} WHERE {_OF} ORDER BY md5(sample_id) LIMIT {TEXTS}
-    ), tokens AS (
-        SELECT c.label, v.sample_id, v.position, v.token, v.char_start, v.m, v.d, v.f,
-            s.text || coalesce(s.answer, '') AS text
-        FROM token_divergences AS v JOIN (SELECT DISTINCT label, run_id, step FROM {scored}) AS c
-            ON v.run_id = c.run_id AND v.step = c.step
-        JOIN part ON part.sample_id = v.sample_id JOIN samples AS s ON s.sample_id = v.sample_id
-    )"""
+def _sums(con, scored: str, corpus: str | None) -> str:
+    """Name of a temporary table of what the positions of the chosen checkpoints add up to: for each measure x its
+    n_x, sum_x and square_x, by label and position (kind null), and by label, kind (of KINDS) and token (position null).
 
-
-def by_position(con, scored: str, measure: str, corpus: str | None = None, bins: int = 24) -> pd.DataFrame:
-    """label, position (middle of a bin, in tokens from the text's start), mean, low, high (95 %), n."""
-    _n(measure)
-    return con.execute(
-        f"""{_tokens(scored)}, top AS (SELECT greatest(1, ceil((max(position) + 1) / $bins)) AS width FROM tokens)
-        SELECT label, (floor(position / width) + 0.5) * width - 0.5 AS position, avg({measure}) AS mean,
-            greatest(mean - 1.96 * coalesce(stddev_samp({measure}) / sqrt(count(*)), 0), 0) AS low,
-            mean + 1.96 * coalesce(stddev_samp({measure}) / sqrt(count(*)), 0) AS high, count(*) AS n
-        FROM tokens, top WHERE {measure} IS NOT NULL GROUP BY label, floor(position / width), width
-        ORDER BY label, position""",
-        {"corpus": corpus, "bins": bins},
-    ).df()
-
-
-def by_kind(con, scored: str, measure: str, corpus: str | None = None) -> pd.DataFrame:
-    """label, kind (of KINDS), mean, low, high (95 %), n, share of all that diverges, and examples: the three tokens
-    that add most to it."""
-    _n(measure)
-    table = con.execute(
-        f"""{_tokens(scored)}, words AS (
-            SELECT label, token, {measure} AS value,
-                regexp_extract(ltrim(substr(text, char_start + 1, 40)), '^[\\p{{L}}\\p{{N}}]+') AS word,
-                substr(text, char_start, 1) AS before, right(rtrim(left(text, char_start)), 1) AS ended
-            FROM tokens WHERE {measure} IS NOT NULL
+    Made once for a choice of checkpoints and corpus, in one pass over the tokens: another measure costs no other. A
+    lab of more than TEXTS texts is read by a fixed random part."""
+    held = _held.setdefault(con, {})
+    name = held.setdefault((scored, corpus), f'"sums {len(held)}"')
+    if (scored, corpus, "made") in held:
+        return name
+    sums = ", ".join(f"count({x}) AS n_{x}, sum({x}) AS sum_{x}, sum({x} * {x}) AS square_{x}" for x in MEASURES)
+    con.execute(
+        f"""CREATE OR REPLACE TEMP TABLE {name} AS WITH part AS (
+            SELECT DISTINCT sample_id FROM {scored} WHERE {_OF} ORDER BY md5(sample_id) LIMIT {TEXTS}
+        ), words AS (
+            SELECT c.label, v.position, v.token, v.m, v.d, v.f,
+                regexp_extract(ltrim(substr(s.text, v.char_start + 1, 40)), '^[\\p{{L}}\\p{{N}}]+') AS word,
+                substr(s.text, v.char_start, 1) AS before, right(rtrim(left(s.text, v.char_start)), 1) AS ended
+            FROM token_divergences AS v JOIN (SELECT DISTINCT label, run_id, step FROM {scored}) AS c
+                ON v.run_id = c.run_id AND v.step = c.step
+            JOIN part ON part.sample_id = v.sample_id
+            JOIN (SELECT sample_id, text || coalesce(answer, '') AS text FROM samples) AS s ON s.sample_id = v.sample_id
         ), kinds AS (
-            SELECT label, token, value, CASE
+            SELECT label, position, token, m, d, f, CASE
                 WHEN NOT regexp_matches(token, '[\\p{{L}}\\p{{N}}]') THEN 'punctuation'
                 WHEN regexp_matches(token, '\\p{{N}}') THEN 'number'
                 WHEN NOT regexp_matches(token, '^\\s') AND regexp_matches(before, '[\\p{{L}}\\p{{N}}]')
@@ -196,19 +187,51 @@ def by_kind(con, scored: str, measure: str, corpus: str | None = None) -> pd.Dat
                 WHEN lower(word) IN (SELECT unnest($function)) THEN 'function word'
                 WHEN regexp_matches(word, '^\\p{{Lu}}') THEN 'name' ELSE 'content word' END AS kind
             FROM words
-        ), telling AS (
-            SELECT label, kind, list(trim(token) ORDER BY total DESC)[1:3] AS examples
-            FROM (SELECT label, kind, token, sum(value) AS total FROM kinds GROUP BY ALL) GROUP BY ALL
         )
-        SELECT label, kind, avg(value) AS mean, stddev_samp(value) / sqrt(count(*)) AS se, count(*) AS n,
-            sum(value) / sum(sum(value)) OVER (PARTITION BY label) AS share, array_to_string(any_value(examples), ', ')
-            AS examples
-        FROM kinds JOIN telling USING (label, kind) GROUP BY label, kind ORDER BY label, mean DESC""",
+        SELECT label, position, kind, token, {sums} FROM kinds
+        GROUP BY GROUPING SETS ((label, position), (label, kind, token))""",
         {"corpus": corpus, "function": FUNCTION_WORDS},
+    )
+    held[scored, corpus, "made"] = True
+    return name
+
+
+def _means(rows: pd.DataFrame) -> pd.DataFrame:
+    """n, total and square (the sum of squares) become mean with low and high (95 %, at least 0)."""
+    n = rows.n.to_numpy(float)
+    rows["mean"] = rows.total / n
+    spread = np.maximum(rows.square - rows.total * rows["mean"], 0)  # n variances; 0 of one value
+    half = 1.96 * np.sqrt(spread / np.maximum(n - 1, 1) / n)
+    rows["low"], rows["high"] = np.maximum(rows["mean"] - half, 0), rows["mean"] + half
+    return rows.drop(columns=["total", "square"])
+
+
+def by_position(con, scored: str, measure: str, corpus: str | None = None, bins: int = 24) -> pd.DataFrame:
+    """label, position (middle of a bin, in tokens from the text's start), mean, low, high (95 %), n."""
+    _n(measure)
+    rows = con.execute(
+        f"""WITH sums AS (FROM {_sums(con, scored, corpus)} WHERE position IS NOT NULL),
+        top AS (SELECT greatest(1, ceil((max(position) + 1) / $bins)) AS width FROM sums)
+        SELECT label, (floor(position / width) + 0.5) * width - 0.5 AS position, sum(n_{measure})::BIGINT AS n,
+            sum(sum_{measure}) AS total, sum(square_{measure}) AS square
+        FROM sums, top WHERE n_{measure} > 0 GROUP BY label, floor(position / width), width ORDER BY label, position""",
+        {"bins": bins},
     ).df()
-    table["low"] = np.maximum(table["mean"] - 1.96 * table.se.fillna(0), 0)
-    table["high"] = table["mean"] + 1.96 * table.se.fillna(0)
-    return table
+    return _means(rows)
+
+
+def by_kind(con, scored: str, measure: str, corpus: str | None = None) -> pd.DataFrame:
+    """label, kind (of KINDS), mean, low, high (95 %), n, share of all that diverges, and examples: the three tokens
+    that add most to it."""
+    _n(measure)
+    rows = con.execute(
+        f"""SELECT label, kind, sum(n_{measure})::BIGINT AS n, sum(sum_{measure}) AS total,
+            sum(square_{measure}) AS square, total / sum(sum(sum_{measure})) OVER (PARTITION BY label) AS share,
+            array_to_string(list(trim(token) ORDER BY sum_{measure} DESC)[1:3], ', ') AS examples
+        FROM {_sums(con, scored, corpus)} WHERE kind IS NOT NULL AND n_{measure} > 0
+        GROUP BY label, kind ORDER BY label, total / n DESC"""
+    ).df()
+    return _means(rows)
 
 
 _BOTH = """WITH both_scored AS (

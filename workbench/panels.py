@@ -9,6 +9,9 @@ import store
 from workbench import divergences, review
 
 REASONS = list(review.REASONS)
+ADJUSTED = """### What stays when speech is accounted for
+The clusters' D on the probe as measured, and with CER, duration and speaking rate regressed out: what falls was bad for
+its speech, not for its domain."""
 
 
 def state(con, lab) -> mo.Html:
@@ -336,6 +339,11 @@ def scrolled(*charts, height: int = 640) -> mo.Html:
     """Charts whose rows stand beside each other, in one scroll: 128 clusters are 2,400 pixels."""
     cells = "".join(f"<div style='flex:none'>{mo.as_html(chart)}</div>" for chart in charts)
     return mo.Html(f"<div style='display:flex;gap:2px;max-height:{height}px;overflow:auto'>{cells}</div>")
+
+
+def when_seen(make, height: int) -> mo.Html:
+    """A tall chart that takes seconds to compute in a large lab: made when it comes into sight, in a scroll of its own."""
+    return mo.lazy(lambda: scrolled(make(), height=height), show_loading_indicator=True)
 
 
 def buttons(con, judge: review.Review, rule, reason, weight, clusters, events, on_said, on_drawn) -> dict[str, mo.ui.button]:

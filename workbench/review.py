@@ -109,6 +109,17 @@ def _hold(con, selection_id: str) -> _Held:
     return names
 
 
+def of_lab(con, query: str):
+    """The one value that `query` gives of a lab's divergences, asked anew when there are more of them.
+
+    What scales every figure is a quantile of all rows: asked by each figure it would cost more than the figure."""
+    held = _held.setdefault(con, {})
+    n = con.execute("SELECT (SELECT count(*) FROM raw.divergences), (SELECT count(*) FROM token_divergences)").fetchone()
+    if held.get(("of lab", query), (None,))[0] != n:
+        held["of lab", query] = n, con.execute(query).fetchone()[0]
+    return held["of lab", query][1]
+
+
 def _said(con, selection_id: str) -> tuple[str, tuple]:
     """The name of a temporary table with the verdicts that stand about a selection's texts, and what it was made from.
 
@@ -317,7 +328,7 @@ def read_tokens(con, run_id: str, step: int, sample_id: str, synthesis_id: str |
 def top_divergence(con) -> float:
     """Where the ribbon's colour is fullest: the lab's 98th percentile of D per token, so that it is one scale for
     every text of a lab."""
-    top = con.execute("SELECT quantile_cont(d, 0.98) FROM token_divergences").fetchone()[0]
+    top = of_lab(con, "SELECT quantile_cont(d, 0.98) FROM token_divergences")
     return float(top) if top else 1.0
 
 

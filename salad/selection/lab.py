@@ -62,7 +62,13 @@ def cluster_divergence(lab, clustering_id: str, run_id: str, step: int, speech: 
     (token-weighted, nats) with `d_low` and `d_high` (95 %, bootstrap over texts), d_sample_mean. A cluster without a
     probe position has NaN, and is named in a warning of the log."""
     con = _connect(lab)
-    table, rows = _clusters(con, clustering_id), _probe(con, clustering_id, run_id, step, speech)
+    rows = _probe(con, clustering_id, run_id, step, speech)
+    return _divergence(con, clustering_id, run_id, step, rows, draws, seed)
+
+
+def _divergence(con, clustering_id, run_id, step, rows: pd.DataFrame, draws: int, seed: int = 0) -> pd.DataFrame:
+    """The same of a probe that was read."""
+    table = _clusters(con, clustering_id)
     if not len(rows):
         raise SaladError(
             f"run {run_id}, step {step} has scored no text of clustering {clustering_id}; score the "
@@ -85,8 +91,8 @@ def cluster_rankings(lab, clustering_id: str, run_id: str, step: int, speech: st
     twice). `.attrs["slopes"]`: nats per unit of cer, second of duration, character a second. A cluster that falls in
     the second ranking was bad for its speech rather than its domain."""
     con = _connect(lab)
-    table = cluster_divergence(con, clustering_id, run_id, step, speech, draws=0)[["cluster_id", "terms", "d"]]
     rows = _probe(con, clustering_id, run_id, step, speech)
+    table = _divergence(con, clustering_id, run_id, step, rows, draws=0)[["cluster_id", "terms", "d"]]
     rows["dn"] = rows.d * rows.n_positions
     one = rows.groupby(["cluster_id", "sample_id", "synthesis_id"], as_index=False, dropna=False).agg(
         dn=("dn", "sum"), n=("n_positions", "sum"), cer=("cer", "first"), duration_s=("duration_s", "first"),
