@@ -217,7 +217,7 @@ def divergences(tab, watch: Watch, rounds: int) -> None:
     order, by, figure = tab.get_by_label("sort by"), tab.get_by_label("by", exact=True), tab.locator("marimo-vega").nth(1)
     for i in range(rounds):
         watch.act("texts sorted anew", lambda i=i: order.select_option(index=i % 2), table.inner_text)
-        row = table.locator("tbody tr").nth(2 + i).locator("button")
+        row = table.locator("tbody tr").nth(2 + i).get_by_role("checkbox")
         watch.act("a text opened under both", row.click, lambda: opened.get_attribute("data-sample"))
         watch.act("by cluster, by domain", lambda i=i: by.select_option(index=2 if i % 2 == 0 else 0),
                   lambda: figure.bounding_box()["height"])  # fmt: skip

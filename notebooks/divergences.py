@@ -111,13 +111,13 @@ def _(chosen, con, opened, rows):
 
 
 @app.cell(hide_code=True)
-def _(chosen, con, measure, readings, sample):
+def _(chosen, measure, readings, sample):
     mo.vstack([
         mo.md("### One text\nColour: the divergence of each token; hover for the teacher's likeliest tokens on text "
               "beside the student's on speech."),
         *(mo.vstack([mo.md(f"**{checkpoint.label}**"), mo.ui.anywidget(reading)])
           for checkpoint, reading in zip(chosen, readings, strict=True)),
-        charts.tokens(con, chosen, sample, measure) if sample else mo.md("")])
+        charts.tokens({c.label: r.card for c, r in zip(chosen, readings, strict=True)}, measure) if sample else mo.md("")])
     return
 
 

@@ -84,8 +84,7 @@ def _(lab, note_ui, picked, runs_ui, say, tags_ui, tick, told):
 @app.cell(hide_code=True)
 def _(con, picked):
     names = control.measures(con, picked)
-    names_ui = mo.ui.multiselect(names, value=[n for n in names if n in ("loss", "d_speech", "d_text", "tokens_per_s")],
-                                 label="curves")
+    names_ui = mo.ui.multiselect(names, value=[n for n in names if n in control.SHOWN], label="curves")
     return names, names_ui
 
 
@@ -95,6 +94,7 @@ def _(con, lab, names, names_ui, picked, runs):
         mo.md(f"### Curves\n{len(picked)} of {len(runs)} runs"),
         names_ui if names else mo.md("Nothing is logged by the chosen runs yet."),
         panels.row(*(charts.curves(con, name, picked) for name in names_ui.value)),
+        mo.md(control.unscored(con, lab, picked)),
         *(mo.accordion({f"log of {run_id}": mo.plain_text(control.log(lab, run_id))}) for run_id in picked[:3]),
         panels.differences(control.differences(con, picked))])
     return

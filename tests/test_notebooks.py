@@ -443,7 +443,7 @@ def test_a_brush_narrows_the_texts_and_one_opens_under_both_checkpoints(opened):
     before = contents(lab)
     one.handle({"type": "decide", "verdict": "drop", "reason": "other"})
     assert not one.judges and contents(lab) == before  # there is nobody to judge
-    told = divergences.tokens(con, defs["chosen"], defs["sample"])
+    told = divergences.tokens({c.label: r.card for c, r in zip(defs["chosen"], defs["readings"], strict=True)})
     assert list(told.token) == [t["token"] for t in one.card["tokens"]]
 
 
@@ -492,7 +492,6 @@ def test_the_training_notebook_shows_runs_as_they_go_and_writes_notes(opened):
     assert (row.state, row.step, row.max_steps) == ("running", 30, 100) and row.seconds_left > 0
     assert len(defs["runs"]) == con.execute("SELECT count(*) FROM runs").fetchone()[0] + 1
     assert "step 30" in control.log(lab, run.run_id)
-    assert control.measures(con, [ids["run"]]) == ["loss"]
     control.note(lab, [ids["run"]], "baseline", "two words", "ada")
     store.refresh(con)
     assert con.execute("SELECT tags, note FROM runs WHERE run_id = ?", [ids["run"]]).fetchone() == (
@@ -502,6 +501,31 @@ def test_the_training_notebook_shows_runs_as_they_go_and_writes_notes(opened):
     assert said[0].startswith("Not done:") and "launch_gpu" in said[0]  # it was not launched: nobody to ask
     assert control.fetch(lab, [run.run_id]) == f"{run.run_id}: 0 checkpoints here and whole."
     assert "Choose a run" in control.fetch(lab, [])
+
+
+def test_curves_carry_the_scored_checkpoints_and_say_how_to_score_the_others(opened):
+    import vl_convert
+
+    from workbench import control, divergences
+
+    lab, ids, con = opened
+    run = going(lab)
+    store.refresh(con)
+    assert control.measures(con, [ids["run"]]) == ["loss", "m"] and control.measures(con, [run.run_id]) == []
+    assert control.unscored(con, lab, [ids["run"]]) == ""
+    assert f"--run {run.run_id}" in control.unscored(con, lab, [ids["run"], run.run_id])
+    for measure in ("m", "f", "d"):
+        rows = divergences.of_checkpoints(con, measure, [ids["run"]])
+        n = "n_positions_f" if measure == "f" else "n_positions"
+        by_hand = con.execute(
+            f"""SELECT corpus, sum({measure} * {n}) / sum({n}) FROM raw.divergences JOIN samples USING (sample_id)
+            WHERE run_id = ? AND step = ? AND {measure} IS NOT NULL GROUP BY 1""", [ids["run"], ids["step"]]
+        ).fetchall()  # fmt: skip
+        assert dict(zip(rows.corpus, rows.value, strict=True)) == pytest.approx(dict(by_hand))
+        assert set(rows.step) == {ids["step"]} and (rows.low <= rows.value).all() and (rows.value <= rows.high).all()
+    chart = charts.curves(con, "m", [ids["run"]]).to_dict()
+    assert len(chart["layer"]) == 3 and "<svg" in vl_convert.vegalite_to_svg(chart)
+    assert len(charts.curves(con, "loss", [ids["run"]]).to_dict()["layer"]) == 1
 
 
 def test_a_launch_says_first_what_it_would_do_and_starts_nothing(opened):
@@ -612,7 +636,7 @@ def test_every_figure_of_the_divergences_notebook_is_drawn_from_few_rows(opened)
     drawn = [charts.divergence_by_group(con, scored, "d", group, labels) for group in ("domain", "corpus", "cluster")]
     drawn += [f(con, scored, "d", labels) for f in (charts.distribution, charts.divergence_by_position,
                                                     charts.divergence_by_kind)]  # fmt: skip
-    drawn += [charts.compared(con, scored, "d", *labels), charts.tokens(con, defs["chosen"], defs["sample"], "d")]
+    drawn += [charts.compared(con, scored, "d", *labels), charts.tokens({"A": defs["readings"][0].card}, "d")]
     for chart in drawn:
         told = chart.to_dict()
         assert 0 < sum(map(len, told["datasets"].values())) < 2500

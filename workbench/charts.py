@@ -31,6 +31,7 @@ CONTENDER_SCALE = alt.Scale(domain=list(CONTENDERS), range=list(CONTENDERS.value
 MEANINGS = dict(zip(review.MEANINGS, (GREEN, BLUE, VERMILION, ORANGE), strict=True))
 CURVES = {
     "loss": "loss (nats per token)",
+    "m": "M of checkpoints (nats per token)",
     "d_speech": "D after speech (nats per token)",
     "d_text": "D on text, which is F (nats per token)",
     "nll": "NLL (nats per token)",
@@ -318,32 +319,51 @@ def misalignment_and_accuracy(rows: pd.DataFrame) -> alt.Chart:
     )
 
 
-def curves(con, name: str = "loss", runs=None) -> alt.Chart:
-    """A logged value by step, one line per run, at most 400 points a run."""
+def curves(con, name: str = "loss", runs=None) -> alt.LayerChart:
+    """A logged value by step, one line per run, at most 400 points a run; on it, where `name` is a divergence, what the
+    runs' scored checkpoints have on each corpus (a shape), with the 95 % interval over texts."""
+    values = {"runs": list(runs) if runs is not None else None}
     rows = con.execute(
         """
         WITH m AS (SELECT *, ntile(400) OVER (PARTITION BY run_id ORDER BY step) AS part FROM metrics
                    WHERE name = $name AND ($runs IS NULL OR run_id IN (SELECT unnest($runs))))
-        SELECT run_id, any_value(coalesce(config->>'contender', kind)) AS contender,
+        SELECT any_value(coalesce(config->>'contender', kind)) || ' ' || run_id AS run,
             max(m.step) AS step, avg(value) AS value
-        FROM m JOIN runs USING (run_id) GROUP BY run_id, part ORDER BY run_id, step""",
-        {"name": name, "runs": list(runs) if runs is not None else None},
+        FROM m JOIN runs USING (run_id) GROUP BY run_id, part ORDER BY run, step""",
+        {"name": name, **values},
     ).df()
-    rows["run"] = rows.contender + " " + rows.run_id
-    return (
+    points = divergences.of_checkpoints(con, divergences.LOGGED[name], **values) if name in divergences.LOGGED else None
+    scored = points is not None and len(points) > 0
+    # every run has its place, so that it keeps its colour where another has logged nothing
+    named = con.execute(
+        """SELECT coalesce(config->>'contender', kind) || ' ' || run_id FROM runs
+        WHERE $runs IS NULL OR run_id IN (SELECT unnest($runs)) ORDER BY 1""", values
+    ).fetchall()  # fmt: skip
+    drawn = {*rows.run, *(points.run if scored else ())}
+    shown = [run for (run,) in named if runs is not None or run in drawn]
+    colour = alt.Color(
+        "run:N",
+        scale=alt.Scale(domain=shown, range=[BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, GREY]),
+        legend=alt.Legend(orient="top", title=None, columns=2),
+    )  # fmt: skip
+    x = alt.X("step:Q", title="optimizer step", scale=alt.Scale(zero=True))
+    title = CURVES.get(name, name)
+    line = (
         alt.Chart(rows, width=490, height=190)
         .mark_line()
-        .encode(
-            x=alt.X("step:Q", title="optimizer step"),
-            y=alt.Y("value:Q", title=CURVES.get(name, name)),
-            color=alt.Color(
-                "run:N",
-                scale=alt.Scale(range=[BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, GREY]),
-                legend=alt.Legend(orient="top", title=None),
-            ),
-            tooltip=["run", "step", alt.Tooltip("value:Q", format=".4f")],
-        )
-    )
+        .encode(x=x, y=alt.Y("value:Q", title=title), color=colour,
+                tooltip=["run", "step", alt.Tooltip("value:Q", format=".4f")])
+    )  # fmt: skip
+    if not scored:
+        return alt.layer(line)
+    shape = alt.Shape("corpus:N", legend=alt.Legend(orient="top", title="checkpoints, scored on"))
+    tip = ["run", "step", "corpus", *(alt.Tooltip(f"{c}:Q", format=".4f") for c in ("value", "low", "high")),
+           alt.Tooltip("n_texts:Q", title="texts")]  # fmt: skip
+    base = alt.Chart(points, width=490, height=190).encode(x=x, color=colour)
+    between = base.mark_line(strokeDash=[4, 3]).encode(y=alt.Y("value:Q", title=title), detail="corpus:N")
+    interval = base.mark_rule(strokeWidth=2).encode(y=alt.Y("low:Q", title=title), y2="high:Q")
+    point = base.mark_point(filled=True, size=90, opacity=1).encode(y=alt.Y("value:Q", title=title), shape=shape, tooltip=tip)
+    return alt.layer(*([line] if len(rows) else []), between, interval, point)
 
 
 # ------------------------------------------------------------------------------ divergences of checkpoints
@@ -456,16 +476,16 @@ def compared(con, scored: str, measure: str, a: str, b: str, corpus=None) -> alt
     return alt.layer(points, line.encode(x="x:Q", y="y:Q"))
 
 
-def tokens(con, chosen, sample_id: str, measure: str) -> alt.Chart:
-    """A text token by token under each checkpoint, with both models' likeliest tokens on hover."""
-    rows = divergences.tokens(con, chosen, sample_id)
+def tokens(cards: dict, measure: str) -> alt.Chart:
+    """A text token by token under each checkpoint (divergences.tokens), with both models' likeliest tokens on hover."""
+    rows = divergences.tokens(cards)
     names = "['" + "','".join(t.strip().replace("\\", "").replace("'", "’") for t in _token_names(rows)) + "']"
     return (
         alt.Chart(rows, width={"step": 22}, height=130)
         .mark_bar()
         .encode(
             x=alt.X("place:O", title=None, axis=alt.Axis(labelExpr=f"{names}[datum.value]", labelAngle=-50)),
-            xOffset=alt.XOffset("label:N", sort=[c.label for c in chosen]),
+            xOffset=alt.XOffset("label:N", sort=list(cards)),
             y=alt.Y(f"{measure}:Q", title=_nats(measure)),
             color=_labels(rows, legend=False),
             tooltip=["label", "token", *(alt.Tooltip(f"{k}:Q", format=".3f", title=k.upper()) for k in "mdf"),

@@ -13,7 +13,8 @@ from salad import recipes
 from salad.config import RunConfig, apply_overrides
 
 LIVE = ("queued", "starting", "running", "preempted", "stalled")
-FIRST = ("loss", "d_speech", "d_text", "nll", "tokens_per_s")
+FIRST = ("loss", "m", "d_speech", "d_text", "tokens_per_s", "nll")
+SHOWN = FIRST[:-1]  # the curves that are shown first
 
 
 # -------------------------------------------------------------------------------------------------- the form
@@ -184,9 +185,27 @@ def overlaid(rows: pd.DataFrame) -> list[str]:
 
 
 def measures(con, run_ids: list[str]) -> list[str]:
-    """Names of what the runs have logged, the losses first."""
-    rows = con.execute("SELECT DISTINCT name FROM metrics WHERE run_id IN (SELECT unnest(?))", [run_ids]).fetchall()
+    """Names of what the runs have logged, and m where one of their checkpoints is scored; the losses first."""
+    rows = con.execute(
+        """SELECT DISTINCT name FROM metrics WHERE run_id IN (SELECT unnest($1))
+        UNION SELECT 'm' FROM raw.divergences WHERE run_id IN (SELECT unnest($1))""", [run_ids]
+    ).fetchall()  # fmt: skip
     return sorted((name for (name,) in rows), key=lambda n: (FIRST.index(n) if n in FIRST else 9, n))
+
+
+def unscored(con, lab: Path | str, run_ids: list[str]) -> str:
+    """How to have M and F of those of the chosen runs that train adapters and have no scored checkpoint, in a sentence."""
+    rows = con.execute(
+        """SELECT run_id FROM runs WHERE run_id IN (SELECT unnest(?)) AND kind IN ('stage1', 'stage2')
+        AND run_id NOT IN (SELECT run_id FROM raw.divergences) ORDER BY 1""", [run_ids]
+    ).fetchall()  # fmt: skip
+    if not rows:
+        return ""
+    named = ", ".join(f"`{run_id}`" for (run_id,) in rows)
+    return (
+        f"M and F are of checkpoints, which a pass scores: none is scored yet of {named}. "
+        f"`salad pass score --lab {lab} --run {rows[0][0]} --speech heldout` scores the last, with `--step` another."
+    )
 
 
 def differences(con, run_ids: list[str]) -> pd.DataFrame | None:

@@ -14,6 +14,7 @@ MEASURES = {
     "d": "distillation divergence D: the teacher on text against the student on speech",
     "f": "forgetting F: the teacher against the student, both on text",
 }
+LOGGED = {"d_speech": "d", "d_text": "f", "m": "m"}  # the measure beside each logged curve; nothing logs M
 GROUPS = {"domain": "domain", "corpus": "corpus", "cluster": "cluster"}
 KINDS = ("name", "number", "content word", "function word", "sentence start", "rest of a word", "punctuation")
 FUNCTION_WORDS = """
@@ -95,6 +96,27 @@ def read(con, chosen: list[Checkpoint]) -> str:
     for key in [key for key in held if key[0] == f'"{name}"' and key[-1] == "made"]:
         del held[key]  # what was summed of an earlier reading
     return f'"{name}"'
+
+
+def of_checkpoints(con, measure: str, runs=None) -> pd.DataFrame:
+    """run (contender and id), step, corpus, n_texts, value (token-weighted mean), low, high (95 % over texts) of every
+    scored checkpoint of `runs`, by default all, and each corpus that it was scored on."""
+    _n(measure)
+    rows = con.execute(
+        f"""WITH texts AS (
+            SELECT run_id, step, coalesce(corpus, '–') AS corpus, sample_id, sum(n) AS n, token_mean(value, n) AS value
+            FROM (SELECT run_id, step, sample_id, {measure} AS value,
+                n_positions{"_f" if measure == "f" else ""} AS n FROM raw.divergences
+                WHERE {measure} IS NOT NULL AND ($runs IS NULL OR run_id IN (SELECT unnest($runs))))
+            LEFT JOIN samples USING (sample_id) GROUP BY ALL
+        )
+        SELECT any_value(coalesce(config->>'contender', kind)) || ' ' || run_id AS run, texts.step AS step,
+            corpus, count(*) AS n_texts, token_mean(value, n) AS value, token_mean_half_95(value, n) AS half
+        FROM texts JOIN runs USING (run_id) WHERE n > 0 GROUP BY run_id, texts.step, corpus ORDER BY ALL""",
+        {"runs": runs},
+    ).df()
+    rows["low"], rows["high"] = np.maximum(rows.value - rows.half, 0), rows.value + rows.half
+    return rows.drop(columns="half")
 
 
 def corpora(con, scored: str) -> list[str]:
@@ -264,17 +286,22 @@ def texts(con, scored, measure, a, b, corpus=None, brushed=None, words="", order
 
     `brushed` ({"a": (low, high), "b": (low, high)}) and `words` (any case) narrow it; `order` is a key of ORDERS."""
     _n(measure)
-    values = {"a": a, "b": b, "corpus": corpus, "words": words or None}
-    where = ["($words IS NULL OR contains(lower(text), lower($words)))"]
+    values, where = {"a": a, "b": b, "corpus": corpus}, ["true"]
+    if words:
+        where.append("contains(lower(s.text), lower($words))")
+        values["words"] = words
     for axis, (low, high) in (brushed or {}).items():
         where.append(f"{'a' if axis == 'a' else 'b'} BETWEEN $low_{axis} AND $high_{axis}")
         values |= {f"low_{axis}": float(low), f"high_{axis}": float(high)}
     source = f"""{_BOTH.format(m=measure, scored=scored)}, texts AS (
-        SELECT x.*, s.text, y.cer, y.voice FROM both_scored AS x JOIN samples AS s USING (sample_id)
-        LEFT JOIN syntheses AS y USING (synthesis_id) WHERE {" AND ".join(where)})"""
+        SELECT x.* FROM both_scored AS x {"JOIN samples AS s USING (sample_id)" if words else ""}
+        WHERE {" AND ".join(where)})"""
     total = con.execute(f"{source} SELECT count(*) FROM texts", values).fetchone()[0]
     rows = con.execute(
-        f"{source} FROM texts ORDER BY {_ORDER[order]}, sample_id LIMIT {int(size)} OFFSET {int(page) * int(size)}",
+        f"""{source}, page AS (
+            FROM texts ORDER BY {_ORDER[order]}, sample_id LIMIT {int(size)} OFFSET {int(page) * int(size)})
+        SELECT x.*, s.text, y.cer, y.voice FROM page AS x JOIN samples AS s USING (sample_id)
+        LEFT JOIN syntheses AS y USING (synthesis_id) ORDER BY {_ORDER[order]}, sample_id""",
         values,
     ).df()
     return rows, total
@@ -291,14 +318,15 @@ def card(con, checkpoint: Checkpoint, sample_id: str) -> dict | None:
             token_mean(x.d, n_positions),
             token_mean(x.m, n_positions),
             token_mean(x.f, n_positions_f),
-            any_value(x.cluster_id), any_value(array_to_string(k.terms[1:4], ', ')), any_value(y.tts),
+            any_value(a.cluster_id), any_value(array_to_string(k.terms[1:4], ', ')), any_value(y.tts),
             any_value(y.voice), any_value(y.cer), any_value(y.duration_s),
             list_concat(coalesce(any_value(s.flags), []), coalesce(any_value(y.flags), []))
-        FROM divergences AS x JOIN samples AS s ON s.sample_id = x.sample_id
+        FROM raw.divergences AS x JOIN samples AS s ON s.sample_id = x.sample_id
         LEFT JOIN syntheses AS y ON y.synthesis_id = x.synthesis_id
-        LEFT JOIN current_clusters AS k ON k.cluster_id = x.cluster_id
-        WHERE x.run_id = ? AND x.step = ? AND x.sample_id = ? GROUP BY x.sample_id, x.synthesis_id
-        ORDER BY x.synthesis_id LIMIT 1""",
+        LEFT JOIN (FROM current_assignments WHERE sample_id = $3) AS a ON a.sample_id = x.sample_id
+        LEFT JOIN current_clusters AS k ON k.cluster_id = a.cluster_id
+        WHERE x.run_id = $1 AND x.step = $2 AND x.sample_id = $3 GROUP BY x.sample_id, x.synthesis_id
+        ORDER BY x.synthesis_id LIMIT 1""",  # the view divergences would join every text's cluster to have this one's
         [checkpoint.run_id, checkpoint.step, sample_id],
     ).fetchone()
     if row is None:
@@ -309,14 +337,13 @@ def card(con, checkpoint: Checkpoint, sample_id: str) -> dict | None:
     return found
 
 
-def tokens(con, chosen: list[Checkpoint], sample_id: str) -> pd.DataFrame:
-    """A text's tokens under each checkpoint: label, place, token, m, d, f, teacher and student (their likeliest
-    tokens, in words)."""
+def tokens(cards: dict[str, dict | None]) -> pd.DataFrame:
+    """A text's tokens under each checkpoint, of `card` by the checkpoints' labels: label, place, token, m, d, f, teacher
+    and student (their likeliest tokens, in words)."""
     parts = []
-    for checkpoint in chosen:
-        told = card(con, checkpoint, sample_id)
-        for place, token in enumerate(told["tokens"] if told else []):
+    for label, told in cards.items():
+        for place, token in enumerate(told.get("tokens", []) if told else []):
             sides = {side: ", ".join(f"{t} {p:.0%}" for t, p in token[side][:4]) for side in ("teacher", "student")}
             figures = {key: token[key] for key in ("token", *MEASURES)}
-            parts.append({"label": checkpoint.label, "place": place, **figures, **sides})
+            parts.append({"label": label, "place": place, **figures, **sides})
     return pd.DataFrame(parts, columns=["label", "place", "token", *MEASURES, "teacher", "student"])
