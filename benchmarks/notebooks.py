@@ -151,10 +151,10 @@ class Watch:
         self.largest = max(self.largest, len(data))
 
     def act(self, name: str, do, done, seconds: float = 240.0):
-        """`do` it, and wait until `done` gives something other than before (or, if it takes no page state, true)."""
+        """`do` it, and wait until `done` gives something other than before; None, where it is being drawn, is nothing."""
         before, cpu, started = done(), _cpu(), time.perf_counter()
         do()
-        while done() == before:
+        while done() in (before, None):
             if time.perf_counter() - started > seconds:
                 raise SystemExit(f"{name}: nothing happened within {seconds:.0f} s")
             time.sleep(0.01)
@@ -176,7 +176,7 @@ def visit(tab, address: str, heading: str) -> dict:
     started, cpu, found = time.perf_counter(), _cpu(), {}
     tab.goto(address)
     for name, what in (("heading", tab.get_by_role("heading", name=heading)),
-                       ("first figure", tab.locator("marimo-vega canvas, marimo-vega svg").first),
+                       ("first figure", tab.locator(".vega-embed canvas").first),
                        ("a text and its sound", tab.locator(".salad-listen[data-loaded^=y]").first)):  # fmt: skip
         what.wait_for(timeout=180_000)
         found[name] = {"s": round(time.perf_counter() - started, 3), "cpu_s": round(_cpu() - cpu, 3)}
@@ -214,13 +214,17 @@ def selection(tab, watch: Watch, rounds: int) -> None:
 
 def divergences(tab, watch: Watch, rounds: int) -> None:
     table, opened = tab.locator("marimo-table table").first, tab.locator(".salad-listen").first
-    order, by, figure = tab.get_by_label("sort by"), tab.get_by_label("by", exact=True), tab.locator("marimo-vega").nth(1)
+    order, by, figure = tab.get_by_label("sort by"), tab.get_by_label("by", exact=True), tab.locator(".vega-embed").nth(1)
+
+    def height():
+        box = figure.bounding_box() if figure.count() else None
+        return box and round(box["height"])
+
     for i in range(rounds):
         watch.act("texts sorted anew", lambda i=i: order.select_option(index=i % 2), table.inner_text)
         row = table.locator("tbody tr").nth(2 + i).get_by_role("checkbox")
         watch.act("a text opened under both", row.click, lambda: opened.get_attribute("data-sample"))
-        watch.act("by cluster, by domain", lambda i=i: by.select_option(index=2 if i % 2 == 0 else 0),
-                  lambda: figure.bounding_box()["height"])  # fmt: skip
+        watch.act("by cluster, by domain", lambda i=i: by.select_option(index=2 if i % 2 == 0 else 0), height)
 
 
 def measure(lab: Path, rounds: int) -> dict:
