@@ -127,6 +127,8 @@ def test_what_the_drops_did_follows_the_drops(opened):
     w = np.repeat(held.p_target / held.kept, held.kept)  # the weight of each kept text
     assert after["effective_sample_size"] == pytest.approx(w.sum() ** 2 / (w**2).sum())
     assert before["kl_kept"] == before["kl_drawn"] != after["kl_kept"]
+    (in_sql,) = con.execute("select any_value(kl_nats) from selection_after_decisions(?)", [ids["active"]]).fetchone()
+    assert in_sql == pytest.approx(after["kl_kept"])
 
 
 def test_quadrants_count_every_text_of_the_probe_once(opened):

@@ -1,6 +1,7 @@
--- What did the decisions do to a selection? Per cluster: texts and hours before and after, effective sample size
--- (sum of weights squared over sum of squared weights; a drop weighs 0, reweight its weight), share intended and kept;
--- kl_nats, the same in every row, is KL(kept || intended) over clusters. Hours are synthesised, else estimated.
+-- What did the decisions do to a selection? Per cluster: texts and hours before and after, effective sample size of its
+-- reviewers' weights (sum of weights squared over sum of squared weights; a drop weighs 0, reweight its weight), share
+-- intended (P_target; what the draw gave to clusters that have no text here is missing from the sum) and kept; kl_nats,
+-- the same in every row, is KL(kept || intended) over clusters, the notebook's. Hours are synthesised, else estimated.
 CREATE OR REPLACE MACRO selection_after_decisions(of_selection) AS TABLE
 WITH verdicts AS (
     SELECT sample_id, bool_or(verdict = 'drop') AS dropped, arg_max(weight, "at") FILTER (verdict = 'reweight') AS weight
@@ -18,7 +19,8 @@ WITH verdicts AS (
         sum(weight) AS weight, sum(weight) ** 2 / nullif(sum(weight ** 2), 0) AS effective_samples
     FROM texts GROUP BY cluster_id
 ), shares AS (
-    SELECT *, p_target / nullif(sum(p_target) OVER (), 0) AS p_intended, weight / nullif(sum(weight) OVER (), 0) AS p_kept
+    -- of several rounds the largest share stands for a cluster, and those may sum to more than 1
+    SELECT *, p_target / greatest(sum(p_target) OVER (), 1) AS p_intended, weight / nullif(sum(weight) OVER (), 0) AS p_kept
     FROM per_cluster
 )
 SELECT cluster_id, n_selected, n_kept, hours_selected, coalesce(hours_kept, 0) AS hours_kept,
