@@ -101,10 +101,10 @@ def test_every_claim_names_cells_of_the_grid_and_every_axis_has_cells():
 
 
 def test_the_quick_grid_is_a_part_of_the_full_one_and_every_cell_configures_a_run():
-    quick, full = studies.quick(), studies.full()
+    quick, half, full = studies.quick(), studies.half(), studies.full()
     assert [c for c in full.cells if c in quick.cells] == list(quick.cells) and len(quick.cells) < len(full.cells)
-    assert full.seeds == quick.seeds == (0, 1, 2)
-    for grid in (quick, full):
+    assert full.seeds == half.seeds == quick.seeds == (0, 1, 2) and half.cells == full.cells
+    for grid in (quick, half, full):
         study = studies.study_of(grid, 2)
         assert study.seed == study.world.seed == study.stage1.seed == 2 and study.encoder.seed == 0
         for cell in grid.cells:

@@ -686,6 +686,7 @@ def findings(
     *,
     lab: Lab = None,
     quick: bool = False,
+    half: bool = False,
     seeds: str = "0,1,2",
     cells: str | None = None,
     workers: int = 2,
@@ -702,15 +703,16 @@ def findings(
 
     Args:
         quick: fewer cells, less speech and fewer steps, meant for a quarter of an hour on two idle cores.
+        half: every cell, with about half the speech and a fifth to a half of the steps: an hour on two idle cores.
         seeds: comma-separated.
         cells: only these, comma-separated; an unknown name lists them all.
         workers: steps that run side by side, one thread each.
         plan: only tell which cells are left and about how long they take.
         no_run: write from what is measured already.
         write: write findings.md to this file, too.
-        name: the study's folder; by default findings or findings-quick.
+        name: the study's folder; by default findings, findings-half or findings-quick.
     """
-    return _study(lab, quick, seeds, cells, workers, plan, no_run, write, name, None)
+    return _study(lab, _size(quick, half), seeds, cells, workers, plan, no_run, write, name, None)
 
 
 @command
@@ -718,6 +720,7 @@ def sweep(
     *,
     lab: Lab = None,
     quick: bool = False,
+    half: bool = False,
     seeds: str = "0,1,2",
     axes: str = "strategy,gamma,k,rounds",
     workers: int = 2,
@@ -731,17 +734,26 @@ def sweep(
 
     Args:
         quick: less speech and fewer steps, meant for ten minutes on two idle cores.
+        half: about half the speech, and a fifth to a half of the steps.
         seeds: comma-separated.
         axes: comma-separated, of strategy, gamma, k, rounds, hours, alpha, span, divergence, finetune and faults.
         workers: steps that run side by side, one thread each.
         plan: only tell which cells are left and about how long they take.
         no_run: show what is measured already.
-        name: the study's folder; by default findings or findings-quick.
+        name: the study's folder; by default findings, findings-half or findings-quick.
     """
-    return _study(lab, quick, seeds, None, workers, plan, no_run, None, name, axes)
+    return _study(lab, _size(quick, half), seeds, None, workers, plan, no_run, None, name, axes)
 
 
-def _study(lab, quick, seeds, cells, workers, plan, no_run, write, name, axes) -> int:
+def _size(quick: bool, half: bool) -> str:
+    from salad.errors import SaladError
+
+    if quick and half:
+        raise SaladError("--quick and --half are two sizes of the same study; give one")
+    return "quick" if quick else "half" if half else "full"
+
+
+def _study(lab, size, seeds, cells, workers, plan, no_run, write, name, axes) -> int:
     from pathlib import Path
 
     import store
@@ -755,7 +767,7 @@ def _study(lab, quick, seeds, cells, workers, plan, no_run, write, name, axes) -
         numbers = tuple(dict.fromkeys(int(seed) for seed in seeds.split(",")))
     except ValueError:
         raise SaladError(f"--seeds {seeds}: give whole numbers, separated by commas") from None
-    grid = (studies.quick if quick else studies.full)(*([name] if name else []))
+    grid = getattr(studies, size)(*([name] if name else []))
     grid = grid.model_copy(update={"seeds": numbers})
     known = [cell.name for cell in grid.cells]
     only = _parts(cells, known, "cell") if cells else None
@@ -775,7 +787,7 @@ def _study(lab, quick, seeds, cells, workers, plan, no_run, write, name, axes) -
     found = judged.findings({s: p for s, p in studies.labs(root, grid.name).items() if s in numbers}, wanted)
     judged.show(found, claims=not axes)
     told = "salad sweep" if axes else "salad findings"
-    told += " --quick" * quick + (f" --seeds {seeds}" if seeds != "0,1,2" else "")
+    told += f" --{size}" * (size != "full") + (f" --seeds {seeds}" if seeds != "0,1,2" else "")
     folder = root / "studies" / grid.name
     for path in judged.write(found, folder, told, None if write is None else Path(write), claims=not axes):
         print(path)
