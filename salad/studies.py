@@ -226,18 +226,6 @@ def broad_synthesis(progress, lab, config: StudyConfig, share: int) -> str:
     return f"{len(jobs)} texts, {seconds / 3600:.2f} h"
 
 
-def encoder_frames(progress, lab, config: StudyConfig, *speech: str) -> str:
-    """The frozen encoder's frames of a speech folder, which every cell takes instead of encoding it again."""
-    from salad.data import corpora
-    from salad.models.encoders import fingerprint, load_encoder
-    from salad.passes.encode import encode
-
-    encoder = load_encoder(config.stage1.encoder, lab)
-    spoken = corpora.of_speech(store.connect(lab), list(speech))
-    encode(lab, lambda: encoder, fingerprint(encoder), spoken, progress=progress)
-    return f"{len(spoken)} recordings"
-
-
 def clusterings(progress, lab, config: StudyConfig, n_clusters: tuple[int, ...]) -> str:
     """The corpus's clustering for each K; the study's own K last, so that it is the lab's newest."""
     from salad.miniature import work
@@ -457,7 +445,7 @@ def plan(grid: Grid, root: Path | str, only: Iterable[str] | None = None) -> lis
         step(-1, "natural", "natural speech", work.natural, "world")
         step(-1, "recogniser", "recogniser", work.recogniser, "encoder", "world")
         step(-1, "spoken", "held-out and test speech", work.spoken, "recogniser")
-        step(-1, "frames", "encoder frames of natural speech", encoder_frames, "encoder", "natural", arguments=("natural",))
+        step(-1, "frames", "encoder frames of natural speech", work.encoder_frames, "encoder", "natural", arguments=("natural",))
         if not measured(lab, "teacher"):
             step(0, "measure_teacher", "the teacher's results", measure_teacher, "teacher", "spoken")
         for cell in left:
@@ -475,14 +463,14 @@ def plan(grid: Grid, root: Path | str, only: Iterable[str] | None = None) -> lis
         names = {s.name for _, s in steps}
         if any(c.speech == "broad" for c in left):
             step(0, "natural_broad", "broad-domain speech", broad_speech, "world")
-            step(0, "frames_natural_broad", "encoder frames of broad-domain speech", encoder_frames, "encoder", "natural_broad",
-                 arguments=("natural_broad",))  # fmt: skip
+            step(0, "frames_natural_broad", "encoder frames of broad-domain speech", work.encoder_frames, "encoder",
+                 "natural_broad", arguments=("natural_broad",))  # fmt: skip
         if any(c.stage == "stage2" for c in left):
             shares = [f"broad_{share}" for share in range(SHARES)]
             for share, name in enumerate(shares):
                 step(-1, name, f"synthesis, part {share + 1} of {SHARES}", broad_synthesis, "recogniser", "world",
                      arguments=(share,))  # fmt: skip
-                step(-1, f"frames_{share}", f"encoder frames, part {share + 1} of {SHARES}", encoder_frames, "encoder", name,
+                step(-1, f"frames_{share}", f"encoder frames, part {share + 1} of {SHARES}", work.encoder_frames, "encoder", name,
                      arguments=(f"broad-{share}",))  # fmt: skip
             step(-1, "clusters", "clusters", clusterings, "teacher", arguments=(grid.n_clusters,))
             waits = ["train_stage1"] if f"{seed}:train_stage1" in names else []

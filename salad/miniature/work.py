@@ -20,10 +20,12 @@ from salad.evaluation.run import evaluate
 from salad.evaluation.spoken import context_sample
 from salad.miniature.faults import Faulty
 from salad.miniature.study import Arm, StudyConfig
+from salad.models.encoders import fingerprint, load_encoder
 from salad.models.speech_lm import SpeechLM, load_llm, load_tokenizer
 from salad.passes import as_run
 from salad.passes.cluster import cluster, probe_texts
 from salad.passes.embed import embed, of_llm
+from salad.passes.encode import encode
 from salad.passes.score import score
 from salad.passes.synthesise import jobs_of, synthesise
 from salad.runs import RunFolder
@@ -173,9 +175,18 @@ def natural(progress, lab, config: StudyConfig) -> str:
     return f"{seconds / 3600:.2f} h in {len(config.natural_voices)} voices"
 
 
+def encoder_frames(progress, lab, config: StudyConfig, *speech: str) -> str:
+    """The frozen encoder's frames of speech folders, which trainings and scorings take instead of encoding them again."""
+    encoder = load_encoder(config.stage1.encoder, lab)
+    recordings = corpora.of_speech(store.connect(lab), list(speech))
+    encode(lab, lambda: encoder, fingerprint(encoder), recordings, progress=progress)
+    return f"{len(recordings)} recordings"
+
+
 def spoken(progress, lab, config: StudyConfig) -> str:
     """Held-out texts, and the contexts of the tasks' items, in the study's synthetic voices."""
     seconds = _speak(progress, lab, config, "heldout", jobs_of(_samples(lab, "heldout"), config.voices, config.seed))
+    encoder_frames(progress, lab, config, "heldout")
     contexts = dict(context_sample(item)[:2] for task in tasks.names(lab) for item in tasks.load(lab, task))
     seconds += _speak(progress, lab, config, "items", jobs_of(list(contexts.items()), config.voices, config.seed))
     return f"{seconds / 3600:.2f} h, {len(contexts)} contexts of items"
@@ -292,6 +303,8 @@ def synthesis_share(progress, lab, config: StudyConfig, share: int) -> str:
     mine = [(sample_id, texts[sample_id]) for sample_id in sorted(texts) if int(sample_id[-1], 16) % SHARES == share]
     jobs = jobs_of(mine, config.voices, config.seed)
     seconds = _speak(progress, lab, config, f"selected-{share}", jobs, faults=config.speech_faults)
+    if jobs:
+        encoder_frames(progress, lab, config, f"selected-{share}")
     return f"{len(jobs)} texts, {seconds / 3600:.2f} h"
 
 
