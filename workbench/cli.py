@@ -792,7 +792,11 @@ def _study(lab, size, seeds, cells, workers, plan, no_run, write, name, axes) ->
     for path in judged.write(found, folder, told, None if write is None else Path(write), claims=not axes):
         print(path)
     if failed:
-        one_line = "; ".join(f"{name} ({said})" for name, said in failed.items())
+        causes: dict[str, list[str]] = {}
+        for row, said in failed.items():
+            causes.setdefault(said, []).append(row)
+        one_line = "; ".join(f"{rows[0]}{f' and {len(rows) - 1} more' * (len(rows) > 1)} ({said})"
+                             for said, rows in causes.items())  # fmt: skip
         print(f"{len(failed)} failed: {one_line}. The same command tries them again", file=sys.stderr)
     return 1 if failed else 0
 

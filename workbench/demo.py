@@ -86,8 +86,9 @@ def watching(console: Console):
         elif event == "progress":
             bars.update(known[step.name], completed=details[0], total=details[1])
         else:
-            if step.name in known:  # what waited for a failed step never started
-                bars.remove_task(known.pop(step.name))
+            if step.name not in known:  # it waited for a step that failed, and whose line stands above
+                return
+            bars.remove_task(known.pop(step.name))
             outcome = details[0]
             told = f"failed: {outcome.told}" if outcome.failed else outcome.told
             bars.console.print(f"{step.title:<32} {outcome.seconds:6.1f} s  {told}", highlight=False, soft_wrap=True)
