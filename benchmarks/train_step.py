@@ -6,10 +6,11 @@
     python benchmarks/train_step.py --device cuda --recipe qwen2_5_3b_lora_stage1       # full size, random weights
 
 Contenders take turns within a round; ratios are medians of the ratios within a round. From tensors: the batches lie in
-memory, with their encoder frames. From disk: FLAC out of the Shar, decoded and encoded in every step, nothing kept. The
-plain loop reads and encodes where it stands, projects whole logits for student and teacher, and takes torch's KL on them in
-float32, which is the fastest peer's loss that passes the accuracy gate in the types of the miniature. Results:
-benchmarks/results/train-step-*.json.
+memory, with their encoder frames. From disk: FLAC out of the Shar, decoded and encoded in every step, nothing kept; the
+clock starts when the first step is there, as in a run of thousands. The plain loop reads and encodes where it stands, and
+takes the loss of TRL's DistillationTrainer on the hidden states of student and teacher, the best peer's that passes the
+accuracy gate (benchmarks/loss.py); `pip install -e '.[bench]'` brings it. Where it is not installed, torch's KL on whole
+logits in float32 stands in, and the result says so. Results: benchmarks/results/train-step-*.json.
 """
 
 import argparse
@@ -22,6 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
@@ -57,6 +59,26 @@ def small_lab(folder: Path) -> Path:
     return folder
 
 
+def peer() -> tuple[str, Callable]:
+    """The plain loop's loss by name, and f(student_hidden_NH, student_head, teacher_hidden_NG, teacher_head) -> mean."""
+
+    def whole_logits(hs, ws, ht, wt):
+        log_p, log_q = (hs @ ws.t()).float().log_softmax(-1), (ht @ wt.t()).float().log_softmax(-1)
+        return F.kl_div(log_p, log_q, log_target=True, reduction="batchmean")
+
+    try:
+        import trl
+        from trl.trainer.distillation_trainer import _chunked_divergence_loss
+    except ImportError as error:
+        return f"torch's KL on whole logits, for TRL is not there ({error})", whole_logits
+
+    def chunked(hs, ws, ht, wt):
+        everywhere = torch.ones(1, len(hs), dtype=torch.bool, device=hs.device)
+        return _chunked_divergence_loss(hs[None], ht[None], ws, wt, everywhere, 0.0)[0]  # 0: forward KL
+
+    return f"TRL {trl.__version__}", chunked
+
+
 class Trained:
     """A student of the miniature and the means to give it steps."""
 
@@ -66,7 +88,7 @@ class Trained:
         self.model = training.start_model(lab, self.config)
         self.optimizer = training.prepared(self.model, self.config, Processes())
         self.loader = training.load_data(lab, self.config, self.model)
-        self.run = SimpleNamespace(should_stop=lambda: None)
+        self.run, self.loss = SimpleNamespace(should_stop=lambda: None), peer()[1]
 
     def step(self, taken) -> None:
         training.one_step(self.model, self.optimizer, taken, self.config, 5, self.loader.names, Processes(), self.run)
@@ -75,12 +97,11 @@ class Trained:
         """The same step as a loop over transformers would do it."""
         model = self.model
         for batch in taken.batches:
-            out = model.llm(inputs_embeds=model.embed(batch), use_cache=False).logits
+            decoder, head = model.llm.get_decoder(), model.head[: model.vocab_size]
+            out = decoder(inputs_embeds=model.embed(batch), use_cache=False).last_hidden_state
             with torch.no_grad(), model._beside["peft"].disable_adapter():
-                teacher = model.llm(input_ids=batch.text_ids_BS, use_cache=False).logits
-            log_p = out.flatten(0, 1)[batch.rows_N].float().log_softmax(-1)
-            log_q = teacher.flatten(0, 1)[batch.text_rows_N].float().log_softmax(-1)
-            F.kl_div(log_p, log_q, log_target=True, reduction="batchmean").backward()
+                told = decoder(input_ids=batch.text_ids_BS, use_cache=False).last_hidden_state
+            self.loss(out.flatten(0, 1)[batch.rows_N], head, told.flatten(0, 1)[batch.text_rows_N], head.detach()).backward()
         weights = [p for group in self.optimizer.param_groups for p in group["params"]]
         torch.nn.utils.clip_grad_norm_(weights, self.config.optim.clip).item()
         self.optimizer.step()
@@ -118,10 +139,9 @@ def contenders(lab: Path, steps: int, only: str | None = None) -> dict:
         if plain:
             return timed(one.loader.next, one.plain)
 
-        def measure():  # no more and no less is made than is measured
-            left = iter(range(steps))
-            source = SimpleNamespace(next=lambda: None if next(left, None) is None else one.loader.next())
-            with closing(ahead(source, one.config.data.prefetch)) as made:
+        def measure():
+            with closing(ahead(one.loader, one.config.data.prefetch)) as made:
+                one.step(next(made))  # as many are made ahead when the clock starts as when it stops
                 return timed(lambda: next(made), one.step)()
 
         return measure
@@ -142,10 +162,10 @@ def reading(lab: Path, steps: int) -> dict:
     heard = 0.0
     real = one.loader.encoded.frames_of
 
-    def counted(members, noises):
+    def counted(members, *others):
         nonlocal heard
         heard += sum(m.recording.duration_s for m in members if any(span.speech for span in m.spans))
-        return real(members, noises)
+        return real(members, *others)
 
     one.loader.encoded.frames_of = counted
     began = time.process_time()
@@ -188,6 +208,7 @@ def measured(lab: Path, rounds: int, steps: int, memory: bool) -> dict:
             "from disk": ratio("salad, from disk", "plain loop, from disk"),
         },
         "reading": reading(lab, steps),
+        "plain_loss": peer()[0],
         "not_measured": list(NOT_MEASURED),
     }  # fmt: skip
 
@@ -205,6 +226,7 @@ class FullSize:
         self.model = meta.speech_lm(self.config, None, device)
         self.optimizer = training.prepared(self.model, self.config, self.processes)
         self.run, rng = SimpleNamespace(should_stop=lambda: None), np.random.default_rng(0)
+        self.loss = peer()[1]
         rate, context = self.model.encoder.frame_rate, min(self.config.sequences.context, optim.micro_tokens)
         frames = round(4 * rate)
         spans = [Span(i % 2 == 1, 12 * i, 12 * i + 12, (i - 1) // 2 * frames if i % 2 else 0,
@@ -226,18 +248,19 @@ class FullSize:
         )  # fmt: skip
 
     def plain(self) -> None:
-        """A loop over transformers: whole logits of both, torch's KL on them in float32."""
+        """A loop over transformers, with the peer's loss."""
         model, device = self.model, self.processes.device
         for batch in self.taken.batches:
             batch = batch.to(device)
             with torch.autocast(device.type, torch.bfloat16, enabled=model.dtype == torch.bfloat16):
-                out = model.llm(inputs_embeds=model.embed(batch), position_ids=batch.place_BT, use_cache=False).logits
-                teacher = model.teacher
-                with torch.no_grad(), teacher.switched():
-                    told = teacher.llm(input_ids=batch.text_ids_BS, position_ids=batch.text_place_BS, use_cache=False).logits
-            log_p = out.flatten(0, 1)[batch.rows_N, : model.vocab_size].float().log_softmax(-1)
-            log_q = told.flatten(0, 1)[batch.text_rows_N, : model.vocab_size].float().log_softmax(-1)
-            (F.kl_div(log_p, log_q, log_target=True, reduction="sum") / self.taken.positions).backward()
+                decoder = model.llm.get_decoder()
+                out = decoder(inputs_embeds=model.embed(batch), position_ids=batch.place_BT, use_cache=False).last_hidden_state
+                told = model.teacher.hidden(batch.text_ids_BS, batch.text_place_BS)
+                rows, heads = len(batch.rows_N), (model.head[: model.vocab_size], model.teacher.head[: model.vocab_size])
+                loss = self.loss(
+                    out.flatten(0, 1)[batch.rows_N], heads[0], told.flatten(0, 1)[batch.text_rows_N], heads[1]
+                )  # fmt: skip
+            (loss * (rows / self.taken.positions)).backward()
         weights = [p for group in self.optimizer.param_groups for p in group["params"]]
         torch.nn.utils.clip_grad_norm_(weights, self.config.optim.clip).item()
         self.optimizer.step()
@@ -275,7 +298,8 @@ def full_size(recipe: str, overrides: dict, device: str, rounds: int, passes: in
         "overrides": overrides, "rounds": rounds, "passes": passes, "tokens": taken.tokens, "positions": taken.positions,
         "seconds": samples, "tokens_per_s": {name: taken.tokens / x for name, x in told.items()},
         "matrix_rate": rate, "share_of_matrix_rate": {name: work / x / rate for name, x in told.items()},
-        "peak_bytes": peaks, "salad_over_plain": told["plain loop"] / told["salad"], "from": "tensors, random weights",
+        "plain_loss": peer()[0], "peak_bytes": peaks,
+        "salad_over_plain": told["plain loop"] / told["salad"], "from": "tensors, random weights",
     }  # fmt: skip
 
 
@@ -301,6 +325,7 @@ def table(told: dict) -> str:
     by_clock = ", ".join(f"{clock:.2f} × {how} ({busy:.2f} × by processor time)" for how, (clock, busy) in told["ratios"].items())
     lines += [
         "",
+        f"The plain loop's loss: {told.get('plain_loss', 'torch, whole logits')}.",
         f"salad over the plain loop: {by_clock}. One second of processor time reads, decodes and encodes "
         f"{told['reading']['real_time_factor']:.0f} s of speech.",
     ]

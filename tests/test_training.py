@@ -1,11 +1,13 @@
 """The trainer: what it learns, and that killing, stopping and resuming it changes nothing."""
 
 import contextlib
+import importlib.util
 import json
 import multiprocessing
 import os
 import signal
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -176,6 +178,32 @@ def test_stage2_starts_from_before_the_parents_decay(place, whole):
         assert torch.equal(a, b)
     with pytest.raises(SaladError, match="another adapter"):
         training.start_model(place, child.model_copy(update={"adapter": child.adapter.model_copy(update={"mlp": 96})}))
+
+
+def test_the_benchmarks_plain_loop_takes_the_same_step(place):
+    path = Path(__file__).parent.parent / "benchmarks" / "train_step.py"
+    spec = importlib.util.spec_from_file_location("train_step_benchmark", path)
+    benchmark = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(benchmark)
+    one = benchmark.Trained(place)
+    with torch.no_grad():  # LoRA starts at nothing
+        for name, parameter in one.model.llm.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(0, 0.02)
+    one.model.eval()
+    taken = one.loader.next()
+    one.optimizer.step = one.optimizer.zero_grad = lambda **how: None
+    found = []
+    for step in (one.step, one.plain):
+        weights = [p for group in one.optimizer.param_groups for p in group["params"]]
+        for weight in weights:
+            weight.grad = None
+        step(taken)
+        found.append(torch.cat([weight.grad.flatten() for weight in weights]))
+    assert (found[0] - found[1]).norm() < 1e-5 * found[0].norm()
+    tokens, seconds, waited, busy = benchmark.contenders(place, 1, "salad, from disk")["salad, from disk"]()
+    assert tokens > 0 and 0 <= waited < seconds and busy > 0
+    assert benchmark.reading(place, 1)["real_time_factor"] > 1
 
 
 def test_no_parent_no_run(tmp_path):
