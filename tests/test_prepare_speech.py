@@ -241,6 +241,10 @@ def test_emilia_as_it_is_published_is_read_out_of_its_tars(emilia, recogniser, t
     assert found == sorted([*(("EN_B00000_S00000", text) for text in TEXTS), ("EN_a-b_SPEAKER_00", TEXTS[3])])
     cut = next(iter(shar.Shar(tmp_path, "emilia")))[0]
     assert cut.supervisions[0].custom["dnsmos"] == 3.29 and cut.supervisions[0].custom["tar"] == "EN-B000000.tar"
+    (tmp_path / "stubs").mkdir()
+    (tmp_path / "stubs" / "a.tar").touch()  # a download that never began, and Git LFS's stand-in for a file
+    (tmp_path / "stubs" / "b.tar").write_text("version https://git-lfs.github.com/spec/v1")
+    assert [one.fault[0] for one in recordings(tmp_path / "stubs")] == ["unreadable", "unreadable"]
     german = prepare_speech(tmp_path, source, "german", recogniser, SpeechOptions(language="de", max_cer=2))
     assert german["listed"] == 1 and german["set aside"] == {"other language": 1}  # its JSON says "en"
     with pytest.raises(SaladError, match="no tar in 'fr'; it has DE, EN"):

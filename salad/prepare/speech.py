@@ -81,6 +81,8 @@ def prepare_speech(lab: Path | str, source: Path | str, name: str, recogniser: C
         done += _outcome(work, number) is not None
         if progress:
             progress(seen, expected)
+    if not total:
+        raise SaladError(f"{source} lists no recording")
     counts = _counts(work, range(total), seen) | {"shards": f"{done} of {total}"}
     if done == total:
         counts |= {"texts": _publish_samples(lab, name, work, total, made_from), "shards": total}

@@ -126,6 +126,8 @@ def _scan(path: Path, length: int) -> list[dict]:
                 del open_pairs[key]
         if end < length:
             lost(end, length)
+        elif length == 0:
+            rows.append({"id": f"{path.stem}@0", "reason": "unreadable", "detail": f"{path.name} is empty: fetch it again"})
     for row in rows:
         if row.get("reason") is None and "audio" not in row:
             row |= {"reason": "missing", "detail": f"no sound beside {row['id']}.json in {path.name}"}
