@@ -16,7 +16,8 @@ MEASURES = {
 }
 LOGGED = {"d_speech": "d", "d_text": "f", "m": "m"}  # the measure beside each logged curve; nothing logs M
 GROUPS = {"domain": "domain", "corpus": "corpus", "cluster": "cluster"}
-KINDS = ("name", "number", "content word", "function word", "sentence start", "rest of a word", "punctuation")
+KINDS = ("name", "number", "content word", "function word", "sentence start", "rest of a word", "punctuation",
+         "end of turn")  # fmt: skip
 FUNCTION_WORDS = """
     a an the this that these those and or but nor so if as of in on at by for from to with into over under
     about than then it its he she they we you i him her them his their our your my is are was were be been
@@ -192,7 +193,7 @@ def _sums(con, scored: str, corpus: str | None) -> str:
         f"""CREATE OR REPLACE TEMP TABLE {name} AS WITH part AS (
             SELECT DISTINCT sample_id FROM {scored} WHERE {_OF} ORDER BY md5(sample_id) LIMIT {TEXTS}
         ), words AS (
-            SELECT c.label, v.position, v.token, v.m, v.d, v.f,
+            SELECT c.label, v.position, v.token, v.m, v.d, v.f, v.char_start = v.char_end AS of_no_text,
                 regexp_extract(ltrim(substr(s.text, v.char_start + 1, 40)), '^[\\p{{L}}\\p{{N}}]+') AS word,
                 substr(s.text, v.char_start, 1) AS before, right(rtrim(left(s.text, v.char_start)), 1) AS ended
             FROM token_divergences AS v JOIN (SELECT DISTINCT label, run_id, step FROM {scored}) AS c
@@ -201,6 +202,7 @@ def _sums(con, scored: str, corpus: str | None) -> str:
             JOIN (SELECT sample_id, text || coalesce(answer, '') AS text FROM samples) AS s ON s.sample_id = v.sample_id
         ), kinds AS (
             SELECT label, position, token, m, d, f, CASE
+                WHEN of_no_text THEN 'end of turn'  -- what the chat template adds
                 WHEN NOT regexp_matches(token, '[\\p{{L}}\\p{{N}}]') THEN 'punctuation'
                 WHEN regexp_matches(token, '\\p{{N}}') THEN 'number'
                 WHEN NOT regexp_matches(token, '^\\s') AND regexp_matches(before, '[\\p{{L}}\\p{{N}}]')

@@ -50,7 +50,7 @@ class Spoken:
 
         row = self.row(text)
         if row["text_asr"] is None or self._asr not in (None, row["asr"]):
-            self._recogniser = self._recogniser or recogniser_of(self.lab, self._asr)
+            self._recogniser = self._recogniser or _recogniser(self.lab, self._asr)
             if self._recogniser is None:
                 raise SaladError(
                     f"speech {row['synthesis_id']} of {self.task} has no transcript: a cascade needs a recogniser "
@@ -131,13 +131,12 @@ def prepare(lab: Path | str, task: str, texts: list[str], voices: list[str] | No
     return [Spoken(lab, task, voice, found[voice], asr) for voice in voices]
 
 
-def recogniser_of(lab: Path | str, asr: str | None = None):
-    """The recogniser called `asr`, by default lab/models/recogniser; None where there is none."""
-    from salad.speech.check import load_recogniser
+def _recogniser(lab: Path | str, asr: str | None):
+    """The recogniser called `asr`, by default the lab's own; None where there is none."""
+    from salad.speech.check import recogniser_of
 
-    here = Path(lab) / "models" / "recogniser"
-    name = asr or (str(here) if here.is_dir() else None)
-    return load_recogniser(name) if name else None
+    name, load = recogniser_of(lab, asr)
+    return load() if name else None
 
 
 def _samples(lab, task: str, texts: list[str]) -> None:
@@ -167,7 +166,7 @@ def _speak(lab, task: str, texts: list[str], voice: str, tts: str, asr: str | No
     engine = load_tts(tts)
     made_from = {"contexts": task, "voice": voice, "tts": engine.name, "jobs": store.ids.digest([vars(j) for j in jobs])}
     name = f"{task}-{store.ids.digest(made_from)[:8]}"
-    synthesise(lab, name, jobs, engine, made_from, recogniser_of(lab, asr), progress=progress)
+    synthesise(lab, name, jobs, engine, made_from, _recogniser(lab, asr), progress=progress)
 
 
 def _keep_recordings(lab, task: str, texts: list[str], recordings: list, asr: str | None) -> None:
@@ -191,7 +190,7 @@ def _keep_recordings(lab, task: str, texts: list[str], recordings: list, asr: st
         return shar.Speech(job[0], store.ids.sample_id(task, job[1]), job[1], Utterance(samples, SAMPLE_RATE, []), RECORDED)
 
     rows = shar.write_shard(lab, name, 0, jobs, make, job_id=lambda job: job[0])
-    recogniser = recogniser_of(lab, asr)
+    recogniser = _recogniser(lab, asr)
     if recogniser is not None:
         rows = checked(lab, rows, {store.ids.sample_id(task, text): text for text in work}, recogniser)
     store.publish(lab, "syntheses", rows, made_from)

@@ -7,7 +7,6 @@ is done and makes again what is damaged. Its keyword arguments are its options.
 import inspect
 import os
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import store
@@ -17,6 +16,7 @@ from salad.data import corpora
 from salad.errors import SaladError
 from salad.passes import Progress
 from salad.runs import RunFolder, read_json, renewing, running
+from salad.speech.check import recogniser_of
 
 GIVEN = ("lab", "shard", "shards", "progress", "run")  # what is no option of a pass
 
@@ -67,20 +67,6 @@ def llm_of(lab: Path | str, run_id: str | None = None):
 
     config = validate(RunConfig, RunFolder.open(lab, run_id or newest(lab, "stage1")).config)
     return load_llm(config.llm, lab), load_tokenizer(config.llm.name, lab)
-
-
-def recogniser_of(lab: Path | str, name: str | None):
-    """(name, what loads it) of a recogniser: a folder of the lab, a folder, a hub name, or the lab's own by default;
-    (None, …) where there is none."""
-    from salad.models.names import resolve
-    from salad.speech.check import load_recogniser
-
-    if name is None:
-        own = Path(lab) / "models" / "recogniser"
-        name = str(own) if own.is_dir() else None
-    else:
-        name = resolve(name, lab)
-    return name, partial(load_recogniser, name)
 
 
 # --- the passes ---

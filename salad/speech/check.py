@@ -8,7 +8,8 @@ Only the normalised rates exclude anything: text and transcript both go through 
 """
 
 from dataclasses import asdict, dataclass
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -267,3 +268,16 @@ class WhisperRecogniser(_Batched):
             return texts
         ids = self.model.generate(**self._features(samples), **how)
         return self.processor.tokenizer.batch_decode(ids, skip_special_tokens=True)
+
+
+def recogniser_of(lab: Path | str, name: str | None):
+    """(name, what loads it) of a recogniser: a folder of the lab, a folder, a hub name, or the lab's own by default;
+    (None, …) where there is none."""
+    from salad.models.names import resolve
+
+    if name is None:
+        own = Path(lab) / "models" / "recogniser"
+        name = str(own) if own.is_dir() else None
+    else:
+        name = resolve(name, lab)
+    return name, partial(load_recogniser, name)
