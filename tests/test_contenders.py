@@ -187,6 +187,36 @@ def speech_llm(kind, folder):
     return folder
 
 
+def unshared(who, prompt, choice) -> tuple[float, bool]:
+    """The plain way: prompt, recordings and a choice run through the model together."""
+    ids, tail, sounds = who._inputs(prompt)
+    context = ids + who._encode(tail)
+    row = torch.tensor([context + who._encode(tail + choice)[len(who._encode(tail)) :]])
+    with torch.no_grad():
+        logits = who.model(input_ids=row, attention_mask=torch.ones_like(row), use_cache=False, **sounds).logits
+    logp, wanted = logits[0, len(context) - 1 : -1].log_softmax(-1), row[0, len(context) :]
+    return float(logp.gather(1, wanted[:, None]).sum()), bool((logp.argmax(-1) == wanted).all())
+
+
+@pytest.mark.parametrize("kind", ["qwen2-audio", "qwen2.5-omni"])
+def test_choices_of_a_speech_llm_share_their_prompt_and_score_as_without(place, tmp_path, kind):
+    who = outside(f"{kind}:{speech_llm(kind, tmp_path / 'model')}", kind, place)
+    sounds = [Recording(f"y{n}", spoken_text(TEXTS[n], n)[1]) for n in (0, 1)]
+    choices = [" Fish.", " A book and a pear.", " Y", " the the the the"]
+    ran = []
+    who.model.model.audio_tower.register_forward_hook(lambda *_: ran.append(1))
+    for prompt in (
+        ["Question: ", sounds[0], "\nAnswer:"], [sounds[1], " Who?"], ["Is it so?"],
+        ["One: ", sounds[0], "\nAnswer: Bob.\n\nTwo: ", sounds[1], "\nAnswer:"],
+    ):  # fmt: skip
+        plain = [unshared(who, prompt, choice) for choice in choices]
+        ran.clear()
+        shared = who.loglikelihoods([prompt], [choices])[0]
+        assert len(ran) == (not all(isinstance(part, str) for part in prompt))
+        assert [s for s, _ in shared] == pytest.approx([s for s, _ in plain], abs=1e-4)
+        assert [g for _, g in shared] == [g for _, g in plain]
+
+
 @pytest.mark.parametrize("kind", ["qwen2-audio", "qwen2.5-omni"])
 def test_a_speech_llm_of_transformers_is_evaluated_by_name(place, tmp_path, kind):
     from transformers import Qwen2AudioProcessor

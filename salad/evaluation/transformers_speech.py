@@ -97,6 +97,7 @@ class TransformersSpeech:
         return told
 
     def _score(self, prompt, continuations: list[str]) -> list[tuple[float, bool]]:
+        """A prompt's recordings are encoded and the prompt is run once; its key-value cache serves every choice."""
         ids, tail, sounds = self._inputs(prompt)
         blanks = tail[len(tail.rstrip()) :]
         tail = tail[: len(tail) - len(blanks)]
@@ -105,20 +106,26 @@ class TransformersSpeech:
             context = [self.tokenizer.bos_token_id or self.tokenizer.eos_token_id]
         length = len(self._encode(tail)) if tail else 0
         after = [self._encode(tail + blanks + continuation)[length:] for continuation in continuations]
-        width = len(context) + max(map(len, after))
-        rows = torch.zeros(len(after), width, dtype=torch.long)
-        mask = torch.zeros(len(after), width, dtype=torch.long)
+        count, width = len(after), max(map(len, after))
+        rows = torch.zeros(count, width, dtype=torch.long)
         for row, some in enumerate(after):
-            rows[row, : len(context) + len(some)] = torch.tensor(context + some)
-            mask[row, : len(context) + len(some)] = 1
-        rows, mask = rows.to(self.device), mask.to(self.device)
-        repeated = {name: value.repeat(len(after), *[1] * (value.dim() - 1)) for name, value in sounds.items()}
-        logits = self.model(input_ids=rows, attention_mask=mask, use_cache=False, **repeated).logits
+            rows[row, : len(some)] = torch.tensor(some)
+        rows, context = rows.to(self.device), torch.tensor([context], device=self.device)
+        first = self.model(input_ids=context, attention_mask=torch.ones_like(context), use_cache=True, **sounds)
+        logits = first.logits[:, -1:].expand(count, -1, -1)
+        if width > 1:  # choices end with padding, which what stands before it does not see: no mask is needed
+            cache, positions = first.past_key_values, {}
+            start = cache.get_seq_length()
+            if (moved := getattr(self.model.model, "rope_deltas", None)) is not None:  # Omni's positions have three axes
+                at = start + int(moved) + torch.arange(width - 1, device=self.device)
+                positions = {"position_ids": at.expand(3, count, -1)}
+            cache.batch_repeat_interleave(count)
+            rest = self.model(input_ids=rows[:, :-1], past_key_values=cache, use_cache=True, **positions).logits
+            logits = torch.cat([logits, rest], dim=1)
         told = []
         for row, some in enumerate(after):
-            start = len(context) - 1
-            logp = logits[row, start : start + len(some)].float().log_softmax(-1)
-            target = torch.tensor(some, device=self.device)
+            logp = logits[row, : len(some)].float().log_softmax(-1)
+            target = rows[row, : len(some)]
             told.append((float(logp.gather(1, target[:, None]).sum()), bool((logp.argmax(-1) == target).all())))
         return told
 
