@@ -1,13 +1,14 @@
 """Scoring spoken multiple-choice items: one pass a context with its key-value cache shared, beside one pass a choice.
 
-    python benchmarks/evaluate.py                  # both cases, three rounds each, committed results
+    python benchmarks/evaluate.py                  # all cases, three rounds each, committed results
     python benchmarks/evaluate.py --items 16 --rounds 2 --no-save
 
 The peer is the plain way: for every choice the recording is encoded, and prompt and choice run through the LLM together,
 in batches of the same rows. Both give the same log-probabilities (to 1e-4, checked here on every round). A random LLM of
 3 M parameters, the miniature's encoder and adapter; recordings of 5 s, four choices of 3 to 9 tokens. "examples" puts
-the same two spoken examples before every item. What counts is the ratio within one round: the times alone depend on what
-else the machine does. Results: `benchmarks/results/evaluate.json`.
+the same two spoken examples before every item. "qwen2-audio" is a contender of transformers, random weights too, whose
+peer runs the four choices as rows of one batch, the recording in each of them. What counts is the ratio within one round:
+the times alone depend on what else the machine does. Results: `benchmarks/results/evaluate.json`.
 """
 
 import argparse
@@ -104,21 +105,58 @@ def unshared(lm, prompts, continuations, batch: int) -> list[list[float]]:
     return [sums[n : n + CHOICES] for n in range(0, len(sums), CHOICES)]
 
 
-def case(lm, count: int, examples: int, rounds: int, batch: int) -> dict:
-    """Times of both ways, the order turned round from round to round, and how far their scores differ."""
-    from salad.evaluation.scoring import loglikelihoods
+def qwen2_audio(folder: Path):
+    """A contender of transformers: Qwen2-Audio's own class with random weights, 3 + 3 M parameters."""
+    from transformers import AutoTokenizer, Qwen2AudioConfig, Qwen2AudioForConditionalGeneration, WhisperFeatureExtractor
 
+    from salad.evaluation.transformers_speech import MARKS, TransformersSpeech
+
+    marks = MARKS["qwen2-audio"]
+    tokenizer = AutoTokenizer.from_pretrained(folder / "llm")
+    tokenizer.add_special_tokens({"additional_special_tokens": list(marks)})
+    text = dict(model_type="qwen2", vocab_size=len(tokenizer), hidden_size=256, num_hidden_layers=4, num_attention_heads=4,
+                num_key_value_heads=2, intermediate_size=704)  # fmt: skip
+    audio = dict(d_model=256, encoder_layers=4, encoder_attention_heads=4, encoder_ffn_dim=1024, num_mel_bins=80)
+    torch.manual_seed(0)
+    made = Qwen2AudioForConditionalGeneration(
+        Qwen2AudioConfig(audio_config=audio, text_config=text, audio_token_index=tokenizer.convert_tokens_to_ids(marks[1]))
+    )
+    made.save_pretrained(folder / "qwen2-audio")
+    tokenizer.save_pretrained(folder / "qwen2-audio")
+    WhisperFeatureExtractor(feature_size=80).save_pretrained(folder / "qwen2-audio")
+    return TransformersSpeech("qwen2-audio", str(folder / "qwen2-audio"), "qwen2-audio")
+
+
+@torch.no_grad()
+def repeated(who, prompts, continuations) -> list[list[float]]:
+    """An item's choices as rows of one batch, recordings and prompt in each of them."""
+    told = []
+    for prompt, some in zip(prompts, continuations, strict=True):
+        ids, tail, sounds = who._inputs(prompt)
+        context = ids + who._encode(tail)
+        after = [torch.tensor(who._encode(tail + one)[len(who._encode(tail)) :]) for one in some]
+        rows = [torch.cat([torch.tensor(context), one]) for one in after]
+        mask = torch.nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
+        rows = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+        sounds = {name: x.repeat(len(some), *[1] * (x.dim() - 1)) for name, x in sounds.items()}
+        logits = who.model(input_ids=rows, attention_mask=mask, use_cache=False, **sounds).logits
+        start = len(context) - 1
+        told.append([
+            float(row[start : start + len(one)].log_softmax(-1).gather(1, one[:, None]).sum())
+            for row, one in zip(logits, after, strict=True)
+        ])  # fmt: skip
+    return told
+
+
+def case(both: dict, count: int, examples: int, rounds: int, batch: int) -> dict:
+    """Times of the two ways of `both`, the order turned round from round to round, and how far their scores differ."""
     prompts, continuations = items(count, examples)
     times, worst = {"shared": [], "unshared": []}, 0.0
     for number in range(rounds + 1):
         told = {}
         for name in ("shared", "unshared") if number % 2 else ("unshared", "shared"):
             started = time.perf_counter()
-            if name == "shared":
-                found = loglikelihoods(lm, prompts, continuations, batch=batch // CHOICES)
-                told[name] = [[score for score, _ in some] for some in found]
-            else:
-                told[name] = unshared(lm, prompts, continuations, batch)
+            told[name] = both[name](prompts, continuations)
             if number:  # the first round warms up
                 times[name].append(time.perf_counter() - started)
         worst = max(worst, float(np.abs(np.array(told["shared"]) - np.array(told["unshared"])).max()))
@@ -141,10 +179,22 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
+        from salad.evaluation.scoring import loglikelihoods
+
+        def scores(found):
+            return [[score for score, _ in some] for some in found]
+
         lm = model(Path(folder))
+        who = qwen2_audio(Path(folder))
+        ours = {
+            "shared": lambda *asked: scores(loglikelihoods(lm, *asked, batch=given.batch // CHOICES)),
+            "unshared": lambda *asked: unshared(lm, *asked, given.batch),
+        }
+        theirs = {"shared": lambda *asked: scores(who.loglikelihoods(*asked)), "unshared": lambda *asked: repeated(who, *asked)}
         told = {
-            "items": case(lm, given.items, 0, given.rounds, given.batch),
-            "examples": case(lm, given.items, EXAMPLES, given.rounds, given.batch),
+            "items": case(ours, given.items, 0, given.rounds, given.batch),
+            "examples": case(ours, given.items, EXAMPLES, given.rounds, given.batch),
+            "qwen2-audio": case(theirs, given.items, 0, given.rounds, CHOICES),
         }
     for name, one in told.items():
         print(f"{name}: {one['seconds_shared']:.2f} s shared, {one['seconds_unshared']:.2f} s unshared, "
@@ -152,7 +202,8 @@ def main() -> None:
     machine = {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count(), "threads": 1,
                "load_average": os.getloadavg()[0], "torch": torch.__version__, "python": platform.python_version()}  # fmt: skip
     if not given.no_save:
-        document = {"command": "python benchmarks/evaluate.py", "date": f"{datetime.now(UTC):%Y-%m-%d}", "machine": machine}
+        command = " ".join(["python benchmarks/evaluate.py", *sys.argv[1:]])
+        document = {"command": command, "date": f"{datetime.now(UTC):%Y-%m-%d}", "machine": machine}
         RESULTS.write_text(json.dumps(document | {"cases": told}, indent=1) + "\n")
 
 

@@ -141,7 +141,8 @@ def rows_of(name):
         "mmlu_anatomy": [{"question": " Which bone? ", "choices": ["a", "b", "c", "d"], "answer": 2}],
         "storycloze": [{"input_sentence_1": "A.", "input_sentence_2": "B.", "input_sentence_3": "C.",
                         "input_sentence_4": "D.", "sentence_quiz1": "x.", "sentence_quiz2": "y.", "answer_right_ending": 2}],
-        "mmsu": [{"prompt": "What?\nA. x\nB. y\nC. z\nD. w", "reference": "C"}],
+        "mmsu": [{"prompt": "What?\nA. x\nB. y\nC. z\nD. w", "reference": "C", "question_id": 70, "category": "law",
+                  "src": "stemez-Law"}],
         "sd_qa": [{"prompt": "Who is it?", "reference": "Bob; Bobby"}],
     }[name]  # fmt: skip
 
@@ -163,6 +164,7 @@ def test_a_tasks_own_yaml_reads_the_rows_of_its_data_set(tmp_path, name, spoken,
     task = harness.load(tmp_path, name)
     (item,) = task.items
     assert (item.context, item.choices, item.answer) == (spoken, choices, answer)
+    assert item.item_id == {"mmsu": "70", "arc_challenge": "M1", "openbookqa": "7-1", "hellaswag": "4"}.get(name, "0")
     assert task.spoken_in(0) == [spoken]
     context = task.requests[0][0].args[0]
     assert prompt is None or harness.unmarked(context) == prompt

@@ -276,6 +276,49 @@ def test_evaluation_scores_an_answer_where_training_has_it(place, trained):
         assert told == pytest.approx(float(positions[: len(positions) - ends].sum()), abs=1e-4)
 
 
+def test_the_harness_evaluates_a_chat_as_its_own_hf_model_does_with_the_template(place, trained):
+    import lm_eval
+    from lm_eval.models.huggingface import HFLM
+    from test_harness import own_items, write
+
+    from salad.evaluation import harness
+    from salad.evaluation.contenders import Ours
+    from salad.evaluation.run import evaluate
+
+    model = SpeechLM.from_pretrained(checkpoints.at(trained.path, 12) / "model", place).eval()
+    write(place, "questions", own_items(8))
+    evaluate(place, Ours(model, "teacher", teacher=True), ["questions", "questions@2"], ("text",))
+    evaluate(place, Ours(model, "stage1", trained.run_id, 12), ["questions"], ("text", "speech"), ["en-us"])
+    found = {}
+    for who, task, modality, item, scores, right in store.connect(place).execute(
+        "select contender, task, modality, item_id, scores, correct from evaluations"
+    ).fetchall():
+        found.setdefault((who, task, modality), {})[item] = (scores, right)
+    hf = HFLM(pretrained=str(place / "models" / "teacher"), backend="causal", batch_size=4, device="cpu", dtype="float32")
+    for name, shots in (("questions", 0), ("questions@2", 2)):
+        task = harness.load(place, name)
+        plain = type(task.harness).doc_to_text
+        task.harness.doc_to_text = plain.__get__(task.harness)
+        task.harness.set_config(key="num_fewshot", value=shots)
+        task.harness.set_fewshot_seed(seed=harness.FEWSHOT_SEED)
+        theirs = lm_eval.evaluate(hf, {name: task.harness}, log_samples=True, bootstrap_iters=0, apply_chat_template=True,
+                                  system_instruction="You listen.", fewshot_as_multiturn=False)  # fmt: skip
+        (rows,) = theirs["samples"].values()
+        assert len(rows) == 8 and "<|im_start|>assistant" in rows[0]["arguments"][0][0]
+        for row in rows:
+            scores, right = found["teacher", name, "text"][row["doc"]["item_id"]]
+            # the harness counts the template's own line break, before the answer, among the answer's tokens
+            ids = hf.tokenizer(row["arguments"][0][0].rstrip(), add_special_tokens=False, return_tensors="pt")["input_ids"]
+            with torch.no_grad():
+                logp = hf.model(ids).logits[0, -1].log_softmax(-1)
+            (line_break,) = hf.tokenizer("\n", add_special_tokens=False)["input_ids"]
+            theirs = [float(r[0][0]) - float(logp[line_break]) for r in row["resps"]]
+            assert scores == pytest.approx(theirs, abs=1e-4) and right == row["acc"]
+    text, speech = found["stage1", "questions", "text"], found["stage1", "questions", "speech"]
+    assert len(text) == len(speech) == 8 and all(text[item][0] != speech[item][0] for item in text)
+    assert text != found["teacher", "questions", "text"]
+
+
 def test_frames_of_a_users_turn_end_where_its_last_word_does(place, trained):
     model = SpeechLM.from_pretrained(checkpoints.at(trained.path, 12) / "model", place).eval()
     encoded = Encoded(place, model.prompt, model.encoder)
