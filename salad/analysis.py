@@ -177,12 +177,27 @@ def _measured(con, study: dict, points: pd.DataFrame) -> pd.DataFrame:
     """by_group of checkpoints, whatever their contenders are called: `key`, group and the measures."""
     # a contender stands once in the view: checkpoints of one name go one after the other
     named, parts = points.assign(place=0), []
-    teacher = con.execute("""SELECT DISTINCT contender, run_id, step, 0 AS place FROM evaluations
-        WHERE contender = 'teacher' ORDER BY ALL LIMIT 1""").df()  # every gap is from its text
     for _, batch in named.groupby(named.groupby("contender").cumcount()):
-        con.register("contenders", pd.concat([batch[["contender", "run_id", "step", "place"]], teacher]))
+        con.register("contenders", pd.concat([batch[["contender", "run_id", "step", "place"]], _teacher(con)]))
         parts.append(by_group(con, study).merge(batch[["contender", "key"]], on="contender"))
     return pd.concat(parts, ignore_index=True).drop(columns="contender")
+
+
+def _teacher(con) -> pd.DataFrame:
+    """The teacher as the view `contenders` has it: every gap is from its text."""
+    return con.execute("""SELECT DISTINCT contender, run_id, step, 0 AS place FROM evaluations
+        WHERE contender = 'teacher' ORDER BY ALL LIMIT 1""").df()
+
+
+def teachers(labs: Mapping[object, Path | str]) -> pd.DataFrame:
+    """The teacher of each lab that has evaluated it: seed (the label), contender, group and the measures it has."""
+    parts = []
+    for seed, lab in labs.items():
+        con = store.connect(lab)
+        if len(teacher := _teacher(con)):
+            con.register("contenders", teacher)
+            parts.append(by_group(con, read_study(lab, con)).assign(seed=seed))
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
 
 
 # --- M and F as predictors of accuracy ---
@@ -319,6 +334,11 @@ def fit_power_law(n_T, m_T, weight_T=None) -> tuple[float, float, float]:
     beta = min((beta, float(grid[best])), key=lambda x: solved(x)[2])
     e, b, _ = solved(beta)
     return float(e), float(b * scale**beta), beta
+
+
+def before_decay(rows: pd.DataFrame) -> pd.DataFrame:
+    """Of `collect`'s rows those whose learning rate had not begun to decay: what a law of tokens speaks of."""
+    return rows[rows.step <= rows.steps - rows.decay.fillna(0)]
 
 
 def power_law(con, run_id: str, weights: Mapping[str, float], steps: Iterable[int] | None = None, draws: int = 300,

@@ -198,3 +198,8 @@ def test_misalignment_that_drives_accuracy_is_found_to_do_so():
     assert found["speech on M"].r2_loo > 0.9 and found["text on F"].r2_loo > 0.8
     assert found["speech on M"].coefficients[1] == pytest.approx(-0.1, abs=0.01)
     assert found["speech on M, F"].partial["M"] > 0.9 and found["speech on M, F"].partial["F"] < 0.2
+
+
+def test_a_law_of_tokens_leaves_out_what_was_measured_in_the_decay():
+    rows = pd.DataFrame({"step": [60, 480, 481, 600, 600], "steps": 600, "decay": [120, 120, 120, 120, None]})
+    assert analysis.before_decay(rows).index.tolist() == [0, 1, 4]  # where no decay is told, all is taken

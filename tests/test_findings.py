@@ -88,6 +88,14 @@ def test_seeds_that_only_one_side_has_play_no_part():
     assert findings.judge(table, CLAIM).values["difference"] == pytest.approx(-0.29 / 3)
 
 
+@pytest.mark.parametrize(("active", "told"), [
+    ([0.300, 0.401], "holds (2 seeds only)"), ([0.3], "undecided (1 seed only)"), ([0.3, 0.41, 0.5], "holds"), ([], "not run"),
+])  # fmt: skip
+def test_a_verdict_on_fewer_than_three_seeds_says_so_and_what_was_not_run_names_its_cells(active, told):
+    row = findings.judge(rows({"uniform": [0.4, 0.5, 0.6], "active": active}), CLAIM)
+    assert row.told == told and (row.seen == "needs active and uniform on one seed at least") == (not active)
+
+
 def test_every_claim_names_cells_of_the_grid_and_every_axis_has_cells():
     known = {cell.name for cell in studies.cells()}
     assert {name for claim in findings.CLAIMS for name in (claim.cell, claim.base)} <= known
@@ -258,6 +266,13 @@ def test_a_study_that_is_done_does_nothing_and_is_shown_by_the_command(study, ca
     out = capsys.readouterr().out
     assert stop.value.code == 0 and "Strategies at equal hours" in out and "active_rounds2" in out
     assert (study[0] / "studies" / "findings-smoke" / "sweep.md").exists()
+    assert "needs active_gamma5 and active on one seed at least | **not run**" in text
+    arms = pd.read_csv(study[0] / "studies" / "findings-smoke" / "arms.csv").set_index(["group", "contender"])
+    whole = arms.loc[analysis.ALL]
+    assert list(whole.index) == ["teacher", "stage1", "uniform"] and whole.loc["teacher", ["speech", "gap"]].isna().all()
+    assert whole.cascade.notna().all() and "## Text, speech and cascade" in text
+    by_hand = whole.text["teacher"] - whole.speech
+    assert whole.gap.dropna().round(6).equals(by_hand.dropna().round(6).rename("gap"))
 
 
 def test_a_cell_that_fails_is_written_down_and_the_others_go_on(study, capsys, monkeypatch):

@@ -4,9 +4,11 @@ Colours are Okabe and Ito's, which the colour-blind can tell apart; a quantity k
 its scale in every figure.
 """
 
+import itertools
 import math
 
 import altair as alt
+import numpy as np
 import pandas as pd
 
 from workbench import divergences, review
@@ -52,11 +54,17 @@ def _theme() -> alt.theme.ThemeConfig:
 
 
 def _contenders(names) -> alt.Scale:
-    """The fixed colours, and further ones for contenders that a user has named."""
-    spare = [SKY, GREEN, ORANGE]
-    extra = [n for n in names if n not in CONTENDERS]
-    colours = list(CONTENDERS.values()) + [spare[i % len(spare)] for i in range(len(extra))]
-    return alt.Scale(domain=list(CONTENDERS) + extra, range=colours)
+    """The fixed colours of those that are shown (a study's arms have no "stage2_"), and further ones for contenders
+    that a user has named."""
+    known = {n: CONTENDERS.get(n) or CONTENDERS.get(f"stage2_{n}") for n in sorted(names, key=_place)}
+    spare = itertools.cycle([SKY, GREEN, ORANGE])
+    return alt.Scale(domain=list(known), range=[colour or next(spare) for colour in known.values()])
+
+
+def _place(name: str) -> tuple[int, str]:
+    order = list(CONTENDERS)
+    own = name if name in CONTENDERS else f"stage2_{name}"
+    return (order.index(own) if own in CONTENDERS else len(order)), name
 
 
 def _top_d(con) -> float:
@@ -275,7 +283,7 @@ def accuracy(rows: pd.DataFrame) -> alt.HConcatChart:
 def divergence_groups(rows: pd.DataFrame) -> alt.HConcatChart:
     """Misalignment M and forgetting F by coverage group and contender. `rows`: contender, group, m, f."""
     groups = list(dict.fromkeys(rows.group))
-    panels = []
+    rows, panels = rows[rows[["m", "f"]].notna().any(axis=1)], []
     for key, title in (("m", "misalignment M (nats per token)"), ("f", "forgetting F (nats per token)")):
         panels.append(
             alt.Chart(rows[rows[key].notna()], width=310, height={"step": 15, "for": "offset"})
@@ -518,20 +526,42 @@ def forgetting_and_accuracy(rows: pd.DataFrame) -> alt.Chart:
 def beside_published(rows: pd.DataFrame) -> alt.LayerChart:
     """Speech accuracy and gap of the lab's contenders beside published systems, which were measured on other tasks
     with other models. `rows`: system, accuracy, gap (per cent, points), whose (this lab, published)."""
-    base = alt.Chart(rows, width=430, height=300).encode(
-        x=alt.X("gap:Q", title="text–speech gap (points)", scale=alt.Scale(zero=True, padding=30)),
-        y=alt.Y("accuracy:Q", title="speech accuracy (%)", scale=alt.Scale(zero=False, padding=20)),
+    low, high = min(0.0, rows.gap.min()) - 3, max(20.0, rows.gap.max()) + 3
+    shown = rows.assign(label=_apart(rows.accuracy.to_numpy(float), 0.045 * max(20.0, np.ptp(rows.accuracy))))
+    shown["side"] = np.where(shown.gap > low + 0.7 * (high - low), "left", "right")
+    base = alt.Chart(shown, width=430, height=300).encode(
+        x=alt.X("gap:Q", title="text–speech gap (points)", scale=alt.Scale(domain=[low, high], nice=False))
     )
+    scale = alt.Scale(zero=False, padding=20)
     colour = alt.Color(
         "whose:N",
         scale=alt.Scale(domain=["this lab", "published"], range=[VERMILION, GREY]),
         legend=alt.Legend(orient="top", title=None),
     )
     tip = ["system", "whose", alt.Tooltip("accuracy:Q", format=".1f"), alt.Tooltip("gap:Q", format=".1f")]
-    return alt.layer(
-        base.mark_point(filled=True, size=90, opacity=1).encode(color=colour, tooltip=tip),
-        base.mark_text(align="left", dx=8, fontSize=11).encode(text="system:N", color=colour),
-    )
+    y = alt.Y("accuracy:Q", title="speech accuracy (%)", scale=scale)
+    words = [
+        base.transform_filter(alt.datum.side == side).mark_text(align=align, dx=dx, fontSize=11).encode(
+            text="system:N", color=colour, y=alt.Y("label:Q", scale=scale, title="speech accuracy (%)"))
+        for side, align, dx in (("right", "left", 8), ("left", "right", -8))
+    ]  # fmt: skip
+    return alt.layer(base.mark_point(filled=True, size=90, opacity=1).encode(y=y, color=colour, tooltip=tip), *words)
+
+
+def _apart(values: np.ndarray, least: float) -> np.ndarray:
+    """Places for labels at `values`, moved as little as keeps neighbours `least` apart."""
+    order = np.argsort(values, kind="stable")
+    placed = values[order].astype(float)
+    for _ in range(200):
+        near = least - np.diff(placed)
+        if (near <= 1e-9).all():
+            break
+        for i in np.flatnonzero(near > 0):
+            middle = (placed[i] + placed[i + 1]) / 2
+            placed[i], placed[i + 1] = middle - least / 2, middle + least / 2
+    out = np.empty_like(placed)
+    out[order] = placed
+    return out
 
 
 def scaling(points: pd.DataFrame, curves: pd.DataFrame) -> alt.LayerChart:
@@ -558,9 +588,10 @@ def strategies(rows: pd.DataFrame) -> alt.LayerChart:
     y = alt.Y("group:N", sort=list(dict.fromkeys(rows.group)), title=None,
               axis=alt.Axis(ticks=False, domain=False, labelLimit=220))  # fmt: skip
     base = alt.Chart(shown, width=390, height={"step": 22})
+    names = [part.split(" (")[0] for part in rows.pair.iloc[0].split(" minus ")] if len(rows) else ["the first", "the second"]
     shown["tells"] = "neither"
-    shown.loc[rows.low > 0, "tells"], shown.loc[rows.high < 0, "tells"] = "the first", "the second"
-    scale = alt.Scale(domain=["the first", "the second", "neither"], range=[VERMILION, BLUE, GREY])
+    shown.loc[rows.low > 0, "tells"], shown.loc[rows.high < 0, "tells"] = names
+    scale = alt.Scale(domain=[*names, "neither"], range=[VERMILION, BLUE, GREY])
     colour = alt.Color("tells:N", scale=scale, legend=alt.Legend(orient="bottom", title="better"))
     tip = ["pair", "group", *(alt.Tooltip(f"{c}:Q", format="+.1f") for c in ("difference", "low", "high")), "n"]
     x = {"title": "difference in speech accuracy (points), 95 % interval"}

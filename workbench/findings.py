@@ -16,6 +16,7 @@ from salad.errors import SaladError
 from workbench.report import markdown_table
 
 BROAD = GROUPS["uncovered"]
+SEEDS = 3  # a verdict on fewer says so
 CHECKPOINTS = 12  # fewer decide nothing about a prediction
 ENOUGH = 0.5  # the share of variance above which a divergence is said to predict an accuracy
 AXES = {
@@ -24,7 +25,8 @@ AXES = {
     "span": "Interleaving: span lengths in units", "divergence": "Divergence that is distilled",
     "finetune": "LoRA and full fine-tuning", "faults": "Planted faults removed (CER above 0.25) or not",
 }  # fmt: skip
-SHARED = {"stage1", "active", "uniform"}
+ARMS = ("stage1", "active", "uniform")
+SHARED = set(ARMS)
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ class Claim:
 
 @dataclass
 class Row:
-    """A claim, judged: what was seen, and holds / does not hold / undecided / not run."""
+    """A claim, judged: what was seen, on how many seeds, and holds / does not hold / undecided / not run."""
 
     text: str
     source: str
@@ -54,6 +56,17 @@ class Row:
     verdict: str
     reason: str = ""
     values: dict = field(default_factory=dict)
+    seeds: int = 0
+
+    @property
+    def told(self) -> str:
+        """The verdict, and that it rests on fewer seeds than a study has."""
+        few = self.verdict != "not run" and self.seeds < SEEDS
+        return f"{self.verdict} ({self.seeds} seed{'s' * (self.seeds > 1)} only)" if few else self.verdict
+
+
+def not_run(text: str, source: str, *cells: str) -> Row:
+    return Row(text, source, f"needs {' and '.join(cells)} on one seed at least", "not run")
 
 
 PAPER, HERE = "paper", "this project"
@@ -109,7 +122,7 @@ CLAIMS = (
 class Findings:
     """What a study shows. `rows`: analysis.collect of its labs, `claims`: judged, `tables`: (axis, frame), `told`: what
     was run at which sizes, `lacking`: cells that were not run, with how many seeds they have; `failed`: cells with the
-    error of the last attempt."""
+    error of the last attempt; `arms`: text, speech, cascade and gap of the teacher and of what the study is about."""
 
     rows: pd.DataFrame
     claims: list[Row]
@@ -118,6 +131,7 @@ class Findings:
     lacking: list[str]
     failed: list[str]
     seeds: list[int]
+    arms: pd.DataFrame
 
 
 def findings(labs: dict[int, Path], axes: tuple[str, ...] = tuple(AXES)) -> Findings:
@@ -139,7 +153,8 @@ def findings(labs: dict[int, Path], axes: tuple[str, ...] = tuple(AXES)) -> Find
             lacking.append(f"{f'on {count} of {len(labs)} seeds only' if count else 'on no seed'}: {', '.join(names)}")
     seeds = sorted(rows.seed.unique())
     failed = [f"seed {s}: {name} ({said})" for s in labs for name, said in studies.failures(labs[s]).items()]
-    return Findings(rows, claims, tables, _told({s: labs[s] for s in seeds}, study), lacking, failed, seeds)
+    told = _told({s: labs[s] for s in seeds}, study)
+    return Findings(rows, claims, tables, told, lacking, failed, seeds, arms_table(rows, labs))
 
 
 def judge(rows: pd.DataFrame, claim: Claim) -> Row:
@@ -149,7 +164,7 @@ def judge(rows: pd.DataFrame, claim: Claim) -> Row:
     made = analysis.compare(rows, [claim.cell], claim.base, (claim.measure,))
     made = made[made.group == claim.group] if len(made) else made
     if not len(made) or not both or not np.isfinite(made[f"{claim.measure}_over"].iloc[0]):
-        return Row(claim.text, claim.source, "–", "not run")
+        return not_run(claim.text, claim.source, claim.cell, claim.base)
     row = made.iloc[0]
     value, half = row[f"{claim.measure}_over"], row[f"{claim.measure}_over_half"]
     base = analysis.interval(_last(rows, claim.base, claim.group)[claim.measure])[0]
@@ -159,7 +174,7 @@ def judge(rows: pd.DataFrame, claim: Claim) -> Row:
     )
     verdict = analysis.verdict(claim.sign * value, half)
     reason = "" if verdict == "holds" or not np.isfinite(half) else claim.reason
-    return Row(claim.text, claim.source, seen, verdict, reason, {"difference": value, "half": half})
+    return Row(claim.text, claim.source, seen, verdict, reason, {"difference": value, "half": half}, len(both))
 
 
 def _last(rows, contender, group=ALL) -> pd.DataFrame:
@@ -188,10 +203,11 @@ def _predicts(rows: pd.DataFrame) -> list[Row]:
         )
         verdict = "holds" if low > ENOUGH else "does not hold" if high < ENOUGH else "undecided"
         verdict = verdict if alone.n >= CHECKPOINTS else "undecided"
+        seeds = part[part[of].notna()].seed.nunique()
         reason = "" if verdict == "holds" else (
             "The checkpoints' text accuracies lie within a few points of each other: there is little to explain." if of == "text"
             else "At few steps accuracy is near chance over a wide range of M.")  # fmt: skip
-        out.append(Row(claim, PAPER, seen, verdict, reason))
+        out.append(Row(claim, PAPER, seen, verdict, reason, seeds=seeds))
     return out
 
 
@@ -216,9 +232,8 @@ def _scaling(rows: pd.DataFrame, labs: dict[int, Path]) -> list[Row]:
         weights = analysis.groups(analysis.read_study(lab, con), [])[ALL]
         runs = rows[rows.seed.eq(seed) & rows.kind.eq("stage1") & rows.group.eq(ALL)]
         for (contender, run_id), part in runs.groupby(["contender", "run_id"]):
-            steady = part.step[part.step <= part.steps - part.decay]
             try:
-                law = analysis.power_law(con, run_id, weights, steady, draws=200)
+                law = analysis.power_law(con, run_id, weights, analysis.before_decay(part).step, draws=200)
             except SaladError:
                 continue
             fitted.setdefault(contender, []).append(law)
@@ -233,9 +248,9 @@ def _scaling(rows: pd.DataFrame, labs: dict[int, Path]) -> list[Row]:
         seen = f"slope of log M over log N {mean:+.2f} ± {half:.2f}, {len(fitted['narrow_alpha0'])} seeds"
         verdict = analysis.verdict(mean, half)
         reason = "" if verdict == "holds" else "The runs are short: M still falls from where an untrained adapter starts."
-        out.append(Row(text, PAPER, seen, verdict, reason))
+        out.append(Row(text, PAPER, seen, verdict, reason, seeds=len(fitted["narrow_alpha0"])))
     else:
-        out.append(Row(text, PAPER, "–", "not run"))
+        out.append(Row(text, PAPER, "needs narrow_alpha0 on two seeds at least, scored at four checkpoints", "not run"))
     text = "For α > 0, E of M = E + B·N^(−β) falls as α rises (½ → 1, broad-domain speech)"
     laws = {name: fitted.get(name, []) for name in ("broad_alpha50", "broad_alpha100")}
     n = min(map(len, laws.values()))
@@ -251,9 +266,10 @@ def _scaling(rows: pd.DataFrame, labs: dict[int, Path]) -> list[Row]:
         )
         reason = "E lies beyond the tokens that were seen: four checkpoints of short runs do not fix it."
         reason = "" if verdict == "holds" else reason
-        out.append(Row(text, PAPER, seen, verdict, reason))
+        out.append(Row(text, PAPER, seen, verdict, reason, seeds=n))
     else:
-        out.append(Row(text, PAPER, "–", "not run"))
+        needed = "needs broad_alpha50 and broad_alpha100 on two seeds at least, scored at four checkpoints"
+        out.append(Row(text, PAPER, needed, "not run"))
     return out
 
 
@@ -271,12 +287,12 @@ def _hours(rows: pd.DataFrame) -> list[Row]:
                 own, target = float(active.hours.iloc[0]), float(active.m.iloc[0])
                 told.append((*analysis.hours_to_match(uniform.hours, uniform.m, target), own))
         if not told:
-            out.append(Row(text, HERE, "–", "not run"))
+            out.append(not_run(text, HERE, "active", "uniform", "uniform_hours2 or uniform_hours0.5"))
             continue
         seen = "; ".join(f"{'' if sign == '=' else sign + ' '}{hours:.2f} h against {own:.2f} h" for sign, hours, own in told)
         more = [sign == ">" or (sign == "=" and hours > own) for sign, hours, own in told]
         verdict = "active needs fewer" if all(more) else "uniform needs fewer" if not any(more) else "undecided"
-        out.append(Row(text, HERE, f"{seen} (a seed each)", verdict))
+        out.append(Row(text, HERE, f"{seen} (a seed each)", verdict, seeds=len(told)))
     return out
 
 
@@ -288,6 +304,31 @@ def axis_table(rows: pd.DataFrame, cells: list, axis: str) -> pd.DataFrame:
         return pd.DataFrame()
     base = "stage1" if axis == "alpha" else "active" if axis in ("span", "divergence") else "uniform"
     return analysis.compare(rows, names, base).assign(base=base)
+
+
+def arms_table(rows: pd.DataFrame, labs: dict[int, Path]) -> pd.DataFrame:
+    """Text, speech and cascade, and the gap to the teacher's text, by group: means over seeds with half an interval."""
+    last = rows[rows["last"] & rows.contender.isin(ARMS)]
+    both = pd.concat([analysis.teachers({s: lab for s, lab in labs.items() if s in set(last.seed)}), last])
+    out = []
+    for group in last.group.drop_duplicates():
+        for name in ("teacher", *ARMS):
+            part = both[both.contender.eq(name) & both.group.eq(group)]
+            if len(part):
+                row = {"group": group, "contender": name, "seeds": part.seed.nunique()}
+                for measure in ("text", "speech", "cascade", "gap"):
+                    row[measure], row[f"{measure}_half"] = analysis.interval(part[measure])
+                out.append(row)
+    return pd.DataFrame(out)
+
+
+def arms_cells(table: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
+    """Heads and text cells of `arms_table`."""
+    measures = ("text", "speech", "cascade", "gap")
+    return ["group", "contender", "seeds", "text (%)", "speech (%)", "cascade (%)", "gap (points)"], [
+        [row["group"], row["contender"], str(row["seeds"]), *(_cell(row[m], row[f"{m}_half"], m) for m in measures)]
+        for row in table.to_dict("records")
+    ]
 
 
 def _value(x: float, measure: str) -> str:
@@ -379,8 +420,12 @@ def markdown(found: Findings, command: str, claims: bool = True) -> str:
             "of zero, does not hold where it lies on the other, and is undecided in between; a prediction holds where its "
             f"leave-one-out R² lies above {ENOUGH}, interval and all, over {CHECKPOINTS} checkpoints or more.\n",
             markdown_table(["claim", "whose", "what the miniature shows", "in miniature", "likely reason"],
-                           [[r.text, r.source, r.seen, f"**{r.verdict}**", r.reason] for r in found.claims]), "",
+                           [[r.text, r.source, r.seen, f"**{r.told}**", r.reason] for r in found.claims]), "",
         ]  # fmt: skip
+    if claims and len(found.arms):
+        parts += ["## Text, speech and cascade\n",
+                  "The gap is the teacher's accuracy on text minus the contender's on speech, item by item.\n",
+                  markdown_table(*arms_cells(found.arms)), ""]  # fmt: skip
     for axis, table in found.tables.items():
         heads, cells = axis_cells(table)
         parts += [f"## {AXES[axis]}\n", markdown_table(heads, cells), ""]
@@ -394,9 +439,9 @@ def show(found: Findings, claims: bool = True) -> None:
 
     console = Console(markup=False, highlight=False)
     console = console if console.is_terminal else Console(markup=False, highlight=False, width=170)
-    for axis, table in found.tables.items():
-        heads, cells = axis_cells(table)
-        shown = Table(box=None, pad_edge=False, header_style="bold", title=AXES[axis], title_justify="left")
+    shown_first = [("Text, speech and cascade", *arms_cells(found.arms))] if claims and len(found.arms) else []
+    for title, heads, cells in [*shown_first, *((AXES[axis], *axis_cells(table)) for axis, table in found.tables.items())]:
+        shown = Table(box=None, pad_edge=False, header_style="bold", title=title, title_justify="left")
         for i, head in enumerate(heads):
             shown.add_column(head, justify="left" if i < 2 else "right", no_wrap=True)
         for i, row in enumerate(cells):
@@ -407,7 +452,7 @@ def show(found: Findings, claims: bool = True) -> None:
         console.print(shown)
         console.print()
     for row in found.claims if claims else ():
-        console.print(f"{row.verdict:<16} {row.text}: {row.seen}", soft_wrap=True)
+        console.print(f"{row.told:<16} {row.text}: {row.seen}", soft_wrap=True)
 
 
 def show_plan(grid: studies.Grid, left: list[tuple[str, int, float]], workers: int) -> None:
@@ -438,6 +483,8 @@ def write(found: Findings, folder: Path, command: str, more: Path | None = None,
     told = pd.DataFrame([{k: v for k, v in vars(r).items() if k != "values"} for r in found.claims])
     files[folder / "claims.csv"] = told.to_csv(index=False).encode()
     files[folder / "checkpoints.csv"] = found.rows.to_csv(index=False).encode()
+    if claims:
+        files[folder / "arms.csv"] = found.arms.to_csv(index=False).encode()
     for axis, table in found.tables.items():
         files[folder / f"{axis}.csv"] = table.to_csv(index=False).encode()
     for path, content in files.items():

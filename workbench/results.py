@@ -127,23 +127,24 @@ def scaling(con, lab: Path | str, study: dict) -> tuple[pd.DataFrame, pd.DataFra
     """How M falls with tokens, over all domains by P_web: (points: run, contender, tokens, m; curves: run, contender, tokens,
     m, low, high within what was measured; laws: run, contender, n, e, b, beta and their 95 % intervals in words).
 
-    A run has a law from four scored checkpoints on (salad.analysis.power_law)."""
+    A run has a law from four scored checkpoints before its decay on (salad.analysis.power_law)."""
     rows = analysis.collect({"here": lab})
     columns = ["run_id", "contender", "tokens", "m"]
     if rows.empty:
         return pd.DataFrame(columns=columns), pd.DataFrame(), pd.DataFrame()
-    points = rows[(rows.group == analysis.ALL) & rows.m.notna() & (rows.tokens > 0)][columns]
+    points = rows[(rows.group == analysis.ALL) & rows.m.notna() & (rows.tokens > 0)]
     curves, laws = [], []
     for (run_id, contender), part in points.groupby(["run_id", "contender"], sort=False):
+        part = analysis.before_decay(part)
         try:
-            law = analysis.power_law(con, run_id, study["p_web"], corpus=study.get("heldout", "heldout"))
+            law = analysis.power_law(con, run_id, study["p_web"], part.step, corpus=study.get("heldout", "heldout"))
         except SaladError:  # too few checkpoints, which a caption tells
             continue
         for n in np.geomspace(law.n_min, law.n_max, 30):
             curves.append((run_id, contender, n, *law.at(n)))
         told = {name: f"{getattr(law, name):.3g} [{law.low[name]:.3g}, {law.high[name]:.3g}]" for name in ("e", "b", "beta")}
         laws.append({"run": run_id, "contender": contender, "checkpoints": len(part), **told})
-    return points, pd.DataFrame(curves, columns=[*columns, "low", "high"]), pd.DataFrame(laws)
+    return points[columns], pd.DataFrame(curves, columns=[*columns, "low", "high"]), pd.DataFrame(laws)
 
 
 def votes(con) -> pd.DataFrame:
@@ -179,7 +180,8 @@ def figures(con, lab: Path | str, study: dict, rows: pd.DataFrame) -> list[Figur
     points, curves, laws = scaling(con, lab, study)
     if points.run_id.value_counts().gt(1).any():
         told = "; ".join(f"{law.contender} E {law.e}, β {law.beta}" for law in laws.itertuples())
-        caption = "M by tokens" + (f", M = E + B · N^(−β): {told}" if told else "; a law is fitted from four checkpoints on")
+        none = "; a law is fitted from four checkpoints before the decay on"
+        caption = "M by tokens" + (f", M = E + B · N^(−β): {told}" if told else none)
         out.append(Figure("scaling", caption, charts.scaling(points, curves), points))
     arms = paired(con, study)
     for i, (pair, part) in enumerate(arms.groupby("pair", sort=False)):
