@@ -272,7 +272,7 @@ def test_a_study_that_is_done_does_nothing_and_is_shown_by_the_command(study, ca
     assert list(whole.index) == ["teacher", "stage1", "uniform"] and whole.loc["teacher", ["speech", "gap"]].isna().all()
     assert whole.cascade.notna().all() and "## Text, speech and cascade" in text
     by_hand = whole.text["teacher"] - whole.speech
-    assert whole.gap.dropna().round(6).equals(by_hand.dropna().round(6).rename("gap"))
+    assert whole.gap.dropna().tolist() == pytest.approx(by_hand.dropna().tolist())
 
 
 def test_a_cell_that_fails_is_written_down_and_the_others_go_on(study, capsys, monkeypatch):
