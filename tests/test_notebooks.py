@@ -108,6 +108,24 @@ def test_d_cluster_and_its_interval_are_the_token_weighted_mean_of_texts(opened)
     assert np.allclose(review.cluster_table(con, ids["active"], gamma=0).p_target, table.p_web)
 
 
+def test_a_cluster_that_the_draw_left_out_is_not_intended_in_the_notebook_either(opened):
+    from salad.selection import select
+
+    lab, ids, con = opened
+    cer = con.execute("SELECT cluster_id, avg(cer) FROM syntheses JOIN assignments USING (sample_id) GROUP BY 1").fetchall()
+    limit = sorted(value for _, value in cer if value is not None)[-1] - 1e-9  # the worst one is above it
+    clustering, run, step = con.execute(
+        "SELECT clustering_id, run_id, step FROM selections WHERE selection_id = ?", [ids["active"]]).fetchone()  # fmt: skip
+    name = select(lab, clustering_id=clustering, run_id=run, step=step, strategy="active", gamma=2.0, budget_h=0.001,
+                  seed=1, max_cer=limit)  # fmt: skip
+    store.refresh(con)
+    stored = con.execute("SELECT cluster_id, p_target, left_out FROM selection_clusters WHERE selection_id = ?", [name])
+    stored = {cluster: (p, out) for cluster, p, out in stored.fetchall()}
+    table = review.cluster_table(con, name).set_index("cluster_id")
+    assert any(out == "CER" for _, out in stored.values())
+    assert all(table.p_target[cluster] == pytest.approx(p) for cluster, (p, _) in stored.items())
+
+
 def test_what_the_drops_did_follows_the_drops(opened):
     lab, ids, con = opened
     before = review.effect_of_drops(con, ids["active"])

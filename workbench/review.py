@@ -365,8 +365,12 @@ def _clusters(con, selection_id: str) -> pd.DataFrame:
     SELECT k.cluster_id, k.cluster_id || ' ' || coalesce(array_to_string(k.terms[1:4], ', '), '') AS label,
         k.size, k.p_web, coalesce(d_drawn, d_measured) AS d_cluster, d_measured, half,
         coalesce(n_measured, 0) AS n_measured, coalesce(drawn, 0) AS drawn, coalesce(kept, 0) AS kept,
-        coalesce(drawn_h, 0) AS drawn_h, coalesce(kept_h, 0) AS kept_h, c.gamma, c.strategy, c.budget_h
+        coalesce(drawn_h, 0) AS drawn_h, coalesce(kept_h, 0) AS kept_h, c.gamma, c.strategy, c.budget_h, s.left_out
     FROM clusters AS k JOIN selections AS c ON c.selection_id = $selection AND c.clustering_id = k.clustering_id
+    LEFT JOIN (
+        SELECT cluster_id, max(left_out) AS left_out FROM selection_clusters WHERE selection_id = $selection
+        OR selection_id IN (SELECT ancestor_id FROM lineage WHERE selection_id = $selection) GROUP BY 1
+    ) AS s USING (cluster_id)
     LEFT JOIN {measured} USING (cluster_id) LEFT JOIN drawn USING (cluster_id)
     ORDER BY d_cluster DESC NULLS LAST, cluster_id
     """,
@@ -381,12 +385,12 @@ def _clusters(con, selection_id: str) -> pd.DataFrame:
 
 
 def target(table: pd.DataFrame, gamma: float) -> np.ndarray:
-    """P_target of a cluster table at `gamma`; a cluster that was never measured has none."""
+    """P_target of a cluster table at `gamma`; a cluster that was never measured, or that the draw left out, has none."""
     from salad.selection import target_distribution
 
     d = table.d_cluster.to_numpy(float)
     p = np.zeros(len(table))
-    known = np.isfinite(d)
+    known = np.isfinite(d) & table.left_out.isna().to_numpy()
     if known.any():
         p[known] = target_distribution(table.p_web.to_numpy(float)[known], d[known], float(gamma))
     return p
