@@ -55,6 +55,7 @@ def arena(lab: Path, folder: Path) -> None:
         with sync_playwright() as playwright:
             browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGS)
             tab = browser.new_page(viewport={"width": 1360, "height": 900})
+            tab.set_default_timeout(180_000)
             tab.goto(address)
             tab.locator("#question textarea, #question input").fill("What is the home of the squirrel called?")
             tab.locator("#ask").click()
@@ -84,7 +85,7 @@ def _small(path: Path) -> None:
 
 def divergences(lab: Path, to: Path) -> None:
     """Where and why: the first screen of figures, and one text opened."""
-    with served("notebooks/divergences.py", lab) as address, page(address, 1480, 2080) as tab:
+    with served("notebooks/divergences.py", lab) as address, page(address, 1480, 2960) as tab:
         tab.locator(".salad-listen[data-loaded^=y]").first.wait_for(timeout=180_000)
         tab.wait_for_timeout(6000)
         tab.screenshot(path=to)

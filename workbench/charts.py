@@ -29,7 +29,6 @@ MASSES = {
     "kept_share": ("kept", GREEN),
 }
 CONTENDERS = {"teacher": GREY, "stage1": PURPLE, "stage2_active": VERMILION, "stage2_uniform": BLUE}
-CONTENDER_SCALE = alt.Scale(domain=list(CONTENDERS), range=list(CONTENDERS.values()))
 MEANINGS = dict(zip(review.MEANINGS, (GREEN, BLUE, VERMILION, ORANGE), strict=True))
 CURVES = {
     "loss": "loss (nats per token)",
@@ -215,8 +214,9 @@ def hours(con, selection_id: str, gamma: float) -> alt.LayerChart:
     table["at_gamma"] = budget * table.p_target
     order = table.label.tolist()
     y = alt.Y("label:N", sort=order, title=None, axis=alt.Axis(labelLimit=140, ticks=False, domain=False))
+    # the most that the slider can give one cluster, so that the scale stays while γ moves
+    top = max(float(table[["drawn_h", "kept_h"]].max().max()), float(budget * review.target(table, 6).max()))
     table = table[["label", "at_gamma", "drawn_h", "kept_h"]]
-    top = max(float(table[["drawn_h", "kept_h"]].max().max()), float(budget) / 2)
     x = alt.X("at_gamma:Q", scale=alt.Scale(domain=[0, top], clamp=True), title="hours of speech")
     bars = (
         alt.Chart(table, width=190, height={"step": 14})
@@ -265,7 +265,7 @@ def accuracy(rows: pd.DataFrame) -> alt.HConcatChart:
                         "accuracy:Q",
                         scale=alt.Scale(domain=[0, 1]),
                         title="accuracy ± SE",
-                        axis=alt.Axis(format="%", tickCount=5),
+                        axis=alt.Axis(format="%", values=[0, 0.25, 0.5, 0.75, 1]),
                     ),
                     tooltip=[
                         "contender",
@@ -281,30 +281,26 @@ def accuracy(rows: pd.DataFrame) -> alt.HConcatChart:
 
 
 def divergence_groups(rows: pd.DataFrame) -> alt.HConcatChart:
-    """Misalignment M and forgetting F by coverage group and contender. `rows`: contender, group, m, f."""
+    """Misalignment M and forgetting F by coverage group and contender, with ± one standard error. `rows`: contender, group,
+    m, m_se, f, f_se."""
     groups = list(dict.fromkeys(rows.group))
-    rows, panels = rows[rows[["m", "f"]].notna().any(axis=1)], []
-    for key, title in (("m", "misalignment M (nats per token)"), ("f", "forgetting F (nats per token)")):
-        panels.append(
-            alt.Chart(rows[rows[key].notna()], width=310, height={"step": 15, "for": "offset"})
-            .mark_bar(size=11)
-            .encode(
-                y=alt.Y(
-                    "group:N",
-                    sort=groups,
-                    title=None,
-                    axis=alt.Axis(labels=not panels, ticks=False, domain=False, labelLimit=220),
-                ),
-                yOffset=alt.YOffset("contender:N", sort=list(CONTENDERS)),
-                x=alt.X(f"{key}:Q", title=title),
-                color=alt.Color(
-                    "contender:N",
-                    scale=_contenders(sorted(set(rows.contender))),
-                    legend=alt.Legend(orient="top", title=None),
-                ),
-                tooltip=["contender", "group", alt.Tooltip(f"{key}:Q", format=".4f")],
-            )
-        )
+    scale = _contenders(sorted(set(rows.contender[rows.m.notna() | rows.f.notna()])))
+    colour = alt.Color("contender:N", scale=scale, legend=alt.Legend(orient="top", title=None))
+    offset = alt.YOffset("contender:N", sort=list(CONTENDERS))
+    panels = []
+    for key, title in (("m", "misalignment M"), ("f", "forgetting F")):
+        part = rows[rows[key].notna()]
+        part = part.assign(low=part[key] - part[f"{key}_se"], high=part[key] + part[f"{key}_se"])
+        axis = alt.Axis(labels=not panels, ticks=False, domain=False, labelLimit=220)
+        base = alt.Chart(part, width=310, height={"step": 15, "for": "offset"}).encode(
+            y=alt.Y("group:N", sort=groups, title=None, axis=axis), yOffset=offset,
+        )  # fmt: skip
+        tip = ["contender", "group", alt.Tooltip(f"{key}:Q", format=".4f"), alt.Tooltip(f"{key}_se:Q", format=".4f")]
+        x = {"title": f"{title} ± SE (nats per token)", "axis": alt.Axis(tickCount=5)}
+        panels.append(alt.layer(
+            base.mark_bar(size=11, opacity=0.75).encode(x=alt.X(f"{key}:Q", **x), color=colour, tooltip=tip),
+            base.mark_rule(strokeWidth=2, color=GREY).encode(x=alt.X("low:Q", **x), x2="high:Q"),
+        ))  # fmt: skip
     return alt.hconcat(*panels)
 
 
@@ -515,7 +511,7 @@ def forgetting_and_accuracy(rows: pd.DataFrame) -> alt.Chart:
         alt.Chart(rows, width=430, height=260)
         .mark_point(filled=True, size=70, opacity=0.85)
         .encode(
-            x=alt.X("f:Q", title="forgetting F (nats per token)"),
+            x=alt.X("f:Q", title="forgetting F (nats per token)", axis=alt.Axis(tickCount=5)),
             y=alt.Y("accuracy:Q", scale=alt.Scale(zero=False), title="text accuracy", axis=alt.Axis(format="%")),
             color=alt.Color("contender:N", scale=_contenders(sorted(set(rows.contender))), title=None),
             tooltip=["contender", "domain", alt.Tooltip("f:Q", format=".4f"), alt.Tooltip("accuracy:Q", format=".3f")],

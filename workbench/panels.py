@@ -189,7 +189,7 @@ def compared_table(rows: pd.DataFrame, on_pick) -> mo.ui.table:
     shown = rows[["sample_id", *columns]].rename(columns=columns)
     return mo.ui.table(
         shown, selection="single", pagination=False, show_search=False, show_download=False, show_data_types=False,
-        show_column_summaries=False, wrapped_columns=["text"], column_widths={"text": 270},
+        show_column_summaries=False, wrapped_columns=["text"], column_widths={"text": 220},
         hidden_columns=["sample_id"],
         format_mapping={c: lambda x: "–" if pd.isna(x) else f"{x:.3f}" for c in ("A", "B", "B − A")},
         on_change=lambda picked: on_pick(picked.sample_id.iloc[0]) if len(picked) else None,

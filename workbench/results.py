@@ -165,7 +165,7 @@ def figures(con, lab: Path | str, study: dict, rows: pd.DataFrame) -> list[Figur
     out = [Figure("accuracy", "Accuracy by coverage group", charts.accuracy(long), long)]
     cells = by_domain(con, study)
     if rows.m.notna().any():
-        both = rows[["contender", "group", "m", "f"]]
+        both = rows[["contender", "group", "m", "m_se", "f", "f_se"]]
         out.append(Figure("divergences", "Misalignment and forgetting", charts.divergence_groups(rows), both))
     for name, x, y, figure in (
         ("misalignment-and-speech", "m", "speech", charts.misalignment_and_accuracy),
