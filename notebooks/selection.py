@@ -48,8 +48,8 @@ def _(drawn, lab):
 def _(con, lab, reviewer_ui, selection_ui):
     selection = selection_ui.value
     judge = review.Review(lab, selection, reviewer_ui.value or review.reviewer_name())
-    own_gamma = panels.own_gamma(con, selection)
-    gamma_ui = mo.ui.slider(0, 6, 0.25, value=own_gamma, label="γ", show_value=True, full_width=True)
+    mo.stop(*panels.unready(con, selection))
+    gamma_ui = mo.ui.slider(0, 6, 0.25, value=panels.own_gamma(con, selection), label="γ", show_value=True, full_width=True)
     return gamma_ui, judge, selection
 
 

@@ -25,6 +25,7 @@ QUESTIONS = {path.stem: path.read_text() for path in sorted((_HERE / "questions"
 _lock = threading.RLock()
 _warned: set[tuple] = set()
 _soon: dict[str, threading.Timer] = {}
+_renewing: set[threading.Thread] = set()
 _soon_lock = threading.Lock()
 
 
@@ -322,10 +323,17 @@ def renew_soon(lab=None, after_s: float = 10.0) -> None:
 
     def due():
         with _soon_lock:
-            _soon.pop(str(lab), None)
-        with contextlib.suppress(StoreError):
-            if lab.is_dir():
-                renew(lab)
+            if _soon.get(str(lab)) is not timer:  # put off once more, or done already
+                return
+            del _soon[str(lab)]
+            _renewing.add(threading.current_thread())
+        try:
+            with contextlib.suppress(StoreError):
+                if lab.is_dir():
+                    renew(lab)
+        finally:
+            with _soon_lock:
+                _renewing.discard(threading.current_thread())
 
     with _soon_lock:
         earlier = _soon.get(str(lab))
@@ -338,12 +346,15 @@ def renew_soon(lab=None, after_s: float = 10.0) -> None:
 
 @atexit.register
 def _renew_now() -> None:
-    """What `renew_soon` has put off."""
+    """What `renew_soon` has put off, and what it has begun: a thread that is inside DuckDB when the interpreter ends takes
+    the process down with it."""
     with _soon_lock:
-        waiting = list(_soon.values())
+        waiting, begun = list(_soon.values()), list(_renewing)
     for timer in waiting:
         timer.cancel()
         timer.function()
+    for thread in begun:
+        thread.join()
 
 
 def renew(lab=None) -> Path:

@@ -82,6 +82,16 @@ def test_a_damaged_unit_is_named_and_the_rest_is_shown(shared, tmp_path):
     assert defs["con"].execute("SELECT count(*) FROM damaged").fetchone()[0] == 1
 
 
+@pytest.mark.parametrize("gone", (("clusters",), ("selected", "divergences")))
+def test_a_selection_whose_clusters_or_scores_are_gone_says_what_to_do(gone, shared, tmp_path):
+    lab = tmp_path / "lab"
+    shutil.copytree(shared[0], lab)
+    for table in gone:
+        shutil.rmtree(lab / "tables" / table)
+    _, defs = notebook("selection").run(defs={"lab": lab})
+    assert "salad verify --repair" in review.unready(defs["con"], defs["selection"]) and "listening" not in defs
+
+
 # ------------------------------------------------------------------------------------- the numbers
 
 

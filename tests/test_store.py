@@ -409,6 +409,15 @@ me.drop("s1", "duplicate"), me.drop("s2", "other")"""
         time.sleep(0.05)
 
 
+def test_a_process_that_ends_while_the_database_is_renewed_ends_well(lab):
+    leaves = """import sys, time, pandas, store
+store.renew_soon(sys.argv[1], 0)
+time.sleep(float(sys.argv[2]))"""
+    for pause in ("0.01", "0.05", "0.15"):
+        told = subprocess.run([sys.executable, "-c", leaves, lab, pause], capture_output=True, text=True)
+        assert told.returncode == 0 and not told.stderr and not list(lab.glob(".store.*.tmp*"))
+
+
 def test_published_holds_every_figure_of_the_method_and_guesses_none(lab):
     con = store.connect(lab)
     assert one(

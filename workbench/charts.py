@@ -348,7 +348,7 @@ def curves(con, name: str = "loss", runs=None) -> alt.LayerChart:
     colour = alt.Color(
         "run:N",
         scale=alt.Scale(domain=shown, range=[BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, GREY]),
-        legend=alt.Legend(orient="top", title=None, columns=2),
+        legend=alt.Legend(orient="top", title=None, columns=2, labelLimit=260),
     )  # fmt: skip
     x = alt.X("step:Q", title="optimizer step", scale=alt.Scale(zero=True))
     title = CURVES.get(name, name)

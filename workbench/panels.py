@@ -32,6 +32,12 @@ def state(con, lab) -> mo.Html:
     return mo.vstack([mo.callout(mo.md(words), kind="warn") for words in told]) if told else mo.md("")
 
 
+def unready(con, selection_id: str) -> tuple[bool, mo.Html]:
+    """Whether a selection cannot be shown, and what to do then: what mo.stop takes."""
+    told = review.unready(con, selection_id)
+    return told is not None, mo.callout(mo.md(told or ""), kind="warn")
+
+
 def own_gamma(con, selection_id: str) -> float:
     """The selection's own gamma, 0 where it has none (uniform)."""
     row = con.execute("SELECT gamma FROM selections WHERE selection_id = ?", [selection_id]).fetchone()

@@ -175,6 +175,11 @@ def advice(con: duckdb.DuckDBPyConnection, lab: Path | str) -> str | None:
     if con.execute("SELECT count(*) FROM selections").fetchone()[0]:
         return None
     n = con.execute("SELECT count(*) FROM samples").fetchone()[0]
+    if not n and con.execute("SELECT count(*) FROM runs WHERE status IN ('queued', 'starting', 'running')").fetchone()[0]:
+        return (
+            f"The lab {lab} has no texts yet, and a run is still going: `notebooks/training.py` shows how far. A selection "
+            "is drawn after Stage I; open this again then."
+        )
     if not n:
         return (
             f"The lab {lab} is empty. Make one with `make demo` (five minutes), or say which one to open: "
@@ -184,6 +189,23 @@ def advice(con: duckdb.DuckDBPyConnection, lab: Path | str) -> str | None:
         f"The lab {lab} has {n:,} texts but no selection yet. If a demo is running, it comes after Stage I: "
         f"run this again in a moment. Else draw one with `salad select --lab {lab}`."
     )
+
+
+def unready(con: duckdb.DuckDBPyConnection, selection_id: str) -> str | None:
+    """What to do where a selection's clusters or their divergences are not in the lab, in a sentence; None where they are."""
+    table = _clusters(con, selection_id)
+    named = f"selection `{selection_id}`"
+    if table.empty:
+        return (
+            f"The clusters that {named} was drawn from are not in this lab. If a file is damaged, `salad verify --repair` moves "
+            "it away; `salad pass cluster` makes clusters again. Another selection may be whole: choose it above."
+        )
+    if not table.d_cluster.notna().any():
+        return (
+            f"Neither the drawn texts of {named} are in this lab nor divergences of its clusters. If a file is damaged, "
+            "`salad verify --repair` moves it away; `salad pass score` scores again, `salad select` draws again."
+        )
+    return None
 
 
 def texts(
