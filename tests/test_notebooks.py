@@ -171,6 +171,10 @@ def test_quadrants_count_every_text_of_the_probe_once(opened):
     ).fetchall()
     assert {(r.high_cer, r.high_d): r.n for r in counts.itertuples()} == {(a, b): n for a, b, n in rows}
     assert set(counts.meaning) <= set(charts.MEANINGS)
+    at = review.usual_cer(con, ids["active"])
+    assert 0.1 <= at <= 0.6 and at * 50 == pytest.approx(round(at * 50))
+    standing_out = review.quadrants(con, ids["active"], cer_at=at).groupby("high_cer").n.sum()
+    assert at == 0.6 or standing_out.get(True, 0) <= counts.n.sum() / 2
     cells = review.cells(con, ids["active"], 6.0)
     assert cells.n.sum() == counts.n.sum()
 

@@ -498,6 +498,14 @@ def median_d(con, selection_id: str) -> float:
     return float(con.execute(f"SELECT median(d) FROM {held} WHERE cer IS NOT NULL").fetchone()[0] or 0.0)
 
 
+def usual_cer(con, selection_id: str) -> float:
+    """The CER above which a text of the probe stands out: the median (a text by its worst voice) to the next 0.02, as
+    some voices are strange to a recogniser; from 0.1 to 0.6."""
+    held = _hold(con, selection_id).probed
+    median = con.execute(f"SELECT median(cer) FROM {held}").fetchone()[0] or 0.0
+    return float(min(max(np.ceil(median * 50) / 50, 0.1), 0.6))
+
+
 def adjusted_ranking(con, selection_id: str) -> pd.DataFrame:
     """Clusters' D before and after CER, duration and rate are regressed out (salad.selection.cluster_rankings), the
     most divergent first, with a label to show."""
