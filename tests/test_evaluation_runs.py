@@ -90,7 +90,7 @@ def test_only_what_is_missing_is_answered(place, ours):
 
 def test_contexts_are_spoken_once_in_every_voice_that_is_asked_for(place, ours, monkeypatch):
     heard = Heard([item["context"] for item in ITEMS])
-    monkeypatch.setattr(spoken, "recogniser_of", lambda lab, asr=None: heard)
+    monkeypatch.setattr(spoken, "_recogniser", lambda lab, asr=None: heard)
     voices = ["en-us", "en-us+f3"]
     evaluate(place, ours, ["names"], ("text", "speech", "cascade"), voices=voices)
     found = rows(place, contender="stage1", task="names")
@@ -126,7 +126,7 @@ def test_voices_are_listed_with_their_settings():
 
 
 def test_recordings_of_a_spoken_data_set_are_heard_as_they_are(place, ours, monkeypatch):
-    monkeypatch.setattr(spoken, "recogniser_of", lambda lab, asr=None: None)
+    monkeypatch.setattr(spoken, "_recogniser", lambda lab, asr=None: None)
     questions = ["Who is red?\nA. x\nB. y\nC. z\nD. w", "Who is blue?\nA. x\nB. y\nC. z\nD. w"]
     (place / "tasks" / "clips").mkdir(exist_ok=True)
     for n, text in enumerate(questions):
@@ -141,7 +141,7 @@ def test_recordings_of_a_spoken_data_set_are_heard_as_they_are(place, ours, monk
     assert all(tts == "recorded" and (place / path).is_file() and seconds > 1 for tts, path, seconds in kept)
     with pytest.raises(SaladError, match="has no transcript: a cascade needs a recogniser"):
         evaluate(place, ours, ["mmsu"], ("cascade",))
-    monkeypatch.setattr(spoken, "recogniser_of", lambda lab, asr=None: Heard([questions[0]]))
+    monkeypatch.setattr(spoken, "_recogniser", lambda lab, asr=None: Heard([questions[0]]))
     evaluate(place, ours, ["mmsu"], ("text", "cascade"), limit=1)
     heard, written = (dict(rows(place, "item_id, scores", task="mmsu", modality=m))["0"] for m in ("cascade", "text"))
     assert heard == pytest.approx(written, abs=1e-4)  # transcribed now, as it had not been when it was kept
