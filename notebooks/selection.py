@@ -74,7 +74,7 @@ def _(cluster_chart, con, gamma_ui, said, selection):
 
 @app.cell(hide_code=True)
 def _(con, selection):
-    cer_ui = mo.ui.slider(0.02, 0.6, 0.02, value=review.usual_cer(con, selection), label="CER above", show_value=True, debounce=True)
+    cer_ui = mo.ui.slider(0.02, 0.6, 0.02, review.usual_cer(con, selection), label="CER above", show_value=True, debounce=True)
     d_ui = mo.ui.number(0, 100, 0.1, value=round(review.median_d(con, selection), 1), label="D above (at first the median)")
     return cer_ui, d_ui
 
