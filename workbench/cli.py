@@ -55,7 +55,7 @@ def demo(
     full: bool = False,
     overrides: Set = [],  # noqa: B006
 ) -> int:
-    """Run SALAD end to end in miniature, here: about five minutes on two CPU cores, nothing to download.
+    """Run SALAD end to end in miniature, here: six to seven minutes on two CPU cores, nothing to download.
 
     Text, teacher, speech, Stage I, divergences, clusters, active selection and its uniform control, synthesis,
     Stage II, evaluation, report. Interrupt it when you like: the same command goes on where it was.

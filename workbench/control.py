@@ -110,7 +110,7 @@ def advice(con, lab: Path | str) -> str | None:
     if con.execute("SELECT count(*) FROM runs").fetchone()[0]:
         return None
     return (
-        f"The lab {lab} has no run yet. `make demo` makes the whole miniature (five minutes); a recipe below starts a "
+        f"The lab {lab} has no run yet. `make demo` makes the whole miniature (seven minutes); a recipe below starts a "
         "run once the lab has its models and speech. Another lab opens with `SALAD_LAB=path/to/lab`."
     )
 

@@ -62,7 +62,7 @@ def advice(con, lab: Path | str) -> str | None:
     if con.execute("SELECT count(*) FROM runs").fetchone()[0]:
         return f"The lab {lab} has no divergences yet. Score its newest Stage I with `salad pass score --lab {lab}`."
     return (
-        f"The lab {lab} is empty. Make one with `make demo` (five minutes), or say which one to open: "
+        f"The lab {lab} is empty. Make one with `make demo` (seven minutes), or say which one to open: "
         "`SALAD_LAB=path/to/lab marimo edit notebooks/divergences.py`."
     )
 

@@ -49,7 +49,7 @@ def advice(con, lab: Path | str) -> str | None:
     if con.execute("SELECT count(*) FROM runs").fetchone()[0]:
         return f"Nothing is evaluated in {lab} yet: `salad evaluate --lab {lab}` does that for its newest run."
     return (
-        f"The lab {lab} is empty. Make one with `make demo` (five minutes), or say which one to open: "
+        f"The lab {lab} is empty. Make one with `make demo` (seven minutes), or say which one to open: "
         "`SALAD_LAB=path/to/lab marimo edit notebooks/results.py`."
     )
 

@@ -182,7 +182,7 @@ def advice(con: duckdb.DuckDBPyConnection, lab: Path | str) -> str | None:
         )
     if not n:
         return (
-            f"The lab {lab} is empty. Make one with `make demo` (five minutes), or say which one to open: "
+            f"The lab {lab} is empty. Make one with `make demo` (seven minutes), or say which one to open: "
             f"`SALAD_LAB=path/to/lab marimo edit notebooks/selection.py`."
         )
     return (
