@@ -171,6 +171,8 @@ def stream(folder: str, name: str, k: int) -> dict:
 
 
 def speed(n: int, k: int, folder: str | None, names: list[str]) -> list[dict]:
+    if folder is not None:
+        Path(folder).mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as place:
         if shutil.disk_usage(place).free < 1.2 * n * DIMENSIONS * 4:
             raise SystemExit(f"{place} has too little space for {n} documents of {DIMENSIONS} dimensions")
