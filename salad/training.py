@@ -331,8 +331,8 @@ PEAK_TFLOPS = {  # dense bfloat16 matrix products, of the makers' data sheets
 def flops(model: SpeechLM, config: RunConfig, taken_tokens: int, text_tokens: int, positions: int) -> float:
     """Floating-point operations of a step's matrix products with the LLM's weights: twice a weight forward, twice
     backward, twice more for its own gradient where it trains (not counted: attention, adapter, encoder, what gradient
-    checkpointing computes again). The teacher goes forward only, over the text (with a cache
-    of it, that is not counted); both heads over the positions only."""
+    checkpointing computes again). The teacher goes forward only, over the text (not at all with a cache of it); both
+    heads over the positions only."""
     full = config.llm.finetune == "full"
     layers = sum(p.numel() for p in model.llm.get_decoder().layers.parameters() if full or not p.requires_grad)
     head = model.head.numel()

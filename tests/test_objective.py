@@ -166,11 +166,12 @@ def test_no_position_gives_a_zero_loss_that_backpropagates(empty, reduction, way
         assert position_divergences(pair, pair, (args[2], args[3]), top_k=2).teacher_ids.shape == (0, 2)
 
 
-def at_divergence(kl, n=256, v=4096, h=128):
-    """bf16 inputs like a language model's (logits that spread over several nats) whose mean KL is near `kl`."""
+def at_divergence(kl, n=256, v=4096, h=128, one_head=False):
+    """bf16 inputs like a language model's (logits that spread over several nats) whose mean KL is near `kl`. With
+    `one_head` student and teacher share a frozen one."""
     head_t = (torch.randn(v, h) / h**0.5).bfloat16()
     hidden_t = (torch.randn(n, h) * 3.0).bfloat16()
-    head_s = (head_t.float() + torch.randn(v, h) * 0.02 * kl / h**0.5).bfloat16()
+    head_s = head_t if one_head else (head_t.float() + torch.randn(v, h) * 0.02 * kl / h**0.5).bfloat16()
     low, high = 0.0, 8.0
     noise, target = torch.randn(n, h), torch.randint(0, v, (n,))
     for _ in range(25):
@@ -179,7 +180,7 @@ def at_divergence(kl, n=256, v=4096, h=128):
         d = reference(hidden_s, head_s, hidden_t, head_t, target, 1.0, v)[1].mean().item()
         low, high = (middle, high) if d < kl else (low, middle)
     assert abs(d / kl - 1) < 0.1, f"KL {d}"
-    return hidden_s.requires_grad_(), head_s.requires_grad_(), hidden_t, head_t, target
+    return hidden_s.requires_grad_(), head_s.requires_grad_(not one_head), hidden_t, head_t, target
 
 
 @pytest.mark.parametrize("way", [{"chunk_rows": 64}, {}, {"vocab_tile": 512}])

@@ -402,7 +402,7 @@ def _processor() -> str:
 def markdown(found: Findings, command: str, claims: bool = True) -> str:
     """docs/findings.md; without `claims`, the tables of a sweep."""
     verdicts = pd.Series([row.verdict for row in found.claims]).value_counts()
-    counted = ", ".join(f"{n} {name}" for name, n in verdicts.items())
+    counted = ", ".join(f"{name} {n}" for name, n in verdicts.items())
     title = "The paper's findings, put to the test in miniature" if claims else "A sweep of the miniature"
     parts = [
         f"# {title}\n",
