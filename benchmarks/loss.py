@@ -52,6 +52,7 @@ def contenders(device: str, use: set[str] | None) -> tuple[dict, dict]:
 
     found["salad"] = lambda *a: distillation_loss(*a).loss
     found["salad, low memory"] = lambda *a: distillation_loss(*a, vocab_tile=TILE[device]).loss
+    found["salad, compiled"] = lambda *a: distillation_loss(*a, compile=True).loss
     found["plain torch"] = plain
     try:
         from trl.trainer.distillation_trainer import _chunked_divergence_loss

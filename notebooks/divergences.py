@@ -56,15 +56,15 @@ def _(a_ui, b_ui, con, listed):
 @app.cell(hide_code=True)
 def _(con, corpus_ui, labels, measure_ui, scored):
     measure, corpus = measure_ui.value, corpus_ui.value
+    spread = charts.distribution(con, scored, measure, labels, corpus)
     mo.vstack([corpus_ui, panels.divergence_facts(con, scored, measure, labels, corpus)])
-    return corpus, measure
+    return corpus, measure, spread
 
 
 @app.cell(hide_code=True)
-def _(con, corpus, group_ui, labels, measure, scored):
+def _(con, corpus, group_ui, labels, measure, scored, spread):
     panels.row(
-        mo.vstack([mo.md("### How many texts, how far?\nDashed: the token-weighted mean."),
-                   charts.distribution(con, scored, measure, labels, corpus)]),
+        mo.vstack([mo.md("### How many texts, how far?\nDashed: the token-weighted mean."), spread]),
         mo.vstack([mo.md("### In which texts?\nBy cluster: only texts that the newest clustering holds."), group_ui,
                    charts.divergence_by_group(con, scored, measure, group_ui.value, labels, corpus)]))
     return
@@ -104,20 +104,26 @@ def _(a_ui, b_ui, compared_ui, con, corpus, measure, order_ui, page_ui, scored, 
 
 
 @app.cell(hide_code=True)
-def _(chosen, con, opened, rows):
-    sample = opened() or (rows.sample_id.iloc[0] if len(rows) else None)
-    readings = [Reading(con, checkpoint, [sample] if sample else []) for checkpoint in chosen]
-    return readings, sample
+def _(chosen, con):
+    readings = [Reading(con, checkpoint, []) for checkpoint in chosen]
+    players = [mo.vstack([mo.md(f"**{reading.checkpoint.label}**"), mo.ui.anywidget(reading)]) for reading in readings]
+    return players, readings
 
 
 @app.cell(hide_code=True)
-def _(chosen, measure, readings, sample):
+def _(opened, rows):
+    sample = opened() or (rows.sample_id.iloc[0] if len(rows) else None)
+    return (sample,)
+
+
+@app.cell(hide_code=True)
+def _(measure, players, readings, sample):
+    for _reading in readings:
+        _reading.load([sample] if sample else [])
     mo.vstack([
         mo.md("### One text\nColour: the divergence of each token; hover for the teacher's likeliest tokens on text "
               "beside the student's on speech."),
-        *(mo.vstack([mo.md(f"**{checkpoint.label}**"), mo.ui.anywidget(reading)])
-          for checkpoint, reading in zip(chosen, readings, strict=True)),
-        charts.tokens({c.label: r.card for c, r in zip(chosen, readings, strict=True)}, measure) if sample else mo.md("")])
+        *players, charts.tokens({r.checkpoint.label: r.card for r in readings}, measure) if sample else mo.md("")])
     return
 
 

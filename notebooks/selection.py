@@ -54,29 +54,33 @@ def _(con, lab, reviewer_ui, selection_ui):
 
 
 @app.cell(hide_code=True)
-def _(con, selection):
-    cluster_chart = mo.ui.altair_chart(charts.clusters(con, selection))
-    return (cluster_chart,)
+def _(con, said, selection):
+    said()
+    events_ui = panels.events_table(con, selection)
+    mo.vstack([mo.md("### What is kept, and what the drops did"), panels.effect(con, selection)])
+    return (events_ui,)
 
 
 @app.cell(hide_code=True)
-def _(cluster_chart, con, gamma_ui, said, selection):
+def _(con, selection):
+    cluster_chart = mo.ui.altair_chart(charts.clusters(con, selection))
+    cluster_view = mo.vstack([cluster_chart])  # a name of its own: what shows the figure is not drawn anew at a click
+    cer_ui = mo.ui.slider(0.02, 0.6, 0.02, review.usual_cer(con, selection), label="CER above", show_value=True, debounce=True)
+    d_ui = mo.ui.number(0, 100, 0.1, value=round(review.median_d(con, selection), 1), label="D above (at first the median)")
+    return cer_ui, cluster_chart, cluster_view, d_ui
+
+
+@app.cell(hide_code=True)
+def _(cluster_view, con, gamma_ui, said, selection):
     said()
     panels.row(
         mo.vstack([mo.md("### Clusters\nLeft: where speech disagrees with the text teacher. Right: what the web has, what is "
                          "intended, drawn, kept. Click a row to read its texts; shift adds one, a double click takes all."),
-                   panels.scrolled(cluster_chart, charts.masses(con, selection, gamma_ui.value))]),
+                   panels.scrolled(cluster_view, charts.masses(con, selection, gamma_ui.value))]),
         mo.vstack([mo.md("### γ, live\nP_target ∝ P_web · d_clusterᵞ. Bars: hours at this γ. Green: kept now."),
                    gamma_ui, panels.gamma_facts(con, selection, gamma_ui.value),
                    charts.hours(con, selection, gamma_ui.value)]))
     return
-
-
-@app.cell(hide_code=True)
-def _(con, selection):
-    cer_ui = mo.ui.slider(0.02, 0.6, 0.02, review.usual_cer(con, selection), label="CER above", show_value=True, debounce=True)
-    d_ui = mo.ui.number(0, 100, 0.1, value=round(review.median_d(con, selection), 1), label="D above (at first the median)")
-    return cer_ui, d_ui
 
 
 @app.cell(hide_code=True)
@@ -113,21 +117,32 @@ def _(con, selection):
 
 
 @app.cell(hide_code=True)
-def _(cluster_chart, quadrant_chart, search_ui, sort_ui, standing_ui):
-    picked, brushed = panels.picked(cluster_chart), quadrant_chart.selections.get("brush") or {}
-    _ = search_ui.value, sort_ui.value, standing_ui.value  # the first page again of whatever is looked for
-    page_ui = mo.ui.number(1, 100_000, value=1, label="page")
-    return brushed, page_ui, picked
+def _(con, judge, set_said):
+    listening = Listening(con, judge, [], on_said=lambda told: set_said(lambda before: (before[0] + 1, told)))
+    player = mo.vstack([mo.ui.anywidget(listening)])
+    return listening, player
 
 
 @app.cell(hide_code=True)
-def _(audit_n, brushed, con, judge, order_ui, picked, search_ui, selection, set_said, unjudged_ui):
+def _(cluster_chart, quadrant_chart):
+    picked, brushed = panels.picked(cluster_chart), quadrant_chart.selections.get("brush") or {}
+    return brushed, picked
+
+
+@app.cell(hide_code=True)
+def _(brushed, picked, search_ui, sort_ui, standing_ui):
+    page_ui = panels.first_page(brushed, picked, search_ui, sort_ui, standing_ui)
+    return (page_ui,)
+
+
+@app.cell(hide_code=True)
+def _(audit_n, brushed, con, judge, listening, order_ui, picked, player, search_ui, selection, unjudged_ui):
     queue = review.queue(con, selection, order_ui.value, picked, judge.reviewer, unjudged_ui.value,
                          search=search_ui.value, per_cluster=audit_n.value, within=brushed)
-    listening = Listening(con, judge, queue, on_said=lambda told: set_said(lambda before: (before[0] + 1, told)))
+    listening.load(queue)
     mo.vstack([mo.md(f"### Read and listen\n{panels.picked_words(con, selection, picked, brushed)}"),
-               mo.hstack([order_ui, unjudged_ui, search_ui], justify="start", gap=2), mo.ui.anywidget(listening)])
-    return (listening,)
+               mo.hstack([order_ui, unjudged_ui, search_ui], justify="start", gap=2), player])
+    return
 
 
 @app.cell(hide_code=True)
@@ -143,24 +158,9 @@ def _(brushed, con, listening, page_ui, picked, said, search_ui, selection, sort
 
 
 @app.cell(hide_code=True)
-def _(con, said, selection):
-    said()
-    mo.vstack([mo.md("### What the drops did"), panels.effect(con, selection)])
-    return
-
-
-@app.cell(hide_code=True)
 def _(con, selection):
-    mo.vstack([mo.md(panels.ADJUSTED),
-               panels.when_seen(lambda: charts.adjusted_ranking(con, selection), height=420)])
+    mo.vstack([mo.md(panels.ADJUSTED), panels.when_seen(lambda: charts.adjusted_ranking(con, selection), height=420)])
     return
-
-
-@app.cell(hide_code=True)
-def _(con, said, selection):
-    said()
-    events_ui = panels.events_table(con, selection)
-    return (events_ui,)
 
 
 @app.cell(hide_code=True)

@@ -138,11 +138,14 @@ class ObjectiveConfig(Frozen):
         False, description="keep what the teacher says in lab/caches, for further seeds and alphas (LoRA, one process)"
     )
     teacher_cache_gb: float = Field(50.0, gt=0, description="a larger teacher cache is refused until this is raised")
+    compile: bool = Field(False, description="fuse the loss between its products with torch.compile (needs a compiler)")
 
     @model_validator(mode="after")
     def _cached(self):
         if self.teacher_cache and self.divergence != "forward_kl":
             raise ValueError("teacher_cache holds what forward_kl needs; the other divergences need the teacher itself")
+        if self.compile and (self.teacher_cache or self.divergence != "forward_kl"):
+            raise ValueError("compile is for forward_kl without teacher_cache")
         return self
 
 

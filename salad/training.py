@@ -286,8 +286,8 @@ def one_step(
             return None
         moved = batch.to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=model.dtype == torch.bfloat16):
-            told = {"alpha": config.objective.alpha, "divergence": config.objective.divergence, "teacher_cache": cache}
-            out = model(moved, **told, reduction="sum", per_position=True)
+            told = {name: getattr(config.objective, name) for name in ("alpha", "divergence", "compile")}
+            out = model(moved, **told, teacher_cache=cache, reduction="sum", per_position=True)
         (out.loss * (processes.world / positions)).backward()  # FSDP2 takes the mean over the processes
         corpus = torch.tensor([names.index(source) for source in batch.sources], device=device)[moved.sample_N]
         sums[0] += out.loss.detach().double()

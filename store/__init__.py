@@ -7,7 +7,7 @@ from .errors import StoreError, UserError
 from .events import append
 from .lab import lab_path
 from .units import Unit, exists, publish, unit_id
-from .views import DamagedWarning, audio, connect, query, refresh, renew, renew_soon
+from .views import DamagedWarning, audio, connect, query, refresh, renew, renew_soon, version
 
 __all__ = [
     "DamagedWarning",
@@ -32,4 +32,5 @@ __all__ = [
     "schema",
     "unit_id",
     "verify",
+    "version",
 ]

@@ -252,6 +252,14 @@ def refresh(con) -> None:
                     con.execute("ROLLBACK")
                 raise
             state["seen"] = now
+            state["changes"] = {name: state.get("changes", {}).get(name, 0) + (name not in fresh) for name in now}
+
+
+def version(con, *tables: str) -> tuple:
+    """Equal as long as these tables hold the same under this connection (`connect`'s): `refresh` changes it where
+    somebody has published or said something. For what is computed from tables once and kept."""
+    changes = _state[getattr(con, "_con", con)]["changes"]
+    return tuple(changes[name] for name in tables)
 
 
 def connect(lab=None, locked: bool = False, timeout_s: float = 30, memory: str = "2GB"):

@@ -1,7 +1,11 @@
 """The objective against a plain float64 reference on fresh random inputs."""
 
+import sysconfig
+from pathlib import Path
+
 import pytest
 import torch
+from tools import refuse, require
 from torch.nn.functional import kl_div, log_softmax, nll_loss
 
 from salad import SaladError
@@ -308,3 +312,69 @@ def test_a_nan_is_not_hidden():
         args[0][5] = float("nan")
     for way in ({}, {"vocab_tile": 16}):
         assert distillation_loss(*args, **way).loss.isnan()
+
+
+# ------------------------------------------------------------------------------------------------ compiled
+
+
+@pytest.fixture(scope="module")
+def compiler():
+    """torch.compile's C++ compiler, and Python's headers, which it includes."""
+    require("g++")
+    if not Path(sysconfig.get_path("include"), "Python.h").is_file():
+        refuse("Python's headers are not installed (python3-dev); .ci/tools.sh installs them on Debian")
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("trainable", [True, False])
+def test_compiled_equals_the_reference(compiler, trainable, alpha):
+    """Values and gradients, chunks of several sizes, padded vocabularies, rows without a target, any reduction."""
+    args = inputs(n=37, v_s=96, v_t=104, vocab=90)
+    args[1].requires_grad_(trainable)
+    args[4][::5] = -100
+    kept = args[4] >= 0
+    wanted = args[:2] if trainable else args[:1]
+    for reduction in ("mean", "none"):
+        out = distillation_loss(*args, alpha, 90, reduction, chunk_rows=8, compile=True)
+        some = [args[0][kept], args[1], args[2][kept], args[3], args[4][kept]]
+        loss, d, nll = reference(*some, alpha, 90)
+        if reduction == "mean":
+            loss, d, nll, got = loss.mean(), d.mean(), nll.mean(), out
+        else:
+            assert (out.loss[~kept] == 0).all()
+            got = [value[kept] for value in out]
+        for x, y in zip(got, (loss, d, nll), strict=True):
+            torch.testing.assert_close(x.double(), y, rtol=2e-6, atol=2e-6)
+        weight = torch.rand(int(kept.sum())) if reduction == "none" else 1.0
+        first = torch.autograd.grad((got[0] * weight).sum(), wanted)
+        for x, y in zip(first, torch.autograd.grad((loss * weight).sum(), wanted), strict=True):
+            assert relative(x, y) < 5e-6
+
+
+@pytest.mark.parametrize("kl", [0.01, 3.0])
+def test_compiled_passes_the_gate_and_equal_inputs_give_exactly_zero(compiler, kl):
+    args = at_divergence(kl)
+    out = distillation_loss(*args, chunk_rows=64, compile=True)
+    out.loss.backward()
+    want = torch.autograd.grad(reference(*args, 1.0, args[1].shape[0])[0].mean(), args[:2])
+    assert relative(args[0].grad, want[0]) < 0.01 and relative(args[1].grad, want[1]) < 0.01
+    same = distillation_loss(*args[:2], args[0].detach(), args[1].detach(), args[4], chunk_rows=64, compile=True)
+    assert same.d.item() == 0.0
+
+
+def test_compiled_is_for_forward_kl_in_rows_and_says_so():
+    for way in ({"vocab_tile": 8}, {"divergence": "jsd"}):
+        with pytest.raises(SaladError, match="compile is for forward_kl"):
+            distillation_loss(*inputs(), compile=True, **way)
+
+
+def test_without_a_compiler_the_error_says_what_is_missing():
+    from torch._inductor import config
+
+    torch._dynamo.reset()
+    with (
+        config.patch({"cpp.cxx": ("/no/such/compiler",), "force_disable_caches": True}),
+        pytest.raises(SaladError, match=r"objective\.compile: .* C\+\+ compiler on CPU.*Without it"),
+    ):
+        distillation_loss(*inputs(), compile=True)
+    torch._dynamo.reset()

@@ -92,6 +92,24 @@ def test_publishing_again_writes_the_same_bytes_and_one_unit(lab):
     assert manifest["rows"] == 2 and manifest["seed"] == 3 and not any("at" == k or "time" in k for k in manifest)
 
 
+def test_a_tables_version_changes_with_what_it_holds_and_with_nothing_else(lab):
+    store.publish(lab, "divergences", [divergence(1)], {"part": 1})
+    con = store.connect(lab)
+    before = store.version(con, "divergences", "decisions")
+    store.refresh(con)
+    assert store.version(con, "divergences", "decisions") == before
+    store.append(lab, "decisions", selection_id="l1", target="cluster", cluster_id=1, verdict="keep", reviewer="ada")
+    store.refresh(con)
+    said = store.version(con, "divergences", "decisions")
+    assert said[0] == before[0] and said[1] != before[1]
+    store.publish(lab, "divergences", [divergence(2)], {"part": 1})  # as many rows as before, in the place of the others
+    assert store.version(con, "divergences", "decisions") == said  # this connection has not seen it yet
+    store.refresh(con)
+    assert store.version(con, "divergences")[0] != said[0]
+    locked = store.connect(lab, locked=True)
+    assert store.version(locked, "divergences") == store.version(store.connect(lab), "divergences")
+
+
 def test_a_unit_without_rows_is_a_unit(lab):
     """A shard in which nothing was found is done all the same."""
     assert store.publish(lab, "divergences", [], {"a": 1}).rows == 0

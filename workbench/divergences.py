@@ -9,6 +9,8 @@ import duckdb
 import numpy as np
 import pandas as pd
 
+from workbench.review import dicts, read_speech, read_tokens
+
 MEASURES = {
     "m": "misalignment M: the student on text against itself on speech",
     "d": "distillation divergence D: the teacher on text against the student on speech",
@@ -311,32 +313,25 @@ def texts(con, scored, measure, a, b, corpus=None, brushed=None, words="", order
 
 def card(con, checkpoint: Checkpoint, sample_id: str) -> dict | None:
     """What the listening widget shows of a text under a checkpoint (as review.card has it); None if it is not there."""
-    from workbench.review import read_tokens, read_words
-
-    names = ["sample_id", "text", "domain", "synthesis_id", "d", "m", "f", "cluster_id", "terms", "tts", "voice", "cer",
-             "duration_s", "flags"]  # fmt: skip
-    row = con.execute(
-        """SELECT x.sample_id, any_value(s.text), any_value(s.domain), x.synthesis_id,
-            token_mean(x.d, n_positions),
-            token_mean(x.m, n_positions),
-            token_mean(x.f, n_positions_f),
-            any_value(a.cluster_id), any_value(array_to_string(k.terms[1:4], ', ')), any_value(y.tts),
-            any_value(y.voice), any_value(y.cer), any_value(y.duration_s),
-            list_concat(coalesce(any_value(s.flags), []), coalesce(any_value(y.flags), []))
-        FROM raw.divergences AS x JOIN samples AS s ON s.sample_id = x.sample_id
-        LEFT JOIN syntheses AS y ON y.synthesis_id = x.synthesis_id
-        LEFT JOIN (FROM current_assignments WHERE sample_id = $3) AS a ON a.sample_id = x.sample_id
-        LEFT JOIN current_clusters AS k ON k.cluster_id = a.cluster_id
-        WHERE x.run_id = $1 AND x.step = $2 AND x.sample_id = $3 GROUP BY x.sample_id, x.synthesis_id
-        ORDER BY x.synthesis_id LIMIT 1""",  # the view divergences would join every text's cluster to have this one's
-        [checkpoint.run_id, checkpoint.step, sample_id],
-    ).fetchone()
-    if row is None:
+    # A look into each table by id: a join of them, and the view divergences, would read every text's row to have this one's.
+    measured = dicts(con.execute(
+        """SELECT synthesis_id, token_mean(d, n_positions) AS d, token_mean(m, n_positions) AS m,
+            token_mean(f, n_positions_f) AS f
+        FROM raw.divergences WHERE run_id = ? AND step = ? AND sample_id = ? GROUP BY ALL ORDER BY synthesis_id LIMIT 1""",
+        [checkpoint.run_id, checkpoint.step, sample_id]))  # fmt: skip
+    texts = dicts(con.execute(
+        "SELECT sample_id, text, domain, coalesce(flags, []) AS flags FROM samples WHERE sample_id = ?", [sample_id]))
+    if not measured or not texts:
         return None
-    found = dict(zip(names, row, strict=True))
-    found["said"], found["words"] = [], read_words(con, found["synthesis_id"])
-    found["tokens"] = read_tokens(con, checkpoint.run_id, checkpoint.step, sample_id, found["synthesis_id"])
-    return found
+    clusters = dicts(con.execute(
+        """SELECT cluster_id, array_to_string(terms[1:4], ', ') AS terms FROM current_clusters
+        WHERE cluster_id = (SELECT cluster_id FROM current_assignments WHERE sample_id = ?)""", [sample_id]))
+    speech = read_speech(con, measured[0]["synthesis_id"])
+    return {
+        "cluster_id": None, "terms": None, **texts[0], **measured[0], **(clusters[0] if clusters else {}), **speech,
+        "said": [], "flags": texts[0]["flags"] + speech["flags"],
+        "tokens": read_tokens(con, checkpoint.run_id, checkpoint.step, sample_id, measured[0]["synthesis_id"]),
+    }  # fmt: skip
 
 
 def tokens(cards: dict[str, dict | None]) -> pd.DataFrame:

@@ -46,13 +46,13 @@ class Listening(anywidget.AnyWidget):
         self.queue = {"total": len(self._ids), "message": message}
         self.show()
 
-    def turn_to(self, sample_id: str) -> None:
+    def turn_to(self, sample_id: str, message: str | None = None) -> None:
         """Show this text; where it is not in the queue, it comes in before the one that is shown."""
         if sample_id not in self._ids:
             self._ids.insert(self._index, sample_id)
             self.queue = {**self.queue, "total": len(self._ids)}
         self._index = self._ids.index(sample_id)
-        self.show()
+        self.show(message)
 
     @property
     def current(self) -> str | None:
@@ -115,9 +115,8 @@ class Listening(anywidget.AnyWidget):
                 self.show("nothing to undo")
                 return
             store.refresh(self._con)
-            if said["target"] == "sample":
-                self.turn_to(said["sample_id"])
-            self.show(f"taken back: {said['verdict']} {said['reason'] or ''}")
+            told = f"taken back: {said['verdict']} {said['reason'] or ''}"
+            self.turn_to(said["sample_id"], told) if said["target"] == "sample" else self.show(told)
         else:
             if verdict == "drop":
                 said = self._judge.drop(sample_id, message["reason"], note)
@@ -139,11 +138,11 @@ class Reading(Listening):
     judges = traitlets.Bool(False).tag(sync=True)
 
     def __init__(self, con, checkpoint: divergences.Checkpoint, queue: list[str]):
-        self._checkpoint = checkpoint
+        self.checkpoint = checkpoint
         super().__init__(con, None, queue)
 
     def _card(self) -> dict | None:
-        return divergences.card(self._con, self._checkpoint, self.current)
+        return divergences.card(self._con, self.checkpoint, self.current)
 
 
 def _plain(value):

@@ -7,7 +7,6 @@ import math
 import weakref
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import duckdb
 import numpy as np
@@ -36,31 +35,39 @@ _KEYS = {
     "character error rate": "cer DESC NULLS LAST, draw",
 }
 
-# One row per drawn text, with its speech and its divergences under the checkpoint that the selection was drawn
-# with. Of several syntheses the one that was scored stands for a text, else the first id.
+# One row per drawn text, with its speech: of several syntheses the one that was scored under the checkpoint that the
+# selection was drawn with stands for a text, else the first id.
+_DRAWN = """
+WITH mine AS (SELECT * FROM selected WHERE selection_id = $selection),
+scored AS (
+    SELECT DISTINCT synthesis_id FROM raw.divergences AS v
+    JOIN selections AS c ON c.selection_id = $selection AND v.run_id = c.run_id AND v.step = c.step
+    WHERE sample_id IN (SELECT sample_id FROM mine)
+), spoken AS (
+    SELECT sample_id, substr(min(if(scored.synthesis_id IS NULL, '1', '0') || y.synthesis_id), 2) AS synthesis_id
+    FROM syntheses AS y LEFT JOIN scored USING (synthesis_id)
+    WHERE sample_id IN (SELECT sample_id FROM mine) GROUP BY sample_id
+)
+SELECT t.selection_id, t.sample_id, t.draw, t.cluster_id, t.d_cluster, t.p_target, y.synthesis_id, y.tts, y.voice, y.cer,
+    coalesce(y.duration_s, t.estimated_s) AS seconds, y.duration_s, coalesce(y.flags, []) AS flags
+FROM mine AS t LEFT JOIN spoken USING (sample_id) LEFT JOIN syntheses AS y USING (synthesis_id)
+"""
+
+# The same with the text, its cluster's words, and its divergences under that checkpoint.
 _READ = """
 WITH chosen AS (SELECT * FROM selections WHERE selection_id = $selection),
-mine AS (SELECT * FROM selected WHERE selection_id = $selection),
-rows AS (
-    SELECT v.* FROM raw.divergences AS v JOIN chosen AS c ON v.run_id = c.run_id AND v.step = c.step
-    WHERE v.sample_id IN (SELECT sample_id FROM mine)
-), spoken AS (
-    SELECT sample_id, arg_min({'synthesis_id': synthesis_id, 'tts': tts, 'voice': voice, 'cer': cer,
-        'duration_s': duration_s, 'flags': flags}, (scored_id IS NULL, synthesis_id)) AS y  -- without its words
-    FROM syntheses LEFT JOIN (SELECT DISTINCT synthesis_id AS scored_id FROM rows) ON scored_id = synthesis_id
-    WHERE sample_id IN (SELECT sample_id FROM mine) GROUP BY sample_id
-), scored AS (
+scored AS (
     SELECT sample_id, token_mean(d, n_positions) AS d,
         token_mean(m, n_positions) AS m,
         token_mean(f, n_positions_f) AS f
-    FROM rows GROUP BY ALL
+    FROM raw.divergences AS v JOIN chosen AS c ON v.run_id = c.run_id AND v.step = c.step
+    WHERE sample_id IN (SELECT sample_id FROM {drawn}) GROUP BY ALL
 )
 SELECT t.selection_id, t.sample_id, t.draw, t.cluster_id, array_to_string(k.terms[1:4], ', ') AS terms,
-    t.d_cluster, t.p_target, s.text, s.domain, s.n_tokens, scored.d, scored.m, scored.f, y.synthesis_id, y.tts,
-    y.voice, y.cer, coalesce(y.duration_s, t.estimated_s) AS seconds, y.duration_s,
-    list_concat(coalesce(s.flags, []), coalesce(y.flags, [])) AS flags
-FROM mine AS t JOIN chosen AS c USING (selection_id) LEFT JOIN samples AS s USING (sample_id)
-LEFT JOIN spoken USING (sample_id) LEFT JOIN scored USING (sample_id)
+    t.d_cluster, t.p_target, s.text, s.domain, s.n_tokens, scored.d, scored.m, scored.f, t.synthesis_id, t.tts,
+    t.voice, t.cer, t.seconds, t.duration_s, list_concat(coalesce(s.flags, []), t.flags) AS flags
+FROM {drawn} AS t JOIN chosen AS c USING (selection_id) LEFT JOIN samples AS s USING (sample_id)
+LEFT JOIN scored USING (sample_id)
 LEFT JOIN clusters AS k ON k.clustering_id = c.clustering_id AND k.cluster_id = t.cluster_id
 """
 
@@ -80,43 +87,34 @@ _MEASURED = """
 SELECT cluster_id, token_mean(d, n) AS d_measured, count(*) AS n_measured, token_mean_half_95(d, n) AS half
 FROM {probed} GROUP BY cluster_id
 """
-_SIZES = "SELECT " + ", ".join(
-    f"(SELECT count(*) FROM {table})"
-    for table in ("samples", "selected", "selections", "clusters", "assignments", "syntheses", "raw.divergences")
-)
+_LAB = ("samples", "selected", "selections", "clusters", "assignments", "syntheses", "divergences")
+_HELD = {"drawn": _DRAWN, "read": _READ, "probed": _PROBED, "measured": _MEASURED}
 _held: "weakref.WeakKeyDictionary[duckdb.DuckDBPyConnection, dict]" = weakref.WeakKeyDictionary()
 
 
-class _Held(NamedTuple):
-    """Names of temporary tables of a selection: _READ, _PROBED and _MEASURED."""
-
-    read: str
-    probed: str
-    measured: str
-
-
-def _hold(con, selection_id: str) -> _Held:
-    """A selection's temporary tables, made anew when the lab has grown.
+def _hold(con, selection_id: str, kind: str) -> str:
+    """The name of one of a selection's temporary tables (a key of _HELD), made when first asked for and anew when the lab
+    has grown: a figure waits for those alone that it reads.
 
     Decisions are not in them: a click costs a join with what was said, not another pass over a million rows."""
-    held, sizes = _held.setdefault(con, {}), con.execute(_SIZES).fetchone()
-    names = _Held(*(f'"{kind} {selection_id.replace(chr(34), "")}"' for kind in _Held._fields))
-    if held.get(selection_id) != sizes:
-        for name, query in zip(names, (_READ, _PROBED, _MEASURED.format(probed=names.probed)), strict=True):
-            values = {"selection": selection_id} if "$selection" in query else None
-            con.execute(f"CREATE OR REPLACE TEMP TABLE {name} AS {query}", values)
-        held[selection_id] = sizes
-    return names
+    held, lab = _held.setdefault(con, {}), store.version(con, *_LAB)
+    name = f'"{kind} {selection_id.replace(chr(34), "")}"'
+    if held.get((kind, selection_id)) != lab:
+        needed = {other: _hold(con, selection_id, other) for other in _HELD if f"{{{other}}}" in _HELD[kind]}
+        query = _HELD[kind].format(**needed)
+        values = {"selection": selection_id} if "$selection" in query else None
+        con.execute(f"CREATE OR REPLACE TEMP TABLE {name} AS {query}", values)
+        held[kind, selection_id] = lab
+    return name
 
 
 def of_lab(con, query: str):
     """The one value that `query` gives of a lab's divergences, asked anew when there are more of them.
 
     What scales every figure is a quantile of all rows: asked by each figure it would cost more than the figure."""
-    held = _held.setdefault(con, {})
-    n = con.execute("SELECT (SELECT count(*) FROM raw.divergences), (SELECT count(*) FROM token_divergences)").fetchone()
-    if held.get(("of lab", query), (None,))[0] != n:
-        held["of lab", query] = n, con.execute(query).fetchone()[0]
+    held, lab = _held.setdefault(con, {}), store.version(con, "divergences", "token_divergences")
+    if held.get(("of lab", query), (None,))[0] != lab:
+        held["of lab", query] = lab, con.execute(query).fetchone()[0]
     return held["of lab", query][1]
 
 
@@ -124,11 +122,8 @@ def _said(con, selection_id: str) -> tuple[str, tuple]:
     """The name of a temporary table with the verdicts that stand about a selection's texts, and what it was made from.
 
     It is made anew after each event: the rules of a large selection are then asked once a click, not by every figure."""
-    _hold(con, selection_id)
-    held = _held[con]
+    held, key = _held.setdefault(con, {}), store.version(con, *_LAB, "decisions")
     name = f'"verdicts {selection_id.replace(chr(34), "")}"'
-    # events are only ever added, so their number tells whether something was said
-    key = (held[selection_id], con.execute("SELECT count(*) FROM decisions").fetchone()[0])
     if held.get(("verdicts", selection_id)) != key:
         con.execute(
             f"""CREATE OR REPLACE TEMP TABLE {name} AS SELECT sample_id, reviewer, verdict, reason, "at"
@@ -148,7 +143,7 @@ def _texts(con, selection_id: str) -> str:
         FROM {_said(con, selection_id)[0]} GROUP BY sample_id
     ), texts AS (
         SELECT t.*, coalesce(dropped, false) AS dropped, coalesce(kept, false) AS kept, reason, reviewers
-        FROM {_hold(con, selection_id).read} AS t LEFT JOIN verdicts USING (sample_id)
+        FROM {_hold(con, selection_id, "read")} AS t LEFT JOIN verdicts USING (sample_id)
     )"""
 
 
@@ -288,7 +283,8 @@ def queue(
     return [row[0] for row in rows.fetchall()]
 
 
-def _dicts(result) -> list[dict]:
+def dicts(result) -> list[dict]:
+    """The rows of a DuckDB result, by the names of their columns."""
     names = [column[0] for column in result.description]
     return [dict(zip(names, row, strict=True)) for row in result.fetchall()]
 
@@ -300,7 +296,7 @@ def card(con, selection_id: str, sample_id: str) -> dict | None:
         f"{_texts(con, selection_id)} SELECT * FROM texts WHERE sample_id = $sample",
         {"sample": sample_id},
     )
-    found = _dicts(rows)
+    found = dicts(rows)
     if not found:
         return None
     row = found[0]
@@ -313,25 +309,25 @@ def card(con, selection_id: str, sample_id: str) -> dict | None:
         .df()
         .to_dict("records")
     )
-    row["words"] = read_words(con, row["synthesis_id"])
+    row["words"] = read_speech(con, row["synthesis_id"])["words"]
     drawn = con.execute("SELECT run_id, step FROM selections WHERE selection_id = ?", [selection_id]).fetchone()
     row["tokens"] = read_tokens(con, *drawn, sample_id, row["synthesis_id"])
     return row
 
 
-def read_words(con, synthesis_id: str | None) -> list[list]:
-    """[char_start, char_end, start_s, end_s] of each word of a synthesis."""
-    rows = con.execute(
-        """SELECT w.char_start, w.char_end, w.start_s, w.end_s
-        FROM (SELECT unnest(words) AS w FROM syntheses WHERE synthesis_id = ?)""",
-        [synthesis_id],
-    ).fetchall()
-    return [list(w) for w in rows]
+def read_speech(con, synthesis_id: str | None) -> dict:
+    """tts, voice, cer, duration_s and flags of a synthesis, and its words as [char_start, char_end, start_s, end_s]."""
+    columns = ("tts", "voice", "cer", "duration_s", "flags", "words")
+    found = con.execute(f"SELECT {', '.join(columns)} FROM syntheses WHERE synthesis_id = ?", [synthesis_id]).fetchone()
+    told = dict(zip(columns, found or [None] * len(columns), strict=True))
+    times = ("char_start", "char_end", "start_s", "end_s")
+    words = [[word[key] for key in times] for word in told["words"] or []]
+    return told | {"flags": told["flags"] or [], "words": words}
 
 
 def read_tokens(con, run_id: str, step: int, sample_id: str, synthesis_id: str | None) -> list[dict]:
     """A text's tokens as a checkpoint scored them, in order, with both models' likeliest tokens as [token, p]."""
-    tokens = _dicts(
+    tokens = dicts(
         con.execute(
             """
         SELECT token, char_start, char_end, start_s, end_s, d, m, f, after_speech, teacher_top AS teacher,
@@ -369,7 +365,7 @@ def cluster_table(con, selection_id: str, gamma: float | None = None) -> pd.Data
 def _clusters(con, selection_id: str) -> pd.DataFrame:
     """`cluster_table` without what depends on γ, kept until the lab has grown or something was said: five figures of a
     page are made from it."""
-    read, _, measured = _hold(con, selection_id)
+    drawn, measured = (_hold(con, selection_id, kind) for kind in ("drawn", "measured"))
     verdicts, key = _said(con, selection_id)
     held = _held[con]
     if held.get(("clusters", selection_id), (None,))[0] == key:
@@ -382,7 +378,7 @@ def _clusters(con, selection_id: str) -> pd.DataFrame:
         SELECT t.cluster_id, max(t.d_cluster) AS d_drawn, count(*) AS drawn,
             count(*) FILTER (WHERE gone IS NULL) AS kept, sum(seconds) / 3600 AS drawn_h,
             coalesce(sum(seconds) FILTER (WHERE gone IS NULL), 0) / 3600 AS kept_h
-        FROM {read} AS t LEFT JOIN dropped USING (sample_id) GROUP BY 1
+        FROM {drawn} AS t LEFT JOIN dropped USING (sample_id) GROUP BY 1
     )
     SELECT k.cluster_id, k.cluster_id || ' ' || coalesce(array_to_string(k.terms[1:4], ', '), '') AS label,
         k.size, k.p_web, coalesce(d_drawn, d_measured) AS d_cluster, d_measured, half,
@@ -476,7 +472,7 @@ def quadrants(con, selection_id: str, cer_at: float = 0.1, d_at: float | None = 
         f"""SELECT cer > $cer AS high_cer, d > $d AS high_d, count(*) AS n,
             CASE WHEN cer > $cer AND d > $d THEN 'suspected synthesis fault' WHEN d > $d THEN 'candidate domain gap'
                  WHEN cer > $cer THEN 'recogniser fault' ELSE 'fine' END AS meaning
-        FROM {_hold(con, selection_id).probed} WHERE cer IS NOT NULL GROUP BY ALL ORDER BY n DESC""",
+        FROM {_hold(con, selection_id, "probed")} WHERE cer IS NOT NULL GROUP BY ALL ORDER BY n DESC""",
         values,
     ).df()
 
@@ -485,7 +481,7 @@ def cells(con, selection_id: str, top: float, n: int = 25) -> pd.DataFrame:
     """The same texts counted in n × n cells: even in the square root of CER, and in D up to `top`."""
     return con.execute(
         f"""WITH placed AS (SELECT floor(sqrt(least(cer, 0.9999)) * $n) AS i, floor(least(d / $top, 0.9999) * $n) AS j
-            FROM {_hold(con, selection_id).probed} WHERE cer IS NOT NULL)
+            FROM {_hold(con, selection_id, "probed")} WHERE cer IS NOT NULL)
         SELECT (i / $n) ** 2 AS cer, ((i + 1) / $n) ** 2 AS cer_end, j / $n * $top AS d, (j + 1) / $n * $top AS d_end,
             count(*) AS n FROM placed GROUP BY ALL""",
         {"top": top, "n": float(n)},
@@ -494,14 +490,14 @@ def cells(con, selection_id: str, top: float, n: int = 25) -> pd.DataFrame:
 
 def median_d(con, selection_id: str) -> float:
     """The median D of the probe's texts that have a CER; 0 where there is none."""
-    held = _hold(con, selection_id).probed
+    held = _hold(con, selection_id, "probed")
     return float(con.execute(f"SELECT median(d) FROM {held} WHERE cer IS NOT NULL").fetchone()[0] or 0.0)
 
 
 def usual_cer(con, selection_id: str) -> float:
     """The CER above which a text of the probe stands out: the median (a text by its worst voice) to the next 0.02, as
     some voices are strange to a recogniser; from 0.1 to 0.6."""
-    held = _hold(con, selection_id).probed
+    held = _hold(con, selection_id, "probed")
     median = con.execute(f"SELECT median(cer) FROM {held}").fetchone()[0] or 0.0
     return float(min(max(np.ceil(median * 50) / 50, 0.1), 0.6))
 

@@ -294,7 +294,7 @@ class SpeechLM(nn.Module):
         ).last_hidden_state
 
     def forward(self, batch, alpha: float = 1.0, reduction: str = "mean", per_position: bool = False,
-                divergence: str = "forward_kl", teacher_cache=None):  # fmt: skip
+                divergence: str = "forward_kl", teacher_cache=None, compile: bool = False):  # fmt: skip
         """The distillation objective on a batch: `salad.objective.distillation_loss`'s named tuple.
 
         With a `salad.teacher_cache.TeacherCache` the teacher reads only what that does not hold."""
@@ -322,6 +322,7 @@ class SpeechLM(nn.Module):
             batch.targets_N,
             alpha=alpha,
             divergence=divergence,
+            compile=compile,
             vocab_size=self.vocab_size,
             reduction=reduction,
             per_position=per_position,
