@@ -4,6 +4,7 @@
     python benchmarks/train_step.py --lab lab         # an existing lab of the demo
     python benchmarks/train_step.py --table           # Markdown of the committed result
     python benchmarks/train_step.py --device cuda --recipe qwen2_5_3b_lora_stage1       # full size, random weights
+    python benchmarks/train_step.py --device cuda --recipe qwen2_5_3b_lora_stage1 --from-disk     # from FLAC, with Mimi
 
 Contenders take turns within a round; ratios are medians of the ratios within a round. From tensors: the batches lie in
 memory, with their encoder frames. From disk: FLAC out of the Shar, decoded and encoded in every step, nothing kept; the
@@ -31,6 +32,7 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 from torch.nn import functional as F
+from transformers import AutoTokenizer
 
 sys.path = [path for path in sys.path if Path(path).resolve() != Path(__file__).resolve().parent]  # store.py is there
 
@@ -41,6 +43,7 @@ from salad.data.interleaving import Span, sequence  # noqa: E402
 from salad.data.loading import Step, ahead  # noqa: E402
 from salad.distributed import Processes  # noqa: E402
 from salad.models import meta  # noqa: E402
+from salad.models.prompts import PromptFormat  # noqa: E402
 
 RESULTS = Path(__file__).parent / "results"
 NOT_MEASURED = ("qwen2_5_3b_lora, one H200, from tensors", "qwen2_5_3b_lora, one H200, from disk",
@@ -108,43 +111,45 @@ class Trained:
         self.optimizer.zero_grad(set_to_none=True)
 
 
+def timed(make, do, steps: int, wait=lambda: None) -> tuple[int, float, float, float]:
+    """`steps` times what `make` gives to `do`: tokens, seconds, of these waited for data, and processor seconds."""
+    tokens, waited, began, busy = 0, 0.0, time.monotonic(), time.process_time()
+    for _ in range(steps):
+        asked = time.monotonic()
+        taken = make()
+        waited += time.monotonic() - asked
+        do(taken)
+        tokens += taken.tokens
+    wait()
+    return tokens, time.monotonic() - began, waited, time.process_time() - busy
+
+
+def read_and_timed(one, plain: bool, steps: int, wait=lambda: None) -> tuple[int, float, float, float]:
+    """`timed` from disk: the trainer's loader makes steps ahead, the plain loop reads where it stands."""
+    if plain:
+        return timed(one.loader.next, one.plain, steps, wait)
+    with closing(ahead(one.loader, one.config.data.prefetch)) as made:
+        one.step(next(made))  # as many are made ahead when the clock starts as when it stops
+        wait()
+        return timed(lambda: next(made), one.step, steps, wait)
+
+
 PACKED = {"optim.batch_tokens": 900}  # about what 8 samples hold
 DISK = {"data.keep_gb": 0.0}
 
 
 def contenders(lab: Path, steps: int, only: str | None = None) -> dict:
-    """name → a function that does `steps` steps: (tokens, seconds, seconds waited for data, processor seconds)."""
-
-    def timed(make, do):
-        def measure():
-            tokens, waited, began, busy = 0, 0.0, time.monotonic(), time.process_time()
-            for _ in range(steps):
-                asked = time.monotonic()
-                taken = make()
-                waited += time.monotonic() - asked
-                do(taken)
-                tokens += taken.tokens
-            return tokens, time.monotonic() - began, waited, time.process_time() - busy
-
-        return measure
+    """name → a function that does `steps` steps: what `timed` tells."""
 
     def from_tensors(overrides: dict, plain: bool):
         one = Trained(lab, **overrides)
         held = [one.loader.next() for _ in range(24)]
         place = iter(range(10**9))
-        return timed(lambda: held[next(place) % len(held)], one.plain if plain else one.step)
+        return lambda: timed(lambda: held[next(place) % len(held)], one.plain if plain else one.step, steps)
 
     def from_disk(overrides: dict, plain: bool):
         one = Trained(lab, **DISK, **overrides)
-        if plain:
-            return timed(one.loader.next, one.plain)
-
-        def measure():
-            with closing(ahead(one.loader, one.config.data.prefetch)) as made:
-                one.step(next(made))  # as many are made ahead when the clock starts as when it stops
-                return timed(lambda: next(made), one.step)()
-
-        return measure
+        return lambda: read_and_timed(one, plain, steps)
 
     found = {
         "salad, from tensors": lambda: from_tensors({}, plain=False),
@@ -214,11 +219,17 @@ def measured(lab: Path, rounds: int, steps: int, memory: bool) -> dict:
 
 
 class FullSize:
-    """A recipe at its real size with random weights, and packed batches of random tokens and frames in memory: half of
-    each text spoken, in spans of 12 tokens (4 s, at about 3 tokens a second)."""
+    """A recipe at its real size with random weights, and packed batches: of random tokens and frames in memory, half of
+    each text spoken in spans of 12 tokens (4 s, at about 3 tokens a second), or with a `lab` of `small_lab`, of its
+    natural speech (FLAC, resampled to the encoder's rate, encoded in every step) and its tokenizer, whose ids are some
+    of the model's."""
 
-    def __init__(self, recipe: str, overrides: dict, device: str, passes: int):
+    def __init__(self, recipe: str, overrides: dict, device: str, passes: int, lab: Path | None = None):
         self.config = apply_overrides(recipes.get(recipe), {"optim.warmup": 0} | overrides)
+        if lab is not None:
+            self.config = apply_overrides(self.config, DISK | {
+                "data.natural": list(recipes.miniature_stage1().data.natural), "data.text": [], "data.p_text": 0.0,
+                "optim.batch_tokens": passes * self.config.optim.micro_tokens})  # fmt: skip
         self.processes, optim = Processes(), self.config.optim
         if self.processes.device.type != device:
             raise SystemExit(f"--device {device}: this machine trains on {self.processes.device.type}")
@@ -227,6 +238,11 @@ class FullSize:
         self.optimizer = training.prepared(self.model, self.config, self.processes)
         self.run, rng = SimpleNamespace(should_stop=lambda: None), np.random.default_rng(0)
         self.loss = peer()[1]
+        if lab is not None:
+            self.model.prompt = PromptFormat(AutoTokenizer.from_pretrained(lab / "models" / "tokenizer"))
+            self.model.prefix = self.model.prompt.prefix
+            self.loader, self.taken = training.load_data(lab, self.config, self.model), None
+            return
         rate, context = self.model.encoder.frame_rate, min(self.config.sequences.context, optim.micro_tokens)
         frames = round(4 * rate)
         spans = [Span(i % 2 == 1, 12 * i, 12 * i + 12, (i - 1) // 2 * frames if i % 2 else 0,
@@ -242,15 +258,14 @@ class FullSize:
         self.taken = Step(batches, "speech", sum(len(b.rows_N) for b in batches), sum(b.tokens for b in batches),
                           sum(n for b in batches for _, _, n in b.texts), {})  # fmt: skip
 
-    def step(self) -> None:
-        training.one_step(
-            self.model, self.optimizer, self.taken, self.config, 5, ["random"], self.processes, self.run
-        )  # fmt: skip
+    def step(self, taken: Step) -> None:
+        names = self.loader.names if self.taken is None else ["random"]
+        training.one_step(self.model, self.optimizer, taken, self.config, 5, names, self.processes, self.run)
 
-    def plain(self) -> None:
+    def plain(self, taken: Step) -> None:
         """A loop over transformers, with the peer's loss."""
         model, device = self.model, self.processes.device
-        for batch in self.taken.batches:
+        for batch in taken.batches:
             batch = batch.to(device)
             with torch.autocast(device.type, torch.bfloat16, enabled=model.dtype == torch.bfloat16):
                 decoder = model.llm.get_decoder()
@@ -260,16 +275,17 @@ class FullSize:
                 loss = self.loss(
                     out.flatten(0, 1)[batch.rows_N], heads[0], told.flatten(0, 1)[batch.text_rows_N], heads[1]
                 )  # fmt: skip
-            (loss * (rows / self.taken.positions)).backward()
+            (loss * (rows / taken.positions)).backward()
         weights = [p for group in self.optimizer.param_groups for p in group["params"]]
         torch.nn.utils.clip_grad_norm_(weights, self.config.optim.clip).item()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
 
 
-def full_size(recipe: str, overrides: dict, device: str, rounds: int, passes: int) -> dict:
-    """Tokens a second, share of the measured bf16 matrix rate and peak bytes of a step and of the plain loop, by turns."""
-    one, cuda = FullSize(recipe, overrides, device, passes), device == "cuda"
+def full_size(recipe: str, overrides: dict, device: str, rounds: int, passes: int, steps: int, lab: Path | None) -> dict:
+    """Tokens a second, share of the measured bf16 matrix rate, peak bytes and the time waiting for data of `steps` steps
+    and of as many of the plain loop, by turns; from tensors, or from the disk of a `lab`."""
+    one, cuda = FullSize(recipe, overrides, device, passes, lab), device == "cuda"
     wait = torch.cuda.synchronize if cuda else lambda: None
 
     def seconds(do) -> float:
@@ -282,24 +298,36 @@ def full_size(recipe: str, overrides: dict, device: str, rounds: int, passes: in
     size = 8192 if cuda else 512
     a, b = torch.randn(2, size, size, device=device, dtype=torch.bfloat16)
     rate = 2 * size**3 / statistics.median([seconds(lambda: a @ b) for _ in range(9)][3:])
-    samples, peaks, taken = {"salad": [], "plain loop": []}, {}, one.taken
+    samples, work, peaks = {"salad": [], "plain loop": []}, {"salad": [], "plain loop": []}, {}
     for number in range(rounds + 1):
         for name, do in (("salad", one.step), ("plain loop", one.plain)):
+            done = []
+
+            def step(taken, do=do, done=done):
+                do(taken)
+                done.append(training.flops(one.model, one.config, taken.tokens, taken.text_tokens, taken.positions))
+
             if cuda:
                 torch.cuda.reset_peak_memory_stats()
-            spent = seconds(do)
+            wait()
+            if lab is None:
+                spent = timed(lambda: one.taken, step, steps, wait)
+            else:
+                spent = read_and_timed(SimpleNamespace(loader=one.loader, config=one.config, step=step, plain=step),
+                                       name == "plain loop", steps, wait)  # fmt: skip
             peaks[name] = torch.cuda.max_memory_allocated() if cuda else None
             if number:  # the first warms up
                 samples[name].append(spent)
-    work = training.flops(one.model, one.config, taken.tokens, taken.text_tokens, taken.positions)
-    told = {name: statistics.median(x) for name, x in samples.items()}
+                work[name].append(sum(done[-steps:]) / spent[1])
+    told = {name: statistics.median(tokens / s for tokens, s, _, _ in x) for name, x in samples.items()}
     return {
         "hardware": torch.cuda.get_device_name() if cuda else hardware(), "torch": torch.__version__, "recipe": recipe,
-        "overrides": overrides, "rounds": rounds, "passes": passes, "tokens": taken.tokens, "positions": taken.positions,
-        "seconds": samples, "tokens_per_s": {name: taken.tokens / x for name, x in told.items()},
-        "matrix_rate": rate, "share_of_matrix_rate": {name: work / x / rate for name, x in told.items()},
-        "plain_loss": peer()[0], "peak_bytes": peaks,
-        "salad_over_plain": told["plain loop"] / told["salad"], "from": "tensors, random weights",
+        "overrides": overrides, "rounds": rounds, "steps": steps, "passes": passes, "samples": samples,
+        "tokens_per_s": told, "matrix_rate": rate,
+        "share_of_matrix_rate": {name: statistics.median(x) / rate for name, x in work.items()},
+        "waiting": {name: statistics.median(w / s for _, s, w, _ in x) for name, x in samples.items()},
+        "plain_loss": peer()[0], "peak_bytes": peaks, "salad_over_plain": told["salad"] / told["plain loop"],
+        "from": "tensors" if lab is None else "FLAC on disk, resampled and encoded in every step",
     }  # fmt: skip
 
 
@@ -341,16 +369,20 @@ def main() -> None:
     parser.add_argument("--make", type=Path, metavar="LAB", help="make the small lab there, to be measured with --lab")
     parser.add_argument("--no-memory", action="store_true", help="leave out the peaks, each of which takes a process of its own")
     parser.add_argument("--table", action="store_true")
-    parser.add_argument("--recipe", help="a recipe at full size with random weights, from tensors, beside the plain loop")
+    parser.add_argument("--recipe", help="a recipe at full size with random weights, beside the plain loop")
+    parser.add_argument("--from-disk", action="store_true", help="with --recipe: from FLAC on disk, not from tensors")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda", help="with --recipe")
     parser.add_argument("--passes", type=int, default=2, help="with --recipe: forward passes a step")
     parser.add_argument("--set", action="append", default=[], metavar="a.b=VALUE", help="with --recipe")
     given = parser.parse_args()
     if given.recipe:
-        told = full_size(given.recipe, parse_set(given.set), given.device, given.rounds, given.passes)
+        with tempfile.TemporaryDirectory() as folder:
+            lab = (given.lab or small_lab(Path(folder) / "lab")) if given.from_disk else None
+            told = full_size(given.recipe, parse_set(given.set), given.device, given.rounds, given.passes, given.steps, lab)
         if given.device == "cuda":
             name = "".join(c if c.isalnum() else "-" for c in told["hardware"].lower())
-            (RESULTS / f"train-step-full-{given.recipe}-{name}.json").write_text(json.dumps(told, indent=1) + "\n")
+            how = "-from-disk" if given.from_disk else ""
+            (RESULTS / f"train-step-full-{given.recipe}{how}-{name}.json").write_text(json.dumps(told, indent=1) + "\n")
         print(json.dumps(told, indent=1))
         return
     if given.table:
