@@ -239,7 +239,7 @@ class FullSize:
         self.run, rng = SimpleNamespace(should_stop=lambda: None), np.random.default_rng(0)
         self.loss = peer()[1]
         if lab is not None:
-            self.model.prompt = PromptFormat(AutoTokenizer.from_pretrained(lab / "models" / "tokenizer"))
+            self.model.prompt = PromptFormat(AutoTokenizer.from_pretrained(lab / "models" / "teacher"))
             self.model.prefix = self.model.prompt.prefix
             self.loader, self.taken = training.load_data(lab, self.config, self.model), None
             return

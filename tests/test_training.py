@@ -180,11 +180,16 @@ def test_stage2_starts_from_before_the_parents_decay(place, whole):
         training.start_model(place, child.model_copy(update={"adapter": child.adapter.model_copy(update={"mlp": 96})}))
 
 
-def test_the_benchmarks_plain_loop_takes_the_same_step(place):
+def train_step_benchmark():
     path = Path(__file__).parent.parent / "benchmarks" / "train_step.py"
     spec = importlib.util.spec_from_file_location("train_step_benchmark", path)
     benchmark = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(benchmark)
+    return benchmark
+
+
+def test_the_benchmarks_plain_loop_takes_the_same_step(place):
+    benchmark = train_step_benchmark()
     one = benchmark.Trained(place)
     with torch.no_grad():  # LoRA starts at nothing
         for name, parameter in one.model.llm.named_parameters():
@@ -204,6 +209,19 @@ def test_the_benchmarks_plain_loop_takes_the_same_step(place):
     tokens, seconds, waited, busy = benchmark.contenders(place, 1, "salad, from disk")["salad, from disk"]()
     assert tokens > 0 and 0 <= waited < seconds and busy > 0
     assert benchmark.reading(place, 1)["real_time_factor"] > 1
+
+
+def test_the_benchmark_at_full_size_goes_from_tensors_and_from_disk(place):
+    """A large recipe with toy models in the place of its own."""
+    benchmark = train_step_benchmark()
+    toy = {"llm.name": str(place / "models" / "teacher"), "llm.dtype": "float32", "adapter.layers": 1,
+           "encoder.name": str(place / "models" / "encoder"), "adapter.width": 32, "adapter.mlp": 48,
+           "adapter.heads": 2, "adapter.kv_heads": 2, "optim.micro_tokens": 200, "sequences.shots": 0}  # fmt: skip
+    for where, told in ((None, "tensors"), (place, "FLAC")):
+        found = benchmark.full_size("qwen2_5_3b_lora_stage1", toy, "cpu", 1, 1, 2, where)
+        assert found["from"].startswith(told) and found["salad_over_plain"] > 0
+        assert {len(found[key]) for key in ("tokens_per_s", "share_of_matrix_rate", "waiting")} == {2}
+        assert all(0 < share < 1 for share in found["share_of_matrix_rate"].values())
 
 
 def test_no_parent_no_run(tmp_path):
