@@ -266,6 +266,8 @@ class FullSize:
         """A loop over transformers, with the peer's loss."""
         model, device = self.model, self.processes.device
         for batch in taken.batches:
+            if not len(batch.rows_N):  # nothing that follows speech
+                continue
             batch = batch.to(device)
             with torch.autocast(device.type, torch.bfloat16, enabled=model.dtype == torch.bfloat16):
                 decoder = model.llm.get_decoder()
