@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from tiny import config, lab
+from tools import compiler
 
 import store
 from salad import SaladError, checkpoints, training
@@ -178,6 +179,17 @@ def test_stage2_starts_from_before_the_parents_decay(place, whole):
         assert torch.equal(a, b)
     with pytest.raises(SaladError, match="another adapter"):
         training.start_model(place, child.model_copy(update={"adapter": child.adapter.model_copy(update={"mlp": 96})}))
+
+
+def test_a_compiled_objective_gives_the_losses_of_one_that_is_not(place):
+    compiler()
+    found = []
+    for compiled in (False, True):
+        objective = config().objective.model_copy(update={"compile": compiled})
+        run = training.prepare(place, config(objective=objective), "tiny")
+        training.train(place, run.run_id)
+        found.append(list(losses(run).values()))
+    assert found[1] == pytest.approx(found[0], rel=1e-4) and len(found[0]) == 12
 
 
 def train_step_benchmark():

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import sysconfig
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,6 +25,13 @@ def refuse(reason: str) -> None:
     if os.environ.get("SALAD_REQUIRE_ALL") == "1":
         pytest.fail(reason)
     pytest.skip(reason)
+
+
+def compiler() -> None:
+    """What torch.compile needs on CPU: a C++ compiler, and Python's headers, which its kernels include."""
+    require("g++")
+    if not Path(sysconfig.get_path("include"), "Python.h").is_file():
+        refuse("Python's headers are not installed (python3-dev); .ci/tools.sh installs them on Debian")
 
 
 class Lines(NamedTuple):
