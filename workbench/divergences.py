@@ -98,6 +98,7 @@ def read(con, chosen: list[Checkpoint]) -> str:
     held = _held.setdefault(con, {})
     for key in [key for key in held if key[0] == f'"{name}"' and key[-1] == "made"]:
         del held[key]  # what was summed of an earlier reading
+    held.pop("both", None)
     return f'"{name}"'
 
 
@@ -260,24 +261,33 @@ def by_kind(con, scored: str, measure: str, corpus: str | None = None) -> pd.Dat
     return _means(rows)
 
 
-_BOTH = """WITH both_scored AS (
-    SELECT x.sample_id, x.synthesis_id, x.domain, x.corpus, x.cluster_id, x.{m} AS a, y.{m} AS b,
-        y.{m} - x.{m} AS change
-    FROM {scored} AS x JOIN {scored} AS y ON x.sample_id = y.sample_id AND x.label = $a AND y.label = $b
-    WHERE x.{m} IS NOT NULL AND y.{m} IS NOT NULL AND ($corpus IS NULL OR x.corpus = $corpus)
-)"""
+def _both(con, scored: str, measure: str, a: str, b: str, corpus: str | None) -> str:
+    """Name of a temporary table of the texts that both checkpoints scored, with the measure under each and its change;
+    made anew when something else is compared, so that another page or order costs no join."""
+    _n(measure)
+    held, asked = _held.setdefault(con, {}), (scored, measure, a, b, corpus)
+    if held.get("both") != asked:
+        con.execute(
+            f"""CREATE OR REPLACE TEMP TABLE both_scored AS
+            SELECT x.sample_id, x.synthesis_id, x.domain, x.corpus, x.cluster_id, x.{measure} AS a, y.{measure} AS b,
+                y.{measure} - x.{measure} AS change
+            FROM {scored} AS x JOIN {scored} AS y ON x.sample_id = y.sample_id AND x.label = $a AND y.label = $b
+            WHERE x.{measure} IS NOT NULL AND y.{measure} IS NOT NULL AND ($corpus IS NULL OR x.corpus = $corpus)""",
+            {"a": a, "b": b, "corpus": corpus},
+        )
+        held["both"] = asked
+    return "both_scored"
 
 
 def compared(con, scored: str, measure: str, a: str, b: str, corpus: str | None = None, cells: int = 40):
     """Texts that both checkpoints scored, counted in cells of a and b (even in the square root) by domain: a, b
     (means of the cell's texts), n. A small lab's cells hold one text each; at most 2,000 rows."""
-    _n(measure)
+    both = _both(con, scored, measure, a, b, corpus)
     return con.execute(
-        f"""{_BOTH.format(m=measure, scored=scored)},
-        top AS (SELECT sqrt(greatest(max(a), max(b), 1e-6)) AS top FROM both_scored)
-        SELECT domain, avg(a) AS a, avg(b) AS b, count(*) AS n FROM both_scored, top
+        f"""WITH top AS (SELECT sqrt(greatest(max(a), max(b), 1e-6)) AS top FROM {both})
+        SELECT domain, avg(a) AS a, avg(b) AS b, count(*) AS n FROM {both}, top
         GROUP BY domain, floor(sqrt(a) / top * $cells), floor(sqrt(b) / top * $cells) ORDER BY n DESC LIMIT 2000""",
-        {"a": a, "b": b, "corpus": corpus, "cells": cells},
+        {"cells": cells},
     ).df()
 
 
@@ -289,16 +299,15 @@ def texts(con, scored, measure, a, b, corpus=None, brushed=None, words="", order
     """One page of the texts that both scored, and how many there are: sample_id, domain, a, b, change, text, cer.
 
     `brushed` ({"a": (low, high), "b": (low, high)}) and `words` (any case) narrow it; `order` is a key of ORDERS."""
-    _n(measure)
-    values, where = {"a": a, "b": b, "corpus": corpus}, ["true"]
+    values, where = {}, ["true"]
     if words:
         where.append("contains(lower(s.text), lower($words))")
         values["words"] = words
     for axis, (low, high) in (brushed or {}).items():
         where.append(f"{'a' if axis == 'a' else 'b'} BETWEEN $low_{axis} AND $high_{axis}")
         values |= {f"low_{axis}": float(low), f"high_{axis}": float(high)}
-    source = f"""{_BOTH.format(m=measure, scored=scored)}, texts AS (
-        SELECT x.* FROM both_scored AS x {"JOIN samples AS s USING (sample_id)" if words else ""}
+    source = f"""WITH texts AS (
+        SELECT x.* FROM {_both(con, scored, measure, a, b, corpus)} AS x {"JOIN samples AS s USING (sample_id)" if words else ""}
         WHERE {" AND ".join(where)})"""
     total = con.execute(f"{source} SELECT count(*) FROM texts", values).fetchone()[0]
     rows = con.execute(
