@@ -511,6 +511,7 @@ SECONDS = {
     "encoded": 6.0,  # an hour of speech
 }  # fmt: skip
 DOMAINS, ITEM_TEXT_S = 7, 6.0
+_OF_STAGE2 = {"clusters", "probe", *(f"frames_{share}" for share in range(SHARES))}  # with the parts of synthesis
 
 
 def seconds_of(grid: Grid, step: Step) -> float:
@@ -550,11 +551,19 @@ def seconds_of(grid: Grid, step: Step) -> float:
 
 
 def estimate(grid: Grid, root: Path | str, workers: int = 2, only: Iterable[str] | None = None) -> list[tuple[str, int, float]]:
-    """(what, steps left, seconds of the clock) for what is made once a seed and for each tier's cells, in their order."""
+    """(what, steps left, seconds of the clock) for what is made once a seed and for each tier's cells, in their order.
+
+    What cells share is made if a cell that waits for it is measured; to look whether it is there takes seconds."""
     told: dict[str, list[float]] = {}
     by_name = {cell.name: cell for cell in grid.cells}
     for step in plan(grid, root, only):
-        cell = by_name.get(step.name.split(":")[1].removeprefix("train_").removeprefix("measure_"))
+        lab, name = step.arguments[0], step.name.split(":")[1]
+        cell = by_name.get(name.removeprefix("train_").removeprefix("measure_"))
+        if cell is None and name != "measure_teacher":
+            broad, stage2 = "natural_broad" in name, name.startswith("broad_") or name in _OF_STAGE2
+            waited = (c for c in grid.cells if not (broad and c.speech != "broad" or stage2 and c.stage != "stage2"))
+            if any(measured(lab, c.name) for c in waited):
+                continue
         told.setdefault(cell.name if cell else "what cells share", []).append(seconds_of(grid, step) / workers)
     return [(what, len(seconds), sum(seconds)) for what, seconds in told.items()]
 

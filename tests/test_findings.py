@@ -248,6 +248,17 @@ def test_a_killed_study_goes_on_and_shares_what_its_cells_have_in_common(study):
     assert sorted(curve.step) == [3, 6, 8] and curve.tokens.is_monotonic_increasing
 
 
+def test_a_plan_counts_what_cells_share_once_it_is_made(study):
+    grid = studies.smoke()
+    told = {what: steps for what, steps, _ in studies.estimate(grid, study[0], 2, ["active_rounds2", "broad_alpha0"])}
+    other = {what: steps for what, steps, _ in studies.estimate(grid.model_copy(update={"seeds": (0,)}), study[0], 2)}
+    made = grid.model_copy(update={"seeds": (0,)})
+    assert studies.estimate(made, study[0], 2, ["active_rounds2", "uniform"]) == []
+    # of seed 0 only broad-domain speech and its frames are left to be shared; of seed 1 all is
+    assert other["what cells share"] == 2 and told["what cells share"] > 2 + 7
+    assert other["broad_alpha0"] == 2 and told["broad_alpha0"] == 4 and "active_rounds2" not in other
+
+
 def test_a_study_that_is_done_does_nothing_and_is_shown_by_the_command(study, capsys):
     again = run_study(study[0], "0", "active_rounds2,uniform")
     told, complaint = again.communicate(timeout=300)

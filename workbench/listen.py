@@ -43,16 +43,18 @@ class Listening(anywidget.AnyWidget):
     def load(self, queue: list[str], message: str = "Nothing in this queue.") -> None:
         """Put another queue in and show its first text."""
         self._ids, self._index = list(queue), 0
-        self.queue = {"total": len(self._ids), "message": message}
-        self.show()
+        with self.hold_sync():  # at no moment the new queue's length beside the old one's text
+            self.queue = {"total": len(self._ids), "message": message}
+            self.show()
 
     def turn_to(self, sample_id: str, message: str | None = None) -> None:
         """Show this text; where it is not in the queue, it comes in before the one that is shown."""
-        if sample_id not in self._ids:
-            self._ids.insert(self._index, sample_id)
-            self.queue = {**self.queue, "total": len(self._ids)}
-        self._index = self._ids.index(sample_id)
-        self.show(message)
+        with self.hold_sync():
+            if sample_id not in self._ids:
+                self._ids.insert(self._index, sample_id)
+                self.queue = {**self.queue, "total": len(self._ids)}
+            self._index = self._ids.index(sample_id)
+            self.show(message)
 
     @property
     def current(self) -> str | None:
