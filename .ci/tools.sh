@@ -1,5 +1,6 @@
 #!/bin/sh
-# What the tests need beyond pip: Chromium, Slurm, OpenSSH, rsync, g++ with Python's headers (Debian) and SkyPilot in an environment of its own.
+# What the tests need beyond pip: Chromium, Slurm, OpenSSH, rsync, g++ with Python's headers (Debian), and SkyPilot in an
+# environment of its own.
 # Can be repeated; a second time costs a second. SALAD_SKY_PYTHON names another SkyPilot's Python to the tests.
 set -eu
 if [ "$(id -u)" = 0 ] && command -v apt-get > /dev/null; then

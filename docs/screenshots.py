@@ -14,7 +14,7 @@ import store  # noqa: E402
 
 def selection(lab: Path, to: Path, dark: bool = False) -> None:
     """The selection notebook, with the first cluster's texts in the listening widget."""
-    with served("notebooks/selection.py", lab) as address, page(address, 1480, 1660, dark) as tab:
+    with served("notebooks/selection.py", lab) as address, page(address, 1480, 2080, dark) as tab:
         tab.locator(".salad-listen[data-loaded^=y]").wait_for(timeout=180_000)
         tab.wait_for_timeout(1500)
         # The longest of the words that diverge most, with both models' guesses.

@@ -131,7 +131,8 @@ def _(cluster_chart, quadrant_chart):
 
 @app.cell(hide_code=True)
 def _(brushed, picked, search_ui, sort_ui, standing_ui):
-    page_ui = panels.first_page(brushed, picked, search_ui, sort_ui, standing_ui)
+    _ = picked, brushed, search_ui.value, sort_ui.value, standing_ui.value  # the first page again of whatever is looked for
+    page_ui = mo.ui.number(1, 100_000, value=1, label="page")
     return (page_ui,)
 
 
@@ -190,9 +191,8 @@ def _(actions, audit_n, con, events_ui, picked, reason_ui, rule_ui, said, select
 @app.cell(hide_code=True)
 def _(actions, con, export_button, lab, launch_button, on_ui, recipe_ui, selection):
     mo.vstack([mo.md("### Go on"), mo.hstack([actions["refill"], export_button], justify="start", gap=1),
-               mo.hstack([recipe_ui, on_ui, launch_button], justify="start", gap=1),
-               panels.go_on(lab, con, selection, recipe_ui.value, on_ui.value, export=export_button.value,
-                            launch=launch_button.value)])
+               mo.hstack([recipe_ui, on_ui, launch_button], justify="start", gap=1), panels.go_on(
+                   lab, con, selection, recipe_ui.value, on_ui.value, export=export_button.value, launch=launch_button.value)])
     return
 
 

@@ -145,7 +145,7 @@ class ObjectiveConfig(Frozen):
         if self.teacher_cache and self.divergence != "forward_kl":
             raise ValueError("teacher_cache holds what forward_kl needs; the other divergences need the teacher itself")
         if self.compile and (self.teacher_cache or self.divergence != "forward_kl"):
-            raise ValueError("compile is for forward_kl without teacher_cache")
+            raise ValueError("compile is for forward_kl without teacher_cache; set one of the two back")
         return self
 
 

@@ -118,7 +118,10 @@ class Listening(anywidget.AnyWidget):
                 return
             store.refresh(self._con)
             told = f"taken back: {said['verdict']} {said['reason'] or ''}"
-            self.turn_to(said["sample_id"], told) if said["target"] == "sample" else self.show(told)
+            if said["target"] == "sample":
+                self.turn_to(said["sample_id"], told)
+            else:
+                self.show(told)
         else:
             if verdict == "drop":
                 said = self._judge.drop(sample_id, message["reason"], note)

@@ -133,11 +133,6 @@ def quadrant_words(con, selection_id: str, cer_ui, d_ui) -> mo.Html:
         mo.hstack([cer_ui, d_ui], justify="start", gap=2, wrap=True), mo.md("\n".join(lines))])  # fmt: skip
 
 
-def first_page(*_looked_for) -> mo.ui.number:
-    """The number of the page that is shown: the first again, in a cell of its own, of whatever else is looked for."""
-    return mo.ui.number(1, 100_000, value=1, label="page")
-
-
 def text_table(rows: pd.DataFrame, on_pick) -> mo.ui.table:
     """A page of texts; a click on a row calls `on_pick(sample_id)`."""
     shown = pd.DataFrame(
