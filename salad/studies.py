@@ -259,12 +259,12 @@ def probe_divergences(progress, lab, config: StudyConfig, run_id: str, step: int
     ids = set(probe_ids(lab, config, n_clusters, probe))
     told = {"pass": "score", "run_id": run_id, "step": step, "speech": ["probe"], "seed": config.seed, "texts": len(ids)}
 
-    def scored(run):
+    def scored(run, progress):
         names = [f"broad-{share}" for share in range(SHARES)]
         spoken = [s for s in corpora.of_speech(store.connect(lab), names) if s.sample_id in ids]
         score(lab, work._model(lab, run_id, step), run_id, step, spoken, "probe", config.seed, progress=progress)
 
-    as_run(lab, "score", told, scored)
+    as_run(lab, "score", told, scored, progress=progress)
     return f"{len(ids)} texts"
 
 
@@ -358,8 +358,8 @@ def measure_cell(progress, lab, config: StudyConfig, cell: Cell) -> str:
     modalities = ("text", "speech", "cascade") if "arms" in cell.axes else ("text", "speech")
     told = {"evaluate": cell.name, "run_id": run_id, "step": step, "tasks": names, "modalities": list(modalities)}
     ours = Ours(model, cell.name, run_id, step)
-    as_run(lab, "evaluate", told, lambda run: evaluate(lab, ours, names, modalities, progress=progress),
-           kind="evaluate")  # fmt: skip
+    as_run(lab, "evaluate", told, lambda run, progress: evaluate(lab, ours, names, modalities, progress=progress),
+           kind="evaluate", progress=progress)  # fmt: skip
     return f"divergences of held-out text; {', '.join(modalities)}"
 
 

@@ -7,6 +7,7 @@ import os
 import re
 import tempfile
 import threading
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 import duckdb
@@ -144,30 +145,30 @@ class LockedConnection:
             raise StoreError("SQL is given as text here")
         check_statement(sql)
         limit = timeout_s or self._timeout_s
-        late = threading.Event()
         con = self._con.cursor()
-
-        def stop():
-            late.set()
-            con.interrupt()
-
-        timer = threading.Timer(limit, stop)
-        timer.start()
-        try:
-            reader = con.sql(sql, params=parameters).to_arrow_reader()
-            batches, size = [], 0
-            for batch in reader:  # a result is outside DuckDB's own memory limit
-                batches.append(batch)
-                size += batch.nbytes
-                if size > _bytes(self._memory):
-                    raise StoreError(f"the answer is larger than {self._memory}: aggregate, or add a LIMIT")
-            return pa.Table.from_batches(batches, reader.schema)
-        except (duckdb.Error, pa.ArrowException, OSError) as error:
-            if late.is_set():
+        # in a thread of its own: this one, which waits, hears the clock and a Ctrl-C; one inside DuckDB would not
+        with ThreadPoolExecutor(1, "sql") as pool:
+            answer = pool.submit(self._read, con, sql, parameters)
+            try:
+                return answer.result(limit)
+            except TimeoutError:
                 raise StoreError(f"stopped after {limit:g} s: narrow the query down, or give it more time") from None
-            raise StoreError(f"SQL: {' '.join(str(error).split('LINE 1:')[0].split())}") from None
-        finally:
-            timer.cancel()
+            except (duckdb.Error, pa.ArrowException, OSError) as error:
+                raise StoreError(f"SQL: {' '.join(str(error).split('LINE 1:')[0].split())}") from None
+            finally:
+                while not answer.done():  # again and again: DuckDB forgets one that comes before the query has begun
+                    con.interrupt()
+                    wait([answer], 0.02)
+
+    def _read(self, con, sql, parameters) -> pa.Table:
+        reader = con.sql(sql, params=parameters).to_arrow_reader()
+        batches, size = [], 0
+        for batch in reader:  # a result is outside DuckDB's own memory limit
+            batches.append(batch)
+            size += batch.nbytes
+            if size > _bytes(self._memory):
+                raise StoreError(f"the answer is larger than {self._memory}: aggregate, or add a LIMIT")
+        return pa.Table.from_batches(batches, reader.schema)
 
     def execute(self, query, parameters=None, timeout_s=None):
         result = self._con.cursor()

@@ -1,7 +1,10 @@
 """espeak: word events with character offsets, phonemes, voices, determinism."""
 
 import multiprocessing
+import os
+import signal
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -9,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from salad import SaladError
-from salad.speech import TTS, load_tts
+from salad.speech import TTS, espeak, load_tts
 
 tts = load_tts("espeak")
 
@@ -140,6 +143,28 @@ def test_threads_and_forks_get_the_same_samples():
     for thread in threads:
         thread.join()
     assert got == [expected] * 8
+
+
+def test_a_ctrl_c_in_the_middle_of_an_utterance_is_neither_lost_nor_printed(capfd):
+    """It is raised where Python runs again: in the callback, whose exceptions ctypes prints and forgets."""
+    text, heard = "The water boils and the kettle sings. " * 40, 0
+
+    def interrupt():
+        while not espeak._sound:
+            time.sleep(0.0005)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    for _ in range(5):
+        espeak._sound.clear()
+        thread = threading.Thread(target=interrupt)
+        thread.start()
+        try:
+            tts.speak(text, "en-us", 0)
+        except KeyboardInterrupt:
+            heard += 1
+        thread.join()
+    assert heard == 5 and capfd.readouterr().err == ""
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler and _digest("Again.") == _digest("Again.")
 
 
 def test_a_tts_of_ones_own_is_loaded_by_name():

@@ -4,10 +4,13 @@ import datetime
 import io
 import json
 import math
+import os
 import shutil
+import signal
 import subprocess
 import sys
 import tarfile
+import threading
 import time
 from pathlib import Path
 
@@ -402,11 +405,11 @@ def test_store_duckdb_is_renewed_by_what_changes_the_lab(lab, tmp_path):
         with duckdb.connect(str(where / "store.duckdb"), read_only=True) as con:
             return one(con, sql)
 
-    folder = as_run(lab, "count", {"pass": "count"}, lambda run: publish_two(lab)).path
+    folder = as_run(lab, "count", {"pass": "count"}, lambda run, _: publish_two(lab)).path
     assert there(lab, "SELECT count(*) FROM divergences") == 2
     assert there(lab, f"SELECT status FROM runs WHERE run_id = '{folder.name}'") == "done"
     with pytest.raises(Stopped):
-        as_run(lab, "stop", {"pass": "stop"}, lambda run: (_ for _ in ()).throw(Stopped("enough")))
+        as_run(lab, "stop", {"pass": "stop"}, lambda run, _: (_ for _ in ()).throw(Stopped("enough")))
     assert there(lab, "SELECT count(*) FROM runs WHERE status = 'stopped'") == 1
     for _ in range(2):  # joins, then removes the files that it named
         store.compact(lab, grace_s=0)
@@ -887,6 +890,16 @@ def test_locked_connections_stop_a_query_that_takes_too_long_or_too_much(lab):
         small.execute("SELECT i, i + 1 FROM range(1000000000) t(i)")
     with pytest.raises(store.StoreError, match="(?i)memory"):
         small.execute("SELECT len(string_agg(i::VARCHAR, ' ')) FROM range(100000000) t(i)")
+
+
+@pytest.mark.parametrize("query", ["SELECT count(*) FROM range(1000000000000) t(i) WHERE hash(i) % 7 = 1",
+                                   "SELECT i FROM range(1000000000000) t(i) WHERE hash(i) = 1"])  # fmt: skip
+def test_a_query_hears_ctrl_c(lab, query):
+    con = store.connect(lab, locked=True, timeout_s=60)
+    threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
+    with pytest.raises(KeyboardInterrupt):  # heard only at the limit, it would be StoreError
+        con.execute(query)
+    assert con.execute("SELECT 1").fetchone() == (1,)
 
 
 # ---------------------------------------------------------------------------------------------- audio

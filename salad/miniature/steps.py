@@ -2,11 +2,13 @@
 
 import multiprocessing
 import os
+import signal
 import time
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import wait
 
 from salad.errors import SaladError
@@ -44,25 +46,46 @@ def _child(connection, work, arguments) -> None:
     warnings.simplefilter("ignore", FutureWarning)  # of transformers and peft about each other
     last = 0.0
 
+    def tell(*message) -> None:
+        try:
+            connection.send(message)
+        except BrokenPipeError:
+            os._exit(1)  # whoever asked for it is gone
+
     def progress(done: int, total: int) -> None:
         nonlocal last
         if time.monotonic() - last > 0.2 or done >= total:
             last = time.monotonic()
-            connection.send(("progress", done, total))
+            tell("progress", done, total)
 
+    tell("begins")
     try:
-        connection.send(("done", str(work(progress, *arguments) or "")))
-    except KeyboardInterrupt:
-        os._exit(130)  # the parent hears it too, and tells
+        told = str(work(progress, *arguments) or "")
     except UserError as error:
-        connection.send(("failed", str(error), ""))
+        tell("failed", str(error), "")
     except MemoryError:
-        connection.send(("failed", "out of memory", ""))
+        tell("failed", "out of memory", "")
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
-        connection.send(("failed", f"{error.strerror or error}{where}", traceback.format_exc()))
+        tell("failed", f"{error.strerror or error}{where}", traceback.format_exc())
     except Exception as error:
-        connection.send(("failed", f"{type(error).__name__}: {error}", traceback.format_exc()))
+        tell("failed", f"{type(error).__name__}: {error}", traceback.format_exc())
+    else:
+        tell("done", told)
+
+
+def _warm_parent():
+    """The context whose processes are forked from one that has imported what they need, and that a Ctrl-C does not
+    reach, wherever they are: it is the caller's to hear, who ends them."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(WARM)
+    resource_tracker.ensure_running()  # it would unblock what is blocked below
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # inherited; one that comes now comes after
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    return context
 
 
 def run(steps: Sequence[Step], workers: int, watch: Callable, keep_going: bool = False) -> list[Outcome]:
@@ -72,8 +95,7 @@ def run(steps: Sequence[Step], workers: int, watch: Callable, keep_going: bool =
     are the steps that wait for it, and the others go on. Ctrl-C ends the children and goes on its way."""
     # one thread each: two OpenMP threads on a busy machine can fall to a fraction of one thread's speed
     os.environ |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false"}
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(WARM)
+    context = _warm_parent()
     waiting, done, outcomes, live = list(steps), set(), [], {}
 
     def failed(step: Step, seconds: float, said: str, cause: str | None = None) -> None:
@@ -108,6 +130,8 @@ def run(steps: Sequence[Step], workers: int, watch: Callable, keep_going: bool =
                         f"its process was ended from outside (exit status {process.exitcode}); "
                         "the same command goes on where it was", "",
                     ]  # fmt: skip
+                if kind == "begins":
+                    continue
                 if kind == "progress":
                     watch("progress", step, *details)
                     continue

@@ -100,22 +100,22 @@ def world(progress, lab, config: StudyConfig, user_corpus=None) -> str:
 
 
 def _train_run(progress, lab, kind: str, config: dict, steps: int, work) -> RunFolder:
-    """A training of the miniature's own parts as a run, its losses in `metrics`. `work(on_step)` trains."""
+    """A training of the miniature's own parts as a run, its losses in `metrics`. `work(on_step)` trains. It has no
+    checkpoint: stopped, it begins again."""
 
-    def train(run: RunFolder) -> None:
+    def train(run: RunFolder, progress) -> None:
         writer = run.metrics_writer(1)
 
         def on_step(step: int, loss: float) -> None:
             if step % 10 == 0 or step == steps:
                 writer.log(step, 0, loss=loss)
-                run.status(step=step, max_steps=steps)
                 progress(step, steps)
 
         work(on_step)
         writer.close()
 
     torch.set_num_threads(1)
-    return as_run(lab, f"miniature_{kind}", config, train, kind=kind)
+    return as_run(lab, f"miniature_{kind}", config, train, kind=kind, progress=progress)
 
 
 def teacher(progress, lab, config: StudyConfig) -> str:
@@ -213,13 +213,13 @@ def stage1(progress, lab, config: StudyConfig) -> str:
 
 
 def clusters(progress, lab, config: StudyConfig) -> str:
-    def work(run):
+    def work(run, progress):
         embedder = partial(of_llm, load_llm(config.stage1.llm, lab), load_tokenizer(config.stage1.llm.name, lab))
         embed(lab, embedder, "broad", "teacher", progress=progress)
         _remember(lab, clustering=cluster(lab, run.run_id, "teacher", "broad", config.n_clusters, config.seed))
 
     told = {"pass": "cluster", "n_clusters": config.n_clusters, "seed": config.seed, "teacher": recall(lab, "teacher")}
-    as_run(lab, "cluster", told, work)
+    as_run(lab, "cluster", told, work, progress=progress)
     return f"{config.n_clusters} clusters, {recall(lab, 'clustering')}"
 
 
@@ -243,7 +243,8 @@ def stage1_divergences(progress, lab, config: StudyConfig) -> str:
 
 def _score_probe(progress, lab, run_id: str, step: int, seed: int) -> str:
     told = {"pass": "score", "run_id": run_id, "step": step, "speech": ["probe"], "seed": seed}
-    as_run(lab, "score", told, lambda run: _score(progress, lab, run_id, step, "probe", seed) and None)
+    as_run(lab, "score", told, lambda run, progress: _score(progress, lab, run_id, step, "probe", seed) and None,
+           progress=progress)  # fmt: skip
     return "M, F, D of the probe"
 
 
@@ -336,8 +337,8 @@ def stage2(progress, lab, config: StudyConfig, spec: str, number: int) -> str:
 def _evaluated(lab, model, contender, run_id, step, progress, is_teacher=False) -> None:
     told = {"evaluate": contender, "run_id": run_id, "step": step, "tasks": tasks.names(lab)}
     ours = Ours(model, contender, run_id, step, teacher=is_teacher)
-    work = partial(evaluate, lab, ours, tasks.names(lab), progress=progress)
-    as_run(lab, "evaluate", told, lambda run: work(), kind="evaluate")
+    as_run(lab, "evaluate", told, lambda run, progress: evaluate(lab, ours, tasks.names(lab), progress=progress),
+           kind="evaluate", progress=progress)  # fmt: skip
 
 
 def teacher_results(progress, lab, config: StudyConfig) -> str:

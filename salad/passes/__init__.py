@@ -88,11 +88,27 @@ def do(lab: Path | str, parts: Sequence[Part], shard: int = 0, shards: int = 1,
         )  # fmt: skip
 
 
-def as_run(lab: Path | str, name: str, config: dict, work: Callable[[RunFolder], None], kind: str = "pass",
-           parent: str | None = None) -> RunFolder:  # fmt: skip
-    """Do `work(run)` inside a run folder of its own, unless that run is done already. Returns the folder."""
+def telling(run: RunFolder, progress: Progress | None = None) -> Progress:
+    """`progress` that the run's status hears too, and that ends the work where the run was asked to stop (raises what
+    `RunFolder.should_stop` gives)."""
+
+    def told(done: int, total: int) -> None:
+        run.status(step=done, max_steps=total)
+        if progress is not None:
+            progress(done, total)
+        if (end := run.should_stop()) is not None:
+            raise end
+
+    return told
+
+
+def as_run(lab: Path | str, name: str, config: dict, work: Callable[[RunFolder, Progress], None], kind: str = "pass",
+           parent: str | None = None, progress: Progress | None = None) -> RunFolder:  # fmt: skip
+    """Do `work(run, progress)` inside a run folder of its own, unless that run is done already. Returns the folder.
+
+    The progress that `work` is given is `telling`: asked to stop, the work ends where it tells of itself next."""
     run = RunFolder.create(lab, kind, name, config, parent)
     if run.read_status().get("state") != "done":
         with renewing(lab), running(run):
-            work(run)
+            work(run, telling(run, progress))
     return run

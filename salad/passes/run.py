@@ -14,7 +14,7 @@ from salad import checkpoints
 from salad.config import RunConfig, validate
 from salad.data import corpora
 from salad.errors import SaladError
-from salad.passes import Progress
+from salad.passes import Progress, telling
 from salad.runs import RunFolder, read_json, renewing, running
 from salad.speech.check import recogniser_of
 
@@ -309,14 +309,8 @@ def work_as_told(lab: Path | str, run_id: str, shard: int, shards: int) -> str:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // shards))
     run = RunFolder.open(lab, run_id)
 
-    def progress(done: int, total: int) -> None:
-        run.status(step=done, max_steps=total)
-        end = run.should_stop()
-        if end is not None:
-            raise end
-
     with running(run):
-        told = perform(run, shard, shards, progress)
+        told = perform(run, shard, shards, telling(run))
         run.log(told)
     others = [read_json(run.path / f"status-{other}.json") or {} for other in range(shards) if other != shard]
     if all(status.get("state") == "done" for status in others):  # the last one out
