@@ -3,12 +3,13 @@
 import os
 import signal
 import tarfile
+import threading
 
 import numpy as np
 import pytest
 
 from salad import SaladError
-from salad.speech import load_tts
+from salad.speech import Utterance, load_tts
 from salad.speech.shar import Shar, Speech, damage, decode_flac, folder_of, write
 
 TEXTS = [f"The {animal} lives in the big house." for animal in ("cat", "dog", "whale", "café owl", "fox")]
@@ -69,6 +70,31 @@ def test_writing_again_makes_nothing_and_a_grown_list_only_its_last_shard(tmp_pa
     assert put(tmp_path) == rows and made == [] and files(tmp_path) == before
     grown = put(tmp_path, [*TEXTS, "One more.", "And another."])
     assert [number for number, _ in made] == [4, 5, 6] and grown[:5] == rows
+
+
+def test_a_ctrl_c_while_sound_is_written_or_read_is_neither_lost_nor_printed(tmp_path, capfd):
+    """libsndfile writes into memory through callbacks, whose exceptions are printed and forgotten."""
+    long = Utterance(np.random.default_rng(0).uniform(-1, 1, 10 * 60 * 16_000).astype(np.float32), 16_000, [], [], [])
+
+    def soon():
+        threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGINT)).start()
+
+    def slow(job):
+        soon()
+        return Speech("y0", "s0", "", long, "anyone")
+
+    with pytest.raises(KeyboardInterrupt):
+        put(tmp_path, TEXTS[:1], slow)
+    assert not list(folder_of(tmp_path, "natural").iterdir())
+    put(tmp_path, TEXTS[:1], lambda job: Speech("y0", "s0", "", long, "anyone"))
+    flac = next(folder_of(tmp_path, "natural").glob("*.tar")).read_bytes()
+    row = Shar(tmp_path, "natural").rows()[0]
+    flac = flac[row["audio_offset"]:][: row["audio_bytes"]]
+    soon()
+    with pytest.raises(KeyboardInterrupt):
+        for _ in range(100):
+            decode_flac(flac, "here")
+    assert "Exception ignored" not in capfd.readouterr().err
 
 
 def test_a_killed_writer_leaves_whole_shards_and_is_taken_up(tmp_path):

@@ -735,6 +735,8 @@ def _export_speech(folders: list[Path], wanted: set[str], to: Path) -> None:
     from lhotse import CutSet  # seconds to import
     from lhotse.shar import SharWriter
 
+    from salad import interrupts
+
     to.mkdir()
     with SharWriter(str(to), fields={"recording": "flac"}, shard_size=1000) as writer:
         for folder in folders:
@@ -742,4 +744,5 @@ def _export_speech(folders: list[Path], wanted: set[str], to: Path) -> None:
                 if cut.id in wanted:
                     # where it was read from is of no use elsewhere
                     cut.custom = {k: v for k, v in (cut.custom or {}).items() if not k.startswith("shar")}
-                    writer.write(cut)
+                    with interrupts.held():
+                        writer.write(cut)

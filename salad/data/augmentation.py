@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from salad import interrupts
 from salad.config import AugmentConfig
 from salad.data.corpora import SpokenText
 from salad.errors import SaladError
@@ -78,7 +79,9 @@ def altered(samples: np.ndarray, rate: int, alteration: Alteration, noise: np.nd
             sound = mixer.mixed_audio
     if alteration.codec is not None:
         peak = max(float(np.abs(sound).max()), 1.0)  # codecs clip beyond 1
-        sound = _exactly(Compress(alteration.codec, alteration.compression)(sound / peak, rate), length) * peak
+        with interrupts.held():
+            compressed = Compress(alteration.codec, alteration.compression)(sound / peak, rate)
+        sound = _exactly(compressed, length) * peak
     return np.ascontiguousarray(sound[0], dtype=np.float32)
 
 

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute
 import pyarrow.dataset as ds
 
+from salad import interrupts
 from salad.errors import SaladError
 
 
@@ -160,7 +161,9 @@ def audio_of(lab: Path | str, row: dict, sample_rate: int) -> np.ndarray:
     try:
         with open(path, "rb") as file:
             file.seek(row["audio_offset"])
-            samples, rate = soundfile.read(io.BytesIO(file.read(row["audio_bytes"])), dtype="float32")
+            data = io.BytesIO(file.read(row["audio_bytes"]))
+        with interrupts.held():
+            samples, rate = soundfile.read(data, dtype="float32")
     except (OSError, soundfile.LibsndfileError) as error:
         raise SaladError(f"{path}: the recording of {row['synthesis_id']} cannot be read ({error})") from None
     if abs(len(samples) / rate - row["duration_s"]) > 0.1:

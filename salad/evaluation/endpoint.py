@@ -12,6 +12,7 @@ import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 
+from salad import interrupts
 from salad.errors import SaladError
 from salad.evaluation.scoring import Prompt, Recording
 
@@ -91,6 +92,7 @@ class Endpoint:
         return parts[0]["text"] if len(parts) == 1 and parts[0]["type"] == "text" else parts
 
 
+@interrupts.held()
 def _wav(recording: Recording, sample_rate: int) -> str:
     import soundfile
 

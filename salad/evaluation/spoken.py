@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 import store
+from salad import interrupts
 from salad.data import corpora
 from salad.errors import SaladError
 from salad.evaluation.scoring import Recording
@@ -209,7 +210,8 @@ def decode(recording, folder: Path, where: str) -> tuple[np.ndarray, int]:
     else:
         raise SaladError(f"{where}: its recording is missing")
     try:
-        samples, rate = soundfile.read(source, dtype="float32", always_2d=True)
+        with interrupts.held():
+            samples, rate = soundfile.read(source, dtype="float32", always_2d=True)
     except (OSError, soundfile.LibsndfileError) as error:
         raise SaladError(f"{where}: its recording cannot be read ({error})") from None
     if not len(samples):

@@ -21,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
+from salad import interrupts
 from salad.errors import SaladError
 from salad.prepare import tars
 
@@ -114,6 +115,7 @@ def layout_of(source: Path) -> str:
     )
 
 
+@interrupts.held()
 def decode(path: Path | bytes, start_s: float = 0.0, duration_s: float | None = None) -> tuple[np.ndarray, int]:
     """float32 [T], channels averaged, and the rate, of a file or its bytes. Raises Unusable for what is missing,
     unreadable or cut short: less sound than the file's header or the list says."""

@@ -14,16 +14,15 @@ import atexit
 import ctypes
 import os
 import re
-import signal
 import tempfile
 import threading
 from bisect import bisect_left
-from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 
+from salad import interrupts
 from salad.errors import SaladError
 from salad.speech import SAMPLE_RATE, Phone, Utterance, Word
 from salad.speech.words import runs, words_of
@@ -70,23 +69,6 @@ def _collect(wave, n_samples, events):
             _events.append((event.type, event.text_position - 1, event.sample, symbol))
         i += 1
     return 0
-
-
-@contextmanager
-def _interrupt_waits():
-    """Hold a Ctrl-C until the block ends: what is raised within a callback, ctypes prints and forgets."""
-    before = signal.getsignal(signal.SIGINT)
-    if threading.current_thread() is not threading.main_thread() or not callable(before):
-        yield  # only the main thread hears signals
-        return
-    heard = []
-    signal.signal(signal.SIGINT, lambda *signal_and_frame: heard.append(signal_and_frame))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-        if heard:
-            before(*heard[0])
 
 
 _lock = threading.Lock()  # espeak aborts when two threads are inside: one engine per process
@@ -253,7 +235,7 @@ class Espeak:
                     raise _no_voice(name)
                 for number, value in parameters:
                     library.espeak_SetParameter(number, value, 0)
-                with _interrupt_waits():
+                with interrupts.held():
                     failed = library.espeak_Synth(data, len(data) + 1, 0, 1, 0, _UTF8 | _KEEP_FINAL_PAUSE, None, None)
                 if failed:
                     raise SaladError(f"espeak fails (code {failed}) on the text {spoken[:60]!r}")

@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 
 import store
+from salad import interrupts
 from salad.errors import SaladError
 from salad.speech import SAMPLE_RATE, Utterance, Word
 from store.atomic import fsync_folder
@@ -112,7 +113,8 @@ def _write_new(folder: Path, name: str, shard: int, jobs, make, key: str, progre
                 if speech is not None:
                     samples = to_rate(speech.utterance.samples, speech.utterance.sample_rate)
                     cut = _cut(speech, len(samples), key)
-                    tar.write(speech.id, samples[None], SAMPLE_RATE, cut.recording)
+                    with interrupts.held():
+                        tar.write(speech.id, samples[None], SAMPLE_RATE, cut.recording)
                     cuts.append(cut)
                 if progress:
                     progress(1)
@@ -247,7 +249,8 @@ def decode_flac(data: bytes, where: str, n_samples: int | None = None) -> np.nda
     import soundfile
 
     try:
-        samples, rate = soundfile.read(io.BytesIO(data), dtype="float32")
+        with interrupts.held():
+            samples, rate = soundfile.read(io.BytesIO(data), dtype="float32")
     except (soundfile.LibsndfileError, RuntimeError) as error:
         raise SaladError(f"{where} is damaged ({error}): remove its shard and run the same command again") from error
     if rate != SAMPLE_RATE or samples.ndim != 1:
