@@ -1,6 +1,7 @@
 """The ASR check: rates on both sides of one normaliser, recognisers by standard loading, acoustic flags."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -158,11 +159,16 @@ def test_a_whisper_loads_and_batches_change_nothing(whisper_folder):
     assert check(spoken, TEXT, recogniser).cer > 0.3
 
 
-def test_what_is_no_recogniser_is_refused_in_one_line(tmp_path):
+def test_what_is_no_recogniser_is_refused_in_one_line(tmp_path, ctc_folder):
+    from safetensors.torch import load_file
     from transformers import Qwen2Config
 
-    Qwen2Config().save_pretrained(tmp_path)
-    for folder, says in [(str(tmp_path), "neither"), (str(tmp_path / "none"), "cannot be loaded")]:
+    Qwen2Config().save_pretrained(tmp_path / "llm")
+    pickled = shutil.copytree(ctc_folder, tmp_path / "pickled")
+    torch.save(load_file(pickled / "model.safetensors"), pickled / "pytorch_model.bin")
+    (pickled / "model.safetensors").unlink()
+    for name, says in [("llm", "neither"), ("none", "cannot be loaded"), ("pickled", "cannot be loaded.*safetensors")]:
+        folder = str(tmp_path / name)
         with pytest.raises(SaladError, match=says) as error:
             load_recogniser(folder)
         assert "\n" not in str(error.value)

@@ -5,7 +5,6 @@ import os
 import signal
 import time
 import traceback
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing import forkserver, resource_tracker
@@ -43,7 +42,6 @@ def _child(connection, work, arguments) -> None:
     from salad.models.names import quiet
 
     quiet()
-    warnings.simplefilter("ignore", FutureWarning)  # of transformers and peft about each other
     last = 0.0
 
     def tell(*message) -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib
+import warnings
 from pathlib import Path
 
 import torch
@@ -62,7 +63,9 @@ def folder_sha256(folder: Path | str) -> str:
 
 
 def quiet() -> None:
-    """Keep transformers from drawing a progress bar for every folder that it loads."""
+    """Keep transformers from drawing a progress bar for every folder that it loads, and peft, which asks by a name that
+    transformers is about to drop, from saying so."""
     from transformers.utils import logging
 
     logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing")

@@ -6,7 +6,6 @@ full, the teacher is a second, frozen copy of the original.
 
 import contextlib
 import json
-import warnings
 from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
@@ -520,6 +519,4 @@ def add_lora(llm, config: LLMConfig):
         target_modules=list(config.lora_targets),
         task_type="CAUSAL_LM",
     )
-    with warnings.catch_warnings():  # peft asks by a name that transformers is about to drop
-        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing")
-        return get_peft_model(llm, lora, autocast_adapter_dtype=False)
+    return get_peft_model(llm, lora, autocast_adapter_dtype=False)

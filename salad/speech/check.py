@@ -163,13 +163,15 @@ def load_recogniser(folder: str, device: str = "cpu", batch_s: float = 120.0) ->
     )
 
     import salad.models.phone  # noqa: F401  registers the miniature's recogniser
+    from salad.models.names import quiet
 
+    quiet()
     try:
         config = AutoConfig.from_pretrained(folder)
         if type(config) in MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING:
-            kind, model = WhisperRecogniser, AutoModelForSpeechSeq2Seq.from_pretrained(folder)
+            kind, model = WhisperRecogniser, AutoModelForSpeechSeq2Seq.from_pretrained(folder, use_safetensors=True)
         elif type(config) in MODEL_FOR_CTC_MAPPING:
-            kind, model = CTCRecogniser, AutoModelForCTC.from_pretrained(folder)
+            kind, model = CTCRecogniser, AutoModelForCTC.from_pretrained(folder, use_safetensors=True)
         else:
             raise SaladError(f'"{folder}" ({config.model_type}) is neither a CTC nor a Whisper-type recogniser')
         processor = AutoProcessor.from_pretrained(folder)
