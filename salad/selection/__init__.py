@@ -1,6 +1,7 @@
 """Active selection: balanced clusters, the target distribution over them, the draw, and its review in a lab."""
 
-from .clusters import BalancedKMeans, terms
+from typing import TYPE_CHECKING
+
 from .draw import STRATEGIES, Clusters, Draw, Pool, Texts, draw, strategy
 from .lab import (
     Drawn,
@@ -24,3 +25,14 @@ __all__ = [
     "pool", "refill", "regress_out", "rounds", "select", "select_told", "strategy", "target_distribution", "terms",
     "text_and_voice", "to_synthesise",
 ]  # fmt: skip
+
+if TYPE_CHECKING:
+    from .clusters import BalancedKMeans, terms
+
+
+def __getattr__(name: str):  # scikit-learn takes a second to import, and a notebook that looks at a selection needs none of it
+    if name in ("BalancedKMeans", "terms"):
+        from . import clusters
+
+        return getattr(clusters, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
