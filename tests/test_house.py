@@ -50,6 +50,30 @@ def test_light_modules_do_not_load_torch(module):
     assert told.stdout.strip() == "False"
 
 
+def test_what_a_notebook_looks_with_does_not_wait_for_scipy():
+    """scikit-learn and scipy take a second of a notebook's first paint."""
+    modules = "salad.selection, workbench.charts, workbench.listen, workbench.panels, workbench.review"
+    told = subprocess.run([sys.executable, "-c", f"import sys, {modules}; print({{'sklearn', 'scipy'}} & set(sys.modules))"],
+                          capture_output=True, text=True, check=True)  # fmt: skip
+    assert told.stdout.strip() == "set()"
+
+
+WITHOUT_WEIGHTS = {"AutoConfig", "AutoTokenizer", "AutoProcessor", "AutoFeatureExtractor", "WhisperFeatureExtractor"}
+OUR_OWN = {"SpeechLM", "cls", "PeftModel"}  # peft looks for safetensors first, and opens nothing else than tensors
+
+
+def test_weights_are_read_from_safetensors_alone():
+    safe, other = [], []
+    for path in sorted((ROOT / "salad").rglob("*.py")):
+        for call in ast.walk(ast.parse(path.read_text())):
+            if not (isinstance(call, ast.Call) and ast.unparse(call.func).endswith(".from_pretrained")):
+                continue
+            if ast.unparse(call.func.value) not in WITHOUT_WEIGHTS | OUR_OWN:
+                told = "use_safetensors=True" in [ast.unparse(keyword) for keyword in call.keywords]
+                (safe if told else other).append(f"{path.relative_to(ROOT)}:{call.lineno}")
+    assert not other and len(safe) >= 7
+
+
 def test_notebooks_are_thin():
     long = {p.name: n for p in (ROOT / "notebooks").glob("*.py") if (n := len(p.read_text().splitlines())) > 200}
     assert not long

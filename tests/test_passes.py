@@ -344,6 +344,13 @@ def test_a_sentence_model_embeds_in_unit_length_without_an_nll(tmp_path):
         logits = llm(input_ids=ids).logits[0, :-1, : len(tokenizer)]
         expected = torch.nn.functional.cross_entropy(logits, ids[0, 1:]).item()
         assert nll == pytest.approx(expected, abs=1e-4)
+    from safetensors.torch import load_file
+
+    weights = tmp_path / "sentence" / "model.safetensors"
+    torch.save(load_file(weights), weights.with_name("pytorch_model.bin"))
+    weights.unlink()
+    with pytest.raises(SaladError, match="cannot be loaded.*safetensors"):  # a pickle is not opened
+        of_sentences(str(tmp_path / "sentence"))
 
 
 def test_clusters_are_the_same_whether_vectors_lie_in_memory_or_in_a_file(tmp_path):

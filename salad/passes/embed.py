@@ -64,15 +64,16 @@ def of_llm(llm, tokenizer, batch: int = 64) -> Embedder:
 
 def of_sentences(name: str, lab: Path | str | None = None) -> Embedder:
     """A sentence-transformers model, by folder or hub name (the paper's: BAAI/bge-large-en-v1.5)."""
-    from salad.models.names import resolve
+    from salad.models.names import quiet, resolve
 
     try:
         from sentence_transformers import SentenceTransformer
     except ImportError:
         raise SaladError(f"embeddings by {name} need sentence-transformers: pip install 'salad-workbench[embed]'") from None
     folder = resolve(name, lab)
+    quiet()
     try:
-        model = SentenceTransformer(folder)
+        model = SentenceTransformer(folder, model_kwargs={"use_safetensors": True})
     except (OSError, ValueError) as error:
         raise SaladError(f"the sentence model {name!r} cannot be loaded: {str(error).splitlines()[0]}") from None
 
