@@ -24,6 +24,7 @@ from .lab import lab_path, line_is_whole, seal, seal_line
 _lock = threading.RLock()
 _writers: dict[tuple, "_Writer"] = {}
 _read: dict[str, dict[str, tuple]] = {}  # lab -> file -> (inode, bytes read, events, damage)
+_made: dict[tuple[str, str], tuple[list[dict], pa.Table]] = {}  # lab, table -> what was read last: events, as Arrow
 
 CHOICES = {
     "decisions": {"target": ("sample", "cluster", "rule"), "verdict": ("keep", "drop", "reweight", "undo")},
@@ -247,7 +248,13 @@ def read(lab: Path) -> tuple[dict[str, pa.Table], list[units.Damage]]:
     for name, events in by_id.items():
         declared = schema.TABLES[name]
         rows = sorted(events.values(), key=lambda event: (event.get("at", ""), event[ID[name]]))
-        tables[name] = _arrow(declared, rows)
+        known, table = _made.get((str(lab), name), ([], None))
+        if table is None or rows[: len(known)] != known:
+            table = _arrow(declared, rows)
+        elif len(rows) > len(known):  # a click adds one event, and should not cost all that were said before
+            table = pa.concat_tables([table, _arrow(declared, rows[len(known) :])]).combine_chunks()
+        _made[str(lab), name] = rows, table
+        tables[name] = table
     return tables, damaged
 
 

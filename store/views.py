@@ -13,6 +13,7 @@ from pathlib import Path
 
 import duckdb
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from . import events, runs, schema, sql, units
 from .atomic import fsync_folder
@@ -124,10 +125,11 @@ _NO_MATCHES = "SELECT ''::VARCHAR AS event_id, ''::VARCHAR AS selection_id, ''::
 
 def _rule_matches(decisions: pa.Table) -> tuple[str, list[units.Damage]]:
     """SQL of the view rule_matches over the rules that stand and can be asked, and those that cannot be."""
-    parts, damaged, said = [], [], decisions.to_pylist()
-    undone = {event["undoes"] for event in said if event["verdict"] == "undo"}  # each rule costs a pass over the texts
-    for event in said:
-        if event["target"] == "rule" and event["verdict"] != "undo" and event["event_id"] not in undone:
+    parts, damaged = [], []
+    undo = pc.fill_null(pc.equal(decisions["verdict"], "undo"), False)
+    undone = set(decisions.filter(undo)["undoes"].to_pylist())  # each rule costs a pass over the texts
+    for event in decisions.filter(pc.and_(pc.equal(decisions["target"], "rule"), pc.invert(undo))).to_pylist():
+        if event["event_id"] not in undone:
             try:
                 check_rule(event["rule"])
             except StoreError as error:

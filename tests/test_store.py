@@ -25,7 +25,7 @@ from scipy import stats
 import store
 from salad.passes import as_run
 from salad.runs import Stopped
-from store import docs, schema
+from store import docs, events, schema
 from store.lab import seal_line
 
 FIXTURE = Path(__file__).parent / "fixtures" / "lab_v1"
@@ -668,6 +668,33 @@ def test_events_carry_id_time_and_author_and_one_file_a_process(lab):
     assert len(list((lab / "events").glob("*.jsonl"))) == 1
     con = store.connect(lab)
     assert one(con, "SELECT choice, CAST(latencies ->> 'left' AS DOUBLE) FROM votes") == ("tie", 1.5)
+
+
+def test_events_read_one_by_one_are_what_a_first_reader_finds(lab, monkeypatch):
+    """What was read before is kept as Arrow: a click costs its own event, and not all that were said."""
+    publish_selection(lab)
+
+    def compare():
+        kept = events.read(lab)[0]
+        with monkeypatch.context() as patch:
+            patch.setattr(events, "_made", {})
+            patch.setattr(events, "_read", {})
+            assert events.read(lab)[0] == kept
+        return kept["decisions"]["event_id"].to_pylist()
+
+    assert compare() == []
+    said = [decide(lab, "drop", sample=1)["event_id"]]
+    assert compare() == said
+    said.append(decide(lab, "keep", "bob", sample=2)["event_id"])
+    assert compare() == said
+    line = {"table": "decisions", "event_id": "e-far", "selection_id": "l1", "target": "sample", "sample_id": "s1",
+            "verdict": "drop", "reviewer": "x", "at": "2020-01-01T00:00:00+00:00"}  # fmt: skip
+    (lab / "events" / "other-1-1.jsonl").write_bytes(seal_line(line))  # another machine, with another clock
+    assert compare() == ["e-far", *said]
+    said.append(decide(lab, "drop", sample=3)["event_id"])
+    assert compare() == ["e-far", *said]
+    (lab / "events" / "other-1-1.jsonl").unlink()
+    assert compare() == said
 
 
 # ------------------------------------------------------------------------------------------ questions

@@ -258,7 +258,7 @@ def plain_table(rows: pd.DataFrame, digits: int = 2) -> mo.ui.table:
 
 def events_table(con, selection_id: str) -> mo.ui.table:
     """What was said about the selection and stands, newest first; at most the latest 200."""
-    rows = review.standing_events(con, selection_id).head(200)
+    rows = review.standing_events(con, selection_id, limit=200)
     shown = rows[
         [
             "at",

@@ -543,8 +543,7 @@ class Review:
     def undo(self, con, event_id: str | None = None) -> dict | None:
         """Take back an event, or the reviewer's latest standing one on this selection: what it was, None if there
         is none."""
-        said = standing_events(con, self.selection_id, self.reviewer)
-        said = said if event_id is None else said[said.event_id == event_id]
+        said = standing_events(con, self.selection_id, self.reviewer, event_id=event_id, limit=1)
         if said.empty:
             return None
         last = said.iloc[0]
@@ -563,15 +562,16 @@ def _value(x):
     return None if pd.api.types.is_scalar(x) and pd.isna(x) else x
 
 
-def standing_events(con, selection_id: str, reviewer: str | None = None, target: str | None = None) -> pd.DataFrame:
-    """The events on a selection that no undo has taken back, newest first."""
+def standing_events(con, selection_id: str, reviewer: str | None = None, target: str | None = None,
+                    event_id: str | None = None, limit: int | None = None) -> pd.DataFrame:  # fmt: skip
+    """The events on a selection that no undo has taken back, newest first, at most `limit`."""
     return con.execute(
-        """
+        f"""
         SELECT * FROM decisions WHERE selection_id = $1 AND verdict <> 'undo' AND ($2 IS NULL OR reviewer = $2)
-            AND ($3 IS NULL OR target = $3)
+            AND ($3 IS NULL OR target = $3) AND ($4 IS NULL OR event_id = $4)
             AND event_id NOT IN (SELECT undoes FROM decisions WHERE undoes IS NOT NULL)
-        ORDER BY "at" DESC, event_id DESC""",
-        [selection_id, reviewer, target],
+        ORDER BY "at" DESC, event_id DESC {"" if limit is None else f"LIMIT {int(limit)}"}""",
+        [selection_id, reviewer, target, event_id],
     ).df()
 
 
