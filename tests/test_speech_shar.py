@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from salad import SaladError
-from salad.speech import Utterance, load_tts
+from salad.speech import Utterance, load_tts, shar
 from salad.speech.shar import Shar, Speech, damage, decode_flac, folder_of, write
 
 TEXTS = [f"The {animal} lives in the big house." for animal in ("cat", "dog", "whale", "café owl", "fox")]
@@ -112,9 +112,18 @@ def test_a_killed_writer_leaves_whole_shards_and_is_taken_up(tmp_path):
     assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
     assert sorted(files(tmp_path / "killed")) == ["cuts.000000.jsonl", "recording.000000.tar"]
     assert len(Shar(tmp_path / "killed", "natural")) == 2
-    put(tmp_path / "killed")
+    speech = tmp_path / "killed" / "speech"
+    assert len(list(speech.iterdir())) == 2  # what it had begun lies hidden beside
+
+    def make_beside_another(job):
+        shar._sweep(speech / "natural", "natural", job[0] // 2)  # as a second writer would: this one lives
+        assert len(list(speech.iterdir())) == 2
+        return make(job)
+
+    put(tmp_path / "killed", make=make_beside_another)
     assert [number for number, _ in made] == [2, 3, 4]
     assert files(tmp_path / "killed") == files(tmp_path / "clean")
+    assert list(speech.iterdir()) == [speech / "natural"]
 
 
 def test_a_shortened_tar_is_named_the_rest_is_read_and_the_same_call_mends_it(tmp_path):

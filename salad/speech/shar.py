@@ -5,6 +5,8 @@ and renamed, the tar first. So writing can be killed at any time and taken up by
 nothing else, and `lhotse.CutSet.from_shar(in_dir=folder)` reads it.
 """
 
+import fcntl
+import glob
 import io
 import json
 import os
@@ -88,6 +90,7 @@ def write_shard(lab, name: str, shard: int, jobs: Sequence, make, *, job_id, pro
     if len(set(ids)) != len(ids):
         raise SaladError(f"two jobs for {folder} have the same id: {next(i for i in ids if ids.count(i) > 1)}")
     key = digest(ids)
+    _sweep(folder, name, shard)
     if _paths(folder, shard)[0].exists():
         there = _read_cuts(_paths(folder, shard)[0])
         if not {cut["id"] for cut in there} <= set(ids):
@@ -104,7 +107,8 @@ def _write_new(folder: Path, name: str, shard: int, jobs, make, key: str, progre
 
     cuts_path, tar_path = _paths(folder, shard)
     folder.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{name}.{shard:06d}."))
+    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=_begun(name, shard)))
+    lock = _locked(temporary)
     try:
         cuts = []
         with AudioTarWriter(str(temporary / tar_path.name), shard_size=None, format="flac") as tar:
@@ -144,7 +148,35 @@ def _write_new(folder: Path, name: str, shard: int, jobs, make, key: str, progre
         raise SaladError(f"{cuts_path} cannot be written: {error.strerror or error}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        if lock is not None:
+            os.close(lock)
     return [_row(name, shard, line) for line in lines]
+
+
+def _begun(name: str, shard: int) -> str:
+    return f".{name}.{shard:06d}."
+
+
+def _locked(folder: Path) -> int | None:
+    """A handle that holds the folder for as long as this process lives; None where another holds it, or nobody can."""
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(handle)
+        return None
+    return handle
+
+
+def _sweep(folder: Path, name: str, shard: int) -> None:
+    """Remove what a killed writer of this shard had begun; one that lives holds its own."""
+    for begun in folder.parent.glob(f"{glob.escape(_begun(name, shard))}*"):
+        if (lock := _locked(begun)) is not None:
+            shutil.rmtree(begun, ignore_errors=True)
+            os.close(lock)
 
 
 def _cut(speech: Speech, n_samples: int, key: str):
