@@ -28,6 +28,7 @@ from salad.passes import run as running
 from salad.passes.check import check
 from salad.passes.score import batches, score
 from salad.passes.synthesise import Job, synthesise
+from salad.runs import Preempted, RunFolder
 from salad.speech import load_tts, shar
 
 ROUNDS = int(os.environ.get("SALAD_FAULT_ROUNDS", "3"))
@@ -311,6 +312,32 @@ def test_a_pass_or_option_that_is_not_there_is_refused_in_one_line(lab):
         running.prepare(lab, "score", {})
     with pytest.raises(SaladError, match="shard 2 of 2"):
         passes.do(lab, [], 2, 2)
+
+
+def test_work_as_a_run_ends_where_it_tells_of_itself_when_asked_and_begins_again(tmp_path):
+    seen, before = [], signal.getsignal(signal.SIGTERM)
+
+    def work(run, progress):
+        for done in range(1, 4):
+            if done == 2 and len(seen) < 3:
+                os.kill(os.getpid(), signal.SIGTERM)
+            progress(done, 3)
+
+    def do():
+        return passes.as_run(tmp_path, "count", {"pass": "count"}, work, progress=lambda *told: seen.append(told))
+
+    try:
+        with pytest.raises(Preempted):
+            do()
+        assert seen == [(1, 3), (2, 3)]
+        (run,) = (tmp_path / "runs").iterdir()
+        status = RunFolder.open(tmp_path, run.name).read_status()
+        assert (status["state"], status["step"], status["max_steps"]) == ("preempted", 2, 3)
+        seen.append("again")
+        assert do().read_status()["state"] == "done" and seen[3:] == [(1, 3), (2, 3), (3, 3)]
+        assert do().run_id == run.name and len(seen) == 6  # what is done is not done again
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_a_sentence_model_embeds_in_unit_length_without_an_nll(tmp_path):

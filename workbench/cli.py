@@ -889,6 +889,7 @@ def main(args: list[str] | None = None) -> None:
         if not isinstance(error, KeyboardInterrupt) and str(error) != "Query interrupted":  # DuckDB's word for Ctrl-C
             raise
         print("\nsalad: interrupted; the same command goes on where it was.", file=sys.stderr)
+        exec("")  # CPython remembers a key that came within an import, and would leave by the signal instead of with 130
         code = 130
     except BrokenPipeError:  # `salad sql ... | head`
         sys.stderr.close()
