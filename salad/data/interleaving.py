@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from salad.speech.words import runs
 from store.ids import digest
 
 
@@ -55,13 +56,14 @@ def units(text: str, offsets: list[tuple[int, int]], words, duration_s: float) -
     for index, (char_start, _) in enumerate(offsets):
         if index and offsets[index - 1][1] == char_start and offsets[index - 1][0] != char_start:
             starts.setdefault(char_start, index)
+    begins = {start for start, _ in runs(text)}  # where a word begins, in Chinese without a blank before it
     cuts = [(0, 0.0)]
     for _, char_start, _, start_s, _ in words:
         space = char_start
         while space > 0 and text[space - 1].isspace():
             space -= 1
         token = starts.get(space)
-        if space == char_start or token is None:  # inside "isn't" or "42": no whitespace before the event
+        if token is None or (space == char_start and char_start not in begins):  # inside "isn't" or "42"
             continue
         if token > cuts[-1][0] and cuts[-1][1] <= start_s <= duration_s:
             cuts.append((token, start_s))

@@ -1,13 +1,39 @@
-"""From timed pieces of a text to its words: runs of characters without whitespace, in order and disjoint."""
+"""From timed pieces of a text to its words, in order and disjoint: runs of characters without whitespace, and in scripts
+that set no blanks between words (Chinese) each character with the punctuation after it."""
 
 import re
+import unicodedata
 
 from salad.speech import Word
+from salad.speech.languages import UNSPACED
+
+_OPENING = frozenset("\"'([{“‘«「『《〈（【〔")
+_UNSPACED = re.compile(f"[{UNSPACED}]")
 
 
 def runs(text: str) -> list[tuple[int, int]]:
-    """Spans of the runs of characters without whitespace."""
-    return [match.span() for match in re.finditer(r"\S+", text)]
+    """Spans of the words: runs without whitespace, cut around each character of an unspaced script. Punctuation
+    belongs to the word before it, opening brackets and quotes to the one after."""
+    spans = [match.span() for match in re.finditer(r"\S+", text)]
+    if _UNSPACED.search(text):
+        return [piece for start, end in spans for piece in _cut(text, start, end)]
+    return spans
+
+
+def _cut(text: str, start: int, end: int) -> list[tuple[int, int]]:
+    pieces, begin, last = [], start, ""  # last: the piece's last letter or digit
+    for i in range(start, end):
+        c = text[i]
+        if not c.isalnum() or unicodedata.category(c)[0] == "M":
+            continue
+        if last and (_UNSPACED.match(c) or _UNSPACED.match(last)):
+            cut = i
+            while cut - 1 > begin and text[cut - 1] in _OPENING:
+                cut -= 1
+            pieces.append((begin, cut))
+            begin = cut
+        last = c
+    return [*pieces, (begin, end)]
 
 
 def words_of(text: str, timed: dict[int, tuple[float, float]]) -> list[Word]:
