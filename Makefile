@@ -9,7 +9,7 @@ export HF_HUB_OFFLINE ?= 1
 export GRADIO_ANALYTICS_ENABLED = False
 export SALAD_LAB = $(LAB)
 
-.PHONY: demo test test-all lint select arena sql clean
+.PHONY: demo test test-all pins lint select arena sql clean
 
 demo: .venv/installed
 	@$(BIN)/salad demo
@@ -20,6 +20,10 @@ test: .venv/installed
 
 test-all: .venv/installed
 	SALAD_FAULT_ROUNDS=$${SALAD_FAULT_ROUNDS:-20} $(BIN)/python -m pytest -q -rs -n $(JOBS) --dist loadfile
+
+# losses, scored rows and ids of a tiny study, of this tree and of its parent commit (or REV=...): they must agree
+pins: .venv/installed
+	$(BIN)/python -m tests.pins $(if $(REV),--rev $(REV))
 
 lint: .venv/installed
 	$(BIN)/ruff check .
