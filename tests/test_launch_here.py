@@ -17,6 +17,7 @@ import store
 from salad import recipes
 from salad.engines import Run, codesync, handle, launch_run
 from salad.engines import targets as target_files
+from salad.engines.base import load
 from salad.engines.fetching import inputs
 from salad.engines.spec import Spec, parse_gpus
 from salad.engines.targets import Target
@@ -198,29 +199,28 @@ def test_a_run_that_hangs_past_its_limit_is_made_to_end(tmp_path, monkeypatch):
 
 def test_stalled_is_a_run_that_beats_without_moving_or_is_there_without_beating():
     spec = Spec(run_id="r1", on="box", engine="ssh", target=Target(engine="ssh"), stall_minutes=10)
+    box, slurm = load(spec.target), load(Target(engine="slurm"))
     now, old, older = (handle.now(), "2020-01-01T00:00:00.000Z", "2020-01-01T00:00:00.000Z")
     running = {"state": "running", "heartbeat_at": now, "progress_at": now}
-    assert handle.judged(running, "alive", spec)["state"] == "running"
-    assert handle.judged(running | {"progress_at": older}, "alive", spec)["state"] == "stalled"
-    assert handle.judged(running | {"heartbeat_at": old}, "alive", spec)["state"] == "stalled"
-    unheard = handle.judged(running | {"heartbeat_at": old}, None, spec)
+    assert handle.infer_status(running, "alive", spec, box)["state"] == "running"
+    assert handle.infer_status(running | {"progress_at": older}, "alive", spec, box)["state"] == "stalled"
+    assert handle.infer_status(running | {"heartbeat_at": old}, "alive", spec, box)["state"] == "stalled"
+    unheard = handle.infer_status(running | {"heartbeat_at": old}, None, spec, box)
     assert unheard["state"] == "stalled" and "box cannot be asked" in unheard["error"]
-    assert handle.judged(running, "gone", spec)["state"] == "failed"
-    by_hand = handle.judged(
-        running | {"heartbeat_at": old}, None, None
-    )  # no engine to ask: its silence decides
+    assert handle.infer_status(running, "gone", spec, box)["state"] == "failed"
+    by_hand = handle.infer_status(running | {"heartbeat_at": old}, None, None, None)  # no engine to ask: its silence decides
     assert by_hand["state"] == "failed"
-    retried = handle.judged({"state": "failed", "error": "x"}, "alive", spec)
+    retried = handle.infer_status({"state": "failed", "error": "x"}, "alive", spec, box)
     assert retried["state"] == "starting"  # until its supervisor has decided
-    assert handle.judged({"state": "failed", "settled": True}, "alive", spec)["state"] == "failed"
+    assert handle.infer_status({"state": "failed", "settled": True}, "alive", spec, box)["state"] == "failed"
     cluster = spec.model_copy(update={"engine": "slurm"})
     preempted = {"state": "preempted", "ended_at": now}
-    assert handle.judged(preempted, "gone", cluster)["state"] == "preempted"  # on its way back to the queue
-    assert handle.judged(preempted | {"ended_at": old}, "gone", cluster)["state"] == "stopped"
+    assert handle.infer_status(preempted, "gone", cluster, slurm)["state"] == "preempted"  # on its way back to the queue
+    assert handle.infer_status(preempted | {"ended_at": old}, "gone", cluster, slurm)["state"] == "stopped"
     for state in ("done", "failed", "stopped"):
-        assert handle.judged({"state": state}, "gone", spec)["state"] == state
-    assert handle.judged({}, "queued", spec)["state"] == "queued"
-    assert handle.judged({"state": "running", "heartbeat_at": now}, "queued", spec)["state"] == "preempted"
+        assert handle.infer_status({"state": state}, "gone", spec, box)["state"] == state
+    assert handle.infer_status({}, "queued", spec, box)["state"] == "queued"
+    assert handle.infer_status({"state": "running", "heartbeat_at": now}, "queued", spec, box)["state"] == "preempted"
 
 
 def test_two_launches_of_the_same_run_are_one_process(tmp_path):

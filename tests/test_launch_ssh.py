@@ -151,8 +151,8 @@ def test_launched_from_a_notebook_with_a_live_curve_a_cut_connection_a_kill_a_re
     server.down()  # the connection is cut: the run goes on, and what is shown is what was heard last
     before = run.status()
     assert before["state"] in ("running", "stalled")
-    assert "cannot be asked" in here.handle.judged(
-        before | {"state": "running", "heartbeat_at": "2020-01-01T00:00:00Z"}, None, run.spec
+    assert "cannot be asked" in here.handle.infer_status(
+        before | {"state": "running", "heartbeat_at": "2020-01-01T00:00:00Z"}, None, run.spec, run.engine
     )["error"]  # fmt: skip
     server.up()
     status = here.reach(run, 20)

@@ -9,12 +9,12 @@ import os
 import subprocess
 import sys
 
-from salad.engines.handle import settled
-from salad.engines.sky import rendezvous
+from salad.engines.base import Engine, load
+from salad.engines.handle import reconcile_status
 from salad.engines.spec import Spec
 from salad.engines.supervisor import (
     USER_ERROR_CODE,
-    forgive,
+    clear_failures,
     is_alive,
     mark_supervisor,
     signal_processes,
@@ -44,7 +44,7 @@ def main(argv: list[str] | None = None) -> int:
             raise SaladError(f"{run.path} has no launch.json; start it by launch_gpu.py")
         if arguments.look:
             life = "alive" if is_alive(run) else "gone"
-            print(json.dumps({"life": life, "state": settled(run, spec, life)["state"]}))
+            print(json.dumps({"life": life, "state": reconcile_status(run, spec, _engine(spec), life)["state"]}))
             return 0
         if arguments.stop:
             run.request_stop()
@@ -52,16 +52,23 @@ def main(argv: list[str] | None = None) -> int:
             return 0
         handed = sys.stdin.readline() if arguments.secrets_on_stdin else ""
         if arguments.detach:
-            forgive(run)  # a person starts it: what ended it before no longer counts
+            clear_failures(run)  # a person starts it: what ended it before no longer counts
             _detach(run, arguments, handed)
             return 0
         os.environ.update(json.loads(handed or "{}"))
         mark_supervisor(run, arguments.shard, os.getpid())
-        meeting, first = rendezvous() if spec.engine == "sky" and spec.workers == 1 else ([], True)
-        return supervise(run, spec, arguments.shard, meeting, first)
+        return supervise(run, spec, arguments.shard, *_engine(spec).rendezvous(spec))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return USER_ERROR_CODE
+
+
+def _engine(spec: Spec) -> Engine:
+    """The run's engine; a plain one where a class of the user's own is not installed on this machine."""
+    try:
+        return load(spec.target)
+    except SaladError:
+        return Engine(spec.target)
 
 
 def _detach(run: RunFolder, arguments: argparse.Namespace, handed: str) -> None:

@@ -22,6 +22,9 @@ class Engine:
     """Starts, watches, stops one run. The run folder in the lab at hand is what people see of it."""
 
     shares_lab = True  # the run writes this very lab; else `look` and `fetch` bring what it wrote
+    runs_recorded_code = True  # the code and package versions recorded at launch; else what this process runs
+    requeues = False  # the engine itself starts a preempted run again
+    knows_prices = False  # it asks for prices; else they are the target's `price_per_hour`
 
     def __init__(self, target: Target):
         self.target = target
@@ -43,6 +46,12 @@ class Engine:
 
     def stop(self, run: RunFolder, spec: Spec) -> None:
         """Ask the run to write a checkpoint and end, and the engine not to start it again."""
+
+    @staticmethod
+    def rendezvous(spec: Spec) -> tuple[list[str], bool]:
+        """torchrun's arguments on this node of the run, and whether this is its first node. Asked by the supervisor
+        (`python -m salad.engines`), on the machine where the run runs."""
+        return [], True
 
     def fetch(self, run: RunFolder, spec: Spec, tables_only: bool = False, compare: bool = False) -> None:
         """Bring units and, unless `tables_only`, checkpoints and audio. Can be interrupted and repeated. `compare`

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from salad import checkpoints
+import store
 from salad.errors import SaladError
 from salad.runs import RunFolder
 
@@ -61,8 +61,6 @@ def _inside(lab: Path, name: str) -> bool:
 
 
 def _speech_of(lab: Path, selection: str) -> list[str]:
-    import store
-
     rows = store.connect(lab).execute(
         "select distinct speech from syntheses join selected using (sample_id) where selection_id = ?",
         [selection],
@@ -72,6 +70,8 @@ def _speech_of(lab: Path, selection: str) -> list[str]:
 
 def verified_checkpoints(run: RunFolder) -> tuple[int, list[str]]:
     """(number of whole checkpoints, what is wrong with the others)."""
+    from salad import checkpoints  # imports torch
+
     whole, damaged = 0, []
     for folder in run.checkpoints():
         try:

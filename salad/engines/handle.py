@@ -4,9 +4,11 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import store
 from salad.engines import base, codesync
+from salad.engines.fetching import verified_checkpoints
 from salad.engines.spec import Spec, secrets
-from salad.engines.supervisor import forgive
+from salad.engines.supervisor import clear_failures
 from salad.errors import SaladError
 from salad.runs import ENDED, RunFolder, now, seconds_since
 
@@ -42,7 +44,9 @@ class Run:
         """What the run says of itself, checked against its engine: status.json's fields, and `state` one of
         `salad.runs.STATES`. A run whose process is gone is written down as failed."""
         life = self.engine.look(self.folder, self.spec) if self.engine else None
-        status = settled(self.folder, self.spec, life, self.engine is None or self.engine.shares_lab)
+        status = reconcile_status(
+            self.folder, self.spec, self.engine, life, write=self.engine is None or self.engine.shares_lab
+        )
         return status | ({"on": self.spec.on} if self.spec else {})
 
     def logs(self, follow: bool = False) -> "str | Iterator[str]":
@@ -124,8 +128,8 @@ class Run:
         secrets(self.spec.env)
         self.engine.preflight(self.spec)
         self.spec.save(self.folder)
-        forgive(self.folder)
-        if self.spec.on == "here":
+        clear_failures(self.folder)
+        if not self.engine.runs_recorded_code:
             for line in codesync.differs(self.folder, self.spec.code):
                 self.folder.log(f"resumed with a difference: {line}")
         self.folder.reread()
@@ -146,9 +150,6 @@ class Run:
 
         Can be interrupted and repeated: what is here is not brought again, and nothing is counted twice. Returns
         {"checkpoints", "units": how many are here and whole, "damaged": what is not}."""
-        import store
-        from salad.engines.fetching import verified_checkpoints
-
         if self.engine and not self.engine.shares_lab:
             self.engine.look(self.folder, self.spec)
             self.engine.fetch(self.folder, self.spec, tables_only)
@@ -177,20 +178,22 @@ def start(engine: base.Engine, run: RunFolder, spec: Spec) -> None:
         raise
 
 
-def settled(run: RunFolder, spec: Spec | None, life: base.Life | None, write: bool = True) -> dict:
-    """The status as `judged`; a run that vanished is written down as ended, where this is the folder to write."""
-    status = judged(run.read_status(), life, spec)
+def reconcile_status(
+    run: RunFolder, spec: Spec | None, engine: base.Engine | None, life: base.Life | None, write: bool = True
+) -> dict:
+    """The status as `infer_status`; a run that vanished is written down as ended, where this is the folder to write."""
+    status = infer_status(run.read_status(), life, spec, engine)
     if status.pop("vanished", False) and write:
         run.reread()
         run.status(state=status["state"], error=status["error"], settled=True, ended_at=now())
     return status
 
 
-def judged(status: dict, life: base.Life | None, spec: Spec | None) -> dict:
+def infer_status(status: dict, life: base.Life | None, spec: Spec | None, engine: base.Engine | None) -> dict:
     """`status` with the state that the engine's word and the age of the heartbeat allow.
 
-    `life`: what the engine says, None where it cannot be asked. "vanished" is set where the run is gone for certain
-    and its own files do not say so."""
+    `spec`, `engine`: None for a run that was started by hand. `life`: what the engine says, None where it cannot be
+    asked. "vanished" is set where the run is gone for certain and its own files do not say so."""
     status = {"state": "queued", "error": None} | status
     state, silent = status["state"], seconds_since(status.get("heartbeat_at"))
     if state == "failed" and life == "alive" and not status.get("settled"):
@@ -201,7 +204,7 @@ def judged(status: dict, life: base.Life | None, spec: Spec | None) -> dict:
     if state == "preempted":
         since = seconds_since(status.get("ended_at") or status.get("heartbeat_at"))
         # between its end and its place in the queue a job can be in neither for a moment
-        if life == "gone" and spec and spec.engine in ("slurm", "sky") and since > LOST_S:
+        if life == "gone" and engine and engine.requeues and since > LOST_S:
             told = f"cancelled on {spec.on}; resume it to go on"
             return status | {"state": "stopped", "error": told, "vanished": True}
         return status
@@ -215,7 +218,7 @@ def judged(status: dict, life: base.Life | None, spec: Spec | None) -> dict:
             told = f"the process ended without a word at step {status.get('step') or 0}; resume it to go on"
         return status | {"state": "failed", "error": status.get("error") or told, "vanished": True}
     if state == "running" and silent > SILENT_S:
-        if life is None and (spec is None or spec.engine in ("here", "slurm")):
+        if life is None and (engine is None or engine.shares_lab):
             told = f"no sign of life for {silent:.0f} s; resume it to go on"
             return status | {"state": "failed", "error": told}
         told = "it is there but says nothing" if life == "alive" else f"{spec.on} cannot be asked"

@@ -38,22 +38,23 @@ touch {ENV}/.ready
 SMALL = ("status*.json", "metrics-*.jsonl", "log.txt", "attempts*.jsonl")
 
 
-def rendezvous() -> tuple[list[str], bool]:
-    """torchrun's arguments on a node of a SkyPilot job, and whether this is the first node."""
-    nodes, rank = os.environ.get("SKYPILOT_NUM_NODES", "1"), os.environ.get("SKYPILOT_NODE_RANK", "0")
-    if nodes == "1":
-        return [], True
-    first = os.environ["SKYPILOT_NODE_IPS"].split()[0]
-    return ["--nnodes", nodes, "--node_rank", rank, "--rdzv_backend", "c10d", "--rdzv_endpoint", f"{first}:29400",
-            "--rdzv_id", os.environ.get("SKYPILOT_TASK_ID", "salad")], rank == "0"  # fmt: skip
-
-
 class Sky(Engine):
     shares_lab = False
+    requeues = True
+    knows_prices = True
 
     def __init__(self, target):
         super().__init__(target)
         self._looked: tuple[float, Life | None] | None = None
+
+    @staticmethod
+    def rendezvous(spec: Spec) -> tuple[list[str], bool]:
+        nodes, rank = os.environ.get("SKYPILOT_NUM_NODES", "1"), os.environ.get("SKYPILOT_NODE_RANK", "0")
+        if nodes == "1" or spec.workers > 1:
+            return [], True
+        first = os.environ["SKYPILOT_NODE_IPS"].split()[0]
+        return ["--nnodes", nodes, "--node_rank", rank, "--rdzv_backend", "c10d", "--rdzv_endpoint", f"{first}:29400",
+                "--rdzv_id", os.environ.get("SKYPILOT_TASK_ID", "salad")], rank == "0"  # fmt: skip
 
     def _sky(self, *words: str, env: dict | None = None, timeout: float = 600) -> subprocess.CompletedProcess:
         name = self.target.sky or "sky"

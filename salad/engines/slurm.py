@@ -47,7 +47,7 @@ class InJob:
     def __call__(self) -> int:
         run = RunFolder.open(self.lab, self.run_id)
         spec = Spec.of(run)
-        first = os.environ.get("SLURM_NODEID", "0") == "0"
+        rendezvous, first = Slurm.rendezvous(spec)
         walltime = []
 
         def ends(number, frame):
@@ -57,24 +57,27 @@ class InJob:
         signal.signal(signal.SIGUSR2, ends)
         if first:
             supervisor.mark_supervisor(run, self.shard, os.getpid())
-        code = supervisor.supervise(run, spec, self.shard, self._rendezvous(spec), first)
+        code = supervisor.supervise(run, spec, self.shard, rendezvous, first)
         if walltime and code == supervisor.PREEMPTED_CODE and first:
             _ask("scontrol", "requeue", os.environ["SLURM_JOB_ID"])
         return code
 
+
+class Slurm(Engine):
+    requeues = True
+
     @staticmethod
-    def _rendezvous(spec: Spec) -> list[str]:
+    def rendezvous(spec: Spec) -> tuple[list[str], bool]:
+        first = os.environ.get("SLURM_NODEID", "0") == "0"
         if spec.nodes == 1:
-            return []
+            return [], first
         from submitit import JobEnvironment
 
         job = JobEnvironment()
         number = int(re.match(r"\d+", job.job_id)[0])
         return ["--nnodes", str(spec.nodes), "--node_rank", os.environ["SLURM_NODEID"], "--rdzv_backend", "c10d",
-                "--rdzv_endpoint", f"{job.hostnames[0]}:{29400 + number % 1000}", "--rdzv_id", str(number)]  # fmt: skip
+                "--rdzv_endpoint", f"{job.hostnames[0]}:{29400 + number % 1000}", "--rdzv_id", str(number)], first  # fmt: skip
 
-
-class Slurm(Engine):
     def check(self) -> list[Finding]:
         try:
             self.preflight(Spec(run_id="r000000000000", on="slurm", engine="slurm", target=self.target))

@@ -164,7 +164,7 @@ def _enough(run: RunFolder, step: int, error: str) -> str | None:
     return None
 
 
-def forgive(run: RunFolder) -> None:
+def clear_failures(run: RunFolder) -> None:
     """A person resumes: earlier failures no longer count, an earlier `stop` neither."""
     (run.path / "stop").unlink(missing_ok=True)
     for path in run.path.glob("attempts*.jsonl"):
