@@ -7,7 +7,7 @@ import argparse
 import re
 from pathlib import Path
 
-from . import atomic, schema, views
+from . import atomic, connection, schema
 from .errors import StoreError
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "store.md"
@@ -116,7 +116,7 @@ def _cell(value) -> str:
 
 def answers(lab) -> str:
     """The ten questions as Markdown, with what this lab answers. StoreError where it has no study in it."""
-    con = views.connect(lab)
+    con = connection.connect(lab)
     scored = con.execute("""
         SELECT d.run_id, max(d.step) AS step, any_value(r.kind) AS kind FROM raw.divergences d
         LEFT JOIN runs r ON r.run_id = d.run_id GROUP BY d.run_id ORDER BY kind, any_value(r.started_at), d.run_id
@@ -138,7 +138,7 @@ def answers(lab) -> str:
     lines = []
     for number, (question, sql) in enumerate(ASKED, 1):
         sql = sql.format(**names)
-        table = views.query(lab, sql)
+        table = connection.query(lab, sql)
         lines += [
             f"**{number}. {question}**".replace("\n(", "** (").replace(")**", ")"),
             "",

@@ -17,10 +17,15 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from . import atomic, schema, units
-from .errors import StoreError
-from .lab import lab_path, line_is_whole, seal, seal_line
+from . import atomic, schema
+from .errors import Damage, StoreError
+from .jsonl import read_new
+from .lab import lab_path, seal, seal_line
+from .rows import fit
+from .rules import check_rule
+from .units import read_manifest
 
+IDLE_DAYS = 7  # an event file of another machine counts as finished when untouched this long
 _lock = threading.RLock()
 _writers: dict[tuple, "_Writer"] = {}
 _read: dict[str, dict[str, tuple]] = {}  # lab -> file -> (inode, bytes read, events, damage)
@@ -126,10 +131,8 @@ def _checked(table: str, fields: dict) -> dict:
                     f"{event.get('verdict')!r} needs {column}"
                 )
         if event.get("target") == "rule" and event.get("verdict") != "undo":
-            from .views import check_rule  # views import events
-
             check_rule(event["rule"])
-    fitted = units.fit(table, [event]).to_pylist()[0]
+    fitted = fit(table, [event]).to_pylist()[0]
     fitted["at"] = fitted["at"].isoformat(timespec="microseconds")
     return {name: value for name, value in fitted.items() if value is not None}
 
@@ -155,62 +158,59 @@ def append(lab, table: str, **fields) -> dict:
     return event
 
 
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+def finished(path: Path) -> bool:
+    """Whether no process writes to an event file any more. One that is gone nobody writes to: see `_Writer`."""
+    if path.name.startswith(("merged-", "imported-")) or not path.with_suffix(".jsonl").exists():
+        return True
+    told = re.fullmatch(r"(.+)-(\d+)-(\d+)\.jsonl?", path.name)
+    if told and told[1] == host():
+        return not _alive(int(told[2]))
+    return time.time() - path.stat().st_mtime > IDLE_DAYS * 86400
+
+
 # -------------------------------------------------------------------------------------------- reading
 
 
-def parse_lines(data: bytes, start_line: int = 1) -> tuple[list[dict], int, list[str]]:
-    """JSON lines of `data`: the dicts, the bytes up to the last whole line, and what is wrong with which line."""
-    end = data.rfind(b"\n") + 1
-    rows, wrong = [], []
-    for number, line in enumerate(data[:end].splitlines(keepends=True), start_line):
-        try:
-            if not line_is_whole(line):
-                raise ValueError
-            row = json.loads(line)
-            if not isinstance(row, dict):
-                raise ValueError
-            rows.append(row)
-        except (ValueError, RecursionError):
-            if line.strip():
-                wrong.append(f"line {number} is damaged and left out")
-    return rows, end, wrong
+def clear_cache(lab: Path) -> None:
+    """Forget what this process has read of a lab's events, as a new process would."""
+    with _lock:
+        _read.pop(str(lab), None)
+        for name in ID:
+            _made.pop((str(lab), name), None)
 
 
-def read_new(path: Path, known: tuple | None) -> tuple:
-    """(inode, bytes, lines, items, damage) of a growing JSONL file, taking up where `known` ended."""
-    with open(path, "rb") as file:
-        stat = os.fstat(file.fileno())
-        if known and known[0] == stat.st_ino and known[1] <= stat.st_size and known[5] == stat.st_mtime_ns:
-            return known
-        if not known or known[0] != stat.st_ino or known[1] >= stat.st_size:  # new, or not merely grown
-            known = (stat.st_ino, 0, 0, [], [], 0)
-        file.seek(known[1])
-        data = file.read()
-    rows, end, wrong = parse_lines(data, known[2] + 1)
-    return (
-        stat.st_ino,
-        known[1] + end,
-        known[2] + data[:end].count(b"\n"),
-        known[3] + rows,
-        known[4] + wrong,
-        stat.st_mtime_ns,
-    )
+def close_writers() -> None:
+    """Write to a new file from the next event on, as another process would."""
+    with _lock:
+        for writer in _writers.values():
+            os.close(writer.handle)
+        _writers.clear()
 
 
-def lengths(lab: Path, entries: list[str]) -> tuple[dict[str, int], list[units.Damage]]:
+def lengths(lab: Path, entries: list[str]) -> tuple[dict[str, int], list[Damage]]:
     """How long each event file is at least, by its manifest among `entries`, and the manifests that are damaged."""
     least, damaged = {}, []
     for name in entries:
         if name.endswith(".json") and not name.startswith("."):
-            manifest = units._read_manifest(lab / "events" / name)
+            manifest = read_manifest(lab / "events" / name)
             if isinstance(manifest, str):
-                damaged.append(units.Damage("events", f"events/{name}", manifest))
+                damaged.append(Damage("events", f"events/{name}", manifest))
             elif manifest is not None:
                 least[manifest["file"]] = manifest["bytes"]
     return least, damaged
 
 
-def read(lab: Path) -> tuple[dict[str, pa.Table], list[units.Damage]]:
+def read(lab: Path) -> tuple[dict[str, pa.Table], list[Damage]]:
     """Every event by table, each once, in time order, and the lines that had to be left out."""
     by_id = {name: {} for name in ID}
     with _lock:
@@ -227,23 +227,23 @@ def read(lab: Path) -> tuple[dict[str, pa.Table], list[units.Damage]]:
                 size = path.stat().st_size
             except FileNotFoundError:
                 if path.with_suffix(".json").exists():  # what compact joins, it removes manifest first
-                    damaged.append(units.Damage("events", f"events/{name}", "is missing"))
+                    damaged.append(Damage("events", f"events/{name}", "is missing"))
                 continue
             except OSError as error:
-                damaged.append(units.Damage("events", f"events/{name}", f"cannot be read ({error.strerror})"))
+                damaged.append(Damage("events", f"events/{name}", f"cannot be read ({error.strerror})"))
                 continue
-            damaged += [units.Damage("events", f"events/{name}", reason) for reason in state[4]]
+            damaged += [Damage("events", f"events/{name}", reason) for reason in state[4]]
             if size < least.get(name, 0):
                 reason = f"truncated: {size} bytes, there were {least[name]} or more"
-                damaged.append(units.Damage("events", f"events/{name}", reason))
+                damaged.append(Damage("events", f"events/{name}", reason))
             elif size > state[1]:
-                damaged.append(units.Damage("events", f"events/{name}", "its last line is torn and left out"))
+                damaged.append(Damage("events", f"events/{name}", "its last line is torn and left out"))
             for event in state[3]:
                 table = event.get("table")
                 if table in by_id and ID[table] in event:
                     by_id[table][event[ID[table]]] = event
                 else:
-                    damaged.append(units.Damage("events", f"events/{name}", "an event of an unknown table"))
+                    damaged.append(Damage("events", f"events/{name}", "an event of an unknown table"))
     tables = {}
     for name, events in by_id.items():
         declared = schema.TABLES[name]

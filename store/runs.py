@@ -11,13 +11,14 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from . import events, schema
+from . import schema
+from .errors import Damage
+from .jsonl import read_new
 from .lab import is_whole
-from .units import Damage
 
 _lock = threading.RLock()
 _documents: dict[str, tuple] = {}  # path -> (size, mtime_ns, inode), document or reason
-_metrics: dict[str, tuple] = {}  # path -> state of events.read_new
+_metrics: dict[str, tuple] = {}  # path -> state of read_new
 _tables: dict[str, tuple] = {}  # run folder -> states, Arrow table
 
 
@@ -39,6 +40,11 @@ def _document(path: Path) -> dict | str | None:
         return f"cannot be read ({error.strerror})"
     _documents[str(path)] = (key, value)
     return value
+
+
+def clear_cache() -> None:
+    """Forget the documents that this process has read, as a new process would."""
+    _documents.clear()
 
 
 def _time(value) -> datetime.datetime | None:
@@ -92,7 +98,7 @@ def _metrics_of(folder: Path, files: list[str], status: dict) -> tuple[pa.Table,
         path = folder / name
         where = f"runs/{folder.name}/{name}"
         try:
-            _metrics[str(path)] = states[name] = events.read_new(path, _metrics.get(str(path)))
+            _metrics[str(path)] = states[name] = read_new(path, _metrics.get(str(path)))
         except FileNotFoundError:
             if name in _named(_document(folder / "status.json")):  # as it is now: a resumed run takes names back
                 damaged.append(Damage("metrics", where, "is missing"))

@@ -51,14 +51,15 @@ def _parser() -> duckdb.DuckDBPyConnection:
     return duckdb.connect()
 
 
-def _walk(value):
+def walk(value):
+    """Every dict inside nested lists and dicts, outermost first."""
     if isinstance(value, dict):
         yield value
         for child in value.values():
-            yield from _walk(child)
+            yield from walk(child)
     elif isinstance(value, list):
         for child in value:
-            yield from _walk(child)
+            yield from walk(child)
 
 
 def syntax_tree(sql: str) -> dict:
@@ -72,7 +73,7 @@ def syntax_tree(sql: str) -> dict:
 
 def check_select(sql: str) -> None:
     """StoreError unless `sql` is one SELECT that changes nothing: one whose CTE holds a COPY is typed SELECT too."""
-    for node in _walk(syntax_tree(sql)):
+    for node in walk(syntax_tree(sql)):
         kind = node.get("type")
         if isinstance(kind, str) and kind.endswith("_NODE") and kind not in QUERIES:
             raise StoreError(f"only SELECT and EXPLAIN run here, no {kind.removesuffix('_QUERY_NODE')} inside one")

@@ -22,6 +22,7 @@ from fixtures.make_lab import row_of
 import store
 from salad.runs import RunFolder
 from store import schema
+from store.jsonl import parse_lines
 from store.lab import is_whole, seal, seal_line
 
 ROUNDS = int(os.environ.get("SALAD_FAULT_ROUNDS", "3"))
@@ -38,12 +39,12 @@ def write_two(lab, name):
         return units[1].path
     if table.kind == "event":
         for k in (0, 1):
-            store.events._writers.clear()  # as another process: a file of its own
+            store.events.close_writers()  # as another process: a file of its own
             for i in range(3):
                 event = row_of(table, 3 * k + i) | {"at": f"2026-01-0{i + 1}T00:00:00+00:00"}
                 said = {"decisions": {"target": "sample", "verdict": "drop"}, "votes": {"choice": "tie"}}
                 store.append(lab, name, **(event | said.get(name, {})))
-        return store.events._writers.popitem()[1].path
+        return max((lab / "events").glob("*.jsonl"), key=lambda path: path.stat().st_mtime_ns)
     for k in range(2):
         folder = lab / "runs" / f"r{k}"
         config = {"run_id": f"r{k}", "kind": "stage1", "config": {"lr": k}, "repetition": 0}
@@ -81,7 +82,7 @@ def test_damage_is_found_before_a_number_is_shown(tmp_path, name, damage):
     for round in range(ROUNDS if damage == "flipped" else 1):
         lab = tmp_path / str(round)
         path = write_two(lab, name)
-        ships = store.views.published().num_rows if name == "published" else 0
+        ships = store.catalogue.published().num_rows if name == "published" else 0
         whole = sorted(store.connect(lab).execute(f"FROM {name}").fetchall(), key=str)
         DAMAGE[damage](path, rng)
         with pytest.warns(store.DamagedWarning, match=path.name.split(".")[0]):
@@ -106,13 +107,13 @@ def test_no_single_bit_of_a_line_or_document_flips_unnoticed(tmp_path, name):
     """Every bit of a short file in turn, newlines and the checksums themselves included."""
     path = write_two(tmp_path, name)
     whole = path.read_bytes()
-    rows, _, _ = store.events.parse_lines(whole)
+    rows, _, _ = parse_lines(whole)
     for at in range(len(whole) - 1):  # the last newline: a torn line, see below
         for bit in range(8):
             data = bytearray(whole)
             data[at] ^= 1 << bit
             if path.suffix == ".jsonl":
-                got, end, wrong = store.events.parse_lines(bytes(data))
+                got, end, wrong = parse_lines(bytes(data))
                 assert wrong and all(row in rows for row in got) and len(got) < len(rows), (at, bit)
             else:
                 try:

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 import store
-from store.views import check_rule
+from store.rules import check_rule
 
 REASONS = ("bad synthesis", "not speakable", "duplicate", "off-topic", "unsafe", "other")
 QUEUES = {

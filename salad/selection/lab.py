@@ -301,7 +301,7 @@ def _ruled_out(con, selection_id: str, texts: Pool) -> list[str]:
         ORDER BY "at", event_id""", [selection_id]).fetchall()  # fmt: skip
     if not events:
         return []
-    from store.views import check_rule
+    from store.rules import check_rule
 
     info = _selection(con, selection_id)
     p_web, d = texts.p_web_K.tolist(), [None if np.isnan(v) else float(v) for v in texts.d_cluster_K]

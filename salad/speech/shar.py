@@ -261,7 +261,7 @@ def damage(lab: Path | str, name: str, shard: int) -> str | None:
         return None
 
     try:
-        return store.units.remembered(lab, tar_path, digest([flac.get("audio_crc32") for flac in flacs]), changed)
+        return store.verification.remembered(lab, tar_path, digest([flac.get("audio_crc32") for flac in flacs]), changed)
     except OSError as error:
         return f"{tar_path} cannot be read ({error.strerror})"
 

@@ -12,9 +12,11 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from . import care, events, ids, schema, units, views
+from . import catalogue, connection, events, ids, schema, units, verification
+from .compact import rows_of
 from .errors import StoreError
 from .lab import lab_path, seal_line
+from .verify import verify
 
 # What belongs to the wanted runs, selections and clusterings, by table; `wanted` holds (kind, id, step).
 _BELONGS = {
@@ -110,7 +112,7 @@ def export(lab, what: str, to) -> dict:
     lab, to = lab_path(lab), Path(to).expanduser().resolve()
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise StoreError(f"{to} is there already and not empty; name a new folder")
-    con = views.connect(lab)
+    con = connection.connect(lab)
     _want(con, what)
     found, _ = units.scan(lab)
     told: dict = {"bundle": str(to)}
@@ -144,7 +146,7 @@ def export(lab, what: str, to) -> dict:
 
 
 def _export_unit(con, to: Path, unit: units.Unit, condition: str) -> int:
-    con.register("_unit_rows", care._rows(unit).drop_columns([units.MEMBER]))
+    con.register("_unit_rows", rows_of(unit).drop_columns([units.MEMBER]))
     rows = con.sql(f"SELECT * FROM _unit_rows WHERE {condition}").to_arrow_table()
     con.unregister("_unit_rows")
     if rows.num_rows == unit.rows and not unit.without:  # whole: it keeps its id
@@ -203,7 +205,7 @@ def import_(lab, bundle) -> dict:
         raise StoreError(f"no bundle at {bundle}")
     if bundle == lab:
         raise StoreError(f"{bundle} is this lab itself")
-    damaged = care.verify(bundle)
+    damaged = verify(bundle)
     damaged = [item for item in damaged if not item.reason.startswith(("orphaned", "its last line is torn"))]
     if damaged:
         raise StoreError(
@@ -226,7 +228,7 @@ def import_(lab, bundle) -> dict:
         told["events"] = _import_events(lab, bundle)
     except OSError as error:
         raise StoreError(f"could not import into {lab}: {error}") from error
-    views.renew(lab)
+    connection.renew(lab)
     return told
 
 
@@ -241,7 +243,7 @@ def _import_speech(lab: Path, bundle: Path) -> dict[str, str]:
             for file in files
         )
         if clash:
-            name = f"{folder.name}-{ids.digest([[f.name, units._sha256(f)] for f in files])}"
+            name = f"{folder.name}-{ids.digest([[f.name, verification.sha256(f)] for f in files])}"
             moved[f"speech/{folder.name}/"] = f"speech/{name}/"
             target = lab / "speech" / name
         _copy_folder(folder, target)
@@ -249,17 +251,17 @@ def _import_speech(lab: Path, bundle: Path) -> dict[str, str]:
 
 
 def _same(one: Path, other: Path) -> bool:
-    return one.stat().st_size == other.stat().st_size and units._sha256(one) == units._sha256(other)
+    return one.stat().st_size == other.stat().st_size and verification.sha256(one) == verification.sha256(other)
 
 
 def _import_unit(lab: Path, unit: units.Unit, moved: dict[str, str]) -> int:
     """Bring the rows of one unit that the lab lacks; whole and verbatim where it lacks them all."""
     if units.exists(lab, unit.table, unit.manifest["made_from"]):
         return 0
-    table, rows = schema.TABLES[unit.table], care._rows(unit).drop_columns([units.MEMBER])
+    table, rows = schema.TABLES[unit.table], rows_of(unit).drop_columns([units.MEMBER])
     con = duckdb.connect()
     con.register("incoming", rows)
-    here = views._select(table, units.scan(lab)[0].get(unit.table, []))
+    here = catalogue.select_of(table, units.scan(lab)[0].get(unit.table, []))
     same = " AND ".join(f'h."{name}" IS NOT DISTINCT FROM i."{name}"' for name in table.key)
     new = con.sql(
         f"SELECT i.* FROM incoming i WHERE NOT EXISTS (SELECT 1 FROM ({here}) h WHERE {same})"

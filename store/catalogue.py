@@ -1,0 +1,125 @@
+"""The tables of a lab as DuckDB views and in-memory tables: which SQL reads which units."""
+
+import csv
+import functools
+from pathlib import Path
+
+import pyarrow as pa
+
+from . import schema
+from .errors import Damage
+from .rows import fit
+from .units import MEMBER, Unit
+
+_HERE = Path(__file__).parent
+QUESTIONS = {path.stem: path.read_text() for path in sorted((_HERE / "questions").glob("*.sql"))}
+NO_MATCHES = "SELECT ''::VARCHAR AS event_id, ''::VARCHAR AS selection_id, ''::VARCHAR AS sample_id WHERE false"
+
+
+def quoted(value: str) -> str:
+    """`value` as a SQL string."""
+    return "'" + value.replace("'", "''") + "'"
+
+
+def select_of(table: schema.Table, found: list[Unit]) -> str:
+    """SQL that reads the units of a table: one scan per schema version, older ones filled up with nulls."""
+
+    def columns(version):
+        return ", ".join(
+            (f'CAST("{c.name}" AS JSON)' if c.json else f'"{c.name}"') + f' AS "{c.name}"'
+            if c.since <= version
+            else f'CAST(NULL AS {schema.column_type(c)}) AS "{c.name}"'
+            for c in table.columns
+        )
+
+    groups: dict[tuple, list[str]] = {}
+    for unit in found:
+        if unit.rows:
+            key = (min(unit.manifest["schema"], table.version), unit.without)
+            groups.setdefault(key, []).append(str(unit.path))
+    parts = []
+    for (version, without), paths in sorted(groups.items()):
+        part = f"SELECT {columns(version)} FROM read_parquet([{', '.join(map(quoted, paths))}], hive_partitioning=false)"
+        if without:
+            part += f" WHERE {MEMBER} NOT IN ({', '.join(map(quoted, without))})"
+        parts.append(part)
+    if not parts:
+        return f"SELECT {columns(0)} WHERE false"
+    return "\nUNION ALL\n".join(parts)
+
+
+@functools.cache
+def published() -> pa.Table:
+    """The figures that ship with the package (store/published.csv)."""
+    with open(_HERE / "published.csv", encoding="utf-8", newline="") as file:
+        rows = [{key: value or None for key, value in row.items()} for row in csv.DictReader(file)]
+    for row in rows:
+        for name in ("accuracy", "gap"):
+            row[name] = None if row[name] is None else float(row[name])
+    return fit("published", rows)
+
+
+def _put(con, name: str, table: schema.Table, rows: pa.Table) -> None:
+    """An in-memory table of these rows."""
+    con.register("_incoming", rows)
+    types = ", ".join(f'CAST("{c.name}" AS {schema.column_type(c)}) AS "{c.name}"' for c in table.columns)
+    con.execute(f"CREATE OR REPLACE TABLE {name} AS SELECT {types} FROM _incoming")
+    con.unregister("_incoming")
+
+
+def build(con, found: dict[str, list[Unit]], tables: dict[str, pa.Table], rules: str, fresh: set[str]) -> None:
+    """(Re)create tables and views; names in `fresh` stand already and stay."""
+    con.execute("CREATE SCHEMA IF NOT EXISTS raw")
+    for name, rows in tables.items():
+        if name not in fresh:
+            _put(con, name, schema.TABLES[name], rows)
+    names = {table.name: "raw.divergences" if table.name == "divergences" else table.name for table in schema.UNITS}
+    first = "questions" not in fresh
+    if first:
+        _put(con, "raw.published", schema.PUBLISHED, published())
+        # A view is bound when it is made, and binding looks at every file: so first over empty tables.
+        con.execute(
+            "".join(f"CREATE OR REPLACE VIEW {names[table.name]} AS {select_of(table, [])};\n" for table in schema.UNITS)
+        )
+        con.execute(_newest(None) + (_HERE / "views.sql").read_text() + "".join(QUESTIONS.values()))
+    if "rules" not in fresh and (rules or not first):
+        con.execute(f"CREATE OR REPLACE VIEW rule_matches AS {rules or NO_MATCHES}")
+    for table in schema.UNITS:
+        if table.name not in fresh and (found.get(table.name) or not first):
+            con.execute(f"CREATE OR REPLACE VIEW {names[table.name]} AS {select_of(table, found.get(table.name, []))}")
+    if "published" not in fresh:
+        con.execute(
+            "CREATE OR REPLACE VIEW published AS FROM raw.published UNION ALL BY NAME "
+            + select_of(schema.PUBLISHED, found.get("published", []))
+        )
+    if not {"clusters", "assignments", "runs"} <= fresh and found.get("clusters"):
+        newest = con.sql("""
+            SELECT c.clustering_id FROM (SELECT DISTINCT clustering_id, run_id FROM clusters) c
+            LEFT JOIN runs r USING (run_id) ORDER BY r.ended_at DESC NULLS LAST, clustering_id DESC LIMIT 1
+        """).fetchall()
+        con.execute(_newest(newest[0][0] if newest else None))
+
+
+def _newest(clustering_id: str | None) -> str:
+    """SQL of what the newest clustering is: the one whose pass ended last by runs.ended_at, then by id."""
+    told = quoted(clustering_id) if clustering_id else "NULL::VARCHAR"
+    return "".join(
+        f"CREATE OR REPLACE VIEW current_{name} AS FROM {name} WHERE clustering_id = {told};\n"
+        for name in ("assignments", "clusters")
+    )
+
+
+def damaged_table(found: list[Damage]) -> pa.Table:
+    """The rows of `damaged`."""
+    rows = [item._asdict() for item in found]
+    return pa.Table.from_pylist(rows, schema=schema.DAMAGED.arrow()) if rows else schema.DAMAGED.arrow().empty_table()
+
+
+def comment(con) -> None:
+    """Say beside each table and view what a row is; beside `misalignment`, that it is the one to start at."""
+    told = {name: f"One row is {table.row}." for name, table in schema.TABLES.items()}
+    told["misalignment"] = "Start here: one row is a spoken text under a checkpoint, with all that is known of it."
+    kinds = dict(con.execute("SELECT table_name, table_type FROM information_schema.tables").fetchall())
+    for name, text in told.items():
+        kind = "VIEW" if kinds[name] == "VIEW" else "TABLE"
+        con.execute(f'COMMENT ON {kind} main."{name}" IS {quoted(text)}')

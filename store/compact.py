@@ -1,0 +1,162 @@
+"""`compact` joins what has become many small files: units into larger ones, finished event files into one."""
+
+import os
+import time
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from . import connection, events, ids, schema, units
+from .errors import StoreError
+from .jsonl import parse_lines
+from .lab import lab_path
+from .rows import fit
+from .units import MEMBER, Unit
+from .verify import GRACE_S, leftovers
+
+SMALL_BYTES, BATCH_BYTES = 16 << 20, 64 << 20
+
+
+def _members(unit: Unit) -> list[dict]:
+    """A merged unit's list of members; of a plain unit itself, as one."""
+    told = unit.manifest.get("members") or [
+        {
+            "unit_id": unit.unit_id,
+            "sha256": unit.manifest["sha256"],
+            "rows": unit.rows,
+            "made_from": unit.manifest["made_from"],
+        }
+    ]
+    return [member for member in told if member["unit_id"] not in unit.without]
+
+
+def rows_of(unit: Unit) -> pa.Table:
+    """A unit's rows in today's schema, with the column that says which unit each came from."""
+    rows = pq.read_table(unit.path)
+    if MEMBER in rows.column_names:
+        origin = rows[MEMBER]
+        if unit.without:
+            keep = pc.invert(pc.is_in(origin, pa.array(unit.without, origin.type)))
+            rows = rows.filter(keep)
+            origin = rows[MEMBER]
+        rows = rows.drop_columns([MEMBER])
+    else:
+        origin = pa.array([unit.unit_id] * rows.num_rows, pa.string())
+    return fit(unit.table, rows).append_column(MEMBER, origin)
+
+
+def merge(lab: Path, batch: list[Unit]) -> Unit:
+    """One unit of these units' rows, which readers take in their place."""
+    members = sorted((member for unit in batch for member in _members(unit)), key=lambda member: member["unit_id"])
+    rows = pa.concat_tables([rows_of(unit) for unit in batch])
+    replaces = sorted(
+        {unit.unit_id for unit in batch if unit.members}
+        | {name for unit in batch for name in unit.manifest.get("replaces", [])}
+    )
+    return units.publish(
+        lab,
+        batch[0].table,
+        rows,
+        merge={"members": members, "replaces": replaces},
+        made_from={"compact": [[member["unit_id"], member["sha256"]] for member in members]},
+    )
+
+
+def replaced(lab: Path, table: str) -> list[tuple[Path, Unit, float]]:
+    """Units whose rows another unit tells, with their manifests, and when the last of those others was published."""
+    found = []
+    for path, manifest in units.read_manifests(lab, table):
+        if isinstance(manifest, dict):
+            unit = Unit(table, manifest["unit_id"], path.parent / manifest["file"], manifest)
+            if units.check(lab, unit.path, manifest) is None:
+                found.append((path, unit))
+    kept = {unit.path for unit in units.resolve([unit for _, unit in found])}
+    since: dict[str, float] = {}  # unit -> when the merged unit that tells it was published
+    for path, unit in found:
+        if unit.path in kept:
+            since.update(dict.fromkeys([*unit.members, *unit.manifest.get("replaces", [])], path.stat().st_mtime))
+    return [(path, unit, since.get(unit.unit_id, 0.0)) for path, unit in found if unit.path not in kept]
+
+
+def _compact_events(lab: Path, grace_s: float) -> tuple[int, int]:
+    """Join finished event files; remove those whose every line a joined file has held for a while."""
+    folder = lab / "events"
+    finished = {}
+    least, _ = events.lengths(lab, os.listdir(folder) if folder.is_dir() else [])
+    for path in sorted(folder.glob("*.jsonl")):
+        try:
+            if events.finished(path):
+                data = path.read_bytes()
+                rows, end, wrong = parse_lines(data)
+                if not wrong and len(data) >= least.get(path.name, 0):  # damage stays where `verify` names it
+                    finished[path] = data[:end].splitlines(keepends=True)
+        except FileNotFoundError:
+            continue
+    removed = 0
+    merged = {path: set(lines) for path, lines in finished.items() if path.name.startswith("merged-")}
+    for path, lines in list(finished.items()):
+        holder = next(
+            (
+                m
+                for m, held in merged.items()
+                if m != path and held >= set(lines) and (len(held), m.name) > (len(set(lines)), path.name)
+            ),
+            None,
+        )
+        if holder is not None:
+            finished.pop(path)
+            if time.time() - holder.stat().st_mtime >= grace_s:
+                path.with_suffix(".json").unlink(missing_ok=True)  # first, or the file would be missed
+                path.unlink(missing_ok=True)
+                merged.pop(path, None)
+                removed += 1
+    if len(finished) > 1:
+        lines = sorted({line for held in finished.values() for line in held})
+        events.write_whole(folder / f"merged-{ids.digest([line.decode() for line in lines])}.jsonl", lines)
+    return (len(finished) if len(finished) > 1 else 0), removed
+
+
+def compact(lab=None, grace_s: float = GRACE_S) -> dict:
+    """Join small units and finished event files. No reader sees a row twice or misses one.
+
+    A joined unit's manifest names its members, and from the moment it is there readers take it in their place. The
+    members' files are removed by a later call, `grace_s` seconds after that, for the sake of open connections.
+    Returns how many units and event files were joined and removed."""
+    lab = lab_path(lab)
+    joined = removed = 0
+    try:
+        for table in schema.UNITS:
+            for path, unit, since in replaced(lab, table.name):
+                if time.time() - since >= grace_s:
+                    path.unlink(missing_ok=True)  # manifest first: without it the unit does not exist
+                    unit.path.unlink(missing_ok=True)
+                    removed += 1
+        for item in leftovers(lab, max(grace_s, 60.0)):
+            (lab / item.path).unlink(missing_ok=True)
+            removed += 1
+        found, _ = units.scan(lab)
+        for name in found:
+            batch: list[Unit] = []
+            small = [unit for unit in found[name] if unit.manifest["bytes"] < SMALL_BYTES and name != "published"]
+            for unit in [*small, None]:
+                full = unit is None or sum(u.manifest["bytes"] for u in batch) + unit.manifest["bytes"] > BATCH_BYTES
+                if full and len(batch) > 1:
+                    merge(lab, batch)
+                    joined += len(batch)
+                if full:
+                    batch = []
+                if unit is not None:
+                    batch.append(unit)
+        event_files, event_files_removed = _compact_events(lab, grace_s)
+    except OSError as error:
+        raise StoreError(f"could not compact {lab}: {error}") from error
+    if joined or removed:
+        connection.renew(lab)  # its views name the files
+    return {
+        "units_joined": joined,
+        "units_removed": removed,
+        "event_files_joined": event_files,
+        "event_files_removed": event_files_removed,
+    }

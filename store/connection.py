@@ -1,0 +1,219 @@
+"""A DuckDB connection over a lab: every table a view in memory, current when refreshed; no lock is held."""
+
+import atexit
+import contextlib
+import os
+import threading
+import warnings
+import weakref
+import zlib
+from pathlib import Path
+
+import duckdb
+import pyarrow as pa
+
+from . import catalogue, events, runs, schema, sql, units
+from .atomic import fsync_folder
+from .errors import Damage, StoreError
+from .lab import lab_path
+from .rules import rule_matches
+
+_state: "weakref.WeakKeyDictionary[duckdb.DuckDBPyConnection, dict]" = weakref.WeakKeyDictionary()
+_lock = threading.RLock()
+_warned: set[tuple] = set()
+_soon: dict[str, threading.Timer] = {}
+_renewing: set[threading.Thread] = set()
+_soon_lock = threading.Lock()
+
+
+class DamagedWarning(UserWarning):
+    """A unit or a line was left out; the view `damaged` lists them all."""
+
+
+def _warn(lab: Path, found: list[Damage]) -> None:
+    new = [item for item in found if (str(lab), *item) not in _warned]
+    for item in new[:5]:
+        warnings.warn(f"left out of {item.table}: {item.path}: {item.reason}", DamagedWarning, stacklevel=4)
+    if len(new) > 5:
+        warnings.warn(
+            f"left out besides: {len(new) - 5} more; see the view damaged, or `salad verify`",
+            DamagedWarning,
+            stacklevel=4,
+        )
+    _warned.update((str(lab), *item) for item in new)
+
+
+def refresh(con) -> None:
+    """Pick up what others have published, said and logged since. What is damaged is left out, with a warning."""
+    if isinstance(con, sql.LockedConnection) or hasattr(con, "_con"):
+        con = con._con
+    with _lock:
+        state = _state.get(con)
+        con = con.cursor()  # the caller may still be fetching from theirs
+        if state is None:
+            row = con.execute("SELECT path FROM raw.lab").fetchone()
+            state = {"lab": Path(row[0])}
+        lab = state["lab"]
+        found, damaged = units.scan(lab)
+        said, torn = events.read(lab)
+        ran, lost = runs.read(lab, said["run_notes"])
+        rules, unasked = rule_matches(said["decisions"])
+        damaged = damaged + torn + lost + unasked
+        tables = {**ran, **said, "damaged": catalogue.damaged_table(damaged)}
+        now = {
+            **{
+                name: [(u.path, u.without, u.manifest["sum"]) for u in found.get(name, [])]
+                for name in ("published", *(t.name for t in schema.UNITS))
+            },
+            **tables,
+            "questions": catalogue.QUESTIONS,
+            "rules": rules,
+        }
+        before = state.get("seen", {})
+        fresh = {
+            name
+            for name, value in now.items()
+            if name in before and (value.equals(before[name]) if isinstance(value, pa.Table) else value == before[name])
+        }
+        _warn(lab, damaged)
+        if len(fresh) < len(now):
+            con.execute("BEGIN")
+            try:
+                catalogue.build(con, found, tables, rules, fresh)
+                con.execute("COMMIT")
+            except BaseException:
+                with contextlib.suppress(duckdb.TransactionException):  # a full disk has ended the transaction already
+                    con.execute("ROLLBACK")
+                raise
+            state["seen"] = now
+            state["changes"] = {name: state.get("changes", {}).get(name, 0) + (name not in fresh) for name in now}
+
+
+def version(con, *tables: str) -> tuple:
+    """Equal as long as these tables hold the same under this connection (`connect`'s): `refresh` changes it where
+    somebody has published or said something. For what is computed from tables once and kept."""
+    changes = _state[getattr(con, "_con", con)]["changes"]
+    return tuple(changes[name] for name in tables)
+
+
+def connect(lab=None, locked: bool = False, timeout_s: float = 30, memory: str = "2GB"):
+    """An in-memory DuckDB connection with every table of the lab as a view; it holds no lock on the lab.
+
+    An empty or missing lab gives empty tables. `locked=True` is for SQL that people type: only SELECT and EXPLAIN,
+    no file outside the lab, no network, `timeout_s` seconds and `memory` for a query."""
+    con = duckdb.connect()
+    con.execute("SET GLOBAL TimeZone='UTC'")
+    con.execute("SET enable_progress_bar=false")
+    con.execute("SET parquet_metadata_cache=true")
+    lab = lab_path(lab)
+    con.execute("CREATE SCHEMA raw; CREATE TABLE raw.lab (path VARCHAR)")
+    con.execute("INSERT INTO raw.lab VALUES (?)", [str(lab)])
+    _state[con] = {"lab": lab}
+    refresh(con)
+    if locked:
+        sql.lock(con, lab)
+        return sql.LockedConnection(con, timeout_s, memory)
+    return con
+
+
+def query(lab, text: str, timeout_s: float = 30) -> pa.Table:
+    """The answer to one SELECT or EXPLAIN on a locked connection. StoreError where it may not run, or fails."""
+    with connect(lab, locked=True, timeout_s=timeout_s) as con:
+        return con.table(text)
+
+
+def audio(con, synthesis_id: str) -> bytes:
+    """The FLAC file of a synthesis, read out of its Shar without unpacking. StoreError where there is none."""
+    raw = getattr(con, "_con", con)
+    cursor = raw.cursor()
+    row = cursor.execute(
+        "SELECT audio_path, audio_offset, audio_bytes, audio_crc32 FROM syntheses WHERE synthesis_id = ?", [synthesis_id]
+    ).fetchone()
+    if row is None or row[0] is None:
+        raise StoreError(f"no audio of synthesis {synthesis_id} in this lab")
+    lab = Path(cursor.execute("SELECT path FROM raw.lab").fetchone()[0])
+    path = (lab / row[0]).resolve()
+    if not path.is_relative_to(lab):
+        raise StoreError(f"synthesis {synthesis_id}: {row[0]} is outside the lab")
+    try:
+        with open(path, "rb") as file:
+            file.seek(row[1])
+            data = file.read(row[2])
+    except OSError as error:
+        raise StoreError(f"synthesis {synthesis_id}: {row[0]} cannot be read ({error.strerror})") from error
+    if len(data) != row[2] or data[:4] != b"fLaC":
+        raise StoreError(f"synthesis {synthesis_id}: no whole FLAC at byte {row[1]} of {row[0]}; is it truncated?")
+    if row[3] is not None and zlib.crc32(data) != row[3]:
+        raise StoreError(f"synthesis {synthesis_id}: the bytes of its FLAC in {row[0]} changed; make it again")
+    return data
+
+
+def renew_soon(lab=None, after_s: float = 10.0) -> None:
+    """`renew` in the background once nobody has asked for it for `after_s` seconds, or when this process ends: for
+    a review session, which renews after its last click and not at each. A lab that cannot be written is let be."""
+    lab = lab_path(lab)
+
+    def due():
+        with _soon_lock:
+            if _soon.get(str(lab)) is not timer:  # put off once more, or done already
+                return
+            del _soon[str(lab)]
+            _renewing.add(threading.current_thread())
+        try:
+            with contextlib.suppress(StoreError):
+                if lab.is_dir():
+                    renew(lab)
+        finally:
+            with _soon_lock:
+                _renewing.discard(threading.current_thread())
+
+    with _soon_lock:
+        earlier = _soon.get(str(lab))
+        if earlier is not None:
+            earlier.cancel()
+        timer = _soon[str(lab)] = threading.Timer(after_s, due)
+        timer.daemon = True
+        timer.start()
+
+
+@atexit.register
+def _renew_now() -> None:
+    """What `renew_soon` has put off, and what it has begun: a thread that is inside DuckDB when the interpreter ends takes
+    the process down with it."""
+    with _soon_lock:
+        waiting, begun = list(_soon.values()), list(_renewing)
+    for timer in waiting:
+        timer.cancel()
+        timer.function()
+    for thread in begun:
+        thread.join()
+
+
+def renew(lab=None) -> Path:
+    """Write lab/store.duckdb anew: a DuckDB file with every table, `misalignment` first. Returns its path.
+
+    Small tables are in it; those of units are views on their Parquet files. A new file, then renamed: a program
+    that holds the old one open keeps it."""
+    lab = lab_path(lab)
+    final = lab / "store.duckdb"
+    temporary = lab / f".store.{os.getpid()}-{threading.get_ident()}.tmp"
+    try:
+        lab.mkdir(parents=True, exist_ok=True)
+        with duckdb.connect(str(temporary)) as con:
+            con.execute("SET GLOBAL TimeZone='UTC'")
+            con.execute("CREATE SCHEMA raw; CREATE TABLE raw.lab (path VARCHAR)")
+            con.execute("INSERT INTO raw.lab VALUES (?)", [str(lab)])
+            _state[con] = {"lab": lab}
+            refresh(con)
+            catalogue.comment(con)
+            con.execute("CHECKPOINT")
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, final)
+        fsync_folder(lab)
+    except (OSError, duckdb.IOException, duckdb.TransactionException, duckdb.FatalException) as error:
+        raise StoreError(f"could not write {final}: {error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+        Path(f"{temporary}.wal").unlink(missing_ok=True)
+    return final

@@ -1,0 +1,127 @@
+"""Checksums of files: read once, remembered beside the lab (in memory where it cannot be written), asked again when
+a file's size or times change."""
+
+import hashlib
+import json
+import os
+import threading
+import time
+from pathlib import Path
+
+from . import atomic
+from .lab import lab_path
+
+SAVE_S = 5.0  # seconds between two writings of what was checked, where files are checked one by one
+_verified: dict[str, dict[str, list]] = {}  # lab -> relative path -> [size, mtime_ns, ctime_ns, sha256]
+_saved: dict[str, float] = {}  # lab -> when what `remembered` knows was last put beside it
+_lock = threading.RLock()
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hex. Raises OSError."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _cache_file(lab: Path) -> Path:
+    return lab / ".store-cache" / "verified.json"
+
+
+def _load_verified(lab: Path) -> dict[str, list]:
+    try:
+        return json.loads(_cache_file(lab).read_bytes())
+    except (OSError, ValueError):
+        return {}
+
+
+def checked_files(lab: Path) -> dict[str, list]:
+    """What is known of this lab's files: path relative to it -> [size, mtime_ns, ctime_ns, what was found]."""
+    with _lock:
+        if str(lab) not in _verified:
+            _verified[str(lab)] = _load_verified(lab)
+        return _verified[str(lab)]
+
+
+def clear_cache() -> None:
+    """Forget what this process knows of files, as a new process would."""
+    with _lock:
+        _verified.clear()
+
+
+def _fingerprint(stat: os.stat_result) -> list:
+    return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
+
+
+def relative(lab: Path, path: Path) -> str:
+    """`path` under the lab; Path.relative_to costs more than the rest of a check."""
+    return str(path)[len(str(lab)) + 1 :]
+
+
+def remember(lab: Path, path: Path, sha: str) -> None:
+    """Note that this file's bytes have this SHA-256, as it stands now."""
+    with _lock:
+        checked_files(lab)[relative(lab, path)] = [*_fingerprint(path.stat()), sha]
+
+
+def save_checked(lab: Path) -> None:
+    """Remember beside the lab what was checked; in memory only where the lab cannot be written."""
+    known = checked_files(lab)
+    merged = {path: value for path, value in {**_load_verified(lab), **known}.items() if (lab / path).exists()}
+    try:
+        atomic.write_bytes(_cache_file(lab), json.dumps(merged, indent=0).encode())
+    except OSError:
+        pass
+
+
+def remembered(lab: Path | str, path: Path, key: str, check) -> str | None:
+    """`check()`: why the file cannot be trusted, or None; not asked again while the file (size, times) and `key`, which
+    names what it is checked against, stay as they were when it was found whole. Remembered as a unit's check is."""
+    name, mark = os.path.relpath(path, lab), [*_fingerprint(path.stat()), key]
+    lab = lab_path(lab)
+    known = checked_files(lab)
+    if known.get(name) == mark:
+        return None
+    reason = check()
+    if reason is None:
+        with _lock:
+            known[name] = mark
+            if time.monotonic() - _saved.get(str(lab), -SAVE_S) >= SAVE_S:
+                save_checked(lab)
+                _saved[str(lab)] = time.monotonic()
+    return reason
+
+
+def forget(lab: Path, name: str) -> None:
+    """The file `name`, relative to the lab, has to be checked again: it was found damaged."""
+    with _lock:
+        known = checked_files(lab)
+        if known.pop(name, None) is not None:
+            try:
+                atomic.write_bytes(_cache_file(lab), json.dumps(known, indent=0).encode())
+            except OSError:
+                pass
+
+
+def check(lab: Path, path: Path, manifest: dict, remembered: bool = True) -> str | None:
+    """Why a unit's Parquet file cannot be trusted, or None. `remembered=False` reads every byte again."""
+    try:
+        stat = path.stat()
+    except FileNotFoundError:
+        return "its Parquet file is missing"
+    except OSError as error:
+        return f"its Parquet file cannot be read ({error.strerror})"
+    if stat.st_size != manifest["bytes"]:
+        return f"truncated or changed: {stat.st_size} bytes instead of {manifest['bytes']}"
+    known = checked_files(lab).get(relative(lab, path))
+    if remembered and known == [*_fingerprint(stat), manifest["sha256"]]:
+        return None
+    try:
+        sha = sha256(path)
+    except OSError as error:
+        return f"its Parquet file cannot be read ({error.strerror})"
+    if sha != manifest["sha256"]:
+        forget(lab, relative(lab, path))
+        return "its bytes changed: sha256 does not agree with the manifest"
+    with _lock:
+        checked_files(lab)[relative(lab, path)] = [*_fingerprint(stat), sha]
+    return None
