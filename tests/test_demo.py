@@ -236,11 +236,11 @@ def test_where_steps_keep_going_what_waits_for_a_failed_one_fails_too_and_the_ot
 
 
 def test_room_is_checked_before_anything_is_written(tmp_path, monkeypatch):
-    from workbench import demo
+    from workbench.cli import demo_run
 
-    monkeypatch.setattr(demo, "NEEDED_GB", 1e9)
+    monkeypatch.setattr(demo_run, "NEEDED_GB", 1e9)
     with pytest.raises(SaladError, match="GB free"):
-        demo.demo(Path(tmp_path / "lab"), smoke=True)
+        demo_run.run_demo(Path(tmp_path / "lab"), smoke=True)
     assert not (tmp_path / "lab").exists()
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from salad import recipes
 from salad.config import apply_overrides, parse_set
-from workbench.cli import _parse
+from workbench.cli import parse
 
 ROOT = Path(__file__).parent.parent
 PAGES = ["first-real-run", "models", "training"]
@@ -29,7 +29,7 @@ def test_commands_of_the_page_parse(page, capsys):
     for words in found:
         if words[0] == "salad":
             try:
-                _parse(words[1:])
+                parse(words[1:])
             except SystemExit:
                 pytest.fail(f"{' '.join(words)}: {capsys.readouterr().err}")
 

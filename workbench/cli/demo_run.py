@@ -15,12 +15,12 @@ from salad.miniature import steps, study
 NEEDED_GB = 1.0
 
 
-def demo(lab: Path, seed: int = 0, corpus: str | None = None, smoke: bool = False, tts: str | None = None,
+def run_demo(lab: Path, seed: int = 0, corpus: str | None = None, smoke: bool = False, tts: str | None = None,
          full: bool = False, overrides: dict | None = None) -> None:  # fmt: skip
     """Run what is not done yet of the miniature study in `lab`, then print its table and what to open next."""
     import store
     from salad.config import apply_overrides
-    from workbench import report
+    from workbench.report import report
 
     console = Console()
     began = time.monotonic()
@@ -48,7 +48,7 @@ def demo(lab: Path, seed: int = 0, corpus: str | None = None, smoke: bool = Fals
     seconds = time.monotonic() - began
     busy = sum(outcome.seconds for outcome in outcomes)
     console.print(f"all steps: {seconds:.0f} s ({busy:.0f} s of work, two at a time)\n")
-    told = report.report(lab)
+    told = report(lab)
     told.print()
     console.print(f"report: {lab / 'report.html'} and {lab / 'report.md'}")
     where = "" if lab == Path("lab") else f"SALAD_LAB={lab} "

@@ -1,0 +1,117 @@
+"""`salad sql`, `index`, `verify`, `compact`, `export` and `import`: the lab itself."""
+
+import sys
+
+import tyro
+
+from workbench.cli.app import File, Lab, command, in_words
+
+
+@command
+def sql(
+    statement: tyro.conf.Positional[str],
+    *,
+    lab: Lab = None,
+    csv: bool = False,
+    json: bool = False,
+    parquet: File = None,
+    timeout: float = 30.0,
+    width: int = 0,
+) -> int:
+    """Ask the lab a question: one SELECT over its tables, printed as a table.
+
+    For example: salad sql "select domain, avg(m) from misalignment group by domain". The tables are described in
+    docs/store.md; DESCRIBE and SUMMARIZE work too. Ready-made questions are asked by name, for example
+    "from worst_samples('r...', 600)", divergence_by_cluster, change_between_checkpoints, divergence_of_checkpoints,
+    selection_after_decisions, run_differences, browse_samples, accuracy_and_gap.
+
+    Args:
+        statement: one SELECT, or - to read it from the standard input.
+        csv: print CSV.
+        json: print one JSON object a line.
+        parquet: write a Parquet file instead of printing.
+        timeout: seconds before the question is given up.
+        width: characters that a column of the table may take at most; 0 sets no limit.
+    """
+    import store
+    from workbench import tables
+
+    rows = store.query(store.lab_path(lab), sys.stdin.read() if statement == "-" else statement, timeout_s=timeout)
+    if parquet:
+        tables.write_parquet(rows, parquet)
+        print(f"{parquet}: {rows.num_rows:,} rows")
+    elif csv:
+        tables.write_csv(rows, sys.stdout)
+    elif json:
+        tables.write_json(rows, sys.stdout)
+    else:
+        tables.show(rows, width or None)
+    return 0
+
+
+@command
+def index(*, lab: Lab = None) -> int:
+    """Renew lab/store.duckdb, a plain DuckDB file with every table, for tools that open such a file."""
+    import store
+
+    print(store.renew(store.lab_path(lab)))
+    return 0
+
+
+@command
+def verify(*, lab: Lab = None, repair: bool = False) -> int:
+    """Check every file of the store, and the recordings that it names, against their checksums; exit 1 if one is damaged.
+
+    Args:
+        repair: move what is damaged out of the way, so that the work that made it can be done again. Recordings stay: the
+            pass or preparation that made them, run again, makes the damaged ones anew.
+    """
+    import store
+
+    found = store.verify(store.lab_path(lab), repair=repair)
+    for damage in found:
+        print(" · ".join(str(part) for part in (damage.values() if isinstance(damage, dict) else damage)))
+    audio = sum(damage.table == "syntheses" and damage.path.startswith("speech/") for damage in found)
+    if files := len(found) - audio:
+        print(f"{files} " + ("moved out of the way" if repair else "damaged; `salad verify --repair` moves them out of the way"))
+    if audio:
+        print(f"{audio} of the recordings' files damaged: run the pass, or `salad prepare speech`, that made them again")
+    if not found:
+        print("nothing is damaged")
+    return 1 if audio or (found and not repair) else 0
+
+
+@command
+def compact(*, lab: Lab = None) -> int:
+    """Join a lab's many small units into few large ones; what SQL answers stays the same."""
+    import store
+
+    print(in_words(store.compact(store.lab_path(lab))))
+    return 0
+
+
+@command
+def export(what: tyro.conf.Positional[str], to: tyro.conf.Positional[str], *, lab: Lab = None) -> int:
+    """Copy a part of the lab, with all that it rests on, into a folder that another lab can import.
+
+    Args:
+        what: a selection (l...), a run (r...), or the name of a table.
+        to: the folder to write.
+    """
+    import store
+
+    print(in_words(store.export(store.lab_path(lab), what, to)))
+    return 0
+
+
+@command(name="import")
+def import_(bundle: tyro.conf.Positional[str], *, lab: Lab = None) -> int:
+    """Bring an exported folder, or a whole other lab, into this one; what is already here is not doubled.
+
+    Args:
+        bundle: the folder.
+    """
+    import store
+
+    print(in_words(store.import_(store.lab_path(lab), bundle)))
+    return 0

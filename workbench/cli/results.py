@@ -1,0 +1,159 @@
+"""`salad report`, `findings` and `sweep`: what came out, as tables and files."""
+
+import difflib
+import sys
+
+import tyro
+
+from workbench.cli.app import File, Lab, command
+
+
+@command
+def report(*, lab: Lab = None, runs: tyro.conf.UseAppendAction[list[str]] = []) -> int:  # noqa: B006
+    """Put the lab's results into a table, into report.md and report.html, and for a paper into lab/report/.
+
+    lab/report/ holds each table as LaTeX (booktabs) and CSV, this lab's rows beside every published figure, and each
+    figure as SVG, PNG and CSV.
+
+    Args:
+        runs: only these runs, comma-separated or repeated. Without it, each contender's newest checkpoint.
+    """
+    import store
+    from workbench import report as reports
+
+    made = reports.report(store.lab_path(lab), [part for run in runs for part in run.split(",")] if runs else None)
+    made.print()
+    print(f"{made.markdown_path}, {made.html_path}, and {len(made.files) - 2} files in {made.lab / 'report'}")
+    return 0
+
+
+@command
+def findings(
+    *,
+    lab: Lab = None,
+    quick: bool = False,
+    half: bool = False,
+    seeds: str = "0,1,2",
+    cells: str | None = None,
+    workers: int = 2,
+    plan: bool = False,
+    no_run: bool = False,
+    write: File = None,
+    name: str | None = None,
+) -> int:
+    """Put the paper's findings to the test in miniature, over seeds: each claim holds, does not hold, or is undecided.
+
+    Studies alpha and breadth of speech, strategies, gamma, K, rounds, hours, spans, divergences, LoRA and full, and
+    filtering, in labs under lab/studies/<name>/seed-<n>/, where what the cells share is made once. Hours on two cores;
+    interrupt it when you like, the same command goes on. Writes findings.md and CSV files beside the seeds' labs.
+
+    Args:
+        quick: fewer cells, less speech and fewer steps, meant for a quarter of an hour on two idle cores.
+        half: every cell, with about half the speech and a fifth to a half of the steps: an hour on two idle cores.
+        seeds: comma-separated.
+        cells: only these, comma-separated; an unknown name lists them all.
+        workers: steps that run side by side, one thread each.
+        plan: only tell which cells are left and about how long they take.
+        no_run: write from what is measured already.
+        write: write findings.md to this file, too.
+        name: the study's folder; by default findings, findings-half or findings-quick.
+    """
+    return _study(lab, _size(quick, half), seeds, cells, workers, plan, no_run, write, name, None)
+
+
+@command
+def sweep(
+    *,
+    lab: Lab = None,
+    quick: bool = False,
+    half: bool = False,
+    seeds: str = "0,1,2",
+    axes: str = "strategy,gamma,k,rounds",
+    workers: int = 2,
+    plan: bool = False,
+    no_run: bool = False,
+    name: str | None = None,
+) -> int:
+    """Sweep K, gamma, rounds and all strategies on the miniature: M and speech accuracy after Stage II, by coverage.
+
+    A part of `salad findings`, in the same labs: what either has run, neither runs again.
+
+    Args:
+        quick: less speech and fewer steps, meant for ten minutes on two idle cores.
+        half: about half the speech, and a fifth to a half of the steps.
+        seeds: comma-separated.
+        axes: comma-separated, of strategy, gamma, k, rounds, hours, alpha, span, divergence, finetune and faults.
+        workers: steps that run side by side, one thread each.
+        plan: only tell which cells are left and about how long they take.
+        no_run: show what is measured already.
+        name: the study's folder; by default findings, findings-half or findings-quick.
+    """
+    return _study(lab, _size(quick, half), seeds, None, workers, plan, no_run, None, name, axes)
+
+
+def _size(quick: bool, half: bool) -> str:
+    from salad.errors import SaladError
+
+    if quick and half:
+        raise SaladError("--quick and --half are two sizes of the same study; give one")
+    return "quick" if quick else "half" if half else "full"
+
+
+def _study(lab, size, seeds, cells, workers, plan, no_run, write, name, axes) -> int:
+    from pathlib import Path
+
+    import store
+    from salad import studies
+    from salad.errors import SaladError
+    from workbench import findings as judged
+
+    root = store.lab_path(lab)
+    wanted = _parts(axes, judged.AXES, "axis") if axes else tuple(judged.AXES)
+    try:
+        numbers = tuple(dict.fromkeys(int(seed) for seed in seeds.split(",")))
+    except ValueError:
+        raise SaladError(f"--seeds {seeds}: give whole numbers, separated by commas") from None
+    grid = getattr(studies, size)(*([name] if name else []))
+    grid = grid.model_copy(update={"seeds": numbers})
+    known = [cell.name for cell in grid.cells]
+    only = _parts(cells, known, "cell") if cells else None
+    if axes:
+        only = [cell.name for cell in grid.cells if set(cell.axes) & set(wanted)]
+    if plan:
+        judged.show_plan(grid, studies.estimate(grid, root, workers, only), workers)
+        return 0
+    failed = {}
+    if not no_run:
+        from rich.console import Console
+
+        from workbench.cli.demo_run import watching
+
+        with watching(Console()) as watch:
+            failed = studies.run(grid, root, watch, workers, only)
+    found = judged.findings({s: p for s, p in studies.labs(root, grid.name).items() if s in numbers}, wanted)
+    judged.show(found, claims=not axes)
+    told = "salad sweep" if axes else "salad findings"
+    told += f" --{size}" * (size != "full") + (f" --seeds {seeds}" if seeds != "0,1,2" else "")
+    folder = root / "studies" / grid.name
+    for path in judged.write(found, folder, told, None if write is None else Path(write), claims=not axes):
+        print(path)
+    if failed:
+        causes: dict[str, list[str]] = {}
+        for row, said in failed.items():
+            causes.setdefault(said, []).append(row)
+        one_line = "; ".join(f"{rows[0]}{f' and {len(rows) - 1} more' * (len(rows) > 1)} ({said})"
+                             for said, rows in causes.items())  # fmt: skip
+        print(f"{len(failed)} failed: {one_line}. The same command tries them again", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _parts(given: str, known, what: str) -> tuple[str, ...]:
+    """Names separated by commas, each of them known."""
+    from salad.errors import SaladError
+
+    names = tuple(part.strip() for part in given.split(",") if part.strip())
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            raise SaladError(f"no {what} {name!r}; {f'did you mean {near[0]}?' if near else 'there are ' + ', '.join(known)}")
+    return names

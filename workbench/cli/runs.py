@@ -1,0 +1,219 @@
+"""`salad train`, `plan`, `pass` and `select`: what a study computes, step by step."""
+
+from typing import Annotated, Literal
+
+import tyro
+
+from workbench.cli.app import Lab, Set, command, progress_bar
+
+
+@command
+def train(recipe: tyro.conf.Positional[str], *, lab: Lab = None, overrides: Set = []) -> int:  # noqa: B006
+    """Train a recipe (or a run's config.json) in this process, or take its run up; launch_gpu.py starts it elsewhere.
+
+    Args:
+        recipe: a recipe's name, such as miniature_stage2, or the path of a run's config.json.
+    """
+    import store
+    from salad import training
+    from salad.config import apply_overrides, parse_set
+    from salad.engines import configuration
+
+    config, name = configuration(recipe)
+    config = apply_overrides(config, parse_set(overrides))
+    run = training.prepare(store.lab_path(lab), config, name)
+    with progress_bar(run.run_id) as progress:
+        training.train(run.lab, run.run_id, lambda step, steps, _: progress(step, steps))
+    print(f"{run.run_id} done: {run.path}")
+    return 0
+
+
+@command
+def plan(
+    recipe: tyro.conf.Positional[str],
+    *,
+    lab: Lab = None,
+    gpu: Annotated[str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint="")] = None,
+    overrides: Set = [],  # noqa: B006
+) -> int:
+    """Tell what a recipe will cost before it runs: GPU hours, hours of TTS, downloads and disk, a stage a row.
+
+    Speed is what this lab has measured for the same model where it has, else an assumption; the lines below the table
+    say which.
+
+    Args:
+        recipe: qwen2_5_3b for both stages, qwen2_5_3b_stage1 for one, or the path of a run's config.json.
+        gpu: whose hours are counted where nothing is measured, such as H100 or "RTX 4090".
+    """
+    import dataclasses
+
+    import pyarrow as pa
+
+    import store
+    from salad import plan as planning
+    from salad.config import apply_overrides, parse_set
+    from workbench import tables
+
+    told, where = parse_set(overrides), store.lab_path(lab)
+    costs = [planning.cost(where, name, apply_overrides(config, told), gpu) for name, config in planning.stages(recipe)]
+    rows = [{k: f"{v:,.1f}" if isinstance(v, float) else v for k, v in dataclasses.asdict(one).items()} for one in costs]
+    tables.show(pa.Table.from_pylist(rows).drop_columns("notes"))
+    for one in costs:
+        print(f"\n{one.stage}", *(f"- {note}" for note in one.notes), sep="\n")
+    return 0
+
+
+@command(name="pass")
+def pass_(
+    what: tyro.conf.Positional[Literal["embed", "cluster", "probe", "synthesise", "check", "score", "encode"]],
+    *,
+    lab: Lab = None,
+    on: str | None = None,
+    workers: int = 1,
+    gpus: str | None = None,
+    run: str | None = None,
+    step: int | None = None,
+    speech: str | None = None,
+    corpus: str | None = None,
+    model: str | None = None,
+    k: int | None = None,
+    clustering: str | None = None,
+    per_cluster: int | None = None,
+    selection: str | None = None,
+    tts: str | None = None,
+    voices: str | None = None,
+    asr: str | None = None,
+    encoder: str | None = None,
+    dtype: Literal["float32", "float16"] | None = None,
+    yes: bool = False,
+    seed: int | None = None,
+) -> int:
+    """Do a pass over the lab: embed or cluster a corpus, speak a probe or a selection, check, score or encode speech.
+
+    In the order of a study. embed: texts of a corpus become vectors. cluster: balanced clusters of them. probe: some
+    texts of each cluster, spoken and checked. score: M, F and D of spoken texts under a checkpoint; then `salad select`
+    draws. synthesise: a selection, spoken and checked. check: speech that is there, heard by another recogniser. encode:
+    an encoder's frames kept on disk.
+
+    What is done is skipped, what is damaged is made again: the same command goes on where it was. With --on it is
+    started there, with so many workers; Ctrl-C then stops watching it, and launch_gpu.py shows, stops and resumes it.
+
+    Args:
+        what: embed, cluster, probe, synthesise, check, score or encode.
+        on: here, slurm, ssh:HOST or a target's name; without it, in this process.
+        workers: how many shards side by side.
+        gpus: for each worker, a number or TYPE:NUMBER.
+        run: score, encode: the run; by default the newest Stage I.
+        step: score: the checkpoint; by default the last.
+        speech: score, check, encode: a folder of lab/speech (heldout, probe, natural); probe: its own (probe).
+        corpus: embed, cluster: a corpus (broad).
+        model: embed, cluster: teacher (the default), or a sentence-transformers model.
+        k: cluster: how many (16).
+        clustering: probe: by default the newest.
+        per_cluster: probe: texts a cluster (6).
+        selection: synthesise: the selection (l...).
+        tts: probe, synthesise: espeak (the default), kokoro, or package.module:name.
+        voices: probe, synthesise: comma-separated; a probe is spoken in all of them.
+        asr: probe, synthesise, check: the recogniser; by default lab/models/recogniser.
+        encoder: encode: a causal encoder by name, in place of a run's.
+        dtype: encode: in which frames are kept (float32: what training computes with).
+        yes: encode: go on though the frames take more than 50 GB.
+        seed: of the patterns, the clustering, the texts or the voices.
+    """
+    import store
+    from salad.errors import SaladError
+    from salad.passes import run as passes
+
+    if what == "synthesise" and selection is None:
+        raise SaladError("say which with --selection l...; `salad sql \"from selections\"` shows them")
+    given = {
+        "run_id": run, "step": step, "speech": speech, "corpus": corpus, "model": model, "k": k, "seed": seed,
+        "clustering": clustering, "per_cluster": per_cluster, "selection": selection, "tts": tts, "asr": asr,
+        "voices": voices and voices.split(","), "encoder": encoder, "dtype": dtype,
+    }  # fmt: skip
+    options = {name: value for name, value in given.items() if value is not None}
+    folder = passes.prepare(store.lab_path(lab), what, options, yes)
+    if on is None and workers == 1:
+        with progress_bar(what) as progress:
+            told = passes.here(folder, progress)
+        print(told)
+        return 0
+    handle = passes.launch(folder, on or "here", workers, gpus)
+    print(f"{folder.run_id} on {on or 'here'}, {workers} workers: python launch_gpu.py logs {folder.run_id} --follow")
+    return _watch(handle, what)
+
+
+def _watch(handle, title: str) -> int:
+    """Follow a launched run to its end: 0 where it is done."""
+    from salad.errors import SaladError
+
+    try:
+        with progress_bar(title) as progress:
+            while (status := handle.wait(0.5))["state"] not in ("done", "failed", "stopped"):
+                if status.get("max_steps"):
+                    progress(status["step"], status["max_steps"])
+    except KeyboardInterrupt:
+        print(f"it goes on; python launch_gpu.py stop {handle.run_id} ends it")
+        return 130
+    if status["state"] != "done":
+        raise SaladError(f"{handle.run_id} {status['state']}: {status.get('error')}")
+    said = [line.split(" ", 1)[1] for line in handle.logs().splitlines() if line[:2] == "20"]
+    print(said[-1] if said else "done")
+    if not handle.engine.shares_lab:
+        told = handle.fetch()
+        print(f"{told['units']} units are here and whole" + "".join(f"; damaged: {line}" for line in told["damaged"]))
+    return 0
+
+
+@command
+def select(
+    *,
+    lab: Lab = None,
+    clustering: str | None = None,
+    run: str | None = None,
+    step: int | None = None,
+    strategy: str = "active",
+    gamma: float = 2.0,
+    budget: float = 1.6,
+    seed: int = 0,
+    max_cer: float | None = None,
+    speech: str | None = "probe",
+    parent: str | None = None,
+    round: int | None = None,
+) -> int:
+    """Draw a selection: which texts are worth synthesising, up to a budget in hours.
+
+    Args:
+        clustering: by default the lab's newest.
+        run: the run whose divergences steer it; by default the newest Stage I.
+        step: its checkpoint; by default the last.
+        strategy: active, active_rounds, uniform, uniform_clusters, teacher_nll, sample_level, oracle, or
+            package.module:name.
+        gamma: exponent on d_cluster; the paper's is 5.
+        budget: hours of speech; of a round, with all rounds before it.
+        max_cer: leave out clusters whose probe has a mean character error rate above.
+        speech: the folder of lab/speech that holds the probe.
+        parent: active_rounds: the selection that the round before was trained on.
+        round: active_rounds: which, from 1.
+    """
+    import store
+    from salad import selection
+    from salad.passes.run import checkpoint_of, newest, newest_clustering
+    from workbench import tables
+
+    lab = store.lab_path(lab)
+    clustering = clustering or newest_clustering(lab)
+    run = run or newest(lab, "stage1")
+    _, step = checkpoint_of(lab, run, step)
+    made = selection.select_told(lab, clustering, run, step, strategy, gamma, budget, seed, max_cer, speech, parent,
+                                 round)  # fmt: skip
+    store.renew(lab)
+    print("\n".join([f"selection {made.selection_id}: {made.hours:.2f} h by {strategy}", *made.notes]))
+    tables.show(store.query(lab, f"""select k.cluster_id as cluster, array_to_string(terms[:4], ' ') as terms,
+            round(k.p_web, 3) as p_web, round(d_cluster, 3) as d, rank, round(d_adjusted, 3) as d_adjusted,
+            rank_adjusted, round(cer, 2) as cer, round(text_share, 2) as text_share, round(p_target, 3) as p_target,
+            texts, round(seconds / 3600, 3) as hours, coalesce(left_out, if(dry, 'dry', '')) as note
+        from selection_clusters k join selections using (selection_id) left join clusters c
+            on c.clustering_id = selections.clustering_id and c.cluster_id = k.cluster_id
+        where selection_id = '{made.selection_id}' order by rank nulls last, 1"""), None)
+    return 0
