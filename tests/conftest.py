@@ -1,6 +1,12 @@
-"""Environment of every test: offline, no telemetry, one thread, no user settings."""
+"""Environment of every test: offline, no telemetry, one thread, no user settings, Ctrl-C as in a terminal.
+
+With SALAD_REQUIRE_ALL=1 (CI) a skipped test is a failed one: see tests/tools.py."""
 
 import os
+import signal
+
+import pytest
+import tools
 
 os.environ |= {
     "HF_HUB_OFFLINE": "1",
@@ -10,3 +16,31 @@ os.environ |= {
     "TOKENIZERS_PARALLELISM": "false",
 }
 os.environ.pop("SALAD_LAB", None)
+# what a script starts in the background inherits an ignored SIGINT, and would hand it on to whatever a test starts
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item, nextitem):
+    tools.running = item
+    try:
+        return (yield)
+    finally:
+        tools.running = None
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    if item.get_closest_marker("chromium"):  # before its fixtures make a lab and start a server
+        tools.require("chromium")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    report = yield
+    if report.skipped and not hasattr(report, "wasxfail") and os.environ.get("SALAD_REQUIRE_ALL") == "1":
+        markers = {mark.name for mark in item.iter_markers()}
+        if not (markers & tools.NEEDS_SHARED and not tools.SHARED.is_dir()):
+            reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+            report.outcome, report.longrepr = "failed", f"{item.nodeid}: SALAD_REQUIRE_ALL=1, but {reason}"
+    return report

@@ -8,6 +8,8 @@ import subprocess
 import time
 from pathlib import Path
 
+from tools import refuse, require
+
 CONF = """
 ClusterName=here
 SlurmctldHost={host}(127.0.0.1)
@@ -37,6 +39,13 @@ SlurmdPort={port1}
 NodeName={host} NodeAddr=127.0.0.1 CPUs={cpus} RealMemory=1000 Gres=gpu:2 State=UNKNOWN
 PartitionName=debug Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 """
+
+
+def require_slurm() -> None:
+    """Skip unless Slurm is installed and root runs the tests."""
+    require("slurmctld", "slurmd", "munged", "sbatch")
+    if os.geteuid() != 0:
+        refuse("Slurm's daemons need root", "slurm")
 
 
 @contextlib.contextmanager

@@ -2,7 +2,6 @@
 
 import csv
 import re
-from pathlib import Path
 
 import pytest
 import soundfile
@@ -13,7 +12,7 @@ from playwright.sync_api import expect, sync_playwright
 import store
 from workbench import arena
 
-pytestmark = [pytest.mark.chromium, pytest.mark.skipif(not Path(CHROMIUM).exists(), reason="no Chromium here")]
+pytestmark = pytest.mark.chromium
 WAIT = 60_000
 expect.set_options(timeout=WAIT)
 

@@ -3,7 +3,6 @@
 import re
 import shutil
 import time
-from pathlib import Path
 
 import pytest
 from browser import ARGS, CHROMIUM, page, served
@@ -13,7 +12,7 @@ from playwright.sync_api import sync_playwright
 import store
 from workbench import review
 
-pytestmark = [pytest.mark.chromium, pytest.mark.skipif(not Path(CHROMIUM).exists(), reason="no Chromium here")]
+pytestmark = pytest.mark.chromium
 
 
 @pytest.fixture(scope="module")

@@ -1,11 +1,11 @@
 """Tasks of lm-evaluation-harness: on the text side our numbers are those of its own `hf` model, item by item."""
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
 from tiny import TEXTS, config, encoder, teacher
+from tools import shared
 
 from salad import SaladError
 from salad.evaluation import harness
@@ -13,7 +13,6 @@ from salad.evaluation.contenders import Ours
 from salad.evaluation.harness import HarnessLM
 from salad.models.speech_lm import SpeechLM
 
-PIQA = Path(__file__).parents[2] / "shared" / "data" / "piqa"
 WORDS = [text.split() for text in TEXTS]
 
 
@@ -107,11 +106,11 @@ def test_text_numbers_are_those_of_the_harness_own_hf_model(place, spec):
 
 
 @pytest.mark.data
-@pytest.mark.skipif(not PIQA.is_dir(), reason="../shared/data/piqa is not here")
 def test_text_numbers_on_piqa_are_those_of_the_harness_own_hf_model(place):
+    piqa = shared("data/piqa")
     lab, folder = place
-    rows = [json.loads(line) for line in (PIQA / "valid_600.jsonl").read_text().splitlines()][:120]
-    labels = (PIQA / "valid_600.labels").read_text().split()
+    rows = [json.loads(line) for line in (piqa / "valid_600.jsonl").read_text().splitlines()][:120]
+    labels = (piqa / "valid_600.labels").read_text().split()
     write(lab, "piqa", [row | {"label": int(label)} for row, label in zip(rows, labels, strict=False)])
     task = harness.load(lab, "piqa")
     assert task.items[0].context == rows[0]["goal"] and len(task.items) == 120

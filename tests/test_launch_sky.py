@@ -72,7 +72,7 @@ def in_bucket(run: Run, **status) -> None:
 def test_the_yaml_is_valid_under_skypilots_own_classes(tmp_path):
     python = os.environ.get("SALAD_SKY_PYTHON") or str(Path.home() / ".cache/salad/skypilot/bin/python")
     if not Path(python).exists():
-        refuse(f"SkyPilot's environment is not there ({python}); .ci/tools.sh makes it")
+        refuse(f"SkyPilot's environment is not there ({python}); .ci/tools.sh makes it", "sky")
     target = Target(engine="sky", bucket="s3://somebody/salad", spot=True,
                     container="nvcr.io/nvidia/pytorch:25.01-py3", env=("HF_TOKEN",))  # fmt: skip
     run = RunFolder.create(tmp_path, "stage1", "tiny", {"steps": 1})

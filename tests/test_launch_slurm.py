@@ -9,8 +9,7 @@ from importlib.metadata import version
 
 import pytest
 import test_launch_here as here
-from slurm_here import slurm
-from tools import refuse, require
+from slurm_here import require_slurm, slurm
 
 import store
 from salad.engines import Run, codesync
@@ -23,9 +22,7 @@ SLURM = Target(engine="slurm", partition="debug")
 
 @pytest.fixture(scope="module", autouse=True)
 def cluster(tmp_path_factory):
-    require("slurmctld", "slurmd", "munged", "sbatch")
-    if os.geteuid() != 0:
-        refuse("Slurm's daemons need root")
+    require_slurm()
     with slurm(tmp_path_factory.mktemp("slurm")) as conf:
         yield conf
 

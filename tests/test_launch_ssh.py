@@ -28,7 +28,7 @@ from salad.engines import Run, ssh
 from salad.engines.targets import Target, resolve
 from salad.errors import SaladError
 
-pytestmark = pytest.mark.sshd
+pytestmark = [pytest.mark.sshd, pytest.mark.rsync]
 USER = "saladtest"
 
 
@@ -84,14 +84,14 @@ def a_python() -> str:
         made = subprocess.run(["su", USER, "-c", script], capture_output=True, text=True, cwd="/")
         if made.returncode == 0:
             return made.stdout.strip()
-    refuse(f"another user can use neither {sys.executable} nor {version}: {made.stderr.strip()}")
+    refuse(f"another user can use neither {sys.executable} nor {version}: {made.stderr.strip()}", "sshd")
 
 
 @pytest.fixture(scope="module")
 def server():
-    require("ssh", "ssh-keygen", "rsync", "useradd", "/usr/sbin/sshd")
+    require("ssh", "ssh-keygen", "sshd", "useradd", "rsync")
     if os.geteuid() != 0:
-        refuse("a second user needs root")
+        refuse("a second user needs root", "sshd")
     # one that a killed test run left behind
     subprocess.run(["userdel", "--remove", "--force", USER], capture_output=True)
     subprocess.run(["useradd", "--create-home", "--shell", "/bin/bash", "--password", "*", USER], check=True)

@@ -314,6 +314,7 @@ def test_a_nan_is_not_hidden():
 # ------------------------------------------------------------------------------------------------ compiled
 
 
+@pytest.mark.compiler
 @pytest.mark.parametrize("alpha", [0.0, 0.3, 1.0])
 @pytest.mark.parametrize("trainable", [True, False])
 def test_compiled_equals_the_reference(trainable, alpha):
@@ -341,6 +342,7 @@ def test_compiled_equals_the_reference(trainable, alpha):
             assert relative(x, y) < 5e-6
 
 
+@pytest.mark.compiler
 @pytest.mark.parametrize("kl", [0.01, 3.0])
 def test_compiled_passes_the_gate_and_equal_inputs_give_exactly_zero(kl):
     compiler()

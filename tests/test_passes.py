@@ -18,8 +18,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import tiny
-from slurm_here import slurm
-from tools import refuse, require
+from slurm_here import require_slurm, slurm
 
 import store
 from salad import SaladError, passes, training
@@ -458,9 +457,7 @@ def test_workers_on_an_engine_score_what_one_process_scores_even_if_one_of_them_
 @pytest.mark.slurm
 def test_score_on_a_slurm_array_is_what_one_process_makes(lab, tmp_path):
     """Two workers through the real command line, on a real Slurm on this machine."""
-    require("slurmctld", "slurmd", "munged", "sbatch")
-    if os.geteuid() != 0:
-        refuse("Slurm's daemons need root")
+    require_slurm()
     trained = trained_on(lab)
     alone = lab.parent / "alone"
     shutil.copytree(lab, alone)

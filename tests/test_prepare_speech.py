@@ -10,7 +10,6 @@ import random
 import signal
 import tarfile
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,11 +21,10 @@ from salad.prepare import SpeechOptions, prepare_speech
 from salad.prepare.recordings import Unusable, decode, recordings
 from salad.speech import shar
 from tests.tones import hears_tones, tones
-from tests.tools import refuse
+from tests.tools import shared
 from workbench import cli
 
 ROUNDS = int(os.environ.get("SALAD_FAULT_ROUNDS", "3"))
-SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 TEXTS = ["the cat sat on a mat", "a dog ran over the hill", "we paid for dinner today", "old ships sail far away"]
 
 
@@ -357,14 +355,12 @@ def test_what_cannot_be_listed_is_an_error_in_a_line(recogniser, tmp_path, capsy
 
 @pytest.mark.data
 def test_human_recordings_of_every_rate_and_format_are_decoded():
-    if not SHARED.is_dir():
-        refuse(f"{SHARED} is absent")
-    rates = {}
-    for path in sorted([*(SHARED / "speech").iterdir(), *(SHARED / "digits").glob("7_*_0.wav")]):
+    data, rates = shared("data"), {}
+    for path in sorted([*(data / "speech").iterdir(), *(data / "digits").glob("7_*_0.wav")]):
         if path.suffix != ".json":
             samples, rate = decode(path)
             rates[rate] = rates.get(rate, 0) + 1
             assert samples.dtype == np.float32 and len(samples) > 0.1 * rate and 0.01 < np.abs(samples).max() <= 1
     assert rates == {8_000: 6, 16_000: 4, 22_050: 2, 48_000: 1}
     with pytest.raises(Unusable, match="truncated"):
-        decode(SHARED / "speech" / "ljspeech__LJ002-0020.wav", 0, 60.0)
+        decode(data / "speech" / "ljspeech__LJ002-0020.wav", 0, 60.0)

@@ -181,6 +181,7 @@ def test_stage2_starts_from_before_the_parents_decay(place, whole):
         training.start_model(place, child.model_copy(update={"adapter": child.adapter.model_copy(update={"mlp": 96})}))
 
 
+@pytest.mark.compiler
 def test_a_compiled_objective_gives_the_losses_of_one_that_is_not(place):
     compiler()
     found = []

@@ -10,6 +10,7 @@ import warnings
 import pytest
 import torch
 from tiny import config, lab
+from tools import refuse, root
 
 import store
 from salad import SaladError, checkpoints, training
@@ -42,10 +43,9 @@ def whole(place):
 def small_disk(tmp_path):
     folder = tmp_path / "disk"
     folder.mkdir()
-    if os.geteuid() != 0:
-        pytest.skip("mounting a small disk needs root")
+    root()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", folder], capture_output=True).returncode:
-        pytest.skip("this root may not mount")
+        refuse("this root may not mount", "root")
     yield folder
     subprocess.run(["umount", "-l", folder], check=True)
 
@@ -62,6 +62,7 @@ def fill(disk) -> None:
                 size //= 2
 
 
+@pytest.mark.root
 @pytest.mark.parametrize("spare", [0, 100_000])
 def test_a_full_disk_is_one_clear_error_and_the_last_checkpoint_stands(place, whole, small_disk, spare):
     """`spare` bytes left: none, or enough for the metrics but not for a checkpoint."""

@@ -1,41 +1,93 @@
-"""Tools that a test needs beyond pip: where one is missing the test is skipped, saying so, or in CI it fails."""
+"""Tools that a test needs beyond pip: each has a marker, and where one is missing the test is skipped, saying so.
+
+`make test` on a machine with Python, make and git alone runs everything that bears none of these markers. With
+SALAD_REQUIRE_ALL=1 every skip is a failure (conftest.py), but for `data` and `real` where ../shared is absent."""
 
 import os
 import shutil
+import sys
 import sysconfig
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
+sys.modules["tools"] = sys.modules["tests.tools"] = sys.modules[__name__]  # imported by either name, one state
 ROOT = Path(__file__).resolve().parent.parent
-os.environ["PATH"] += f"{os.pathsep}/usr/sbin{os.pathsep}/sbin"  # where Debian keeps daemons
+SHARED = ROOT.parent / "shared"
 TINY = "tests.tiny_run"  # a small real run, started as `python -m tests.tiny_run`
+MODELS = Path(os.environ.get("SALAD_MODELS") or "~/.cache/salad/models").expanduser()
+
+# the marker of each tool; pyproject.toml says what the markers mean
+MARKER_OF = {
+    "chromium": "chromium", "g++": "compiler", "rsync": "rsync",
+    "munged": "slurm", "sbatch": "slurm", "slurmctld": "slurm", "slurmd": "slurm",
+    "ssh": "sshd", "ssh-keygen": "sshd", "sshd": "sshd", "useradd": "sshd",
+}  # fmt: skip
+MARKERS = {*MARKER_OF.values(), "sky", "root", "data", "real"}
+NEEDS_SHARED = {"data", "real"}
+running: pytest.Item | None = None  # the test that runs now; conftest.py keeps it
 
 
 def require(*tools: str) -> None:
-    """Skip unless every tool is on the PATH (or a path that exists); with SALAD_REQUIRE_ALL=1 fail instead."""
+    """Skip unless every tool is on the PATH (or where Debian keeps daemons); fail where the test lacks its marker."""
+    for tool in tools:
+        if tool not in MARKER_OF:
+            pytest.fail(f"tests/tools.py has no marker for {tool}; add one to MARKER_OF, and to pyproject.toml")
+        demand_marker(MARKER_OF[tool], f"require({tool!r})")
+    for folder in ("/usr/sbin", "/sbin"):
+        if folder not in os.environ["PATH"].split(os.pathsep):
+            os.environ["PATH"] += f"{os.pathsep}{folder}"
     missing = [tool for tool in tools if shutil.which(tool) is None]
     if missing:
-        refuse(f"{', '.join(missing)} not installed; .ci/tools.sh installs it on Debian")
+        refuse(f"{', '.join(missing)} not installed; .ci/tools.sh installs it on Debian", MARKER_OF[missing[0]])
 
 
-def refuse(reason: str) -> None:
-    """Skip this test for a reason; with SALAD_REQUIRE_ALL=1 fail it."""
-    if os.environ.get("SALAD_REQUIRE_ALL") == "1":
-        pytest.fail(reason)
+def refuse(reason: str, marker: str) -> None:
+    """Skip this test, which bears `marker`, for a reason."""
+    demand_marker(marker, f"refuse({reason!r})")
     pytest.skip(reason)
+
+
+def demand_marker(marker: str, caller: str) -> None:
+    """Fail the running test unless it bears the marker: without it, it would run where the tool cannot be."""
+    if running is not None and running.get_closest_marker(marker) is None:
+        pytest.fail(f"{running.nodeid} calls {caller}, so it needs @pytest.mark.{marker}", pytrace=False)
+
+
+def root() -> None:
+    """Skip unless root runs the tests."""
+    demand_marker("root", "root()")
+    if os.geteuid() != 0:
+        refuse("only root may do this", "root")
 
 
 def compiler() -> None:
     """What torch.compile needs on CPU: a C++ compiler, and Python's headers, which its kernels include."""
     require("g++")
     if not Path(sysconfig.get_path("include"), "Python.h").is_file():
-        refuse("Python's headers are not installed (python3-dev); .ci/tools.sh installs them on Debian")
+        refuse("Python's headers are not installed (python3-dev); .ci/tools.sh installs them on Debian", "compiler")
+
+
+def shared(name: str) -> Path:
+    """A file or folder of ../shared (`data/piqa`, `cases/choices.jsonl`); the marker is `data`."""
+    demand_marker("data", f"shared({name!r})")
+    if not (SHARED / name).exists():
+        refuse(f"../shared/{name} is not here", "data")
+    return SHARED / name
+
+
+def real_model(name: str) -> Path:
+    """The folder of real weights `name` (such as `whisper-tiny.en`), made by ../shared/tools/real_models.py in
+    $SALAD_MODELS, by default ~/.cache/salad/models; the marker is `real`."""
+    demand_marker("real", f"real_model({name!r})")
+    if not (MODELS / name).is_dir():
+        refuse(f"{MODELS / name} is not here; ../shared/tools/real_models.py {MODELS} makes it", "real")
+    return MODELS / name
 
 
 class Lines(NamedTuple):
-    """What a command line said."""
+    """What a command line printed."""
 
     code: int
     out: str
