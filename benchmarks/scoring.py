@@ -153,11 +153,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         if options.lab:
             import store
+            from salad import lookup
             from salad.data import corpora
-            from salad.passes.run import model_of, newest
 
-            run = options.run or newest(options.lab, "stage1")
-            model = model_of(options.lab, run)[0]
+            run = options.run or lookup.newest_run(options.lab, "stage1")
+            model = lookup.model_of(options.lab, run)[0]
             spoken = corpora.of_speech(store.connect(options.lab), [options.speech])[: options.samples]
             encoded, what = Encoded(options.lab, model.prompt, model.encoder), f"lab: {options.speech}"
             model.to(device)

@@ -379,16 +379,6 @@ class RunFolder:
         return Stopped("stopped by hand") if (self.path / "stop").exists() else Preempted()
 
 
-def newest(lab, kind: str) -> str | None:
-    """The id of the lab's run of this kind that was done last; None without one."""
-    done = []
-    for path in Path(lab).glob("runs/r*/status.json"):
-        status, record = read_json(path) or {}, read_json(path.parent / "config.json") or {}
-        if status.get("state") == "done" and record.get("kind") == kind:
-            done.append((status.get("ended_at") or "", record["run_id"]))
-    return max(done)[1] if done else None
-
-
 def last_line(error: BaseException) -> str:
     """An exception in one line: a user's error as it is told, any other with its type."""
     told = str(error).strip().splitlines()

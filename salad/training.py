@@ -19,7 +19,7 @@ from typing import NamedTuple
 import torch
 
 import store
-from salad import checkpoints
+from salad import checkpoints, lookup
 from salad.config import RunConfig, validate
 from salad.data import corpora
 from salad.data.frames import Frames
@@ -52,15 +52,8 @@ def resolve(lab: Path | str, config: RunConfig) -> RunConfig:
     that are kept and synthesised become a child selection (METHOD.md, "From selection to training, exactly").
     """
     update: dict = {}
-    with_store = store.connect(lab)
     if config.parent is not None and not config.parent.startswith("r"):
-        row = with_store.execute(
-            "select run_id from runs where kind = ? and status = 'done' order by ended_at desc, run_id limit 1",
-            [config.parent],
-        ).fetchone()
-        if row is None:
-            raise SaladError(f"parent: {lab} has no finished {config.parent} run; train one first, or name a run id")
-        update["parent"] = row[0]
+        update["parent"] = lookup.newest_run(lab, config.parent, "train one first, or name a run id as `parent`")
     elif config.parent is not None:
         RunFolder.open(lab, config.parent)
     if config.selection is not None:

@@ -310,7 +310,7 @@ def test_a_pass_or_option_that_is_not_there_is_refused_in_one_line(lab):
     with pytest.raises(SaladError, match="no finished stage1 run"):
         running.prepare(lab, "score", {})
     with pytest.raises(SaladError, match="shard 2 of 2"):
-        passes.do(lab, [], 2, 2)
+        passes.run_parts(lab, [], 2, 2)
 
 
 def test_work_as_a_run_ends_where_it_tells_of_itself_when_asked_and_begins_again(tmp_path):

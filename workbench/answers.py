@@ -63,7 +63,8 @@ def contenders(lab: Path | str) -> list[Contender]:
     """The teacher, then every checkpoint of the finished Stage I and II runs, newest run and last step first.
 
     SaladError where no run is done."""
-    from salad.runs import RunFolder, newest, read_json
+    from salad import lookup
+    from salad.runs import RunFolder, read_json
 
     done = []
     for path in sorted(Path(lab).glob("runs/r*/config.json")):
@@ -82,9 +83,7 @@ def contenders(lab: Path | str) -> list[Contender]:
         raise SaladError(f"no finished Stage I or II run in {lab}: make one with `salad demo --lab {lab}`")
     stage1 = {run.run_id for kind, _, run in done if kind == "stage1"}
     holder = next((c for c in told if c.run_id in stage1), told[0])
-    teacher_id = newest(lab, "teacher")
-    step = (read_json(Path(lab) / "runs" / teacher_id / "status.json") or {}).get("step") if teacher_id else None
-    return [Contender("teacher", teacher_id, step, holder.folder, teacher=True), *told]
+    return [Contender("teacher", *lookup.newest_teacher(lab), holder.folder, teacher=True), *told]
 
 
 def pick(found: list[Contender], key: str) -> Contender:

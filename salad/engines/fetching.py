@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import store
+from salad import lookup
 from salad.errors import SaladError
 from salad.runs import RunFolder
 
@@ -42,9 +43,7 @@ def _of_pass(lab: Path, config: dict) -> list[str]:
     wanted += [f"{room}/{config[key]}" for room, key in (("speech", "speech"), ("corpora", "corpus")) if config.get(key)]
     run_id = config.get("run_id")
     if run_id is None and config["pass"] in ("embed", "cluster") and config.get("model") in (None, "teacher"):
-        from salad.passes.run import newest
-
-        run_id = newest(lab, "stage1")
+        run_id = lookup.newest_run(lab, "stage1")
     if run_id is not None:
         scored = RunFolder.open(lab, run_id)
         wanted += [f"runs/{run_id}/{name}" for name in ("config.json", "status.json")]

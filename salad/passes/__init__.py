@@ -48,7 +48,7 @@ def pending(lab: Path | str, parts: Sequence[Part]) -> list[Part]:
     return [part for part, found in zip(parts, units, strict=True) if not (all(found) and part.whole())]
 
 
-def do(lab: Path | str, parts: Sequence[Part], shard: int = 0, shards: int = 1,
+def run_parts(lab: Path | str, parts: Sequence[Part], shard: int = 0, shards: int = 1,
        progress: Progress | None = None) -> None:  # fmt: skip
     """Make shard `shard`'s parts that are not done. `progress(done, total)` counts what the parts count.
 
@@ -88,7 +88,7 @@ def do(lab: Path | str, parts: Sequence[Part], shard: int = 0, shards: int = 1,
         )  # fmt: skip
 
 
-def telling(run: RunFolder, progress: Progress | None = None) -> Progress:
+def report_progress(run: RunFolder, progress: Progress | None = None) -> Progress:
     """`progress` that the run's status hears too, and that ends the work where the run was asked to stop (raises what
     `RunFolder.should_stop` gives)."""
 
@@ -106,9 +106,9 @@ def as_run(lab: Path | str, name: str, config: dict, work: Callable[[RunFolder, 
            parent: str | None = None, progress: Progress | None = None) -> RunFolder:  # fmt: skip
     """Do `work(run, progress)` inside a run folder of its own, unless that run is done already. Returns the folder.
 
-    The progress that `work` is given is `telling`: asked to stop, the work ends where it tells of itself next."""
+    The progress that `work` is given is `report_progress`: asked to stop, the work ends where it tells of itself next."""
     run = RunFolder.create(lab, kind, name, config, parent)
     if run.read_status().get("state") != "done":
         with renewing(lab), running(run):
-            work(run, telling(run, progress))
+            work(run, report_progress(run, progress))
     return run

@@ -8,7 +8,7 @@ import os
 import sys
 
 import store
-from salad.passes import run as passes
+from salad.passes.run import run_shard
 from salad.runs import Preempted
 
 
@@ -20,7 +20,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     shard, _, shards = options.shard.partition("/")
     try:
-        print(passes.work_as_told(options.lab, options.run_id, int(shard), int(shards or 1)), flush=True)
+        print(run_shard(options.lab, options.run_id, int(shard), int(shards or 1)), flush=True)
     except Preempted:
         raise
     except store.UserError as error:

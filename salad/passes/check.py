@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import store
 from salad.errors import SaladError
 from salad.models.names import is_kept
-from salad.passes import Part, Progress, do
+from salad.passes import Part, Progress, run_parts
 from salad.passes.synthesise import checked
 from store.units import MEMBER
 
@@ -21,7 +21,7 @@ def check(lab: Path | str, speech: str, asr: str, load: Callable, shard: int = 0
     A unit is done where this recogniser has heard all of it. Recordings are checked against their text, before and
     after they are put into words. SaladError where the folder has no speech, and where a recording cannot be read: its
     unit stays as it is, the others go on."""
-    do(lab, parts(lab, speech, asr, load), shard, shards, progress)
+    run_parts(lab, parts(lab, speech, asr, load), shard, shards, progress)
 
 
 def parts(lab: Path | str, speech: str, asr: str, load: Callable) -> list[Part]:

@@ -11,7 +11,7 @@ import torch
 import store
 from salad.errors import SaladError
 from salad.objective import distillation_loss
-from salad.passes import Part, Progress, do
+from salad.passes import Part, Progress, run_parts
 from store.ids import digest
 
 PART = 4096  # texts a unit
@@ -92,7 +92,7 @@ def embed(lab: Path | str, load: Callable[[], Embedder], corpus: str, model_name
 
     Texts with a flag (formula, code, url …) are left out. `load` makes the embedder, when it is needed. SaladError
     where the corpus has no such text."""
-    do(lab, parts(lab, load, corpus, model_name), shard, shards, progress)
+    run_parts(lab, parts(lab, load, corpus, model_name), shard, shards, progress)
 
 
 def parts(lab: Path | str, load: Callable[[], Embedder], corpus: str, model_name: str) -> list[Part]:

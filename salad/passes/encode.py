@@ -8,7 +8,7 @@ from salad.data import frames
 from salad.data.corpora import SpokenText
 from salad.errors import SaladError
 from salad.models.encoders import SpeechEncoder
-from salad.passes import Part, Progress, do
+from salad.passes import Part, Progress, run_parts
 
 ASKED_GB = 50.0  # more than this is written only with --yes
 
@@ -19,7 +19,7 @@ def encode(lab: Path | str, load: Callable[[], SpeechEncoder], encoder_sha256: s
 
     A shard of lab/speech is a part, done when its frames are whole and of the sound that the shard now holds. SaladError
     where recordings cannot be read: their parts are left out, the others done."""
-    do(lab, parts(lab, load, encoder_sha256, spoken, dtype), shard, shards, progress)
+    run_parts(lab, parts(lab, load, encoder_sha256, spoken, dtype), shard, shards, progress)
 
 
 def parts(lab: Path | str, load: Callable[[], SpeechEncoder], encoder_sha256: str, spoken: list[SpokenText],

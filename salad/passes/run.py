@@ -10,118 +10,69 @@ from collections.abc import Callable
 from pathlib import Path
 
 import store
-from salad import checkpoints
+from salad import lookup
 from salad.config import RunConfig, validate
 from salad.data import corpora
 from salad.errors import SaladError
-from salad.passes import Progress, telling
+from salad.passes import Progress, report_progress, run_parts
 from salad.runs import RunFolder, read_json, renewing, running
 from salad.speech.check import recogniser_of
 
 GIVEN = ("lab", "shard", "shards", "progress", "run")  # what is no option of a pass
 
 
-def checkpoint_of(lab: Path | str, run_id: str, step: int | None = None) -> tuple[Path, int]:
-    """The folder and step of a run's checkpoint; by default its last whole one."""
-    run = RunFolder.open(lab, run_id)
-    if step is None:
-        found = checkpoints.latest(run.path)
-        if found is None:
-            raise SaladError(f"run {run_id} has no checkpoint yet")
-        return found, int(found.name.partition("-")[2])
-    return checkpoints.at(run.path, step), step
-
-
-def model_of(lab: Path | str, run_id: str, step: int | None = None):
-    """(SpeechLM, step) of a run's checkpoint."""
-    from salad.models.speech_lm import SpeechLM
-
-    folder, step = checkpoint_of(lab, run_id, step)
-    return SpeechLM.from_pretrained(folder / "model", lab).eval(), step
-
-
-def newest(lab: Path | str, kind: str) -> str:
-    """The newest finished run of a kind."""
-    row = store.connect(lab).execute(
-        "select run_id from runs where kind = ? and status = 'done' order by ended_at desc, run_id limit 1", [kind]
-    ).fetchone()  # fmt: skip
-    if row is None:
-        raise SaladError(f"{lab} has no finished {kind} run; name one with --run")
-    return row[0]
-
-
-def newest_clustering(lab: Path | str) -> str:
-    """The clustering whose pass ended last."""
-    row = store.connect(lab).execute(
-        """select c.clustering_id from (select distinct clustering_id, run_id from clusters) c
-           left join runs r using (run_id) order by r.ended_at desc nulls last, 1 desc limit 1"""
-    ).fetchone()
-    if row is None:
-        raise SaladError(f"{lab} has no clustering; make one with `salad pass cluster`")
-    return row[0]
-
-
-def llm_of(lab: Path | str, run_id: str | None = None):
-    """(the original LLM, its tokenizer) of a run; by default the newest Stage I's."""
-    from salad.models.speech_lm import load_llm, load_tokenizer
-
-    config = validate(RunConfig, RunFolder.open(lab, run_id or newest(lab, "stage1")).config)
-    return load_llm(config.llm, lab), load_tokenizer(config.llm.name, lab)
-
-
 # --- the passes ---
 
 
-def embed(lab, corpus: str = "broad", model: str = "teacher", *, shard: int = 0, shards: int = 1,
-          progress: Progress | None = None) -> str:  # fmt: skip
+def embed_pass(lab, corpus: str = "broad", model: str = "teacher", *, shard: int = 0, shards: int = 1,
+               progress: Progress | None = None) -> str:  # fmt: skip
     """Embed a corpus: by the newest Stage I's LLM (`teacher`), or a sentence-transformers model by name."""
-    from salad.passes import embed as work
+    from salad.passes.embed import embed, of_llm, of_sentences
 
     def load():
-        return work.of_llm(*llm_of(lab)) if model == "teacher" else work.of_sentences(model, lab)
+        return of_llm(*lookup.llm_of(lab)) if model == "teacher" else of_sentences(model, lab)
 
-    work.embed(lab, load, corpus, model, shard, shards, progress)
+    embed(lab, load, corpus, model, shard, shards, progress)
     return f"{corpus} embedded by {model}"
 
 
-def cluster(lab, corpus: str = "broad", model: str = "teacher", k: int = 16, seed: int = 0, *,
-            run: RunFolder | None = None, shard: int = 0, shards: int = 1, progress: Progress | None = None) -> str:  # fmt: skip
+def cluster_pass(lab, corpus: str = "broad", model: str = "teacher", k: int = 16, seed: int = 0, *,
+                 run: RunFolder | None = None, shard: int = 0, shards: int = 1,
+                 progress: Progress | None = None) -> str:  # fmt: skip
     """Cluster an embedded corpus into `k` balanced clusters; what is not embedded yet is embedded first."""
-    from salad.passes.cluster import cluster as work
+    from salad.passes.cluster import cluster
 
     if shards > 1:
         raise SaladError("cluster is one piece of work: --workers belongs to embed")
-    embed(lab, corpus, model, progress=progress)
-    return f"clustering {work(lab, None if run is None else run.run_id, model, corpus, k, seed)}, {k} clusters"
+    embed_pass(lab, corpus, model, progress=progress)
+    return f"clustering {cluster(lab, None if run is None else run.run_id, model, corpus, k, seed)}, {k} clusters"
 
 
-def probe(lab, clustering: str | None = None, per_cluster: int = 6, tts: str = "espeak",
-          voices: tuple[str, ...] = ("en-us@rate=195", "en-us+f3@rate=195"), seed: int = 0, asr: str | None = None,
-          speech: str = "probe", *, shard: int = 0, shards: int = 1, progress: Progress | None = None) -> str:  # fmt: skip
+def probe_pass(lab, clustering: str | None = None, per_cluster: int = 6, tts: str = "espeak",
+               voices: tuple[str, ...] = ("en-us@rate=195", "en-us+f3@rate=195"), seed: int = 0, asr: str | None = None,
+               speech: str = "probe", *, shard: int = 0, shards: int = 1, progress: Progress | None = None) -> str:  # fmt: skip
     """Speak some texts of each cluster, each in every voice, checked by the recogniser."""
     from salad.passes.cluster import probe_texts
-    from salad.passes.synthesise import jobs_of
-    from salad.passes.synthesise import synthesise as work
+    from salad.passes.synthesise import jobs_of, synthesise
     from salad.speech import load_tts
 
-    clustering = clustering or newest_clustering(lab)
+    clustering = clustering or lookup.newest_clustering(lab)
     texts = probe_texts(lab, clustering, per_cluster, seed)
     if not texts:
         raise SaladError(f"clustering {clustering} has no text in this lab; `salad pass cluster` makes one")
     engine, jobs = load_tts(tts), jobs_of(texts, tuple(voices), seed, per_text=len(voices))
     asr, load = recogniser_of(lab, asr)
     made_from = {"seed": seed, "tts": engine.name, "jobs": store.ids.digest([vars(job) for job in jobs])}
-    seconds = work(lab, speech, jobs, engine, made_from, load() if asr else None, progress=progress, shard=shard,
-                   shards=shards)  # fmt: skip
+    seconds = synthesise(lab, speech, jobs, engine, made_from, load() if asr else None, progress=progress, shard=shard,
+                         shards=shards)  # fmt: skip
     return f"{len(texts)} texts in {len(voices)} voices, {seconds:.0f} s in lab/speech/{speech}"
 
 
-def synthesise(lab, selection: str, tts: str = "espeak", voices: tuple[str, ...] = ("en-us@rate=195",), seed: int = 0,
-               budget_h: float | None = None, asr: str | None = None, *, shard: int = 0, shards: int = 1,
-               progress: Progress | None = None) -> str:  # fmt: skip
+def synthesise_pass(lab, selection: str, tts: str = "espeak", voices: tuple[str, ...] = ("en-us@rate=195",), seed: int = 0,
+                    budget_h: float | None = None, asr: str | None = None, *, shard: int = 0, shards: int = 1,
+                    progress: Progress | None = None) -> str:  # fmt: skip
     """Speak a selection in draw order up to its budget, skipping what reviewers dropped; checked by the recogniser."""
-    from salad.passes.synthesise import jobs_of
-    from salad.passes.synthesise import synthesise as work
+    from salad.passes.synthesise import jobs_of, synthesise
     from salad.selection import to_synthesise
     from salad.speech import load_tts
 
@@ -134,51 +85,51 @@ def synthesise(lab, selection: str, tts: str = "espeak", voices: tuple[str, ...]
     made_from = {"seed": seed, "tts": engine.name, "jobs": store.ids.digest([vars(job) for job in jobs])}
     name = f"{selection}-{store.ids.digest(made_from)[:6]}"
     asr, load = recogniser_of(lab, asr)
-    seconds = work(lab, name, jobs, engine, made_from, load() if asr else None, budget_s=budget_h * 3600,
-                   progress=progress, estimated_s={s: e for s, e in estimated if e}, shard=shard, shards=shards)  # fmt: skip
+    seconds = synthesise(lab, name, jobs, engine, made_from, load() if asr else None, budget_s=budget_h * 3600,
+                         progress=progress, estimated_s={s: e for s, e in estimated if e}, shard=shard,
+                         shards=shards)  # fmt: skip
     return f"{seconds / 3600:.2f} h of {budget_h:.2f} h spoken; new in lab/speech/{name}"
 
 
-def check(lab, speech: str = "probe", asr: str | None = None, *, shard: int = 0, shards: int = 1,
-          progress: Progress | None = None) -> str:  # fmt: skip
+def check_pass(lab, speech: str = "probe", asr: str | None = None, *, shard: int = 0, shards: int = 1,
+               progress: Progress | None = None) -> str:  # fmt: skip
     """Transcript, CER, WER and flags of a speech folder under a recogniser (by default lab/models/recogniser)."""
-    from salad.passes.check import check as work
+    from salad.passes.check import check
 
     asr, load = recogniser_of(lab, asr)
     if asr is None:
         raise SaladError(f"{lab} has no models/recogniser; name one with --asr (openai/whisper-small, a folder …)")
-    work(lab, speech, asr, load, shard, shards, progress)
+    check(lab, speech, asr, load, shard, shards, progress)
     row = store.connect(lab).execute(
         "select count(*), avg(cer), count(*) filter (cer > 0.25) from syntheses where speech = ?", [speech]
     ).fetchone()  # fmt: skip
     return f"{row[0]} recordings of {speech}: mean CER {row[1] or 0:.3f}, {row[2]} above 0.25"
 
 
-def score(lab, run_id: str | None = None, step: int | None = None, speech: str = "heldout", seed: int = 0, *,
-          shard: int = 0, shards: int = 1, progress: Progress | None = None) -> str:  # fmt: skip
+def score_pass(lab, run_id: str | None = None, step: int | None = None, speech: str = "heldout", seed: int = 0, *,
+               shard: int = 0, shards: int = 1, progress: Progress | None = None) -> str:  # fmt: skip
     """M, F and D of the speech folder `speech` under a checkpoint (by default the newest Stage I's last)."""
-    from salad.passes import do
     from salad.passes.score import parts
 
-    run_id = run_id or newest(lab, "stage1")
-    _, step = checkpoint_of(lab, run_id, step)
+    run_id = run_id or lookup.newest_run(lab, "stage1")
+    step = lookup.checkpoint(lab, run_id, step).step
     spoken = corpora.of_speech(store.connect(lab), [speech])
-    do(lab, parts(lab, lambda: on_device(model_of(lab, run_id, step)[0]), run_id, step, spoken, speech, seed), shard,
-       shards, progress)  # fmt: skip
+    scored = parts(lab, lambda: on_device(lookup.model_of(lab, run_id, step)[0]), run_id, step, spoken, speech, seed)
+    run_parts(lab, scored, shard, shards, progress)
     return f"{speech} scored by {run_id}, step {step}"
 
 
-def encode(lab, speech: str = "natural", run_id: str | None = None, encoder: str | None = None, dtype: str = "float32", *,
-           shard: int = 0, shards: int = 1, progress: Progress | None = None) -> str:  # fmt: skip
+def encode_pass(lab, speech: str = "natural", run_id: str | None = None, encoder: str | None = None, dtype: str = "float32", *,
+                shard: int = 0, shards: int = 1, progress: Progress | None = None) -> str:  # fmt: skip
     """Keep the frames of a speech folder under a run's frozen causal encoder (or one by name): training and scoring read
     them."""
     from salad.data import frames
     from salad.models.encoders import fingerprint
-    from salad.passes.encode import encode as work
+    from salad.passes.encode import encode
 
     loaded, spoken = to_encode(lab, speech, run_id, encoder)
     sha256 = fingerprint(loaded)
-    work(lab, lambda: on_device(loaded), sha256, spoken, dtype, shard, shards, progress)
+    encode(lab, lambda: on_device(loaded), sha256, spoken, dtype, shard, shards, progress)
     folder = frames.path_of("lab", f"speech/{speech}/-.tar", sha256, dtype).parent
     return f"frames of {len(spoken)} recordings of {speech} in {folder}"
 
@@ -194,7 +145,7 @@ def to_encode(lab, speech: str, run_id: str | None, encoder: str | None):
     if encoder is not None:
         config = EncoderConfig(name=encoder)
     else:
-        run = validate(RunConfig, RunFolder.open(lab, run_id or newest(lab, "stage1")).config)
+        run = validate(RunConfig, RunFolder.open(lab, run_id or lookup.newest_run(lab, "stage1")).config)
         while run.parent is not None:  # whose encoder it has
             run = validate(RunConfig, RunFolder.open(lab, run.parent).config)
         config = run.encoder
@@ -209,7 +160,10 @@ def on_device(model):
     return model.to("cuda") if torch.cuda.is_available() else model
 
 
-PASSES = {f.__name__: f for f in (embed, cluster, probe, synthesise, check, score, encode)}
+PASSES = {
+    "embed": embed_pass, "cluster": cluster_pass, "probe": probe_pass, "synthesise": synthesise_pass,
+    "check": check_pass, "score": score_pass, "encode": encode_pass,
+}  # fmt: skip
 
 
 # --- running one ---
@@ -228,12 +182,12 @@ def prepare(lab: Path | str, name: str, options: dict, yes: bool = False, say: C
         raise SaladError(f"the pass {name} has no option {odd[0]}; it has {', '.join(p for p in known if p not in GIVEN)}")
     told = {option: value for option, value in options.items() if value is not None}
     if name == "score":  # what is newest may change between the workers' starts
-        told["run_id"] = told.get("run_id") or newest(lab, "stage1")
-        told["step"] = checkpoint_of(lab, told["run_id"], told.get("step"))[1]
+        told["run_id"] = told.get("run_id") or lookup.newest_run(lab, "stage1")
+        told["step"] = lookup.checkpoint(lab, told["run_id"], told.get("step")).step
     if name == "encode":
         _say_size(lab, told, yes, say)
     if name == "probe":
-        told["clustering"] = told.get("clustering") or newest_clustering(lab)
+        told["clustering"] = told.get("clustering") or lookup.newest_clustering(lab)
     return RunFolder.create(lab, "pass", name, {"pass": name, **told})
 
 
@@ -245,7 +199,7 @@ def _say_size(lab, told: dict, yes: bool, say) -> None:
 
     if "encoder" not in told:
         try:
-            told["run_id"] = told.get("run_id") or newest(lab, "stage1")
+            told["run_id"] = told.get("run_id") or lookup.newest_run(lab, "stage1")
         except SaladError as error:
             raise SaladError(f"{error}, or an encoder with --encoder") from None
     speech, dtype = told.setdefault("speech", "natural"), told.setdefault("dtype", "float32")
@@ -262,10 +216,10 @@ def _say_size(lab, told: dict, yes: bool, say) -> None:
 def perform(run: RunFolder, shard: int = 0, shards: int = 1, progress: Progress | None = None) -> str:
     """Do a prepared pass, or its shard, in this process; returns what it says."""
     options = dict(run.config)
-    work = PASSES[options.pop("pass")]
-    if "run" in inspect.signature(work).parameters:
+    function = PASSES[options.pop("pass")]
+    if "run" in inspect.signature(function).parameters:
         options["run"] = run
-    return work(run.lab, **options, shard=shard, shards=shards, progress=progress)
+    return function(run.lab, **options, shard=shard, shards=shards, progress=progress)
 
 
 def here(run: RunFolder, progress: Progress | None = None) -> str:
@@ -301,7 +255,7 @@ def launch(run: RunFolder, on: str, workers: int, gpus: str | None = None, targe
     return launch_run(run, on=on, target=target, module="salad.passes", workers=workers, gpus=number, gpu_type=kind)
 
 
-def work_as_told(lab: Path | str, run_id: str, shard: int, shards: int) -> str:
+def run_shard(lab: Path | str, run_id: str, shard: int, shards: int) -> str:
     """What an engine starts: a shard of a prepared pass, telling of itself in the run's folder."""
     import torch
 
@@ -310,7 +264,7 @@ def work_as_told(lab: Path | str, run_id: str, shard: int, shards: int) -> str:
     run = RunFolder.open(lab, run_id)
 
     with running(run):
-        told = perform(run, shard, shards, telling(run))
+        told = perform(run, shard, shards, report_progress(run))
         run.log(told)
     others = [read_json(run.path / f"status-{other}.json") or {} for other in range(shards) if other != shard]
     if all(status.get("state") == "done" for status in others):  # the last one out

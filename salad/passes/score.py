@@ -14,7 +14,7 @@ from salad.data.frames import Frames
 from salad.data.interleaving import Sequence, scoring_patterns
 from salad.data.loading import Encoded
 from salad.divergence import divergences
-from salad.passes import Part, Progress, do
+from salad.passes import Part, Progress, run_parts
 from store.ids import digest
 
 TOP = 5
@@ -30,7 +30,7 @@ def score(lab: Path | str, model, run_id: str, step: int, spoken: list[SpokenTex
     syntheses of one audio file are a part, and its units. A sample without a text position after speech gets null m
     and d. Frames that the pass `encode` has written in float32 are taken, being those that the encoder would give.
     SaladError where recordings cannot be read: their parts are left out, the others done."""
-    do(lab, parts(lab, lambda: model, run_id, step, spoken, name, seed), shard, shards, progress)
+    run_parts(lab, parts(lab, lambda: model, run_id, step, spoken, name, seed), shard, shards, progress)
 
 
 def parts(lab: Path | str, load: Callable, run_id: str, step: int, spoken: list[SpokenText], name: str,

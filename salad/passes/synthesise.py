@@ -7,7 +7,7 @@ import numpy as np
 
 import store
 from salad.errors import SaladError
-from salad.passes import Part, Progress, do
+from salad.passes import Part, Progress, run_parts
 from salad.speech import TTS, shar
 from store.ids import synthesis_id
 
@@ -50,18 +50,18 @@ def synthesise(lab: Path | str, name: str, jobs: list[Job], tts: TTS, made_from:
     speaker = _Speaker(lab, name, jobs, tts, made_from, recogniser, budget_s, recorded, shard_size)
     parts = speaker.parts()
     if budget_s is None:
-        do(lab, parts, shard, shards, progress)
+        run_parts(lab, parts, shard, shards, progress)
         return speaker.spent()
     ends = np.cumsum([sum((estimated_s or {}).get(job.sample_id, np.inf) for job in part) for part in speaker.groups])
     speaker.sure = int((ends <= SURELY * budget_s).sum())
     speaker.heard = speaker.spent()
     told = None if progress is None else lambda *_: progress(int(min(budget_s, speaker.heard)), int(budget_s))
-    do(lab, parts[: speaker.sure], shard, shards, told)
+    run_parts(lab, parts[: speaker.sure], shard, shards, told)
     for number in range(speaker.sure, len(parts)):  # the rest, in order, as long as nobody has to be waited for
         speaker.before = speaker.known(number)
         if speaker.before is None or speaker.before >= budget_s:
             break
-        do(lab, [parts[number]], progress=told)
+        run_parts(lab, [parts[number]], progress=told)
     return speaker.spent()
 
 

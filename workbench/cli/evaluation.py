@@ -83,24 +83,19 @@ def _contender(lab, run, step, contender, name, batch, device):
     """Who the options of `evaluate` and `answer` mean: a run's checkpoint, its teacher, or someone from outside."""
     import torch
 
+    from salad import lookup
     from salad.evaluation.contenders import Ours, outside, same_tokenizer
-    from salad.passes.run import model_of, newest
     from salad.runs import RunFolder
 
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if contender not in (None, "teacher"):
         return outside(contender, name, lab, device)
-    run = run or newest(lab, "stage2" if contender is None else "stage1")
-    model, step = model_of(lab, run, step)
+    run = run or lookup.newest_run(lab, "stage2" if contender is None else "stage1")
+    model, step = lookup.model_of(lab, run, step)
     same_tokenizer(model, lab, f"run {run}, step {step}")
     if contender is None:
         return Ours(model.to(device), name or RunFolder.open(lab, run).config["contender"], run, step, batch=batch)
-    import store
-
-    row = store.connect(lab).execute(
-        "select run_id, step from runs where kind = 'teacher' and status = 'done' order by ended_at desc limit 1"
-    ).fetchone()  # fmt: skip
-    return Ours(model.to(device), name or "teacher", *(row or (None, None)), teacher=True, batch=batch)
+    return Ours(model.to(device), name or "teacher", *lookup.newest_teacher(lab), teacher=True, batch=batch)
 
 
 @command

@@ -197,14 +197,13 @@ def select(
         round: active_rounds: which, from 1.
     """
     import store
-    from salad import selection
-    from salad.passes.run import checkpoint_of, newest, newest_clustering
+    from salad import lookup, selection
     from workbench import tables
 
     lab = store.lab_path(lab)
-    clustering = clustering or newest_clustering(lab)
-    run = run or newest(lab, "stage1")
-    _, step = checkpoint_of(lab, run, step)
+    clustering = clustering or lookup.newest_clustering(lab)
+    run = run or lookup.newest_run(lab, "stage1")
+    step = lookup.checkpoint(lab, run, step).step
     made = selection.select_told(lab, clustering, run, step, strategy, gamma, budget, seed, max_cer, speech, parent,
                                  round)  # fmt: skip
     store.renew(lab)

@@ -1,0 +1,96 @@
+"""What a lab's newest things are: run, checkpoint, clustering, teacher. Whoever is given no name asks here.
+
+Newest is what ended last (`runs.ended_at`), of equals the higher id; only runs that are done count.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import store
+from salad.errors import SaladError
+from salad.runs import RunFolder
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from salad.models.speech_lm import SpeechLM
+
+
+class Checkpoint(NamedTuple):
+    """A run's checkpoint; `folder` is its checkpoints/step-<step>, verified."""
+
+    run_id: str
+    step: int
+    folder: Path
+
+
+class Teacher(NamedTuple):
+    """The text LLM as evaluations name it: the run that made it and its last step, both None where no run did."""
+
+    run_id: str | None
+    step: int | None
+
+
+def newest_run(lab: Path | str, kind: str, advice: str = "name one with --run") -> str:
+    """The id of the newest run of a kind that is done (stage1, stage2, teacher …).
+
+    SaladError where there is none, ending in `advice`: what the caller's user can do about it."""
+    found = _newest_run(lab, kind)
+    if found is None:
+        raise SaladError(f"{lab} has no finished {kind} run; {advice}")
+    return found[0]
+
+
+def newest_teacher(lab: Path | str) -> Teacher:
+    """The newest teacher that a run of this lab trained; Teacher(None, None) where the teacher came from elsewhere."""
+    return Teacher(*(_newest_run(lab, "teacher") or (None, None)))
+
+
+def _newest_run(lab: Path | str, kind: str) -> tuple[str, int | None] | None:
+    return (
+        store.connect(lab)
+        .execute(
+            "SELECT run_id, step FROM runs WHERE kind = ? AND status = 'done' "
+            "ORDER BY ended_at DESC NULLS LAST, run_id DESC LIMIT 1",
+            [kind],
+        )
+        .fetchone()
+    )
+
+
+def newest_clustering(lab: Path | str) -> str:
+    """The id of the newest clustering, which is the one that the view `divergences` names; SaladError without one."""
+    row = store.connect(lab).execute("SELECT any_value(clustering_id) FROM current_clusters").fetchone()
+    if row[0] is None:
+        raise SaladError(f"{lab} has no clustering; make one with `salad pass cluster`")
+    return row[0]
+
+
+def checkpoint(lab: Path | str, run_id: str, step: int | None = None) -> Checkpoint:
+    """A run's checkpoint; by default its last whole one. SaladError where the run has none, or not this one."""
+    from salad import checkpoints
+
+    run = RunFolder.open(lab, run_id)
+    if step is not None:
+        return Checkpoint(run_id, step, checkpoints.at(run.path, step))
+    found = checkpoints.latest(run.path)
+    if found is None:
+        raise SaladError(f"run {run_id} has no checkpoint yet")
+    return Checkpoint(run_id, int(found.name.partition("-")[2]), found)
+
+
+def model_of(lab: Path | str, run_id: str, step: int | None = None) -> "tuple[SpeechLM, int]":
+    """(the model of a run's checkpoint, ready to be asked; its step); by default of the last whole one."""
+    from salad.models.speech_lm import SpeechLM
+
+    found = checkpoint(lab, run_id, step)
+    return SpeechLM.from_pretrained(found.folder / "model", lab).eval(), found.step
+
+
+def llm_of(lab: Path | str, run_id: str | None = None) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
+    """(the original text LLM of a run, its tokenizer); by default of the newest Stage I."""
+    from salad.config import RunConfig, validate
+    from salad.models.speech_lm import load_llm, load_tokenizer
+
+    config = validate(RunConfig, RunFolder.open(lab, run_id or newest_run(lab, "stage1")).config)
+    return load_llm(config.llm, lab), load_tokenizer(config.llm.name, lab)
