@@ -7,10 +7,10 @@ import math
 import random
 import re
 import threading
-import time
 from collections import OrderedDict
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -18,6 +18,9 @@ import store
 from salad.errors import SaladError
 from salad.evaluation.spoken import as_prompt
 from salad.speech import SAMPLE_RATE
+
+if TYPE_CHECKING:
+    from salad.models.decoding import Streamed
 
 MODALITIES = ("text", "speech", "cascade")
 SHORTEST_S, LONGEST_S, LONGEST_TEXT = 0.2, 30.0, 400
@@ -169,6 +172,13 @@ def ends_sentence(text: str) -> bool:
         return False
     last = told.split()[-1]
     return last not in ABBREVIATIONS and not re.fullmatch(r"[A-Z]\.", last)
+
+
+def complete(text: str, following: str | None) -> bool:
+    """Whether an answer is its first sentence. "3." is known to be whole only when no digit follows."""
+    if re.search(r"\d\.$", text):
+        return following is not None and not following[:1].isdigit()
+    return following is None and ends_sentence(text)
 
 
 # --- what was asked ---
@@ -372,39 +382,6 @@ class Token:
     teachers: list[tuple[str, float]]
 
 
-class Walk:
-    """A causal LM on its way along an answer: `logp` [V] of the next token, over the tokenizer's vocabulary."""
-
-    def __init__(self, model, prompt: list, teacher: bool = False):
-        import torch
-
-        self.model = model
-        if teacher:
-            self.source = model.teacher
-            inputs = {"input_ids": torch.tensor([model.prompt.units(prompt)[0]], device=model.device)}
-        else:
-            from salad.models.speech_lm import Teacher
-
-            self.source = Teacher(model.llm)
-            with torch.no_grad():
-                inputs = {"inputs_embeds": model.prompt_embeddings(prompt)}
-        self._forward(**inputs, logits_to_keep=1)
-
-    def _forward(self, **inputs) -> None:
-        import torch
-
-        with torch.no_grad(), self.source.switched():
-            out = self.source.llm(**inputs, use_cache=True)
-        self._cache = out.past_key_values
-        self.logp = out.logits[0, -1, : self.model.vocab_size].float().log_softmax(-1)
-
-    def go(self, token: int) -> None:
-        import torch
-
-        ids = torch.tensor([[token]], device=self.model.device)
-        self._forward(input_ids=ids, past_key_values=self._cache)
-
-
 class Answer:
     """One contender's answer in one modality, a token a `step`. `text`, `tokens`, `first_s` and `total_s` (its own
     computing; the teacher's, for the divergence, apart), `done`, `why` (how it ended)."""
@@ -421,12 +398,10 @@ class Answer:
         self.items, self.shots, self.temperature, self.seed = items, shots, temperature, seed
         self.tokens: list[Token] = []
         self.text, self.first_s, self.total_s, self.done, self.why = "", 0.0, 0.0, False, ""
-        self._ids: list[int] = []
-        self._shown = 0  # characters of `text` that stand in tokens
-        self._own = self._teacher = None
+        self._decoding = self._teacher = None
 
     def _begin(self) -> None:
-        import torch
+        from salad.models.decoding import Decoding, DecodingState
 
         model = self.model = self.models.get(self.contender)
         self.prompt = prompt_of(model.settings, self.shots)
@@ -445,71 +420,31 @@ class Answer:
             asked = self.question.written
             if self.modality == "cascade":  # the mark that ends a question is the prompt's, not the voice's
                 asked = as_prompt(self.question.heard or "", asked) or " "
-        self._generator = torch.Generator(device="cpu").manual_seed(self.seed)
-        begun = time.perf_counter()
-        self._own = Walk(model, [*shots, asked], self.contender.teacher)
-        self.total_s += time.perf_counter() - begun
+        self._decoding = Decoding(model, [*shots, asked], self.prompt.max_new_tokens, self.prompt.stop, self.temperature,
+                                  self.seed, self.contender.teacher, complete if self.prompt.sentence else None)  # fmt: skip
         same = self.contender.teacher and self.modality == "text"
-        self._teacher = None if same else Walk(model, [*shots, self.question.written], teacher=True)
-
-    def _choose(self) -> int:
-        import torch
-
-        if self.temperature > 0:
-            p = (self._own.logp / self.temperature).softmax(-1).cpu()
-            return int(torch.multinomial(p, 1, generator=self._generator))
-        return int(self._own.logp.argmax())
-
-    def _end(self, why: str) -> bool:
-        if self.tokens and self._shown < len(self.text):  # a character that was never completed
-            self.tokens[-1].text += self.text[self._shown :]
-            self._shown = len(self.text)
-        self.done, self.why = True, why
-        self._own = self._teacher = None  # their caches
-        return False
+        self._teacher = None if same else DecodingState(model, [*shots, self.question.written], teacher=True)
 
     def step(self) -> bool:
         """Say one more token; False when the answer has ended."""
         with self.models.lock:
             if self.done:
-                self._own = self._teacher = None
+                self._decoding = self._teacher = None
                 return False
-            if self._own is None:
+            if self._decoding is None:
                 self._begin()
-            begun = time.perf_counter()
-            token = self._choose()
-            if not self._ids:
-                self.first_s = self.total_s + time.perf_counter() - begun
-            if token in self.model.prompt.ends:
-                return self._end("end token")
-            text = self.model.tokenizer.decode([*self._ids, token])
-            if re.search(r"\d\.$", self.text) and self.prompt.sentence and not text[len(self.text) :][:1].isdigit():
-                return self._end("sentence")
-            stops = [text.find(word) for word in self.prompt.stop if word in text]
-            if stops:
-                if self._shown < min(stops):  # what stands before it in the same token
-                    self.tokens.append(self._told(token, text[self._shown : min(stops)]))
-                    self.text, self._shown = text[: min(stops)], min(stops)
-                return self._end("stop string")
-            self.total_s += time.perf_counter() - begun
-            whole = not text.endswith("\N{REPLACEMENT CHARACTER}")  # a character may take several tokens: it stands
-            piece = text[self._shown :] if whole else ""  # with the last of them
-            self._shown += len(piece)
-            self.tokens.append(self._told(token, piece))
-            self._ids.append(token)
-            self.text, begun = text, time.perf_counter()
-            if self.prompt.sentence and ends_sentence(text) and not re.search(r"\d\.$", text):
-                why = "sentence"
-            elif len(self._ids) >= self.prompt.max_new_tokens:
-                why = f"{self.prompt.max_new_tokens} tokens"
-            else:
-                why = None
-                self._own.go(token)
-            self.total_s += time.perf_counter() - begun
-            if why:
-                return self._end(why)
+            found = next(self._decoding, None)
+            self.total_s = self._decoding.seconds
+            self.first_s = self.first_s or self.total_s
+            if found is not None:
+                self.tokens.append(self._shown(found))
+                self.text += found.text
+            if self._decoding.finished:
+                self.done, self.why = True, self._decoding.ended
+                self._decoding = self._teacher = None  # their caches
+                return False
             if self._teacher is not None:
-                self._teacher.go(token)
+                self._teacher.advance(found.token)
             return True
 
     def stop(self) -> None:
@@ -517,7 +452,7 @@ class Answer:
         if not self.done:
             self.done, self.why = True, STOPPED
         if self.models.lock.acquire(blocking=False):
-            self._own = self._teacher = None
+            self._decoding = self._teacher = None
             self.models.lock.release()
 
     def run(self) -> "Answer":
@@ -525,11 +460,10 @@ class Answer:
             pass
         return self
 
-    def _told(self, token: int, piece: str) -> Token:
-        own = self._own.logp
-        teacher = own if self._teacher is None else self._teacher.logp
-        d = float((teacher.exp() * (teacher - own)).sum())
-        return Token(piece, max(0.0, d) if math.isfinite(d) else None, self._top(own), self._top(teacher))
+    def _shown(self, found: "Streamed") -> Token:
+        teacher = found.logp if self._teacher is None else self._teacher.logp
+        d = float((teacher.exp() * (teacher - found.logp)).sum())
+        return Token(found.text, max(0.0, d) if math.isfinite(d) else None, self._top(found.logp), self._top(teacher))
 
     def _top(self, logp) -> list[tuple[str, float]]:
         best = logp.topk(min(ALTERNATIVES, len(logp)))

@@ -22,9 +22,9 @@ from pathlib import Path
 from lm_eval.api.model import LM
 
 from salad.errors import SaladError
-from salad.evaluation import tasks
+from salad.evaluation import items as files
+from salad.evaluation.items import Item
 from salad.evaluation.scoring import Prompt, Recording
-from salad.evaluation.tasks import Item
 
 OPEN, CLOSE = "\ue000", "\ue001"  # of Unicode's private area: no text of a benchmark holds them
 MODALITIES = ("text", "speech", "cascade")
@@ -144,7 +144,7 @@ def _find(lab: Path | str, name: str):
         manager = _manager(*own, *([str(folder)] if folder and folder.is_dir() else []))
         if name in manager.task_index:
             return manager
-    raise tasks.unknown(lab, name, [*_manager(*own).all_tasks, *_named()])
+    raise files.unknown(lab, name, [*_manager(*own).all_tasks, *_named()])
 
 
 def expand(lab: Path | str, specs: list[str]) -> list[str]:
@@ -157,7 +157,7 @@ def expand(lab: Path | str, specs: list[str]) -> list[str]:
 
 
 def _leaves(lab, name: str) -> list[str]:
-    if name in tasks.names(lab):
+    if name in files.names(lab):
         return [name]
     entry = _find(lab, name).task_index[name]
     if entry.tags and entry.kind.name == "TAG":
@@ -187,7 +187,7 @@ def load(lab: Path | str, text: str) -> Task:
         items, requests, audio = [], [], []
         for number, doc in enumerate(harness.eval_docs):
             item = _item(harness, spec, number, doc, spoken(doc))
-            tasks.check(item, f"task {spec.name}, item {number + 1}")
+            files.check(item, f"task {spec.name}, item {number + 1}")
             try:
                 context = harness.fewshot_context(doc, num_fewshot=shots, gen_prefix=harness.doc_to_prefix(doc))
             except (AssertionError, ValueError) as error:
@@ -207,10 +207,10 @@ def _loaded(lab: Path, name: str):
     """The harness' task object, over the rows of lab/tasks/<name>.jsonl where there are such."""
     path, overrides, base = lab / "tasks" / f"{name}.jsonl", {}, name
     if path.is_file():
-        found = tasks.rows(path)
-        ours = tasks.is_ours(found[0])
+        found = files.rows(path)
+        ours = files.is_ours(found[0])
         if ours:
-            found, base = [vars(item) | {"choices": list(item.choices)} for item in tasks.load(lab, name)], "items"
+            found, base = [vars(item) | {"choices": list(item.choices)} for item in files.own(path, name, found)], "items"
         examples = path.with_suffix(".examples.jsonl")
         shown = "examples" if examples.is_file() else "test"
         overrides = {
@@ -249,7 +249,7 @@ def _dataset(found: list[dict], examples: Path | None, **_):
 
     made = {"test": datasets.Dataset.from_list(found)}
     if examples is not None:
-        made["examples"] = datasets.Dataset.from_list(tasks.rows(examples))
+        made["examples"] = datasets.Dataset.from_list(files.rows(examples))
     return datasets.DatasetDict(made)
 
 

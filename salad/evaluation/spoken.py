@@ -10,8 +10,8 @@ import store
 from salad import interrupts
 from salad.data import corpora
 from salad.errors import SaladError
+from salad.evaluation.items import Item
 from salad.evaluation.scoring import Recording
-from salad.evaluation.tasks import Item
 
 RECORDED = "recorded"
 

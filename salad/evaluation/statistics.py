@@ -2,7 +2,6 @@
 
 An item heard in several voices counts once, as the mean over its voices: answers to one item are not independent."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -199,7 +198,3 @@ def modalities(lab: Path | str, side: tuple, tasks: list[str] | None = None) -> 
 
 def _row(task: str, modality: str, found: Comparison | None) -> dict | None:
     return None if found is None else {"task": task, "modality": modality, **vars(found)}
-
-
-def as_json(rows: list[dict]) -> str:
-    return "\n".join(json.dumps(row, ensure_ascii=False) for row in rows)

@@ -9,7 +9,6 @@ import json
 from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,6 +18,7 @@ from torch import nn
 
 from salad.config import AdapterConfig, EncoderConfig, LLMConfig, RunConfig
 from salad.errors import SaladError
+from salad.models import decoding
 from salad.models.adapter import Adapter
 from salad.models.encoders import load_encoder
 from salad.models.names import DTYPES, folder_sha256, quiet, resolve
@@ -26,14 +26,6 @@ from salad.models.prompts import PromptFormat
 from store import atomic
 
 SETTINGS = "speech_lm.json"
-
-
-class Streamed(NamedTuple):
-    """A token of an answer, the log-probabilities [V] float32 that it was drawn from, and what it adds to the text."""
-
-    token: int
-    logp: torch.Tensor
-    text: str
 
 
 class Teacher:
@@ -240,6 +232,10 @@ class SpeechLM(nn.Module):
             return Teacher(self._beside["original"].to(self.device))
         return Teacher(self.llm, self._as_original)
 
+    def source(self, teacher: bool = False) -> Teacher:
+        """The LLM that answers: the student, or with `teacher` the original."""
+        return self.teacher if teacher else Teacher(self.llm)
+
     @property
     def original(self):
         """The teacher where it is a second copy beside the student; None where LoRA's base is the teacher."""
@@ -349,96 +345,22 @@ class SpeechLM(nn.Module):
     def _stop(self) -> tuple[str, ...]:
         return ("\n",) if self.prompt.name == "plain" else ()
 
-    @torch.no_grad()
     def generate(self, prompts: list[list], max_new_tokens: int = 64, stop: tuple[str, ...] | None = None,
                  temperature: float = 0.0, seed: int = 0) -> list[str]:  # fmt: skip
         """Answers to a batch of prompts (see `prompt_embeddings`), greedy at temperature 0.
 
         An answer ends before the first of the `stop` strings (by default a new line in a plain prompt, none in a chat),
         at the token that ends a text or a turn, or at `max_new_tokens`."""
-        from transformers import GenerationConfig
-
         stop = self._stop if stop is None else stop
-        embedded = [self.prompt_embeddings(prompt)[0] for prompt in prompts]
-        longest = max(map(len, embedded))
-        inputs = embedded[0].new_zeros(len(embedded), longest, embedded[0].shape[1])
-        mask = torch.zeros(len(embedded), longest, dtype=torch.long, device=self.device)
-        for row, vectors in enumerate(embedded):
-            inputs[row, longest - len(vectors) :] = vectors
-            mask[row, longest - len(vectors) :] = 1
-        torch.manual_seed(seed)
-        sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
-        settings = GenerationConfig(
-            max_new_tokens=max_new_tokens,
-            eos_token_id=sorted(self.prompt.ends) or None,
-            pad_token_id=self.tokenizer.pad_token_id or self.prefix,
-            stop_strings=list(stop) or None,
-            suppress_tokens=list(range(self.vocab_size, self.head.shape[0])) or None,  # ids that only pad the head
-            **sampling,
-        )
-        out = self.llm.generate(
-            inputs_embeds=inputs, attention_mask=mask, generation_config=settings, tokenizer=self.tokenizer
-        )
-        texts = self.tokenizer.batch_decode(out, skip_special_tokens=True)
-        return [_until(text, stop) for text in texts]
+        return decoding.generate(self, prompts, max_new_tokens, stop, temperature, seed)
 
-    @torch.no_grad()
     def stream(self, prompt: list, max_new_tokens: int = 64, stop: tuple[str, ...] | None = None, temperature: float = 0.0,
-               seed: int = 0, teacher: bool = False) -> Iterator[Streamed]:  # fmt: skip
-        """One answer token by token; the texts together are the answer that `generate` gives.
+               seed: int = 0, teacher: bool = False) -> decoding.Decoding:  # fmt: skip
+        """One answer token by token (`Streamed`); the texts together are the answer that `generate` gives.
 
-        Text that may turn out to be the beginning of a stop string waits, with its tokens, until that is known. With
-        `teacher`, the original LLM answers (its prompt must be text)."""
+        With `teacher`, the original LLM answers (its prompt must be text)."""
         stop = self._stop if stop is None else stop
-        generator = torch.Generator(device="cpu").manual_seed(seed)
-        source = self.teacher if teacher else Teacher(self.llm)
-        llm = source.llm
-        with source.switched():
-            out = llm(inputs_embeds=self.prompt_embeddings(prompt, llm), use_cache=True, logits_to_keep=1)
-            told: list[int] = []
-            waiting: list[tuple[int, torch.Tensor, int]] = []  # not yet told, with the character at which its text begins
-            text, shown = "", 0
-            while len(told) < max_new_tokens:
-                logp = out.logits[0, -1, : self.vocab_size].float().log_softmax(-1)
-                if temperature > 0:
-                    draw = torch.multinomial((logp / temperature).softmax(-1).cpu(), 1, generator=generator)
-                    token = int(draw)
-                else:
-                    token = int(logp.argmax())
-                if token in self.prompt.ends:
-                    break
-                waiting.append((token, logp, len(text)))
-                told.append(token)
-                whole = self.tokenizer.decode(told, skip_special_tokens=True)
-                text = _until(whole, stop)
-                if len(text) < len(whole):
-                    waiting = [one for one in waiting if one[2] < len(text)]
-                    break
-                if not _may_go_on(text, stop):
-                    yield from _streamed(waiting, text, shown)
-                    waiting, shown = [], len(text)
-                if len(told) < max_new_tokens:
-                    out = llm(input_ids=torch.tensor([[token]], device=self.device), use_cache=True,
-                              past_key_values=out.past_key_values)  # fmt: skip
-            yield from _streamed(waiting, text, shown)
-
-
-def _may_go_on(text: str, stop: tuple[str, ...]) -> bool:
-    """Whether the end of a text may be the beginning of a stop string, or of a character of several tokens."""
-    begun = (word[:n] for word in stop for n in range(1, len(word)))
-    return text.endswith("\N{REPLACEMENT CHARACTER}") or any(map(text.endswith, begun))
-
-
-def _streamed(waiting: list, text: str, shown: int) -> Iterator[Streamed]:
-    """The waiting tokens, and what of `text` is not shown yet shared out among them."""
-    for n, (token, logp, _) in enumerate(waiting):
-        end = len(text) if n + 1 == len(waiting) else max(shown, min(waiting[n + 1][2], len(text)))
-        yield Streamed(token, logp, text[shown:end])
-        shown = end
-
-
-def _until(text: str, stop: tuple[str, ...]) -> str:
-    return text[: min([text.find(word) for word in stop if word in text], default=len(text))]
+        return decoding.Decoding(self, prompt, max_new_tokens, stop, temperature, seed, teacher)
 
 
 def load_tokenizer(name: str, lab: Path | str | None):
