@@ -18,8 +18,9 @@ import soundfile
 import store
 from salad import SaladError
 from salad.prepare import SpeechOptions, prepare_speech
-from salad.prepare.recordings import Unusable, decode, recordings
+from salad.prepare.recordings import recordings
 from salad.speech import shar
+from salad.speech.audio import Unusable, decode
 from tests.tones import hears_tones, tones
 from tests.tools import shared
 from workbench import cli

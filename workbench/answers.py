@@ -222,21 +222,20 @@ def clean_text(text: str | None) -> str:
 def read_audio(path: Path | str) -> tuple[np.ndarray, list[str]]:
     """An audio file as float32 [T] at 16 kHz, and what was done to it; a SaladError where it cannot be a question.
 
-    Any format of libsndfile, rate and number of channels; 0.2 to 30 s in which something can be heard."""
-    import soundfile
-
+    Any format that `salad.speech.audio` reads, rate and number of channels; 0.2 to 30 s in which something can be heard."""
+    from salad.speech.audio import Unusable, decode_channels
     from salad.speech.shar import to_rate
 
     try:
-        with soundfile.SoundFile(path) as file:
-            seconds, rate, channels = file.frames / file.samplerate, file.samplerate, file.channels
-            if seconds > LONGEST_S:
-                raise SaladError(f"this recording lasts {seconds:.0f} s; a question may last {LONGEST_S:.0f} s at most")
-            samples = file.read(dtype="float32", always_2d=True)
-    except (OSError, RuntimeError, TypeError, ValueError) as error:
-        if isinstance(error, SaladError):
-            raise
-        raise SaladError("this file is not audio that can be read; WAV, FLAC, OGG and MP3 can") from None
+        samples, rate = decode_channels(Path(path), longest_s=LONGEST_S)
+    except Unusable as error:
+        reason, detail = error.args
+        if reason == "too long":
+            raise SaladError(f"this recording lasts {detail}; a question may last {LONGEST_S:.0f} s at most") from None
+        if reason == "truncated":
+            raise SaladError(f"this recording is cut short ({detail}): record or upload it again") from None
+        raise SaladError(f"this file is not audio that can be read ({detail}); WAV, FLAC, OGG and MP3 can") from None
+    seconds, channels = len(samples) / rate, samples.shape[1]
     if seconds < SHORTEST_S or not len(samples):
         raise SaladError(f"this recording lasts {seconds:.2f} s: too short to hold a question")
     notes = [f"{channels} channels were mixed into one"] if channels > 1 else []

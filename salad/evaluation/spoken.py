@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 
 import store
-from salad import interrupts
 from salad.data import corpora
 from salad.errors import SaladError
 from salad.evaluation.items import Item
@@ -199,21 +198,18 @@ def _keep_recordings(lab, task: str, texts: list[str], recordings: list, asr: st
 
 def decode(recording, folder: Path, where: str) -> tuple[np.ndarray, int]:
     """(float32 [T], Hz) of a data set's recording: a path (relative to `folder`), or `datasets`' undecoded audio."""
-    import io
-
-    import soundfile
+    from salad.speech import audio
 
     if isinstance(recording, dict):
-        source = io.BytesIO(recording["bytes"]) if recording.get("bytes") else folder / str(recording.get("path"))
+        source = recording["bytes"] if recording.get("bytes") else folder / str(recording.get("path"))
     elif isinstance(recording, str):
         source = folder / recording
     else:
         raise SaladError(f"{where}: its recording is missing")
     try:
-        with interrupts.held():
-            samples, rate = soundfile.read(source, dtype="float32", always_2d=True)
-    except (OSError, soundfile.LibsndfileError) as error:
-        raise SaladError(f"{where}: its recording cannot be read ({error})") from None
+        samples, rate = audio.decode(source)
+    except audio.Unusable as error:
+        raise SaladError(f"{where}: its recording cannot be read ({error.args[0]}: {error.args[1]})") from None
     if not len(samples):
         raise SaladError(f"{where}: its recording is empty")
-    return samples.mean(1), rate
+    return samples, rate

@@ -13,7 +13,6 @@ memory, leave out what is missing without a word and stop at the first file that
 """
 
 import csv
-import io
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -21,20 +20,15 @@ from pathlib import Path
 
 import numpy as np
 
-from salad import interrupts
 from salad.errors import SaladError
 from salad.prepare import tars
+from salad.speech.audio import Unusable, decode
 
 LICENCES = {"librispeech": "CC BY 4.0", "emilia": "CC BY-NC 4.0"}  # where neither row nor user names one
 AUDIO = ("audio", "path", "wav", "audio_filepath", "file_name", "file", "filename")
 TEXT = ("text", "sentence", "transcript", "transcription")
 SPEAKER = ("speaker", "speaker_id", "client_id", "voice")
 LICENCE = ("licence", "license")
-HELD = 0.1  # seconds that a recording may be shorter than it says
-
-
-class Unusable(Exception):
-    """Why a recording is set aside: (reason, detail)."""
 
 
 @dataclass(frozen=True)
@@ -113,47 +107,6 @@ def layout_of(source: Path) -> str:
         f"{source} is none of the known layouts: it has no *.trans.txt (LibriSpeech), no *cuts*.jsonl.gz (LibriHeavy), "
         "no *.tar or raw/EN/*.jsonl (Emilia), and no TSV or JSONL with a path and a text a row"
     )
-
-
-@interrupts.held()
-def decode(path: Path | bytes, start_s: float = 0.0, duration_s: float | None = None) -> tuple[np.ndarray, int]:
-    """float32 [T], channels averaged, and the rate, of a file or its bytes. Raises Unusable for what is missing,
-    unreadable or cut short: less sound than the file's header or the list says."""
-    import soundfile
-
-    if isinstance(path, Path) and not path.is_file():
-        raise Unusable("missing", str(path))
-    try:
-        file = soundfile.SoundFile(path if isinstance(path, Path) else io.BytesIO(path))
-    except (soundfile.LibsndfileError, OSError) as error:
-        raise Unusable("unreadable", str(error)) from None
-    with file:
-        rate = file.samplerate
-        promised, wanted = file.frames - int(start_s * rate), -1 if duration_s is None else round(duration_s * rate)
-        try:
-            file.seek(min(int(start_s * rate), file.frames))
-            samples = file.read(wanted, dtype="float32", always_2d=True).mean(1)
-        except (soundfile.LibsndfileError, RuntimeError) as error:
-            raise Unusable("truncated", str(error)) from None
-        if duration_s is not None:
-            promised = wanted
-        elif header := _header(file):
-            promised = header - int(start_s * rate)
-        if len(samples) < promised - HELD * rate:
-            raise Unusable("truncated", f"{len(samples) / rate:.2f} of {promised / rate:.2f} s")
-    return samples, rate
-
-
-def _header(file) -> int:
-    """Frames that a WAV's header promises; libsndfile itself believes the file's length."""
-    for line in file.extra_info.splitlines():
-        name, _, told = line.partition(":")
-        if name.strip() == "data" and "should be" in told:
-            promised = int(told.split()[0])
-            if 0 < promised < 0x7FFFFF00:  # beyond: a stream that did not know its length
-                wide = {"PCM_U8": 1, "PCM_16": 2, "PCM_24": 3, "PCM_32": 4, "FLOAT": 4, "DOUBLE": 8}
-                return promised // (wide.get(file.subtype, 2) * file.channels)
-    return 0
 
 
 # ------------------------------------------------------------------------------------------------- layouts
