@@ -72,7 +72,7 @@ def run(task: dict) -> None:
     with open(HERE / "output", "ab") as log:
         for rank in range(task["num_nodes"]):
             node = {"SKYPILOT_NUM_NODES": str(task["num_nodes"]), "SKYPILOT_NODE_RANK": str(rank)}
-            subprocess.Popen(["bash", "-c", task["run"]], env=env | node, stdout=log, stderr=log, start_new_session=True)
+            subprocess.Popen(["sh", "-c", task["run"]], env=env | node, stdout=log, stderr=log, start_new_session=True)
 
 
 if __name__ == "__main__":

@@ -4,13 +4,12 @@ import json
 import os
 import subprocess
 import sys
-import sysconfig
 from pathlib import Path
 
 import pytest
 import test_launch_here as here
 import yaml
-from tools import ROOT, refuse
+from tools import PACKAGES, ROOT, refuse
 
 import launch_gpu
 import store
@@ -44,7 +43,7 @@ def cloud(tmp_path, monkeypatch):
     command.chmod(0o755)
     (folder / "play").write_text("RUNNING")
     monkeypatch.setenv("SKY_STAND_IN", str(folder))
-    monkeypatch.setenv("SKY_STAND_IN_PACKAGES", sysconfig.get_path("purelib"))
+    monkeypatch.setenv("SKY_STAND_IN_PACKAGES", os.pathsep.join(PACKAGES))
     monkeypatch.setattr(engine, "LOOK_S", 0.0)
     return Target(engine="sky", sky=str(command), bucket=f"file://{tmp_path / 'bucket'}")
 
@@ -78,11 +77,11 @@ def test_the_yaml_is_valid_under_skypilots_own_classes(tmp_path):
     run = RunFolder.create(tmp_path, "stage1", "tiny", {"steps": 1})
     spec = Spec(run_id=run.run_id, on="sky", engine="sky", target=target, gpus=8, gpu_type="H200", nodes=2,
                 max_hourly_cost=50.0)  # fmt: skip
-    engine._tool, own = lambda bucket: ("s3", "aws"), engine._tool  # aws itself is not needed to write YAML
+    engine._scheme, own = lambda bucket: "s3", engine._scheme  # aws itself is not needed to write YAML
     try:
         task = engine.Sky(target).task(run, spec, str(ROOT / "salad"))
     finally:
-        engine._tool = own
+        engine._scheme = own
     path = tmp_path / "task.yaml"
     path.write_text(engine._yaml(task))
     home = tmp_path / "home"

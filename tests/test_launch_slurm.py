@@ -3,13 +3,13 @@
 import os
 import subprocess
 import sys
-import sysconfig
 import time
 from importlib.metadata import version
 
 import pytest
 import test_launch_here as here
 from slurm_here import require_slurm, slurm
+from tools import PACKAGES
 
 import store
 from salad.engines import Run, codesync
@@ -95,7 +95,7 @@ def test_a_resume_runs_under_the_versions_that_the_run_began_with(tmp_path, monk
     def install(python, env, code, constraints):
         asked.append((code, constraints))
         packages = f"{env}/lib/python{sys.version_info[0]}.{sys.version_info[1]}/site-packages/all.pth"
-        return f"{python} -m venv --without-pip {env} && echo {sysconfig.get_path('purelib')} > {packages}"
+        return f"{python} -m venv --without-pip {env} && printf '%s\\n' {' '.join(PACKAGES)} > {packages}"
 
     monkeypatch.setattr(codesync, "install_script", install)
     status = run.resume().wait(60)

@@ -9,7 +9,6 @@ import signal
 import socket
 import subprocess
 import sys
-import sysconfig
 import tempfile
 import textwrap
 import threading
@@ -20,7 +19,7 @@ import psutil
 import pytest
 import test_launch_here as here
 from slurm_here import _free_port
-from tools import ROOT, refuse, require
+from tools import PACKAGES, ROOT, refuse, require
 
 import launch_gpu
 import store
@@ -75,10 +74,10 @@ class Server:
 
 def a_python() -> str:
     """An environment of the other user's own, with the packages of this one on its path: no 2.4 GB are installed."""
-    packages, version = sysconfig.get_path("purelib"), f"python{sys.version_info[0]}.{sys.version_info[1]}"
+    packages, version = " ".join(PACKAGES), f"python{sys.version_info[0]}.{sys.version_info[1]}"
     for base in (os.path.realpath(sys.executable), f"/usr/bin/{version}"):
         script = (
-            f"{base} -m venv --without-pip ~/env && echo {packages} > ~/env/lib/{version}/site-packages/here.pth"
+            f"{base} -m venv --without-pip ~/env && printf '%s\\n' {packages} > ~/env/lib/{version}/site-packages/here.pth"
             " && ~/env/bin/python -c 'import pydantic, pyarrow, psutil' && echo ~/env/bin/python"
         )
         made = subprocess.run(["su", USER, "-c", script], capture_output=True, text=True, cwd="/")

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 from fixtures.make_lab import row_of
+from tools import obeying_permissions
 
 import store
 from salad.runs import RunFolder
@@ -213,9 +214,10 @@ def test_damage_in_a_lab_that_cannot_be_written_is_found_too():
             for file in files:
                 os.chmod(Path(folder) / file, 0o444)
         answer = process.SimpleQueue()
-        worker = process.Process(target=_read_as_nobody, args=(str(lab), answer))
+        worker = process.Process(target=_read_obeying_permissions, args=(str(lab), answer))
         worker.start()
-        worker.join(60)
+        worker.join()
+        assert worker.exitcode == 0  # else nothing comes
         rows, told, refused = answer.get()
         assert rows == [3, 3, 3, 3] and refused
         assert {name for (name,) in told} == {str(path.relative_to(lab)) for path in paths}
@@ -225,10 +227,12 @@ def test_damage_in_a_lab_that_cannot_be_written_is_found_too():
         shutil.rmtree(lab)
 
 
-def _read_as_nobody(lab, answer):
-    if os.geteuid() == 0:
-        os.setgid(65534)
-        os.setuid(65534)
+def _read_obeying_permissions(lab, answer):
+    with obeying_permissions():
+        _read(lab, answer)
+
+
+def _read(lab, answer):
     warnings.simplefilter("ignore")
     con = store.connect(lab)
     tables = ("divergences", "samples", "selected", "evaluations")

@@ -3,6 +3,8 @@
 `make test` on a machine with Python, make and git alone runs everything that bears none of these markers. With
 SALAD_REQUIRE_ALL=1 every skip is a failure (conftest.py), but for `data` and `real` where ../shared is absent."""
 
+import contextlib
+import ctypes
 import os
 import shutil
 import sys
@@ -16,6 +18,7 @@ sys.modules["tools"] = sys.modules["tests.tools"] = sys.modules[__name__]  # imp
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
 TINY = "tests.tiny_run"  # a small real run, started as `python -m tests.tiny_run`
+PACKAGES = [path for path in sys.path if path.endswith(("site-packages", "dist-packages"))]  # of this environment
 MODELS = Path(os.environ.get("SALAD_MODELS") or "~/.cache/salad/models").expanduser()
 
 # the marker of each tool; pyproject.toml says what the markers mean
@@ -60,6 +63,27 @@ def root() -> None:
     demand_marker("root", "root()")
     if os.geteuid() != 0:
         refuse("only root may do this", "root")
+
+
+@contextlib.contextmanager
+def obeying_permissions():
+    """This thread, and what it starts, may write and read only what the modes of files allow, root too.
+
+    Root stays root and so the owner of its files: it can still read a checkout in a folder that is closed to others."""
+
+    class Header(ctypes.Structure):
+        _fields_ = [("version", ctypes.c_uint32), ("pid", ctypes.c_int)]
+
+    libc, header, sets = ctypes.CDLL(None, use_errno=True), Header(0x20080522, 0), (ctypes.c_uint32 * 6)()
+    assert libc.capget(ctypes.byref(header), sets) == 0
+    before = sets[0]
+    sets[0] &= ~0b110  # of the effective ones, CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH
+    assert libc.capset(ctypes.byref(header), sets) == 0
+    try:
+        yield
+    finally:
+        sets[0] = before
+        assert libc.capset(ctypes.byref(header), sets) == 0
 
 
 def compiler() -> None:

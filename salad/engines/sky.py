@@ -17,6 +17,7 @@ from pathlib import Path
 from salad.engines import codesync, supervisor
 from salad.engines.base import Engine, Finding, Life
 from salad.engines.fetching import inputs
+from salad.engines.folders import copy_new
 from salad.engines.spec import Spec, secrets
 from salad.errors import SaladError
 from salad.runs import ENDED, PREEMPTED_CODE, RunFolder, now, read_json
@@ -88,7 +89,7 @@ class Sky(Engine):
             )
         if not self.target.bucket:
             raise SaladError('the target has no bucket; write bucket = "s3://…" in targets.toml')
-        _tool(self.target.bucket)
+        _scheme(self.target.bucket)
 
     def preflight(self, spec: Spec) -> None:
         self._able()
@@ -133,7 +134,7 @@ class Sky(Engine):
     def task(self, run: RunFolder, spec: Spec, workdir: str) -> dict:
         """The SkyPilot task, as its YAML says it. No value of a secret is in it."""
         target, lab = self.target, LAB
-        if _tool(target.bucket)[0] == "file":  # the same path on every machine
+        if _scheme(target.bucket) == "file":  # the same path on every machine
             lab = self._bucket(run).removeprefix("file://")
         resources = {
             "use_spot": target.spot,
@@ -276,7 +277,7 @@ class Sky(Engine):
     ) -> str | None:
         """Copy a file or folder to or from the bucket, what is there already left out; None to only look.
         Returns what went wrong, in one line."""
-        scheme, tool = _tool(self.target.bucket)
+        scheme = _scheme(self.target.bucket)
         folder = "://" in source or Path(source).is_dir()
         if to is not None and "://" not in to:
             Path(to).mkdir(parents=True, exist_ok=True)
@@ -286,12 +287,12 @@ class Sky(Engine):
                 return None if Path(source).is_dir() else f"{source} is not there"
             if not Path(source).exists():
                 return None
-            Path(to).parent.mkdir(parents=True, exist_ok=True)
-            chosen = [f"--include={name}" for name in only] + (["--exclude=*"] if only else [])
-            end = "/" if folder else ""
-            # what is small is compared whole: a status written twice in a second has one size and one time
-            words = ["rsync", "-rt", *(["--checksum"] if compare or only else []), *chosen, source + end, to + end]
-        elif scheme == "s3":
+            try:  # what is small is compared whole: a status written twice in a tick of the clock has one size and time
+                copy_new(source, to, only, compare=compare or bool(only))
+            except OSError as error:
+                return f"{error.filename}: {error.strerror}"
+            return None
+        if scheme == "s3":
             chosen = ["--exclude", "*"] * bool(only) + [word for name in only for word in ("--include", name)]
             words = ["aws", "s3", "ls", source] if to is None else (
                 ["aws", "s3", "sync", "--only-show-errors", *chosen, source, to] if folder
@@ -312,16 +313,17 @@ class Sky(Engine):
         return None if done.returncode == 0 else _last(done.stderr)
 
 
-def _tool(bucket: str | None) -> tuple[str, str]:
+def _scheme(bucket: str | None) -> str:
+    """The kind of bucket; SaladError for another kind, or where its command is not installed here."""
     scheme = (bucket or "").partition("://")[0]
-    tools = {"s3": "aws", "gs": "gcloud", "file": "rsync"}
+    tools = {"s3": "aws", "gs": "gcloud", "file": None}
     if scheme not in tools:
         raise SaladError(
             f"bucket {bucket!r}: write s3://…, gs://…, or file:///… for a disk that the cluster mounts"
         )
-    if shutil.which(tools[scheme]) is None:
+    if tools[scheme] and shutil.which(tools[scheme]) is None:
         raise SaladError(f"bucket {bucket}: the command {tools[scheme]} is not installed here")
-    return scheme, tools[scheme]
+    return scheme
 
 
 def _nodes(spec: Spec) -> int:
