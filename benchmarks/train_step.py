@@ -52,11 +52,10 @@ NOT_MEASURED = ("qwen2_5_3b_lora, one H200, from tensors", "qwen2_5_3b_lora, one
 
 def small_lab(folder: Path) -> Path:
     """What Stage I of the miniature reads, its models at their real sizes but hardly trained."""
-    from salad.miniature import work
-    from salad.miniature.study import StudyConfig
+    from salad.study import steps
 
-    config = StudyConfig().smoke()
-    for step in (work.world, work.encoder, work.teacher, work.natural):
+    config = recipes.miniature().smoke()
+    for step in (steps.world, steps.encoder, steps.teacher, steps.natural):
         print(f"making {step.__name__} …", file=sys.stderr, flush=True)
         step(lambda *told: None, str(folder), config)
     return folder

@@ -127,9 +127,9 @@ def qwen2_5_7b_stage2() -> RunConfig:
 
 def miniature():
     """The embedded default's whole study: what `salad demo` runs. Returns a StudyConfig."""
-    from salad.miniature.study import StudyConfig
+    from salad.study.config import StudyConfig
 
-    return StudyConfig()
+    return StudyConfig(stage1=miniature_stage1(), stage2=miniature_stage2())
 
 
 RUNS = {

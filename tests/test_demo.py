@@ -13,8 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 
 import store
-from salad import SaladError
-from salad.miniature import steps
+from salad import SaladError, recipes
+from salad.study import runner, steps
 
 SALAD = [sys.executable, "-m", "workbench.cli"]
 QUESTION = """select terms, sum(d*n_positions)/sum(n_positions) as d from divergences
@@ -183,11 +183,10 @@ def test_a_damaged_lab_says_what_is_wrong_and_stays_usable(whole, tmp_path):
 
 
 def test_ones_own_texts_join_the_broad_corpus(tmp_path):
-    from salad.miniature.study import StudyConfig
     from salad.miniature.world import build_world
 
     (tmp_path / "mine.txt").write_text("How do I tie a knot?\nHold the rope in your left hand.\n")
-    build_world(StudyConfig().smoke().world, tmp_path / "lab", tmp_path / "mine.txt")
+    build_world(recipes.miniature().smoke().world, tmp_path / "lab", tmp_path / "mine.txt")
     rows = pq.read_table(tmp_path / "lab" / "corpora" / "broad").to_pylist()
     mine = [row["text"] for row in rows if row["domain"] == "user"]
     assert mine == ["How do I tie a knot?", "Hold the rope in your left hand."]
@@ -215,7 +214,7 @@ def _fails(progress, what):
 )
 def test_a_step_that_fails_ends_the_study_in_one_line(what, told):
     with pytest.raises(SaladError, match=told):
-        steps.run([steps.Step("a", "Step A", _fails, (what,))], 2, lambda *_: None)
+        runner.run([runner.Step("a", "Step A", _fails, (what,))], 2, lambda *_: None)
 
 
 def _speaks(progress):
@@ -224,14 +223,14 @@ def _speaks(progress):
 
 def test_where_steps_keep_going_what_waits_for_a_failed_one_fails_too_and_the_others_go_on():
     plan = [
-        steps.Step("a", "Step A", _fails, ("kill",)), steps.Step("b", "Step B", _speaks, (), ("a",)),
-        steps.Step("c", "Step C", _speaks, (), ("b", "a")), steps.Step("d", "Step D", _speaks),
-        steps.Step("e", "Step E", _speaks, (), ("d",)),
+        runner.Step("a", "Step A", _fails, ("kill",)), runner.Step("b", "Step B", _speaks, (), ("a",)),
+        runner.Step("c", "Step C", _speaks, (), ("b", "a")), runner.Step("d", "Step D", _speaks),
+        runner.Step("e", "Step E", _speaks, (), ("d",)),
     ]  # fmt: skip
     heard = []
-    outcomes = {o.name: o for o in steps.run(plan, 2, lambda event, step, *_: heard.append((event, step.name)), keep_going=True)}
+    outcomes = {o.name: o for o in runner.run(plan, 2, lambda event, step, *_: heard.append((event, step.name)), keep_going=True)}
     assert {name for name, outcome in outcomes.items() if outcome.failed} == {"a", "b", "c"}
-    assert "exit status -9" in outcomes["a"].told and outcomes["c"].told == f"Step A: {outcomes['a'].told}"
+    assert "exit status -9" in outcomes["a"].message and outcomes["c"].message == f"Step A: {outcomes['a'].message}"
     assert ("start", "b") not in heard and {("failed", "c"), ("done", "d"), ("done", "e")} <= set(heard)
 
 
@@ -245,22 +244,19 @@ def test_room_is_checked_before_anything_is_written(tmp_path, monkeypatch):
 
 
 def test_an_arm_in_rounds_goes_on_from_the_round_before(whole, tmp_path):
-    from salad.miniature import work
-    from salad.miniature.study import StudyConfig
-
     lab = tmp_path / "lab"
     shutil.copytree(whole[0], lab)
-    config = StudyConfig().seeded(7).smoke().model_copy(update={"arms": ("active_rounds",)})
+    config = recipes.miniature().seeded(7).smoke().model_copy(update={"arms": ("active_rounds",)})
 
     def quiet(done, total):
         pass
 
-    work.selection(quiet, lab, config)
+    steps.selection(quiet, lab, config)
     for number in (1, 2):
-        work.synthesis(quiet, lab, config, "active_rounds", number)
-        work.stage2(quiet, lab, config, "active_rounds", number)
+        steps.synthesis(quiet, lab, config, "active_rounds", number)
+        steps.stage2(quiet, lab, config, "active_rounds", number)
         if number == 1:
-            work.next_round(quiet, lab, config, "active_rounds", number)
+            steps.next_round(quiet, lab, config, "active_rounds", number)
     con = store.connect(lab)
     rows = con.execute(
         """select l.round, r.run_id, r.parent_run_id, r.max_steps, l.run_id, l.budget_h,
@@ -268,8 +264,8 @@ def test_an_arm_in_rounds_goes_on_from_the_round_before(whole, tmp_path):
                 where t.selection_id = r.selection_id and y.voice = 'en-us@rate=195')
            from runs r join selections l using (selection_id) where l.strategy = 'active_rounds' order by 1"""
     ).fetchall()
-    (_, first, stage1, steps, probed, budget, hours), (_, _, parent, more, probed_again, whole_budget, all_hours) = rows
-    assert parent == first == probed_again and probed == stage1 and (steps, more) == (5, 25)
+    (_, first, stage1, n_steps, probed, budget, hours), (_, _, parent, more, probed_again, whole_budget, all_hours) = rows
+    assert parent == first == probed_again and probed == stage1 and (n_steps, more) == (5, 25)
     assert (budget, whole_budget) == (0.015, 0.03)
     assert hours < all_hours and abs(all_hours - 0.03) < 20 / 3600  # equal hours, equal steps
     scored = con.execute("select count(*) from raw.divergences where run_id = ?", [first]).fetchone()[0]

@@ -12,9 +12,10 @@ import pytest
 import torch
 
 import store
-from salad import SaladError, analysis, studies
+from salad import SaladError, analysis
 from salad.objective import distillation_loss
 from salad.selection import STRATEGIES
+from salad.study import grids, notes, schedule
 from workbench import cli, findings, report
 
 ROOT = Path(__file__).parent.parent
@@ -97,28 +98,28 @@ def test_a_verdict_on_fewer_than_three_seeds_says_so_and_what_was_not_run_names_
 
 
 def test_every_claim_names_cells_of_the_grid_and_every_axis_has_cells():
-    known = {cell.name for cell in studies.cells()}
+    known = {cell.name for cell in grids.cells()}
     assert {name for claim in findings.CLAIMS for name in (claim.cell, claim.base)} <= known
-    assert {axis for cell in studies.cells() for axis in cell.axes} - {"arms"} == set(findings.AXES)
-    assert len(known) == len(studies.cells())
-    strategies = {cell.strategy for cell in studies.cells() if "strategy" in cell.axes}
+    assert {axis for cell in grids.cells() for axis in cell.axes} - {"arms"} == set(findings.AXES)
+    assert len(known) == len(grids.cells())
+    strategies = {cell.strategy for cell in grids.cells() if "strategy" in cell.axes}
     assert strategies == set(STRATEGIES)
-    assert {c.n_clusters or 16 for c in studies.cells() if "k" in c.axes} == {8, 16, 32}
-    assert {2.0 if c.gamma is None else c.gamma for c in studies.cells() if "gamma" in c.axes} == {1.0, 2.0, 5.0}
-    assert {c.rounds for c in studies.cells() if "rounds" in c.axes} == {1, 2, 4}  # γ = 0 is uniform
+    assert {c.n_clusters or 16 for c in grids.cells() if "k" in c.axes} == {8, 16, 32}
+    assert {2.0 if c.gamma is None else c.gamma for c in grids.cells() if "gamma" in c.axes} == {1.0, 2.0, 5.0}
+    assert {c.rounds for c in grids.cells() if "rounds" in c.axes} == {1, 2, 4}  # γ = 0 is uniform
 
 
 def test_the_quick_grid_is_a_part_of_the_full_one_and_every_cell_configures_a_run():
-    quick, half, full = studies.quick(), studies.half(), studies.full()
+    quick, half, full = grids.quick(), grids.half(), grids.full()
     assert [c for c in full.cells if c in quick.cells] == list(quick.cells) and len(quick.cells) < len(full.cells)
     assert full.seeds == half.seeds == quick.seeds == (0, 1, 2) and half.cells == full.cells
     for grid in (quick, half, full):
-        study = studies.study_of(grid, 2)
+        study = grids.study_of(grid, 2)
         assert study.seed == study.world.seed == study.stage1.seed == 2 and study.encoder.seed == 0
         for cell in grid.cells:
-            run = studies.run_config(study, cell)
+            run = grids.run_config(study, cell)
             assert run.contender == cell.name and run.kind == cell.stage
-    alpha = {c.name: studies.run_config(full.study, c).objective.alpha for c in full.cells if "alpha" in c.axes}
+    alpha = {c.name: grids.run_config(full.study, c).objective.alpha for c in full.cells if "alpha" in c.axes}
     assert sorted(alpha.values()) == sorted([0, 0.25, 0.5, 0.75, 1] * 2)
 
 
@@ -187,13 +188,14 @@ def test_a_report_is_written_for_a_paper_and_for_a_screen(tmp_path):
 
 STUDY = """
 import sys
-from salad import studies
+from salad.study import grids
+from salad.study import schedule
 
 if __name__ == "__main__":
-    grid = studies.smoke().model_copy(update={"seeds": tuple(map(int, sys.argv[2].split(",")))})
+    grid = grids.smoke().model_copy(update={"seeds": tuple(map(int, sys.argv[2].split(",")))})
     def watch(event, step, *details):
         print(event, step.name, flush=True)
-    studies.run(grid, sys.argv[1], watch, 2, sys.argv[3].split(","))
+    schedule.run(grid, sys.argv[1], watch, 2, sys.argv[3].split(","))
 """
 
 
@@ -224,7 +226,7 @@ def study(tmp_path_factory):
 
 
 def test_a_killed_study_goes_on_and_shares_what_its_cells_have_in_common(study):
-    lab = studies.labs(study[0], "findings-smoke")[0]
+    lab = grids.labs(study[0], "findings-smoke")[0]
     con = store.connect(lab)
     runs = con.execute("select kind, count(*) from runs where status = 'done' group by 1").fetchall()
     kinds = dict(runs)
@@ -249,11 +251,11 @@ def test_a_killed_study_goes_on_and_shares_what_its_cells_have_in_common(study):
 
 
 def test_a_plan_counts_what_cells_share_once_it_is_made(study):
-    grid = studies.smoke()
-    told = {what: steps for what, steps, _ in studies.estimate(grid, study[0], 2, ["active_rounds2", "broad_alpha0"])}
-    other = {what: steps for what, steps, _ in studies.estimate(grid.model_copy(update={"seeds": (0,)}), study[0], 2)}
+    grid = grids.smoke()
+    told = {what: steps for what, steps, _ in schedule.estimate(grid, study[0], 2, ["active_rounds2", "broad_alpha0"])}
+    other = {what: steps for what, steps, _ in schedule.estimate(grid.model_copy(update={"seeds": (0,)}), study[0], 2)}
     made = grid.model_copy(update={"seeds": (0,)})
-    assert studies.estimate(made, study[0], 2, ["active_rounds2", "uniform"]) == []
+    assert schedule.estimate(made, study[0], 2, ["active_rounds2", "uniform"]) == []
     # of seed 0 only broad-domain speech and its frames are left to be shared; of seed 1 all is
     assert other["what cells share"] == 2 and told["what cells share"] > 2 + 7
     assert other["broad_alpha0"] == 2 and told["broad_alpha0"] == 4 and "active_rounds2" not in other
@@ -287,11 +289,11 @@ def test_a_study_that_is_done_does_nothing_and_is_shown_by_the_command(study, ca
 
 
 def test_a_cell_that_fails_is_written_down_and_the_others_go_on(study, capsys, monkeypatch):
-    grid = studies.smoke()
-    new = [studies.Cell(name=name, axes=("strategy",), strategy=strategy)
+    grid = grids.smoke()
+    new = [grids.Cell(name=name, axes=("strategy",), strategy=strategy)
            for name, strategy in (("broken", "salad.nowhere:draw"), ("sound", "uniform_clusters"))]  # fmt: skip
-    monkeypatch.setattr(studies, "full", lambda name: grid.model_copy(update={"cells": (*grid.cells, *new)}))
-    lab = studies.labs(study[0], grid.name)[0]
+    monkeypatch.setattr(grids, "full", lambda name: grid.model_copy(update={"cells": (*grid.cells, *new)}))
+    lab = grids.labs(study[0], grid.name)[0]
     options = ["findings", "--lab", str(study[0]), "--name", grid.name, "--seeds", "0", "--cells", "broken,sound"]
 
     def run() -> tuple[int, str, str]:
@@ -302,12 +304,12 @@ def test_a_cell_that_fails_is_written_down_and_the_others_go_on(study, capsys, m
     code, out, complaint = run()
     assert code == 1 and len(complaint.strip().splitlines()) == 1, complaint
     assert complaint.startswith("1 failed: seed 0: broken (") and "salad.nowhere" in complaint
-    assert studies.failures(lab).keys() == {"broken"} and studies.measured(lab, "sound")
+    assert notes.failures(lab).keys() == {"broken"} and notes.measured(lab, "sound")
     page = (study[0] / "studies" / grid.name / "findings.md").read_text()
     assert "failed: seed 0: broken (" in page and "salad.nowhere" in page
     new[0] = new[0].model_copy(update={"strategy": "teacher_nll"})
     code, out, complaint = run()  # tried again
-    assert code == 0 and not complaint and not studies.failures(lab) and studies.measured(lab, "broken")
+    assert code == 0 and not complaint and not notes.failures(lab) and notes.measured(lab, "broken")
 
 
 @pytest.mark.parametrize(("arguments", "says"), [

@@ -7,9 +7,9 @@ import pytest
 import test_launch_here as here
 
 import launch_gpu
+from salad import recipes
 from salad.engines import Run
-from salad.miniature import work
-from salad.miniature.study import StudyConfig
+from salad.study import steps
 
 SET = {"optim.steps": 40, "optim.warmup": 5, "optim.decay": 10, "optim.checkpoint_every": 10, "optim.log_every": 1}
 
@@ -18,8 +18,8 @@ SET = {"optim.steps": 40, "optim.warmup": 5, "optim.decay": 10, "optim.checkpoin
 def lab(tmp_path_factory):
     """A lab with what Stage I reads: world, encoder, teacher and natural speech, at their smallest."""
     lab = tmp_path_factory.mktemp("trainer") / "lab"
-    config = StudyConfig().smoke()
-    for step in (work.world, work.encoder, work.teacher, work.natural):
+    config = recipes.miniature().smoke()
+    for step in (steps.world, steps.encoder, steps.teacher, steps.natural):
         step(lambda *told: None, str(lab), config)
     return lab
 

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 import store
 from salad import recipes, selection
 from salad.errors import SaladError
-from salad.miniature.study import StudyConfig, plan
 from salad.selection import BalancedKMeans, Pool, Texts, draw, target_distribution
+from salad.study.graph import plan
 from salad.training import decay_start
 
 # ------------------------------------------------------------------------------------ target distribution
@@ -650,17 +650,21 @@ def test_rounds_have_the_hours_and_the_steps_of_the_single_shot():
         selection.rounds(stage2, 2.4, 20)
 
 
+def with_arms(*arms: str):
+    return recipes.miniature().model_copy(update={"arms": arms})
+
+
 def test_a_study_names_its_arms():
-    config = StudyConfig(arms=("active@gamma=5", "active_rounds@rounds=4,gamma=1", "uniform", f"{__name__}:shortest"))
+    config = with_arms("active@gamma=5", "active_rounds@rounds=4,gamma=1", "uniform", f"{__name__}:shortest")
     arms = [config.arm(spec) for spec in config.arms]
     assert [a.name for a in arms] == ["active_gamma5", "active_rounds_rounds4_gamma1", "uniform", "shortest"]
     assert [(a.gamma, a.rounds) for a in arms] == [(5, 1), (1, 4), (0, 1), (2, 1)]
     with pytest.raises(SaladError, match="'k=3' is neither gamma"):
         config.arm("active@k=3")
     with pytest.raises(SaladError, match="no strategy 'best'"):
-        plan("lab", StudyConfig(arms=("best",)))
+        plan("lab", with_arms("best"))
     with pytest.raises(SaladError, match="a name of its own"):
-        plan("lab", StudyConfig(arms=("active", "active")))
+        plan("lab", with_arms("active", "active"))
     steps = {s.name: s for s in plan("lab", config)}
     assert steps["synthesis_active_rounds_rounds4_gamma1_2"].after[-1] == "draw_active_rounds_rounds4_gamma1_2"
     assert steps["results_uniform"].after == ("stage2_uniform", "spoken")

@@ -302,10 +302,9 @@ def test_the_samples_hold_what_filtering_found(tmp_path):
     """Every planted fault of the broad corpus that a filter looks for is flagged, and nothing clean but near-duplicates
     that the world makes by itself."""
     import store
-    from salad.miniature import work
-    from salad.miniature.study import StudyConfig
+    from salad.miniature.make import make_world
 
-    work.world(None, tmp_path, StudyConfig(world=CONFIG))
+    make_world(None, tmp_path, CONFIG)
     rows = store.connect(tmp_path).execute(
         "select sample_id, planted, flags, reasons, benchmarks from samples where corpus = 'broad'"
     )

@@ -10,9 +10,11 @@ import numpy as np
 import pandas as pd
 
 import store
-from salad import analysis, studies
+from salad import analysis
 from salad.analysis import ALL, GROUPS
 from salad.errors import SaladError
+from salad.study import grids
+from salad.study.notes import failures
 from workbench.report import markdown_table
 
 BROAD = GROUPS["uncovered"]
@@ -140,19 +142,19 @@ def findings(labs: dict[int, Path], axes: tuple[str, ...] = tuple(AXES)) -> Find
     if rows.empty:
         raise SaladError("nothing of this study is measured yet; `salad findings` runs it")
     study = json.loads((next(iter(labs.values())) / "study.json").read_text())
-    cells = [studies.Cell(**cell) for cell in study.get("cells", [])]
+    cells = [grids.Cell(**cell) for cell in study.get("cells", [])]
     tables = {axis: table for axis in axes if len(table := axis_table(rows, cells, axis))}
     claims = [*_predicts(rows), *_scaling(rows, labs), *(judge(rows, claim) for claim in CLAIMS), *_hours(rows)]
     done = rows[rows["last"] & rows.group.eq(ALL) & rows.speech.notna()].groupby("contender").seed.nunique()
-    known = {cell.name for cell in studies.cells()}
-    everything = studies.cells() if known >= {cell.name for cell in cells} else cells  # what the full study has, too
+    known = {cell.name for cell in grids.cells()}
+    everything = grids.cells() if known >= {cell.name for cell in cells} else cells  # what the full study has, too
     lacking = []
     for count in range(len(labs)):
         names = [cell.name for cell in everything if done.get(cell.name, 0) == count]
         if names:
             lacking.append(f"{f'on {count} of {len(labs)} seeds only' if count else 'on no seed'}: {', '.join(names)}")
     seeds = sorted(rows.seed.unique())
-    failed = [f"seed {s}: {name} ({said})" for s in labs for name, said in studies.failures(labs[s]).items()]
+    failed = [f"seed {s}: {name} ({said})" for s in labs for name, said in failures(labs[s]).items()]
     told = _told({s: labs[s] for s in seeds}, study)
     return Findings(rows, claims, tables, told, lacking, failed, seeds, arms_table(rows, labs))
 
@@ -455,7 +457,7 @@ def show(found: Findings, claims: bool = True) -> None:
         console.print(f"{row.told:<16} {row.text}: {row.seen}", soft_wrap=True)
 
 
-def show_plan(grid: studies.Grid, left: list[tuple[str, int, float]], workers: int) -> None:
+def show_plan(grid: grids.Grid, left: list[tuple[str, int, float]], workers: int) -> None:
     """What a study would still run, in its order, with the clock's time so far."""
     from rich.console import Console
     from rich.table import Table

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from salad import moved
 from salad.errors import SaladError
 
 from .target import target_distribution
@@ -141,7 +142,7 @@ def strategy(name: str | Callable) -> Callable[[Pool, float], Clusters | Texts]:
     if not attribute:
         raise SaladError(f"no strategy {name!r}; there are {', '.join(STRATEGIES)}, or package.module:name")
     try:
-        return getattr(import_module(module), attribute)
+        return getattr(import_module(moved.current(module)), attribute)
     except (ImportError, AttributeError) as error:
         raise SaladError(f"strategy {name!r} cannot be loaded: {error}") from error
 

@@ -9,8 +9,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from salad import recipes
 from salad.errors import SaladError
-from salad.miniature import steps, study
+from salad.study import graph, runner
+from salad.study.config import voices_of
 
 NEEDED_GB = 1.0
 
@@ -24,11 +26,11 @@ def run_demo(lab: Path, seed: int = 0, corpus: str | None = None, smoke: bool = 
 
     console = Console()
     began = time.monotonic()
-    config = study.StudyConfig().seeded(seed)
+    config = recipes.miniature().seeded(seed)
     config = config.smoke() if smoke else config
     config = config.full() if full else config
     if tts is not None:
-        config = config.model_copy(update={"tts": tts} | study.voices_of(tts))
+        config = config.model_copy(update={"tts": tts} | voices_of(tts))
     config = apply_overrides(config, overrides or {})
     if corpus is not None and not Path(corpus).is_file():
         raise SaladError(f"--corpus {corpus}: there is no such file")
@@ -37,13 +39,13 @@ def run_demo(lab: Path, seed: int = 0, corpus: str | None = None, smoke: bool = 
 
         load_tts(config.tts).speak("Ready.", config.voices[0], 0)  # what it lacks is told now, not in the middle
     _room_for(lab)
-    study.claim(lab, config, corpus)
+    graph.claim(lab, config, corpus)
     console.print(f"SALAD in miniature: seed {seed}, lab {lab}" + (" (smoke: figures mean nothing)" if smoke else ""))
     if config.tts == "espeak":
         console.print("espeak-ng speaks; where Kokoro's weights are at hand, --tts kokoro:FOLDER takes its place.",
                       soft_wrap=True)  # fmt: skip
     with watching(console) as watch:
-        outcomes = steps.run(study.plan(lab, config, corpus), 2, watch)
+        outcomes = runner.run(graph.plan(lab, config, corpus), 2, watch)
     store.renew(lab)
     seconds = time.monotonic() - began
     busy = sum(outcome.seconds for outcome in outcomes)
@@ -72,7 +74,7 @@ def _room_for(lab: Path) -> None:
 
 @contextmanager
 def watching(console: Console):
-    """What `steps.run` tells, as a bar and the time left for each step, and a line for what is done or has failed."""
+    """What `runner.run` tells, as a bar and the time left for each step, and a line for what is done or has failed."""
     columns = (
         TextColumn("{task.description:<32}"), BarColumn(30), TaskProgressColumn(), TimeElapsedColumn(),
         TextColumn("left"), TimeRemainingColumn(),
@@ -80,7 +82,7 @@ def watching(console: Console):
     bars = Progress(*columns, console=console, transient=True, disable=not sys.stdout.isatty())
     known: dict[str, int] = {}
 
-    def watch(event: str, step: steps.Step, *details) -> None:
+    def watch(event: str, step: runner.Step, *details) -> None:
         if event == "start":
             known[step.name] = bars.add_task(step.title, total=None)
         elif event == "progress":
@@ -90,8 +92,8 @@ def watching(console: Console):
                 return
             bars.remove_task(known.pop(step.name))
             outcome = details[0]
-            told = f"failed: {outcome.told}" if outcome.failed else outcome.told
-            bars.console.print(f"{step.title:<32} {outcome.seconds:6.1f} s  {told}", highlight=False, soft_wrap=True)
+            message = f"failed: {outcome.message}" if outcome.failed else outcome.message
+            bars.console.print(f"{step.title:<32} {outcome.seconds:6.1f} s  {message}", highlight=False, soft_wrap=True)
 
     with bars:
         yield watch

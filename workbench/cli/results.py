@@ -103,8 +103,8 @@ def _study(lab, size, seeds, cells, workers, plan, no_run, write, name, axes) ->
     from pathlib import Path
 
     import store
-    from salad import studies
     from salad.errors import SaladError
+    from salad.study import grids, schedule
     from workbench import findings as judged
 
     root = store.lab_path(lab)
@@ -113,14 +113,14 @@ def _study(lab, size, seeds, cells, workers, plan, no_run, write, name, axes) ->
         numbers = tuple(dict.fromkeys(int(seed) for seed in seeds.split(",")))
     except ValueError:
         raise SaladError(f"--seeds {seeds}: give whole numbers, separated by commas") from None
-    grid = getattr(studies, size)(*([name] if name else []))
+    grid = getattr(grids, size)(*([name] if name else []))
     grid = grid.model_copy(update={"seeds": numbers})
     known = [cell.name for cell in grid.cells]
     only = _parts(cells, known, "cell") if cells else None
     if axes:
         only = [cell.name for cell in grid.cells if set(cell.axes) & set(wanted)]
     if plan:
-        judged.show_plan(grid, studies.estimate(grid, root, workers, only), workers)
+        judged.show_plan(grid, schedule.estimate(grid, root, workers, only), workers)
         return 0
     failed = {}
     if not no_run:
@@ -129,8 +129,8 @@ def _study(lab, size, seeds, cells, workers, plan, no_run, write, name, axes) ->
         from workbench.cli.demo_run import watching
 
         with watching(Console()) as watch:
-            failed = studies.run(grid, root, watch, workers, only)
-    found = judged.findings({s: p for s, p in studies.labs(root, grid.name).items() if s in numbers}, wanted)
+            failed = schedule.run(grid, root, watch, workers, only)
+    found = judged.findings({s: p for s, p in grids.labs(root, grid.name).items() if s in numbers}, wanted)
     judged.show(found, claims=not axes)
     told = "salad sweep" if axes else "salad findings"
     told += f" --{size}" * (size != "full") + (f" --seeds {seeds}" if seeds != "0,1,2" else "")

@@ -13,7 +13,7 @@ from multiprocessing.connection import wait
 from salad.errors import SaladError
 from store.errors import UserError
 
-WARM = ["salad.training", "salad.passes.score", "salad.evaluation.run", "salad.miniature.work"]
+WARM = ["salad.training", "salad.passes.score", "salad.evaluation.run", "salad.study.steps"]
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Step:
 class Outcome:
     name: str
     seconds: float
-    told: str
+    message: str
     failed: bool = False
 
 
@@ -44,7 +44,7 @@ def _child(connection, work, arguments) -> None:
     quiet()
     last = 0.0
 
-    def tell(*message) -> None:
+    def send(*message) -> None:
         try:
             connection.send(message)
         except BrokenPipeError:
@@ -54,22 +54,22 @@ def _child(connection, work, arguments) -> None:
         nonlocal last
         if time.monotonic() - last > 0.2 or done >= total:
             last = time.monotonic()
-            tell("progress", done, total)
+            send("progress", done, total)
 
-    tell("begins")
+    send("begins")
     try:
-        told = str(work(progress, *arguments) or "")
+        message = str(work(progress, *arguments) or "")
     except UserError as error:
-        tell("failed", str(error), "")
+        send("failed", str(error), "")
     except MemoryError:
-        tell("failed", "out of memory", "")
+        send("failed", "out of memory", "")
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
-        tell("failed", f"{error.strerror or error}{where}", traceback.format_exc())
+        send("failed", f"{error.strerror or error}{where}", traceback.format_exc())
     except Exception as error:
-        tell("failed", f"{type(error).__name__}: {error}", traceback.format_exc())
+        send("failed", f"{type(error).__name__}: {error}", traceback.format_exc())
     else:
-        tell("done", told)
+        send("done", message)
 
 
 def _warm_parent():
@@ -96,10 +96,10 @@ def run(steps: Sequence[Step], workers: int, watch: Callable, keep_going: bool =
     context = _warm_parent()
     waiting, done, outcomes, live = list(steps), set(), [], {}
 
-    def failed(step: Step, seconds: float, said: str, cause: str | None = None) -> None:
-        outcomes.append(Outcome(step.name, seconds, said, failed=True))
+    def failed(step: Step, seconds: float, message: str, cause: str | None = None) -> None:
+        outcomes.append(Outcome(step.name, seconds, message, failed=True))
         watch("failed", step, outcomes[-1])
-        cause = cause or f"{step.title}: {said}"
+        cause = cause or f"{step.title}: {message}"
         for other in [s for s in waiting if step.name in s.after]:
             if other in waiting:  # it may wait for two that failed
                 waiting.remove(other)
@@ -126,7 +126,7 @@ def run(steps: Sequence[Step], workers: int, watch: Callable, keep_going: bool =
                     process.join()
                     kind, details = "failed", [
                         f"its process was ended from outside (exit status {process.exitcode}); "
-                        "the same command goes on where it was", "",
+                        "rerun the command to resume", "",
                     ]  # fmt: skip
                 if kind == "begins":
                     continue
