@@ -16,7 +16,7 @@ from salad.passes.cluster import probe_texts
 from salad.passes.score import score
 from salad.passes.synthesise import jobs_of
 from salad.runs import RunFolder
-from salad.selection import draw
+from salad.selection.draw import Clusters, Pool, active, uniform
 from salad.study import steps
 from salad.study.config import StudyConfig
 from salad.study.grids import SHARES, Cell, run_config
@@ -99,14 +99,14 @@ def stage1_probe(progress: Progress | None, lab: Lab, config: StudyConfig, n_clu
     return probe_divergences(progress, lab, config, *recall(lab, "stage1"), n_clusters, probe)
 
 
-def active_filtered(pool: draw.Pool, gamma: float) -> draw.Clusters:
+def active_filtered(pool: Pool, gamma: float) -> Clusters:
     """The strategy `active`, under a name of its own: a selection of its own, from which faults are removed."""
-    return draw.active(pool, gamma)
+    return active(pool, gamma)
 
 
-def uniform_filtered(pool: draw.Pool, gamma: float) -> draw.Clusters:
+def uniform_filtered(pool: Pool, gamma: float) -> Clusters:
     """The strategy `uniform`, under a name of its own: a selection of its own, from which faults are removed."""
-    return draw.uniform(pool, gamma)
+    return uniform(pool, gamma)
 
 
 def select(lab: Lab, config: StudyConfig, cell: Cell, at: tuple[str, int], budget_h: float, number: int | None = None,
