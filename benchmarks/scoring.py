@@ -27,8 +27,8 @@ import torch
 
 sys.path = [path for path in sys.path if Path(path).resolve() != Path(__file__).parent]  # a file there is named store
 from salad.data.batches import collate  # noqa: E402
+from salad.data.frame_source import FrameSource  # noqa: E402
 from salad.data.interleaving import scoring_patterns  # noqa: E402
-from salad.data.loading import Encoded  # noqa: E402
 from salad.passes.score import score_texts  # noqa: E402
 
 RESULTS = Path(__file__).parent / "results"
@@ -39,17 +39,17 @@ SIZE = {"hidden_size": 256, "num_hidden_layers": 8, "num_attention_heads": 4, "n
 
 
 @torch.no_grad()
-def plain(model, encoded: Encoded, spoken: list, seed: int = 0, batch: int = BATCH) -> dict:
+def plain(model, encoded: FrameSource, spoken: list, seed: int = 0, batch: int = BATCH) -> dict:
     """(synthesis id, pattern) -> (positions, m [N], f [N], d [N], after speech [N]), float32, as it is first written."""
     out = {}
     llm, vocab = model.llm, model.vocab_size
     for start in range(0, len(spoken), batch):
         group = spoken[start : start + batch]
         for pattern in (0, 1):
-            spans = [
-                encoded.spans(s, scoring_patterns(seed, s.sample_id, len(encoded.parts(s)[2]))[pattern]) for s in group
-            ]
-            laid = [encoded.sequence(s, sp) for s, sp in zip(group, spans, strict=True)]
+            layouts = [encoded.layout(s) for s in group]
+            spans = [one.spans(scoring_patterns(seed, s.sample_id, len(one.units))[pattern])
+                     for s, one in zip(group, layouts, strict=True)]  # fmt: skip
+            laid = [one.sequence(sp) for one, sp in zip(layouts, spans, strict=True)]
             speech = [encoded.frames(s, sp) for s, sp in zip(group, spans, strict=True)]
             at = collate(laid, speech, [s.sample_id for s in group]).to(model.device)
             teacher = model.teacher
@@ -90,7 +90,7 @@ def differences(told: dict, rows, tokens) -> dict[str, float]:
     return {"position": worst, "sample": sample_worst, "missing": missing + len(of_token)}
 
 
-class InMemory(Encoded):
+class InMemory(FrameSource):
     """Encoder frames of sounds that no file holds."""
 
     def __init__(self, model, sounds: dict[str, np.ndarray]):
@@ -159,7 +159,7 @@ def main() -> None:
             run = options.run or lookup.newest_run(options.lab, "stage1")
             model = lookup.model_of(options.lab, run)[0]
             spoken = corpora.of_speech(store.connect(options.lab), [options.speech])[: options.samples]
-            encoded, what = Encoded(options.lab, model.prompt, model.encoder), f"lab: {options.speech}"
+            encoded, what = FrameSource(options.lab, model.prompt, model.encoder), f"lab: {options.speech}"
             model.to(device)
         else:
             model, encoded, spoken = made_up(options.samples, Path(folder))

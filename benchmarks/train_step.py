@@ -40,10 +40,10 @@ from salad import recipes, training  # noqa: E402
 from salad.config import apply_overrides, parse_set  # noqa: E402
 from salad.data.batches import collate  # noqa: E402
 from salad.data.interleaving import Span, sequence  # noqa: E402
-from salad.data.loading import Step, ahead  # noqa: E402
-from salad.distributed import Processes  # noqa: E402
+from salad.data.loading import StepBatches, ahead  # noqa: E402
 from salad.models import meta  # noqa: E402
 from salad.models.prompts import PromptFormat  # noqa: E402
+from salad.training.distributed import Processes  # noqa: E402
 
 RESULTS = Path(__file__).parent / "results"
 NOT_MEASURED = ("qwen2_5_3b_lora, one H200, from tensors", "qwen2_5_3b_lora, one H200, from disk",
@@ -164,14 +164,14 @@ def reading(lab: Path, steps: int) -> dict:
     """Seconds of recordings that one second of processor time reads, decodes and encodes."""
     one = Trained(lab, **DISK)
     heard = 0.0
-    real = one.loader.encoded.frames_of
+    real = one.loader.frames.frames_of
 
     def counted(members, *others):
         nonlocal heard
         heard += sum(m.recording.duration_s for m in members if any(span.speech for span in m.spans))
         return real(members, *others)
 
-    one.loader.encoded.frames_of = counted
+    one.loader.frames.frames_of = counted
     began = time.process_time()
     for _ in range(steps):
         one.loader.next()
@@ -254,14 +254,14 @@ class FullSize:
                 laid.append(sequence(self.model.prefix, ids, spans))
                 sound.append(rng.standard_normal((6 * frames, self.model.encoder.dim), dtype=np.float32))
             batches.append(collate(laid, sound, ["s"] * len(laid), ["random"] * len(laid), max(context, len(laid[0].ids))))
-        self.taken = Step(batches, "speech", sum(len(b.rows_N) for b in batches), sum(b.tokens for b in batches),
+        self.taken = StepBatches(batches, "speech", sum(len(b.rows_N) for b in batches), sum(b.tokens for b in batches),
                           sum(n for b in batches for _, _, n in b.texts), {})  # fmt: skip
 
-    def step(self, taken: Step) -> None:
+    def step(self, taken: StepBatches) -> None:
         names = self.loader.names if self.taken is None else ["random"]
         training.one_step(self.model, self.optimizer, taken, self.config, 5, names, self.processes, self.run)
 
-    def plain(self, taken: Step) -> None:
+    def plain(self, taken: StepBatches) -> None:
         """A loop over transformers, with the peer's loss."""
         model, device = self.model, self.processes.device
         for batch in taken.batches:

@@ -68,7 +68,7 @@ def newest_clustering(lab: Path | str) -> str:
 
 def checkpoint(lab: Path | str, run_id: str, step: int | None = None) -> Checkpoint:
     """A run's checkpoint; by default its last whole one. SaladError where the run has none, or not this one."""
-    from salad import checkpoints
+    from salad.training import checkpoints
 
     run = RunFolder.open(lab, run_id)
     if step is not None:

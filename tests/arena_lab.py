@@ -7,7 +7,6 @@ import torch
 from tiny import config, lab
 
 import store
-from salad import checkpoints
 from salad.evaluation import tasks
 from salad.evaluation.spoken import context_sample
 from salad.models.speech_lm import SpeechLM
@@ -15,6 +14,7 @@ from salad.passes.synthesise import jobs_of, synthesise
 from salad.runs import RunFolder
 from salad.speech import load_tts
 from salad.speech.check import load_recogniser
+from salad.training import checkpoints
 
 ITEMS = (("What does the otter eat?", ("Fish.", "Bark.")), ("What is the capital of France?", ("Rome.", "Paris.")),
          ("Where does Anna live?", ("By the sea.", "In St. Louis.")))  # fmt: skip

@@ -11,8 +11,9 @@ import psutil
 import pytest
 from tiny import config, lab
 
-from salad import SaladError, checkpoints, training
+from salad import SaladError, training
 from salad.config import LLMConfig
+from salad.training import checkpoints
 
 STEPS = {"steps": 8, "decay": 2, "warmup": 1, "checkpoint_every": 4}
 

@@ -10,8 +10,8 @@ from tiny import teacher, tokenizer
 from salad import SaladError
 from salad.config import EncoderConfig
 from salad.data.corpora import SpokenText
+from salad.data.frame_source import FrameSource
 from salad.data.interleaving import Span
-from salad.data.loading import Encoded
 from salad.models.encoders import LogMel, fingerprint, load_encoder
 from salad.models.prompts import PromptFormat
 
@@ -134,8 +134,8 @@ def test_whisper_looks_ahead_so_a_span_is_encoded_alone(folders, monkeypatch):
     spans = [Span(True, 0, 1, 0, 50), Span(False, 1, 2, 0, 0), Span(True, 2, 3, 100, 150)]
     heard = []
     for samples in (sound, torch.cat([sound[:16_000], changed[16_000:32_000], sound[32_000:]])):
-        monkeypatch.setattr("salad.data.loading.audio", lambda *_, s=samples: s.numpy())
-        encoded = Encoded("", PromptFormat(tokenizer()), encoder)
+        monkeypatch.setattr("salad.data.frame_source.audio", lambda *_, s=samples: s.numpy())
+        encoded = FrameSource("", PromptFormat(tokenizer()), encoder)
         heard.append(encoded.frames(spoken, spans))
     assert np.array_equal(*heard)  # what is said between the spans changes neither
     assert np.array_equal(heard[0][:50], encoder(sound[:16_000]).numpy())

@@ -270,7 +270,7 @@ def test_a_lab_that_is_moved_is_not_checked_again(lab, tmp_path):
 def test_scores_are_those_of_a_plain_padded_loop_over_logits(lab):
     import torch
 
-    from salad.data.loading import Encoded
+    from salad.data.frame_source import FrameSource
     from salad.models.speech_lm import SpeechLM
     from salad.passes.score import score_texts
 
@@ -284,7 +284,7 @@ def test_scores_are_those_of_a_plain_padded_loop_over_logits(lab):
             if "lora_B" in name:
                 parameter.copy_(torch.randn(parameter.shape) * 0.1)
     spoken = corpora.of_speech(store.connect(lab), ["natural"])
-    encoded = Encoded(lab, model.prompt, model.encoder)
+    encoded = FrameSource(lab, model.prompt, model.encoder)
     told = peer.plain(model, encoded, spoken, seed=3, batch=5)
     divergences, tokens = score_texts(model, encoded, spoken, seed=3)
     found = peer.differences(told, divergences, tokens)

@@ -6,15 +6,16 @@ import tiny
 import torch
 
 import store
-from salad import SaladError, checkpoints, training
+from salad import SaladError, training
 from salad.config import SequenceConfig
 from salad.data import corpora
+from salad.data.frame_source import FrameSource
 from salad.data.interleaving import Span
-from salad.data.loading import Encoded
 from salad.evaluation.scoring import loglikelihoods
 from salad.models import SpeechLM
 from salad.models.prompts import PromptFormat, turn
 from salad.passes.score import score
+from salad.training import checkpoints
 from workbench.answers import prompt_of
 
 CHATML = (
@@ -321,17 +322,17 @@ def test_the_harness_evaluates_a_chat_as_its_own_hf_model_does_with_the_template
 
 def test_frames_of_a_users_turn_end_where_its_last_word_does(place, trained):
     model = SpeechLM.from_pretrained(checkpoints.at(trained.path, 12) / "model", place).eval()
-    encoded = Encoded(place, model.prompt, model.encoder)
+    encoded = FrameSource(place, model.prompt, model.encoder)
     for one in corpora.of_speech(store.connect(place), ["natural"]):
-        _, _, cut = encoded.parts(one)
-        spans = encoded.spans(one, [True] * len(cut))
+        layout = encoded.layout(one)
+        cut, spans = layout.units, layout.spans([True] * len(layout.units))
         answer_s = next((word[3] for word in one.words if word[1] >= turn(one.text)), one.duration_s)
         if one.text in ANSWERS:  # the whole recording is the user's turn
             answer_s = one.duration_s
         heard = max(span.frame_end for span in spans if span.speech)
         assert heard == int(answer_s * model.encoder.frame_rate + 1e-6) and cut[-1].end_s == answer_s
-        laid = encoded.sequence(one, spans)
-        assert laid.after_speech.all() and len(laid.rows) == len(encoded.parts(one)[0]) - cut[-1].token_end
+        laid = layout.sequence(spans)
+        assert laid.after_speech.all() and len(laid.rows) == len(layout.written.ids) - cut[-1].token_end
 
 
 def test_a_child_of_another_format_is_refused(place, trained):

@@ -10,9 +10,10 @@ from tiny import config, lab
 
 from salad import SaladError, training
 from salad.config import ObjectiveConfig, validate
-from salad.distributed import Processes
 from salad.objective import distillation_loss
-from salad.teacher_cache import TeacherCache, bytes_per_position, cache_rows, cached_distillation_loss
+from salad.objective.teacher_cache import TeacherCache, bytes_per_position, cache_rows, cached_distillation_loss
+from salad.training import start
+from salad.training.distributed import Processes
 
 ROUNDS = int(os.environ.get("SALAD_FAULT_ROUNDS", "3"))
 
@@ -27,7 +28,7 @@ def inputs(n=37, v=101, h=16, dtype=torch.float32, noise=0.3):
 @pytest.mark.parametrize("kl", [0.01, 3.0])
 def test_bfloat16_gradients_are_within_one_percent(kl, monkeypatch):
     """The objective's gate; also with products whose factors are rounded to bfloat16, as a GPU's are."""
-    import salad.teacher_cache as module
+    import salad.objective.teacher_cache as module
 
     student, head, teacher, _, target = at_divergence(kl, one_head=True)
     products, vocab = module._times_head, head.shape[0]
@@ -228,7 +229,7 @@ def test_where_it_cannot_be_it_is_refused(place, monkeypatch):
     loader = training.load_data(place, config(), model)
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(SaladError, match="one process, and this run has 2"):
-        training.teacher_cache(place, config(), model, loader, Processes(), None)
+        start.teacher_cache(place, config(), model, loader, Processes(), None)
 
 
 def test_another_teacher_has_a_cache_of_its_own(place, tmp_path):

@@ -15,8 +15,10 @@ from tiny import config, lab
 from tools import compiler
 
 import store
-from salad import SaladError, checkpoints, training
+from salad import SaladError, training
+from salad.models import SpeechLM
 from salad.runs import RunFolder
+from salad.training import checkpoints
 
 ROUNDS = int(os.environ.get("SALAD_FAULT_ROUNDS", "3"))
 
@@ -150,13 +152,13 @@ def test_a_damaged_checkpoint_is_passed_over(place, whole):
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_samples(place, monkeypatch):
     run = training.prepare(place, config(seed=5), "tiny")
-    real = training.SpeechLM.forward
+    real = SpeechLM.forward
 
     def broken(self, batch, **options):
         out = real(self, batch, **options)
         return out._replace(loss=out.loss * float("nan")) if "text" not in batch.sample_ids else out
 
-    monkeypatch.setattr(training.SpeechLM, "forward", broken)
+    monkeypatch.setattr(SpeechLM, "forward", broken)
     with pytest.raises(SaladError, match=r"loss is nan at step \d+; samples: s[0-9a-f]{12}"):
         training.train(place, run.run_id)
     assert run.read_status()["state"] == "failed" and "nan" in run.read_status()["error"]
@@ -172,8 +174,6 @@ def test_stage2_starts_from_before_the_parents_decay(place, whole):
     child = config(kind="stage2", contender="stage2", parent=whole.run_id)
     model = training.start_model(place, child)
     before = checkpoints.at(whole.path, 30)
-    from salad.models import SpeechLM
-
     other = SpeechLM.from_pretrained(before / "model", place)
     for a, b in zip(model.parameters(), other.parameters(), strict=True):
         assert torch.equal(a, b)

@@ -13,10 +13,11 @@ from tiny import config, lab
 from tools import refuse, root
 
 import store
-from salad import SaladError, checkpoints, training
+from salad import SaladError, training
 from salad.config import AugmentConfig, RunConfig, apply_overrides, validate
 from salad.models import SpeechLM
 from salad.runs import Preempted
+from salad.training import checkpoints
 
 
 @pytest.fixture(scope="module")

@@ -110,8 +110,8 @@ class Models:
 
     def get(self, contender: Contender):
         """The contender's SpeechLM, on the device. SaladError where its checkpoint is gone or damaged."""
-        from salad import checkpoints
         from salad.models.speech_lm import SpeechLM
+        from salad.training import checkpoints
 
         with self.lock:
             if contender.folder not in self._loaded:

@@ -1,10 +1,9 @@
-"""What training feeds: which samples each step takes, how the processes share them, and the batches they make."""
+"""The batches of a run, step by step: samples drawn, laid out, shared among the processes, and made ahead of the training."""
 
 import copy
-import hashlib
 import math
 from collections import deque
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -12,196 +11,18 @@ import numpy as np
 
 from salad.config import RunConfig
 from salad.data import augmentation
-from salad.data.augmentation import Alteration
 from salad.data.batches import Batch, collate
-from salad.data.corpora import SpokenText, Text, audio
-from salad.data.frames import Frames
-from salad.data.interleaving import Sequence as Laid
-from salad.data.interleaving import Span, Unit, interleave, shortened, training_pattern, units
+from salad.data.corpora import SpokenText, Text
+from salad.data.frame_source import FrameSource
+from salad.data.interleaving import shortened, training_pattern
+from salad.data.layout import Member
+from salad.data.sampler import Sampler, sample_rng
 from salad.errors import SaladError
-from salad.models.prompts import Written
-from salad.objective import whole_float32
 
 POOL = 8  # batches that are drawn together and sorted by length, so that little of a batch is padding
-ENCODED_S = 600.0  # seconds of speech, padding included, that a causal encoder hears at a time
 
 
-class Sampler:
-    """Passes over sources in random order, reshuffled every epoch: a function of the seed and of how many have been
-    taken, so that a resumed run takes exactly what the uninterrupted one would have."""
-
-    def __init__(self, seed: int, sizes: dict[str, int]):
-        self.seed, self.sizes = seed, sizes
-        self._orders: dict[str, tuple[int, np.ndarray]] = {}
-
-    def take(self, source: str, taken: int, count: int) -> list[tuple[int, int]]:
-        """(index, epoch) of the `count` that follow the first `taken` of a source."""
-        return [self.at(source, place) for place in range(taken, taken + count)]
-
-    def at(self, source: str, place: int) -> tuple[int, int]:
-        """(index, epoch) of the one that follows the first `place` of a source."""
-        epoch, place = divmod(place, self.sizes[source])
-        if self._orders.get(source, (None,))[0] != epoch:
-            rng = np.random.default_rng([self.seed, 2, epoch, sorted(self.sizes).index(source)])
-            self._orders[source] = (epoch, rng.permutation(self.sizes[source]))
-        return int(self._orders[source][1][place]), epoch
-
-
-class Encoded:
-    """Tokens, units and encoder frames of spoken texts.
-
-    With `keep` each is made once and kept in memory: frames then depend on the recording alone. Without, recordings are
-    read by `workers` threads and a causal encoder hears a batch of them at a time. A causal encoder hears the whole
-    recording; one with look-ahead hears each speech span's samples alone, so its frames depend on the pattern.
-    """
-
-    def __init__(self, lab, prompt, encoder, keep: bool = True, workers: int = 4, cached: Frames | None = None):
-        """`prompt`: the model's PromptFormat. `cached`: frames on disk, which are taken where they are there."""
-        self.lab, self.prompt, self.encoder, self.keep, self.cached = lab, prompt, encoder, keep, cached
-        self._known: dict[str, tuple[float, Written, list[Unit]]] = {}
-        self._frames: dict[str, np.ndarray] = {}
-        self._readers = None if keep else ThreadPoolExecutor(workers, thread_name_prefix="audio")
-
-    def _written(self, spoken: SpokenText) -> tuple[Written, list[Unit]]:
-        duration_s, told, cut = self._known.get(spoken.synthesis_id, (None, None, None))
-        if duration_s != spoken.duration_s:  # not known, or at another speed
-            told = told or self.prompt.write(spoken.text, spoken.answer)
-            words, end_s, offsets = spoken.words, spoken.duration_s, told.offsets
-            if told.answer:  # what stands behind is text, whatever is heard there
-                end_s = next((word[3] for word in words if word[1] >= told.stop), end_s)
-                words, offsets = [word for word in words if word[2] <= told.stop], offsets[: told.answer]
-            cut = units(spoken.text[: told.stop], offsets, words, end_s)
-            if self.keep and duration_s is None:
-                self._known[spoken.synthesis_id] = (spoken.duration_s, told, cut)
-        return told, cut
-
-    def parts(self, spoken: SpokenText):
-        """(token ids, offsets, units) of a spoken text; units only of what may be speech."""
-        told, cut = self._written(spoken)
-        return told.ids, told.offsets, cut
-
-    def sequence(self, spoken: SpokenText, spans: list[Span]) -> Laid:
-        """The interleaved sequence of `spans`, as the prompt's format has it."""
-        return self._written(spoken)[0].sequence(spans)
-
-    def frames(self, spoken: SpokenText, spans: list[Span], cached: bool = True) -> np.ndarray | None:
-        """Encoder frames [F, D] for the speech among `spans`, None where there is none. `cached`: those on disk will do."""
-        if not any(span.speech for span in spans):
-            return None
-        if spoken.synthesis_id in self._frames:
-            return self._frames[spoken.synthesis_id]
-        frames = self.cached.of(spoken) if cached and self.cached is not None else None
-        if frames is None:
-            frames = self._encode(audio(self.lab, spoken, self.encoder.sample_rate), spans)
-        if self.keep and self.encoder.causal:
-            self._frames[spoken.synthesis_id] = frames
-        return frames
-
-    def frames_of(self, members: list["Member"], noises: dict[str, augmentation.Noise],
-                  augmented: Container[str] = ()) -> list[np.ndarray | None]:  # fmt: skip
-        """The same for the samples of a batch, with what alters them done to their sound. Frames on disk are not taken
-        for the sources `augmented`."""
-        rate = self.encoder.sample_rate
-
-        def sound(member: Member) -> np.ndarray:
-            samples = audio(self.lab, member.recording, rate)
-            if member.alteration is None:
-                return samples
-            noise = noises.get(member.source)
-            noise = None if noise is None else noise.sample(member.alteration.seed, rate)
-            return augmentation.altered(samples, rate, member.alteration, noise)
-
-        heard = [i for i, m in enumerate(members) if any(span.speech for span in m.spans)]
-        found: list[np.ndarray | None] = [None] * len(members)
-        if self.keep:
-            for i in heard:
-                one = members[i]
-                if one.alteration is None:
-                    found[i] = self.frames(one.recording, one.spans, one.source not in augmented)
-                else:
-                    found[i] = self._encode(sound(one), one.spans)
-            return found
-        if self.cached is not None:
-            for i in heard:
-                if members[i].source not in augmented:
-                    found[i] = self.cached.of(members[i].recording)
-            heard = [i for i in heard if found[i] is None]
-        sounds = list(self._readers.map(sound, [members[i] for i in heard]))
-        if self.encoder.causal and self.encoder.longest_s is None:
-            for i, frames in zip(heard, self._encode_together(sounds), strict=True):
-                found[i] = frames
-        else:
-            for i, samples in zip(heard, sounds, strict=True):
-                found[i] = self._encode(samples, members[i].spans)
-        return found
-
-    def spans(self, spoken: SpokenText, pattern: list[bool]) -> list[Span]:
-        """Spans of a pattern over the recording's units; frames beyond the recording's last are left out."""
-        told, cut = self._written(spoken)
-        spans = interleave(cut, pattern, self.encoder.frame_rate)
-        if cut and cut[-1].token_end < len(told.ids):  # an answer
-            spans.append(Span(False, cut[-1].token_end, len(told.ids), 0, 0))
-        last = int(spoken.duration_s * self.encoder.frame_rate + 1e-6)
-        return [s._replace(frame_end=min(s.frame_end, last)) if s.speech else s for s in spans]
-
-    def _device(self):
-        import torch
-
-        return next((p.device for p in self.encoder.parameters()), torch.device("cpu"))
-
-    def _encode(self, sound: np.ndarray, spans: list[Span]) -> np.ndarray:
-        """Frames of one recording [T]."""
-        import torch
-
-        encoder = self.encoder
-        samples = torch.from_numpy(sound).to(self._device())
-        if encoder.causal:
-            return encoder(samples).cpu().numpy()
-        frames = np.zeros((max(span.frame_end for span in spans), encoder.dim), dtype=np.float32)
-        for span in spans:
-            if span.speech:
-                start, end = (
-                    int(f / encoder.frame_rate * encoder.sample_rate) for f in (span.frame_start, span.frame_end)
-                )
-                part = encoder(samples[start:end]).cpu().numpy()[: span.frame_end - span.frame_start]
-                frames[span.frame_start : span.frame_start + len(part)] = part
-        return frames
-
-    def _encode_together(self, sounds: list[np.ndarray]) -> list[np.ndarray]:
-        """Frames of several recordings under a causal encoder, which never hears the padding behind them."""
-        import torch
-
-        encoder, device = self.encoder, self._device()
-        frames: list[np.ndarray] = [np.zeros((0, encoder.dim), np.float32)] * len(sounds)
-        rest = sorted(range(len(sounds)), key=lambda i: -len(sounds[i]))
-        while rest:
-            longest = max(len(sounds[rest[0]]), 1)
-            size = max(1, int(ENCODED_S * encoder.sample_rate / longest))
-            group, rest = rest[:size], rest[size:]
-            samples = np.zeros((len(group), longest), dtype=np.float32)
-            for row, i in enumerate(group):
-                samples[row, : len(sounds[i])] = sounds[i]
-            with torch.no_grad(), whole_float32:
-                told = encoder.frames(torch.from_numpy(samples).to(device)).cpu().numpy()
-            for row, i in enumerate(group):
-                count = math.floor(len(sounds[i]) / encoder.sample_rate * encoder.frame_rate + 1e-6)
-                mine = told[row, :count]
-                frames[i] = np.pad(mine, ((0, count - len(mine)), (0, 0)))
-        return frames
-
-
-class Member(NamedTuple):
-    """A sample of a batch: its sequence; for speech its spans, its recording, and what alters it."""
-
-    laid: Laid
-    sample_id: str
-    source: str
-    spans: list[Span] = []
-    recording: SpokenText | None = None
-    alteration: Alteration | None = None
-
-
-class Step(NamedTuple):
+class StepBatches(NamedTuple):
     """What one step feeds. `batches`: this process's, one a forward pass; `kind`: text or speech; `positions`, `tokens`
     (with frames, as the student reads them) and `text_tokens` (as the teacher does) count over all processes; `state`:
     the loader's after this step."""
@@ -221,14 +42,14 @@ class Loader:
     JSON-able, is where it stands: a loader of the same run with that state goes on with the same batches.
     """
 
-    def __init__(self, config: RunConfig, encoded: Encoded, natural: Sequence[SpokenText],
+    def __init__(self, config: RunConfig, frames: FrameSource, natural: Sequence[SpokenText],
                  selected: Sequence[SpokenText], texts: Sequence[Text], rank: int = 0, world: int = 1):  # fmt: skip
-        self.config, self.encoded, self.rank, self.world = config, encoded, rank, world
+        self.config, self.frames, self.rank, self.world = config, frames, rank, world
         self.sources = {"natural": natural, "selected": selected, "text": texts}
         self.sampler = Sampler(config.seed, {name: len(x) for name, x in self.sources.items() if x})
         self.names = [*config.data.natural, *(["selected"] if selected else []), *(["text"] if texts else [])]
         self.noises = {
-            name: augmentation.Noise(encoded.lab, how.noise)
+            name: augmentation.Noise(frames.lab, how.noise)
             for name, how in config.data.augment.items() if how.p_noise and how.noise != "white"
         }  # fmt: skip
         start = {"pool": 0, "used": 0}
@@ -239,7 +60,7 @@ class Loader:
         }
         self._pools: dict[str, tuple[list[list[Member]], dict[str, int]]] = {}
 
-    def next(self) -> Step:
+    def next(self) -> StepBatches:
         rng = np.random.default_rng([self.config.seed, 1, self.state["step"]])
         self.state["step"] += 1
         kind = "text" if self.sources["text"] and rng.random() < self.config.data.p_text else "speech"
@@ -254,7 +75,7 @@ class Loader:
         members = self._pools[kind][0][state["used"]]
         state["used"] += 1
         batches = [self._batch(part) for part in self.share(members)[self.rank]]
-        return Step(
+        return StepBatches(
             batches,
             kind,
             positions=sum(len(m.laid.rows) for m in members),
@@ -290,7 +111,7 @@ class Loader:
     def _batch(self, members: list[Member]) -> Batch:
         return collate(
             [m.laid for m in members],
-            self.encoded.frames_of(members, self.noises, self.config.data.augment),
+            self.frames.frames_of(members, self.noises, self.config.data.augment),
             [m.sample_id for m in members],
             [m.source for m in members],
             context=self.config.sequences.context if self.config.optim.batch_tokens else None,
@@ -347,28 +168,21 @@ class Loader:
     def _lay(self, name: str, index: int, epoch: int) -> Member:
         one, context = self.sources[name][index], self.config.sequences.context
         if not isinstance(one, SpokenText):
-            return Member(shortened(self.encoded.prompt.write(*one).sequence(), context), "text", "text")
+            return Member(shortened(self.frames.prompt.write(*one).sequence(), context), "text", "text")
         natural = self.config.data.natural
         source = "selected" if name == "selected" else one.folder if one.folder in natural else natural[0]
         alteration = None
         if source in self.config.data.augment:
             rng = sample_rng(self.config.seed, one.sample_id, epoch, use=5)
             alteration = augmentation.draw(rng, self.config.data.augment[source])
-        spoken = augmentation.respoken(one, alteration)
-        cut = self.encoded.parts(spoken)[2]
+        layout = self.frames.layout(augmentation.respoken(one, alteration))
         rng = sample_rng(self.config.seed, one.sample_id, epoch)
-        spans = self.encoded.spans(spoken, training_pattern(rng, len(cut), self.config.sequences))
-        laid = shortened(self.encoded.sequence(spoken, spans), context)
+        spans = layout.spans(training_pattern(rng, len(layout.units), self.config.sequences))
+        laid = shortened(layout.sequence(spans), context)
         return Member(laid, one.sample_id, source, spans, one, alteration)
 
 
-def sample_rng(seed: int, sample_id: str, epoch: int, use: int = 3) -> np.random.Generator:
-    """Randomness of one sample in one epoch, whatever batch it stands in."""
-    number = int.from_bytes(hashlib.blake2b(sample_id.encode(), digest_size=8).digest())
-    return np.random.default_rng([seed, use, number, epoch])
-
-
-def ahead(loader: Loader, count: int) -> Iterator[Step]:
+def ahead(loader: Loader, count: int) -> Iterator[StepBatches]:
     """The loader's steps in order, up to `count` of them made ahead in a thread. Close it when done."""
     if count == 0:
         while True:

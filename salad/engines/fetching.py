@@ -69,7 +69,7 @@ def _speech_of(lab: Path, selection: str) -> list[str]:
 
 def verified_checkpoints(run: RunFolder) -> tuple[int, list[str]]:
     """(number of whole checkpoints, what is wrong with the others)."""
-    from salad import checkpoints  # imports torch
+    from salad.training import checkpoints  # imports torch
 
     whole, damaged = 0, []
     for folder in run.checkpoints():

@@ -292,11 +292,11 @@ class SpeechLM(nn.Module):
                 divergence: str = "forward_kl", teacher_cache=None, compile: bool = False):  # fmt: skip
         """The distillation objective on a batch: `salad.objective.distillation_loss`'s named tuple.
 
-        With a `salad.teacher_cache.TeacherCache` the teacher reads only what that does not hold."""
+        With a `salad.objective.teacher_cache.TeacherCache` the teacher reads only what that does not hold."""
         from salad.objective import distillation_loss
 
         if teacher_cache is not None:
-            from salad.teacher_cache import cached_distillation_loss
+            from salad.objective.teacher_cache import cached_distillation_loss
 
             return cached_distillation_loss(
                 self.hidden(batch).flatten(0, 1)[batch.rows_N],

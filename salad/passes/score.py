@@ -10,9 +10,10 @@ import torch
 import store
 from salad.data.batches import collate
 from salad.data.corpora import SpokenText
+from salad.data.frame_source import FrameSource
 from salad.data.frames import Frames
 from salad.data.interleaving import Sequence, scoring_patterns
-from salad.data.loading import Encoded
+from salad.data.layout import Layout
 from salad.divergence import divergences
 from salad.passes import Part, Progress, run_parts
 from store.ids import digest
@@ -52,7 +53,7 @@ def parts(lab: Path | str, load: Callable, run_id: str, step: int, spoken: list[
                 loaded.append(load())
                 loaded.append(Frames(lab, loaded[0].encoder, ("float32",)))
             model, cached = loaded
-            encoded = Encoded(lab, model.prompt, model.encoder, cached=cached)
+            encoded = FrameSource(lab, model.prompt, model.encoder, cached=cached)
             rows, tokens = score_texts(model, encoded, files[path], seed, tick)
             for table, found in zip(TABLES, (tokens, rows), strict=True):
                 keys = [pa.array([value] * len(found), kind) for value, kind in ((run_id, pa.string()), (step, pa.int64()))]
@@ -63,7 +64,7 @@ def parts(lab: Path | str, load: Callable, run_id: str, step: int, spoken: list[
     return [of(path) for path in sorted(files)]
 
 
-def score_texts(model, encoded: Encoded, spoken: list[SpokenText], seed: int = 0,
+def score_texts(model, encoded: FrameSource, spoken: list[SpokenText], seed: int = 0,
                 tick: Callable[[int], None] | None = None) -> tuple[pa.Table, pa.Table]:  # fmt: skip
     """The rows of `divergences` and of `token_divergences` for `spoken`, without the checkpoint's key.
 
@@ -73,7 +74,7 @@ def score_texts(model, encoded: Encoded, spoken: list[SpokenText], seed: int = 0
     spell = _Spelling(model.tokenizer, model.vocab_size)
     rows, tokens = [], []
     size = BATCH_ROWS.get(model.device.type, BATCH_ROWS["cuda"])
-    for group in batches([max(len(s.ids) for s in sequences) for _, sequences in laid], size):
+    for group in batches([max(len(s.ids) for s in sequences) for _, _, sequences in laid], size):
         found = _score_batch(model, encoded, [spoken[i] for i in group], [laid[i] for i in group], spell)
         rows.append(found[0])
         tokens.append(found[1])
@@ -95,21 +96,21 @@ def batches(lengths: list[int], rows: int) -> list[list[int]]:
     return out
 
 
-def _lay(encoded: Encoded, one: SpokenText, seed: int) -> tuple[list, list[Sequence]]:
-    """(spans, sequences) of the two patterns of a spoken text."""
-    cut = encoded.parts(one)[2]
-    both = [encoded.spans(one, pattern) for pattern in scoring_patterns(seed, one.sample_id, len(cut))]
-    return both, [encoded.sequence(one, spans) for spans in both]
+def _lay(encoded: FrameSource, one: SpokenText, seed: int) -> tuple[Layout, list, list[Sequence]]:
+    """A spoken text laid out, with (spans, sequences) of its two patterns."""
+    layout = encoded.layout(one)
+    both = [layout.spans(pattern) for pattern in scoring_patterns(seed, one.sample_id, len(layout.units))]
+    return layout, both, [layout.sequence(spans) for spans in both]
 
 
-def _score_batch(model, encoded: Encoded, group: list[SpokenText], laid, spell) -> tuple[pa.Table, pa.Table]:
+def _score_batch(model, encoded: FrameSource, group: list[SpokenText], laid, spell) -> tuple[pa.Table, pa.Table]:
     device = model.device
     text_hidden = teacher_hidden = None
     rows, tokens = [], []
     for pattern in (0, 1):
-        spans = [both[pattern] for both, _ in laid]
+        spans = [both[pattern] for _, both, _ in laid]
         speech = [encoded.frames(s, sp) for s, sp in zip(group, spans, strict=True)]
-        batch = collate([pair[pattern] for _, pair in laid], speech, [s.sample_id for s in group]).to(device)
+        batch = collate([pair[pattern] for _, _, pair in laid], speech, [s.sample_id for s in group]).to(device)
         if text_hidden is None:
             with torch.no_grad():
                 text_hidden = model.text_hidden(batch.text_ids_BS)
@@ -124,7 +125,7 @@ def _score_batch(model, encoded: Encoded, group: list[SpokenText], laid, spell) 
             "n_positions": pa.array(n.astype(np.int32)), "n_positions_f": pa.array(n_f.astype(np.int32)),
             "speech_s": pa.array(np.asarray(frames) / model.encoder.frame_rate),
         }))  # fmt: skip
-        tokens.append(_token_rows(encoded, group, batch, told.positions, pattern, spell))
+        tokens.append(_token_rows([layout for layout, _, _ in laid], group, batch, told.positions, pattern, spell))
     return pa.concat_tables(rows), pa.concat_tables(tokens)
 
 
@@ -146,13 +147,13 @@ class _Spelling:
         return pa.ListArray.from_arrays(pa.array(np.arange(0, len(ids) + 1, k or 1, dtype=np.int32)), pairs)
 
 
-def _token_rows(encoded: Encoded, group, batch, told, pattern: int, spell: _Spelling) -> pa.Table:
+def _token_rows(layouts: list[Layout], group, batch, told, pattern: int, spell: _Spelling) -> pa.Table:
     """A row a text position of the batch."""
     sample, position, after = (x.cpu().numpy() for x in (batch.sample_N, batch.positions_N, batch.after_N))
     chars, times, words = (np.zeros((len(sample), 2), dtype) for dtype in (np.int32, np.float64, object))
     for b, one in enumerate(group):
         at = np.flatnonzero(sample == b)
-        ids, offsets, cut = encoded.parts(one)
+        (ids, offsets), cut = layouts[b].written[1:3], layouts[b].units
         text = one.text + (one.answer or "")  # whose characters count on
         where = position[at]
         chars[at] = np.asarray(offsets, np.int32).reshape(-1, 2)[where]

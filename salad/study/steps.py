@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import store
-from salad import checkpoints, training
 from salad import selection as selections
+from salad import training
 from salad.config import RunConfig
 from salad.data import corpora
 from salad.evaluation import tasks
@@ -29,6 +29,7 @@ from salad.speech import load_tts
 from salad.speech.check import load_recogniser
 from salad.study.config import Arm, StudyConfig
 from salad.study.notes import recall, remember
+from salad.training import checkpoints
 
 Lab = Path | str
 

@@ -15,8 +15,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from salad.distributed import Processes, local, whole
 from salad.errors import SaladError
+from salad.training.distributed import Processes, local, whole
 from store import atomic
 
 

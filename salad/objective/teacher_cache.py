@@ -22,19 +22,9 @@ from safetensors.torch import save
 from torch import Tensor
 
 from salad.errors import SaladError
-from salad.objective import (
-    HEAD_TILE,
-    DistillationLoss,
-    _check_mixture,
-    _check_pair,
-    _chunk_rows,
-    _project,
-    _Projection,
-    _rows_with_loss,
-    _sum_dtype,
-    _wide_tile,
-    _without_autocast,
-)
+from salad.objective.checks import check_mixture, check_pair, chunk_size, rows_with_loss
+from salad.objective.loss import DistillationLoss
+from salad.objective.projection import HEAD_TILE, Projection, project, sum_dtype, wide_tile, without_autocast
 from store import atomic
 
 TOP = 8  # ids of the teacher that are kept apart
@@ -69,24 +59,24 @@ def cache_rows(
 
     Ids at or above `vocab_size` are ignored. `[N, V]` logits are never whole. Raises SaladError on shapes that do not fit.
     """
-    vocab_size = _check_pair("teacher", teacher_hidden_NH, head_VH, vocab_size, head_VH)
+    vocab_size = check_pair("teacher", teacher_hidden_NH, head_VH, vocab_size, head_VH)
     n, width, device = *teacher_hidden_NH.shape, teacher_hidden_NH.device
-    teacher = _Projection(teacher_hidden_NH, head_VH, vocab_size)
-    dtype, top = _sum_dtype(teacher), min(TOP, vocab_size)
+    teacher = Projection(teacher_hidden_NH, head_VH, vocab_size)
+    dtype, top = sum_dtype(teacher), min(TOP, vocab_size)
     record = TeacherRecord(
         torch.empty(n, width, dtype=torch.float16, device=device),
         *torch.empty(2, n, dtype=torch.float32, device=device),
         torch.empty(n, top, dtype=torch.int32, device=device),
         torch.empty(n, top, dtype=torch.float32, device=device),
     )
-    size = min(n, _chunk_rows(chunk_rows, device))
+    size = min(n, chunk_size(chunk_rows, device))
     logits, spare = torch.empty(2, size, vocab_size, dtype=dtype, device=device)
-    wide = _wide_tile((teacher,), dtype)
+    wide = wide_tile((teacher,), dtype)
     for start in range(0, n, size or 1):
         at = slice(start, min(start + size, n))
         part, work = logits[: at.stop - start], spare[: at.stop - start]
-        with _without_autocast(device):
-            _project((teacher,), at, (part,), wide)
+        with without_autocast(device):
+            project((teacher,), at, (part,), wide)
             likeliest = part.topk(top, dim=1)
             lse = _softmax_(part)
             kept = part.gather(1, likeliest.indices)
@@ -122,14 +112,14 @@ def cached_distillation_loss(
             "teacher cache: the output head trains, and what is cached holds for a frozen head that teacher and student "
             "share: train LoRA on the projections, or set objective.teacher_cache=false"
         )
-    vocab_size = _check_pair("student", student_hidden_NH, head_VH, vocab_size, head_VH)
+    vocab_size = check_pair("student", student_hidden_NH, head_VH, vocab_size, head_VH)
     n = student_hidden_NH.shape[0]
     if record.rest_NH.shape != student_hidden_NH.shape or targets_N.shape != (n,):
         raise SaladError(
             f"teacher cache: student positions of shape {tuple(student_hidden_NH.shape)}, a record of shape "
             f"{tuple(record.rest_NH.shape)} and targets of shape {tuple(targets_N.shape)} do not fit"
         )
-    _check_mixture("teacher cache", alpha, reduction)
+    check_mixture("teacher cache", alpha, reduction)
     loss, d, nll, kept = _CachedLoss.apply(
         student_hidden_NH, head_VH, record, targets_N, float(alpha), vocab_size, chunk_rows, torch.is_grad_enabled()
     )
@@ -144,24 +134,24 @@ def cached_distillation_loss(
 class _CachedLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden, head, record, targets, alpha, vocab_size, chunk_rows, grad_enabled):
-        rows = _rows_with_loss(targets, vocab_size)
+        rows = rows_with_loss(targets, vocab_size)
         total = targets.numel() if rows is None else rows.numel()
-        student = _Projection(hidden, head, vocab_size)
-        dtype, device = _sum_dtype(student), hidden.device
+        student = Projection(hidden, head, vocab_size)
+        dtype, device = sum_dtype(student), hidden.device
         d, nll = torch.zeros(2, targets.numel(), dtype=dtype, device=device)
         wants = grad_enabled and ctx.needs_input_grad[0]
         gradient = torch.zeros_like(hidden) if wants else None
-        size = min(total, _chunk_rows(chunk_rows, device))
+        size = min(total, chunk_size(chunk_rows, device))
         logits = torch.empty(size, vocab_size, dtype=dtype, device=device)
-        wide = _wide_tile((student,), dtype)
-        with _without_autocast(device):
+        wide = wide_tile((student,), dtype)
+        with without_autocast(device):
             for start in range(0, total, size or 1):
                 chunk = slice(start, min(start + size, total))
                 at = chunk if rows is None else rows[chunk]
                 part = logits[: chunk.stop - start]
                 here = TeacherRecord(*(x[at] for x in record))
                 ids, target = here.ids_NK.long(), targets[at].unsqueeze(1)
-                _project((student,), at, (part,), wide)
+                project((student,), at, (part,), wide)
                 likeliest, wanted = part.gather(1, ids), part.gather(1, target).squeeze(1)
                 lse = _softmax_(part)
                 nll[at] = lse - wanted
@@ -201,7 +191,7 @@ def _expected_logit(record: TeacherRecord, likeliest_NK: Tensor, hidden: Tensor)
     return rest + (record.probabilities_NK * likeliest_NK).sum(1)
 
 
-def _times_head(projection: _Projection, weights: Tensor, spare: Tensor | None = None) -> Tensor:
+def _times_head(projection: Projection, weights: Tensor, spare: Tensor | None = None) -> Tensor:
     """weights [R, V] @ head, in the sums' type. With `spare`, a buffer like `weights`, what the products' type rounds off
     them is multiplied too."""
     sums = torch.zeros(len(weights), projection.head.shape[1], dtype=weights.dtype, device=weights.device)
@@ -262,7 +252,7 @@ class TeacherCache:
             if not source:
                 continue
             some = [source[i] for i in range(0, len(source), max(1, len(source) // 256))]
-            lengths = [len(loader.encoded.prompt.write(one.text, one.answer).ids) for one in some]
+            lengths = [len(loader.frames.prompt.write(one.text, one.answer).ids) for one in some]
             positions += min(sum(lengths) / len(some), config.sequences.context) * len(source)
         if config.optim.batch_tokens:
             positions = min(positions, config.optim.steps * config.optim.batch_tokens)
@@ -290,7 +280,7 @@ class TeacherCache:
                 self._make(key, batch.text_ids_BS.flatten()[start : start + length], model)
             known = self._new.get(key) or self._read(key)
             parts.append(TeacherRecord(*(x[wanted] for x in known)))
-        with _without_autocast(device):  # which has no way to join float16
+        with without_autocast(device):  # which has no way to join float16
             return TeacherRecord(*(torch.cat([p.to(device) for p in some]) for some in zip(*parts, strict=True)))
 
     def _make(self, key: str, ids: Tensor, model) -> None:

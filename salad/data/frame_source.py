@@ -1,0 +1,138 @@
+"""Encoder frames of recordings: from memory, from disk (`salad pass encode`), or encoded now."""
+
+import math
+from collections.abc import Container
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+from salad.data import augmentation
+from salad.data.corpora import SpokenText, audio
+from salad.data.frames import Frames
+from salad.data.interleaving import Span
+from salad.data.layout import Layout, Member, lay_out
+from salad.objective import whole_float32
+
+ENCODED_S = 600.0  # seconds of speech, padding included, that a causal encoder takes at a time
+
+
+class FrameSource:
+    """Layouts and encoder frames of spoken texts.
+
+    With `keep` each is made once and kept in memory: frames then depend on the recording alone. Without, recordings are
+    read by `workers` threads and a causal encoder hears a batch of them at a time. A causal encoder hears the whole
+    recording; one with look-ahead hears each speech span's samples alone, so its frames depend on the pattern.
+    """
+
+    def __init__(self, lab, prompt, encoder, keep: bool = True, workers: int = 4, cached: Frames | None = None):
+        """`prompt`: the model's PromptFormat. `cached`: frames on disk, which are taken where they are there."""
+        self.lab, self.prompt, self.encoder, self.keep, self.cached = lab, prompt, encoder, keep, cached
+        self._layouts: dict[str, Layout] = {}
+        self._frames: dict[str, np.ndarray] = {}
+        self._readers = None if keep else ThreadPoolExecutor(workers, thread_name_prefix="audio")
+
+    def layout(self, spoken: SpokenText) -> Layout:
+        """The text laid out beside its recording; once for each, where things are kept."""
+        known = self._layouts.get(spoken.synthesis_id)
+        if known is not None and known.spoken.duration_s == spoken.duration_s:
+            return known
+        made = lay_out(self.prompt, spoken, self.encoder.frame_rate, None if known is None else known.written)
+        if self.keep and known is None:  # at another speed it is a passing one
+            self._layouts[spoken.synthesis_id] = made
+        return made
+
+    def frames(self, spoken: SpokenText, spans: list[Span], cached: bool = True) -> np.ndarray | None:
+        """Encoder frames [F, D] for the speech among `spans`, None where there is none. `cached`: those on disk will do."""
+        if not any(span.speech for span in spans):
+            return None
+        if spoken.synthesis_id in self._frames:
+            return self._frames[spoken.synthesis_id]
+        frames = self.cached.of(spoken) if cached and self.cached is not None else None
+        if frames is None:
+            frames = self._encode(audio(self.lab, spoken, self.encoder.sample_rate), spans)
+        if self.keep and self.encoder.causal:
+            self._frames[spoken.synthesis_id] = frames
+        return frames
+
+    def frames_of(self, members: list[Member], noises: dict[str, augmentation.Noise],
+                  augmented: Container[str] = ()) -> list[np.ndarray | None]:  # fmt: skip
+        """The same for the samples of a batch, with what alters them done to their sound. Frames on disk are not taken
+        for the sources `augmented`."""
+        rate = self.encoder.sample_rate
+
+        def sound(member: Member) -> np.ndarray:
+            samples = audio(self.lab, member.recording, rate)
+            if member.alteration is None:
+                return samples
+            noise = noises.get(member.source)
+            noise = None if noise is None else noise.sample(member.alteration.seed, rate)
+            return augmentation.altered(samples, rate, member.alteration, noise)
+
+        heard = [i for i, m in enumerate(members) if any(span.speech for span in m.spans)]
+        found: list[np.ndarray | None] = [None] * len(members)
+        if self.keep:
+            for i in heard:
+                one = members[i]
+                if one.alteration is None:
+                    found[i] = self.frames(one.recording, one.spans, one.source not in augmented)
+                else:
+                    found[i] = self._encode(sound(one), one.spans)
+            return found
+        if self.cached is not None:
+            for i in heard:
+                if members[i].source not in augmented:
+                    found[i] = self.cached.of(members[i].recording)
+            heard = [i for i in heard if found[i] is None]
+        sounds = list(self._readers.map(sound, [members[i] for i in heard]))
+        if self.encoder.causal and self.encoder.longest_s is None:
+            for i, frames in zip(heard, self._encode_together(sounds), strict=True):
+                found[i] = frames
+        else:
+            for i, samples in zip(heard, sounds, strict=True):
+                found[i] = self._encode(samples, members[i].spans)
+        return found
+
+    def _device(self):
+        import torch
+
+        return next((p.device for p in self.encoder.parameters()), torch.device("cpu"))
+
+    def _encode(self, sound: np.ndarray, spans: list[Span]) -> np.ndarray:
+        """Frames of one recording [T]."""
+        import torch
+
+        encoder = self.encoder
+        samples = torch.from_numpy(sound).to(self._device())
+        if encoder.causal:
+            return encoder(samples).cpu().numpy()
+        frames = np.zeros((max(span.frame_end for span in spans), encoder.dim), dtype=np.float32)
+        for span in spans:
+            if span.speech:
+                start, end = (
+                    int(f / encoder.frame_rate * encoder.sample_rate) for f in (span.frame_start, span.frame_end)
+                )
+                part = encoder(samples[start:end]).cpu().numpy()[: span.frame_end - span.frame_start]
+                frames[span.frame_start : span.frame_start + len(part)] = part
+        return frames
+
+    def _encode_together(self, sounds: list[np.ndarray]) -> list[np.ndarray]:
+        """Frames of several recordings under a causal encoder, which never hears the padding behind them."""
+        import torch
+
+        encoder, device = self.encoder, self._device()
+        frames: list[np.ndarray] = [np.zeros((0, encoder.dim), np.float32)] * len(sounds)
+        rest = sorted(range(len(sounds)), key=lambda i: -len(sounds[i]))
+        while rest:
+            longest = max(len(sounds[rest[0]]), 1)
+            size = max(1, int(ENCODED_S * encoder.sample_rate / longest))
+            group, rest = rest[:size], rest[size:]
+            samples = np.zeros((len(group), longest), dtype=np.float32)
+            for row, i in enumerate(group):
+                samples[row, : len(sounds[i])] = sounds[i]
+            with torch.no_grad(), whole_float32:
+                told = encoder.frames(torch.from_numpy(samples).to(device)).cpu().numpy()
+            for row, i in enumerate(group):
+                count = math.floor(len(sounds[i]) / encoder.sample_rate * encoder.frame_rate + 1e-6)
+                mine = told[row, :count]
+                frames[i] = np.pad(mine, ((0, count - len(mine)), (0, 0)))
+        return frames

@@ -1,0 +1,39 @@
+"""What may stand in the place of KL(Q || P), for ablations: reverse KL and the Jensen-Shannon divergence, in plain torch."""
+
+import math
+
+import torch
+from torch.utils.checkpoint import checkpoint
+
+from salad.objective.checks import chunk_size, rows_with_loss
+
+DIVERGENCES = ("forward_kl", "reverse_kl", "jsd")
+
+
+def other_divergence(student_hidden, student_head, teacher_hidden, teacher_head, targets, vocab_size, chunk_rows,
+                      divergence):  # fmt: skip
+    """Reverse KL or JSD, and NLL, of every row [N]; 0 where a target is negative."""
+    rows = rows_with_loss(targets, vocab_size)
+    rows = torch.arange(targets.numel(), device=targets.device) if rows is None else rows
+    widest = torch.promote_types(student_hidden.dtype, student_head.dtype)
+    dtype = torch.float64 if widest == torch.float64 else torch.float32
+
+    def values(student, head, teacher, teacher_head, target):
+        log_p = (student @ head[:vocab_size].t()).to(dtype).log_softmax(1)
+        log_q = (teacher @ teacher_head[:vocab_size].t()).to(dtype).log_softmax(1)
+        if divergence == "reverse_kl":
+            d = (log_p.exp() * (log_p - log_q)).sum(1)
+        else:
+            log_m = torch.logaddexp(log_p, log_q) - math.log(2)
+            d = ((log_p.exp() * (log_p - log_m)).sum(1) + (log_q.exp() * (log_q - log_m)).sum(1)) / 2
+        return d, -log_p.gather(1, target.unsqueeze(1)).squeeze(1)
+
+    told = [
+        checkpoint(values, student_hidden[at], student_head, teacher_hidden[at], teacher_head, targets[at],
+                   use_reentrant=False)
+        for at in rows.split(chunk_size(chunk_rows, targets.device))
+    ]  # fmt: skip
+    empty = torch.zeros(targets.numel(), dtype=dtype, device=targets.device)
+    if not told:
+        return empty, empty
+    return tuple(empty.index_put((rows,), torch.cat(parts)) for parts in zip(*told, strict=True))

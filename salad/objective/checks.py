@@ -1,0 +1,54 @@
+"""What the objective is given, looked at before anything is computed: a SaladError in one line says what does not fit."""
+
+import torch
+from torch import Tensor
+
+from salad.errors import SaladError
+
+CHUNK_ROWS = {"cpu": 256, "cuda": 1024}  # rows projected at a time
+
+
+def chunk_size(chunk_rows: int | None, device: torch.device) -> int:
+    if chunk_rows is None:
+        return CHUNK_ROWS.get(device.type, CHUNK_ROWS["cuda"])
+    if chunk_rows < 1:
+        raise SaladError(f"objective: chunk_rows is {chunk_rows}; it must be at least 1")
+    return chunk_rows
+
+
+def rows_with_loss(targets: Tensor, vocab_size: int) -> Tensor | None:
+    if targets.numel() == 0:
+        return None
+    if targets.is_floating_point():
+        raise SaladError(f"distillation_loss: targets are {targets.dtype}; they must be integer token ids")
+    if targets.device.type == "meta":  # shapes only: there is no value to look at
+        return None
+    low, high = torch.stack(targets.aminmax()).tolist()
+    if high >= vocab_size:
+        raise SaladError(f"distillation_loss: target {high} is not among the tokenizer's {vocab_size} ids")
+    return torch.nonzero(targets >= 0).squeeze(1) if low < 0 else None
+
+
+def check_mixture(what: str, alpha: float, reduction: str) -> None:
+    if not 0.0 <= alpha <= 1.0:
+        raise SaladError(f"{what}: alpha is {alpha}; it must lie in [0, 1]")
+    if reduction not in ("mean", "sum", "none"):
+        raise SaladError(f"{what}: reduction is {reduction!r}; use 'mean', 'sum' or 'none'")
+
+
+def check_pair(name: str, hidden: Tensor, head: Tensor, vocab_size: int | None, other_head: Tensor) -> int:
+    if hidden.dim() != 2 or head.dim() != 2 or hidden.shape[1] != head.shape[1]:
+        raise SaladError(
+            f"objective: {name} hidden states {tuple(hidden.shape)} and head {tuple(head.shape)} do not fit; "
+            "they must be [N, H] and [V, H]"
+        )
+    if vocab_size is None:
+        if head.shape[0] != other_head.shape[0]:
+            raise SaladError(
+                f"objective: heads of {head.shape[0]} and {other_head.shape[0]} rows; give vocab_size, the number of "
+                "ids that the tokenizer really has"
+            )
+        return head.shape[0]
+    if not 0 < vocab_size <= head.shape[0]:
+        raise SaladError(f"objective: vocab_size is {vocab_size}, the {name} head has {head.shape[0]} rows")
+    return vocab_size

@@ -1,0 +1,99 @@
+"""From hidden states and heads to logits: rows of `[N, V]` at a time, in float32 whatever the inputs' type."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+
+import torch
+from torch import Tensor
+
+HEAD_TILE = 8192  # rows of a bfloat16 head that stand in float32 at a time (CPU)
+# The precision of float32 products is a setting of the whole process: what another thread computes in float32 while a
+# loss may be under way (the loader's encoder does) holds this, or some of its products are rounded.
+whole_float32 = threading.RLock()
+
+
+class Projection:
+    """Rows of hidden states and a head, in the type in which they are multiplied (autocast's, inside autocast)."""
+
+    def __init__(self, hidden: Tensor, head: Tensor, vocab_size: int):
+        kind = hidden.device.type
+        autocast = kind != "meta" and torch.is_autocast_enabled(kind)
+        self.dtype = torch.get_autocast_dtype(kind) if autocast else torch.promote_types(hidden.dtype, head.dtype)
+        self.hidden, self.source, self.vocab_size = hidden, head, vocab_size
+        self.head = head[:vocab_size].to(self.dtype)
+
+    def rows(self, at) -> Tensor:
+        return self.hidden[at].to(self.dtype)
+
+    def widens(self, dtype: torch.dtype) -> bool:
+        """Whether factors must be copied to `dtype` to get a product in it; CUDA has `out_dtype` instead."""
+        return self.dtype != dtype and not (self.hidden.device.type == "cuda" and dtype == torch.float32)
+
+    def narrow(self, gradient: Tensor, spare: Tensor) -> Tensor:
+        """The gradient in the products' type, written over `spare` (a buffer of the gradient's shape and type)."""
+        if self.dtype == gradient.dtype:
+            return gradient
+        return spare.view(self.dtype).flatten()[: gradient.numel()].view(gradient.shape).copy_(gradient)
+
+    def add_product(self, sums: Tensor, gradient: Tensor, narrow: Tensor, factor: Tensor) -> None:
+        """sums += gradient @ factor, never rounding to less than the type of `sums` on the way."""
+        if self.widens(sums.dtype):
+            with bfloat16_products(self.dtype):
+                sums.addmm_(gradient, factor.to(sums.dtype))
+        elif self.dtype != sums.dtype:
+            torch.addmm(sums, narrow, factor, out_dtype=sums.dtype, out=sums)
+        else:
+            sums.addmm_(gradient, factor)
+
+
+def project(projections, at, outs, wide: Tensor | None, ids: slice | None = None) -> None:
+    """Logits of the rows `at` for the given ids (all) into `outs`, in their type whatever the inputs' type.
+
+    Half precision on CUDA writes float32 (`out_dtype`). torch cannot on CPU: there the head passes through a float32
+    tile, and oneDNN is told to multiply in bfloat16, which loses nothing of bfloat16 factors and sums in float32.
+    """
+    ids = ids or slice(0, projections[0].vocab_size)
+    dtype, step = outs[0].dtype, HEAD_TILE if wide is not None else ids.stop - ids.start
+    rows = [p.rows(at).to(dtype) if p.widens(dtype) else p.rows(at) for p in projections]
+    for start in range(ids.start, ids.stop, step):
+        stop, held = min(start + step, ids.stop), None
+        for projection, hidden, out in zip(projections, rows, outs, strict=True):
+            tile, out = projection.head[start:stop], out[:, start - ids.start : stop - ids.start]
+            if projection.widens(dtype):
+                if held is None or held[0].data_ptr() != tile.data_ptr() or held[0].shape != tile.shape:
+                    held = tile, wide[: tile.numel()].view(tile.shape).copy_(tile)
+                with bfloat16_products(projection.dtype):
+                    torch.mm(hidden, held[1].t(), out=out)
+            elif projection.dtype != dtype:
+                torch.mm(hidden, tile.t(), out_dtype=dtype, out=out)
+            else:
+                torch.mm(hidden, tile.t(), out=out)
+
+
+def wide_tile(projections, dtype: torch.dtype, tile: int = HEAD_TILE) -> Tensor | None:
+    sizes = [min(tile, HEAD_TILE, p.vocab_size) * p.head.shape[1] for p in projections if p.widens(dtype)]
+    return torch.empty(max(sizes), dtype=dtype, device=projections[0].head.device) if sizes else None
+
+
+def sum_dtype(*projections) -> torch.dtype:
+    return torch.float64 if any(p.dtype == torch.float64 for p in projections) else torch.float32
+
+
+@contextmanager
+def bfloat16_products(dtype: torch.dtype) -> Iterator[None]:
+    """On CPU, float32 products whose factors are rounded to bfloat16 (exact for factors that already were)."""
+    if dtype != torch.bfloat16:
+        yield
+        return
+    setting = torch.backends.mkldnn.matmul
+    with whole_float32:
+        before, setting.fp32_precision = setting.fp32_precision, "bf16"
+        try:
+            yield
+        finally:
+            setting.fp32_precision = before
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager:
+    return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)

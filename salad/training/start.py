@@ -1,0 +1,158 @@
+"""What a run begins with: its configuration resolved, its model, its data, its optimizer, its teacher cache."""
+
+from pathlib import Path
+
+import torch
+
+import store
+from salad import lookup
+from salad.config import RunConfig, validate
+from salad.data import corpora
+from salad.data.frame_source import FrameSource
+from salad.data.frames import Frames
+from salad.data.loading import Loader
+from salad.errors import SaladError
+from salad.models.speech_lm import SpeechLM
+from salad.runs import RunFolder
+from salad.training import checkpoints
+from salad.training.distributed import Processes
+from salad.training.schedule import decay_start
+
+
+def resolve(lab: Path | str, config: RunConfig) -> RunConfig:
+    """The configuration with its parent named by run id and its selection frozen, as a run stores it.
+
+    `parent="stage1"` is the lab's newest finished Stage I run. A selection that was only drawn is frozen: its texts
+    that are kept and synthesised become a child selection (METHOD.md, "From selection to training, exactly").
+    """
+    update: dict = {}
+    if config.parent is not None and not config.parent.startswith("r"):
+        update["parent"] = lookup.newest_run(lab, config.parent, "train one first, or name a run id as `parent`")
+    elif config.parent is not None:
+        RunFolder.open(lab, config.parent)
+    if config.selection is not None:
+        from salad.selection import frozen
+
+        update["selection"] = frozen(lab, config.selection)
+    return config.model_copy(update=update)
+
+
+def prepare(lab: Path | str, config: RunConfig, recipe: str, repetition: int = 0) -> RunFolder:
+    """The run's folder, made or found again: the same configuration again resumes its run."""
+    config = resolve(lab, config)
+    return RunFolder.create(
+        lab, config.kind, recipe, config.model_dump(mode="json"), config.parent, config.selection, repetition
+    )
+
+
+def start_model(lab: Path | str, config: RunConfig) -> SpeechLM:
+    """A new student, or for a run with a parent the parent's checkpoint from before its decay."""
+    if config.parent is None:
+        return SpeechLM.build(config, lab)
+    parent = RunFolder.open(lab, config.parent)
+    parent_config = validate(RunConfig, parent.config)
+    return SpeechLM.child(checkpoints.at(parent.path, decay_start(parent_config)) / "model", config, lab)
+
+
+def load_data(
+    lab: Path | str, config: RunConfig, model: SpeechLM, folder: Path | None = None, processes: Processes | None = None
+) -> Loader:
+    """What the run trains on: natural speech, a selection's syntheses, and texts for the text-only batches.
+
+    Which recordings and texts they are is written down once in `folder` and read from there (without one, held in
+    memory): a resumed run goes on with the same, though the lab has grown."""
+    processes = processes or Processes()
+    index = lambda name: None if folder is None else folder / f"{name}.arrow"  # noqa: E731
+
+    def read():
+        con = store.connect(lab)
+        natural = corpora.recordings(con, list(config.data.natural), index("natural"))
+        selected = corpora.selected(con, config.selection, index("selected")) if config.selection else []
+        texts = corpora.text_rows(lab, list(config.data.text), index("text")) if config.data.p_text else []
+        return natural, selected, texts
+
+    first, failure = None, None
+    try:
+        first = read() if processes.rank == 0 else None  # the others read what the first has written
+    except SaladError as error:
+        failure = error
+    processes.agree(failure)
+    natural, selected, texts = first or read()
+    hours = (natural.total_s + (selected.total_s if selected else 0.0)) / 3600
+    size_gb = hours * 3600 * model.encoder.frame_rate * model.encoder.dim * 4 / 1e9
+    cached = Frames(lab, model.encoder)
+    frames = FrameSource(lab, model.prompt, model.encoder, size_gb <= config.data.keep_gb, config.data.workers, cached)
+    return Loader(config, frames, natural, selected, texts, processes.rank, processes.world)
+
+
+def prepared(model: SpeechLM, config: RunConfig, processes: Processes) -> torch.optim.Optimizer:
+    """Move the model to its device, set it up to be trained, shard it; returns AdamW over the adapter and the LLM.
+
+    What trains is held in float32, whatever `llm.dtype` it computes in: bfloat16 would swallow small updates."""
+    optim = config.optim
+    model.to(processes.device).train()
+    model.encoder.eval()
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    if optim.gradient_checkpointing:
+        for part in (model.llm, model.adapter.transformer):
+            part.activation_checkpointing_enable({"use_reentrant": False})
+    processes.shard(model, model.dtype)
+    parts = ((model.adapter, optim.lr_adapter), (model.llm, optim.lr_llm))
+    return torch.optim.AdamW(
+        [{"params": [p for p in part.parameters() if p.requires_grad], "lr": lr} for part, lr in parts],
+        betas=optim.betas,
+        weight_decay=optim.weight_decay,
+        fused=True,
+    )
+
+
+def log_frames(run: RunFolder, config: RunConfig, loader: Loader) -> None:
+    """Say in the run's log which sources' frames come from disk."""
+    for name in config.data.natural:
+        if name not in config.data.augment and (folders := loader.frames.cached.folders(name)):
+            run.log(f"encoder frames of {name}: taken from {folders[0]} where they are whole")
+
+
+def teacher_cache(lab, config: RunConfig, model: SpeechLM, loader: Loader, processes: Processes, run: RunFolder):
+    """The cache that `objective.teacher_cache` asks for, its size told; a SaladError where it cannot be, or is too large."""
+    from salad.objective.teacher_cache import TeacherCache
+
+    if processes.world > 1:  # one would wait in the teacher's sharded layers for another that need not go there
+        raise SaladError(
+            f"objective.teacher_cache works in one process, and this run has {processes.world}: set "
+            "objective.teacher_cache=false, or take one GPU"
+        )
+    cache = TeacherCache(lab, model)
+    told = cache.says(loader, config)
+    print(told, flush=True)
+    run.log(told)
+    return cache
+
+
+def check_unchanged(run_id: str, before: dict | None, now: dict) -> None:
+    """SaladError where a run would go on with another configuration or number of processes than it began with."""
+    if before is None:  # a checkpoint from before this was written down
+        return
+    if before["world_size"] != now["world_size"]:
+        raise SaladError(
+            f"run {run_id} was trained by {before['world_size']} processes so far, and its optimizer is in as many parts; "
+            f"now there are {now['world_size']}: resume it with {before['world_size']}"
+        )
+    changed = [f"{k} was {a!r} and is now {b!r}" for k, a, b in _differences(before["config"], now["config"])]
+    if changed:
+        raise SaladError(
+            f"run {run_id} cannot go on with another configuration: {'; '.join(changed[:4])}. Put config.json back, or "
+            "launch the new configuration, which is a run of its own"
+        )
+
+
+def _differences(before: dict, now: dict, where: str = ""):
+    """(dotted key, before, now) of what differs; keys that only one side knows came or went with the code."""
+    for key in sorted(before.keys() & now.keys()):
+        a, b = before[key], now[key]
+        if isinstance(a, dict) and isinstance(b, dict):
+            yield from _differences(a, b, f"{where}{key}.")
+        elif a != b:
+            yield f"{where}{key}", a, b
