@@ -18,6 +18,8 @@ from typing import Annotated
 import tyro
 from tyro.extras import SubcommandApp
 
+import salad
+
 Lab = Annotated[
     str | None, tyro.conf.arg(metavar="DIR", help="the lab (default: $SALAD_LAB, else lab/)", help_behavior_hint="")
 ]
@@ -70,6 +72,9 @@ def parse(args: list[str]) -> Callable[[], int | None]:
     """The command that `args` name, bound; raises SystemExit(2) after one line where they name none."""
     config = (tyro.conf.FlagCreatePairsOff, tyro.conf.HelptextFromCommentsOff)
     name, *rest = args or [""]
+    if name == "--version":
+        print(f"salad {salad.__version__}")
+        raise SystemExit(0)
     complaint = io.StringIO()
     with contextlib.redirect_stderr(complaint):
         try:
