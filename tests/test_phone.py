@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from salad.errors import SaladError
 from salad.miniature import encoder as encoder_module
-from salad.miniature.encoder import EncoderConfig, labels, plain_phone, pseudo_word, train_encoder, world_words
+from salad.miniature.encoder import PhoneEncoderConfig, labels, plain_phone, pseudo_word, train_encoder, world_words
 from salad.miniature.recogniser import VOCABULARY, RecogniserConfig, characters, train_recogniser
 from salad.models.phone import PhoneConfig, PhoneEncoder, PhoneForCTC
 from salad.speech import Phone, Utterance
@@ -31,7 +31,7 @@ def trained(tmp_path_factory):
     """An encoder and a recogniser that have trained for a moment: (folder, encoder's record, recogniser's record)."""
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("models")
-    small = EncoderConfig(seed=11, width=64, utterances=60, held_out=6, steps=60, batch=8)
+    small = PhoneEncoderConfig(seed=11, width=64, utterances=60, held_out=6, steps=60, batch=8)
     told = train_encoder(small, folder / "encoder")
     heard = train_recogniser(
         RecogniserConfig(seed=11, steps=4, width=32, layers=2), TEXTS, folder / "recogniser", encoder=folder / "encoder"
@@ -152,7 +152,7 @@ def test_a_short_training_tells_phones_in_voices_it_never_heard(trained):
 
 
 def test_the_same_training_gives_the_same_bytes_and_is_not_done_twice(tmp_path):
-    config = EncoderConfig(seed=11, width=32, utterances=6, held_out=0, steps=3, batch=2)
+    config = PhoneEncoderConfig(seed=11, width=32, utterances=6, held_out=0, steps=3, batch=2)
     steps = []
     train_encoder(config, tmp_path / "a", lambda step, loss: steps.append(step))
     train_encoder(config, tmp_path / "b")
@@ -173,7 +173,7 @@ def test_the_recogniser_gives_the_same_bytes_and_another_encoder_makes_it_anew(t
         )
     assert steps == [1, 2, 1, 2]
     assert (tmp_path / "a/model.safetensors").read_bytes() == (tmp_path / "b/model.safetensors").read_bytes()
-    other = EncoderConfig(seed=10, width=32, utterances=4, held_out=0, steps=2, batch=2)
+    other = PhoneEncoderConfig(seed=10, width=32, utterances=4, held_out=0, steps=2, batch=2)
     train_encoder(other, tmp_path / "encoder")
     train_recogniser(config, TEXTS, tmp_path / "a", encoder=tmp_path / "encoder")
     assert (tmp_path / "a/model.safetensors").read_bytes() != (tmp_path / "b/model.safetensors").read_bytes()
@@ -214,6 +214,6 @@ def test_characters_are_those_of_the_written_text(text, wanted):
 
 
 def test_unknown_keys_are_refused():
-    for config in (EncoderConfig, RecogniserConfig):
+    for config in (PhoneEncoderConfig, RecogniserConfig):
         with pytest.raises(ValidationError):
             config(stepz=3)

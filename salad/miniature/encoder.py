@@ -31,7 +31,7 @@ VARIANTS = (
 HELD_OUT = ("adam", "boris", "edward", "steph", "michel")  # voices that only measure
 
 
-class EncoderConfig(Frozen):
+class PhoneEncoderConfig(Frozen):
     """Shape, data and training of the encoder: about 20 s on one core, a third of it speech."""
 
     seed: int = 0
@@ -50,7 +50,7 @@ class EncoderConfig(Frozen):
     lr: float = Field(3e-3, gt=0, description="peak of the one-cycle schedule")
     weight_decay: float = Field(0.01, ge=0)
 
-    def smoke(self) -> "EncoderConfig":
+    def smoke(self) -> "PhoneEncoderConfig":
         """The smallest that runs; it has learnt next to nothing."""
         return self.model_copy(update={"utterances": 40, "held_out": 4, "steps": 20, "batch": 8})
 
@@ -147,7 +147,7 @@ def labels(utterance, n_steps: int, phones: list[str], delay_s: float) -> np.nda
 
 
 def train_encoder(
-    config: EncoderConfig, folder: Path | str, on_step: Callable[[int, float], None] | None = None
+    config: PhoneEncoderConfig, folder: Path | str, on_step: Callable[[int, float], None] | None = None
 ) -> dict:
     """Train a PhoneEncoder and save it with its feature extractor in `folder`, as safetensors.
 
@@ -268,7 +268,7 @@ def phone_accuracy(model, spoken, delay_s: float) -> float:
     return right / max(total, 1)
 
 
-def _accuracy(config: EncoderConfig, model) -> float | None:
+def _accuracy(config: PhoneEncoderConfig, model) -> float | None:
     if not config.held_out:
         return None
     return phone_accuracy(model, utterances(config.seed, config.held_out, HELD_OUT, config.clean), config.label_delay_s)

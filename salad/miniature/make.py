@@ -13,7 +13,7 @@ import torch
 import store
 from salad.data import corpora
 from salad.evaluation import tasks
-from salad.miniature.encoder import EncoderConfig
+from salad.miniature.encoder import PhoneEncoderConfig
 from salad.miniature.recogniser import RecogniserConfig
 from salad.miniature.teacher import TeacherConfig
 from salad.miniature.world import WorldConfig
@@ -103,7 +103,7 @@ def make_teacher(progress: Progress | None, lab: Path | str, config: TeacherConf
     return f"{config.steps} steps on {len(texts)} documents", run.run_id
 
 
-def make_encoder(progress: Progress | None, lab: Path | str, config: EncoderConfig) -> str:
+def make_encoder(progress: Progress | None, lab: Path | str, config: PhoneEncoderConfig) -> str:
     """Train the speech encoder as a phone classifier on pseudo-words."""
     from salad.miniature.encoder import train_encoder
 

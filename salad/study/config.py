@@ -6,7 +6,7 @@ from pydantic import Field
 
 from salad.config import Frozen, RunConfig
 from salad.errors import SaladError
-from salad.miniature.encoder import EncoderConfig
+from salad.miniature.encoder import PhoneEncoderConfig
 from salad.miniature.recogniser import RecogniserConfig
 from salad.miniature.teacher import TeacherConfig
 from salad.miniature.voices import NATURAL_VOICES, PROBE_VOICES, VOICES
@@ -35,7 +35,7 @@ class StudyConfig(Frozen):
     seed: int = 0
     world: WorldConfig = WorldConfig()
     teacher: TeacherConfig = TeacherConfig()
-    encoder: EncoderConfig = EncoderConfig()
+    encoder: PhoneEncoderConfig = PhoneEncoderConfig()
     recogniser: RecogniserConfig = RecogniserConfig(voices=VOICES)
     natural_voices: tuple[str, ...] = NATURAL_VOICES
     tts: str = "espeak"
