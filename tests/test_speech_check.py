@@ -1,6 +1,7 @@
 """The ASR check: rates on both sides of one normaliser, recognisers by standard loading, acoustic flags."""
 
 import json
+import re
 import shutil
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from salad import SaladError
 from salad.speech import load_tts
 from salad.speech.check import CTCRecogniser, acoustic_flags, check, check_many, load_recogniser, normalise
+from tests.test_speech_spoken import CHINESE, GERMAN, SAID
 
 TEXT = "What color is the cat? Blue."
 spoken = load_tts("espeak").speak(TEXT, "en-us", 0).samples
@@ -36,10 +38,57 @@ def test_both_sides_go_through_one_normaliser_and_the_raw_rates_stand_beside():
     assert normalise("It's 20% of the colour!") == normalise("it is twenty percent of the colour")
 
 
-def test_what_the_voice_was_given_counts_where_it_is_nearer():
+def test_an_address_is_compared_as_it_is_read():
     said = "Go to example dot com."
     got = check(spoken, "Go to https://www.example.com/a/b", Hears("go to example dot com"), spoken=said)
     assert got.cer == 0
+
+
+def test_what_was_wrongly_spoken_shows_as_an_error_though_the_voice_said_what_it_was_given():
+    for text, wrong, right in [
+        ("Over 10k people.", "Over one 0k people.", "over ten thousand people"),
+        ("In the 1990s.", "In the nineteen ninety seconds.", "in the nineteen nineties"),
+        ("Is it? No. It is.", "Is it? number It is.", "is it no it is"),
+    ]:
+        assert check(spoken, text, Hears(wrong.lower()), spoken=wrong).cer > 0.05
+        assert check(spoken, text, Hears(right), spoken=wrong).cer == 0
+
+
+@pytest.mark.parametrize("language, cases", [("en", SAID), ("de", GERMAN), ("zh", CHINESE)])
+def test_perfect_speech_has_no_error_however_the_recogniser_writes_it(language, cases):
+    for text, said in cases.items():
+        for written in (text, said, re.sub(r"[^\w\s']", " ", said.lower())):
+            assert normalise(written, language) == normalise(text, language), text
+
+
+@pytest.mark.parametrize(
+    "text, heard",
+    [
+        ("I don’t know; it’s “fine”.", "I don't know. It's fine."),
+        ("Meet at 3:45pm.", "Meet at 3:45 PM"),
+        ("the U.S. and the café", "the US and the cafe\u0301"),
+        ("It sat (again) on [the] mat.", "It sat again on the mat"),
+        ("1,500 or 150 people", "fifteen hundred or one hundred fifty people"),
+        ("Call 555-1234.", "call five five five one two three four"),
+    ],
+)
+def test_quotes_letters_and_accents_are_no_errors(text, heard):
+    assert check(spoken, text, Hears(heard)).cer == 0
+
+
+def test_other_languages_have_rates_of_their_own():
+    got = check(spoken, "Es kostet 3 €.", Knows("es kostet drei euro"), language="de")
+    assert (got.cer, got.wer) == (0, 0)
+    got = check(spoken, "今天25℃，很好。", Knows("今天二十五摄氏度 很坏"), language="zh")
+    assert got.cer == got.wer == pytest.approx(1 / 10)
+
+
+class Knows(Hears):
+    """One that is told the language."""
+
+    def transcribe(self, samples, languages):
+        assert set(languages) <= {"de", "zh"}
+        return super().transcribe(samples)
 
 
 def test_empty_texts_and_empty_sound_give_numbers():
@@ -157,6 +206,8 @@ def test_a_whisper_loads_and_batches_change_nothing(whisper_folder):
     assert recogniser.transcribe(recordings) == [recogniser.transcribe([one])[0] for one in recordings]
     assert len(recogniser.transcribe([np.tile(spoken, 20), spoken])) == 2  # above 30 s
     assert check(spoken, TEXT, recogniser).cer > 0.3
+    with pytest.raises(SaladError, match="hears English alone, and this is German: name a multilingual one"):
+        check(spoken, TEXT, recogniser, language="de")
 
 
 def test_what_is_no_recogniser_is_refused_in_one_line(tmp_path, ctc_folder):

@@ -165,7 +165,7 @@ def shots_before(items: list, question: str, count: int, seed: int) -> str:
 
 def ends_sentence(text: str) -> bool:
     """Whether `text` ends with the end of a sentence: "St." and "Dr." do not, "0." may go on."""
-    from salad.speech.spoken import ABBREVIATIONS
+    from salad.speech.english import ABBREVIATIONS
 
     told = text.rstrip().rstrip("\"')]”’")
     if not told.endswith((".", "!", "?")):
@@ -489,7 +489,8 @@ def keep_recording(lab: Path | str, question: Question) -> str:
     synthesis id. Only with the speaker's consent."""
     from salad.evaluation.spoken import context_sample
     from salad.speech import Utterance, shar
-    from salad.speech.spoken import speakability, spoken_form
+    from salad.speech.speakability import speakability
+    from salad.speech.spoken import spoken_form
 
     if question.source not in ("file", "microphone"):
         raise SaladError("only a question that was recorded or uploaded can become a recorded test item")

@@ -141,7 +141,8 @@ def _recogniser(lab: Path | str, asr: str | None):
 
 def _samples(lab, task: str, texts: list[str]) -> None:
     """Rows of `samples` for the texts that have none."""
-    from salad.speech.spoken import speakability, spoken_form
+    from salad.speech.speakability import speakability
+    from salad.speech.spoken import spoken_form
 
     ids = {store.ids.sample_id(task, text): text for text in texts}
     known = store.connect(lab).execute(

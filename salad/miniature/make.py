@@ -29,7 +29,8 @@ def make_world(progress: Progress | None, lab: Path | str, config: WorldConfig, 
     `user_corpus`: a file of the user's own texts, which join the broad corpus."""
     from salad.miniature.world import build_world
     from salad.prepare import Benchmarks, near_duplicates
-    from salad.speech.spoken import speakability, spoken_form
+    from salad.speech.speakability import speakability
+    from salad.speech.spoken import spoken_form
 
     built = build_world(config, lab, user_corpus)
     tokenizer = load_tokenizer("models/tokenizer", lab)

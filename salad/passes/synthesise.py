@@ -164,9 +164,10 @@ class _Speaker:
 def speak(tts: TTS, job: Job, recorded: bool):
     """The utterance of a job: the text's spoken form, word times mapped back to the text."""
     from salad.speech import room
+    from salad.speech.languages import of_voice
     from salad.speech.spoken import spoken_form, text_words
 
-    form = spoken_form(job.text)
+    form = spoken_form(job.text, of_voice(tts.name, job.voice))
     utterance = tts.speak(form.spoken, job.voice, job.seed)
     utterance.words = text_words(utterance.words, form, job.text)
     if recorded:
@@ -179,9 +180,11 @@ def planted_in(tts: TTS, job: Job) -> dict:
     """The truth about a fault that the miniature plants on purpose, as a column; {} for every other engine."""
     if not hasattr(tts, "planted"):
         return {}
+    from salad.speech.languages import of_voice
     from salad.speech.spoken import spoken_form
 
-    return {"planted": tts.planted(spoken_form(job.text).spoken, job.voice, job.seed)}
+    form = spoken_form(job.text, of_voice(tts.name, job.voice))
+    return {"planted": tts.planted(form.spoken, job.voice, job.seed)}
 
 
 def checked(lab, rows: list[dict], texts: dict[str, str], recogniser) -> list[dict]:
@@ -190,12 +193,13 @@ def checked(lab, rows: list[dict], texts: dict[str, str], recogniser) -> list[di
     from salad.models.names import kept
     from salad.speech import SAMPLE_RATE
     from salad.speech.check import check_many
+    from salad.speech.languages import of_voice
     from salad.speech.spoken import spoken_form
 
-    written = [texts[row["sample_id"]] for row in rows]
+    written, languages = [texts[row["sample_id"]] for row in rows], [of_voice(row["tts"], row["voice"]) for row in rows]
     found = check_many(
-        [audio_of(lab, row, SAMPLE_RATE) for row in rows], written, recogniser,
-        spoken=[spoken_form(text).spoken for text in written],
+        [audio_of(lab, row, SAMPLE_RATE) for row in rows], written, recogniser, languages=languages,
+        spoken=[spoken_form(text, code).spoken for text, code in zip(written, languages, strict=True)],
     )  # fmt: skip
     return [
         row | measured.columns()

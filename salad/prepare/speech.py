@@ -25,7 +25,8 @@ from salad.prepare.recordings import Recorded, Unusable, count, recordings, refu
 from salad.speech import SAMPLE_RATE, Utterance, shar
 from salad.speech.align import align
 from salad.speech.check import MIN_S, CTCRecogniser, check_many, is_silent
-from salad.speech.spoken import speakability, spoken_form
+from salad.speech.speakability import speakability
+from salad.speech.spoken import spoken_form
 from store import atomic
 
 SHARD = 250  # recordings; their sound is in memory, 64 kB a second

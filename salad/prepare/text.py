@@ -29,7 +29,8 @@ from salad.prepare import duplicates
 from salad.prepare.documents import Document
 from salad.prepare.overlap import NGRAM, Benchmarks
 from salad.prepare.passages import CHARACTERS_PER_S, passages, sentences, whole
-from salad.speech.spoken import speakability, spoken_form
+from salad.speech.speakability import speakability
+from salad.speech.spoken import spoken_form
 from store import atomic
 
 CHUNK = 5_000  # documents

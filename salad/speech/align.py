@@ -84,7 +84,7 @@ def delays(recogniser: CTCRecogniser, spoken: list[tuple[np.ndarray, str, list[W
 
 
 def align(
-    samples: np.ndarray, text: str, recogniser: CTCRecogniser, log_probs_TV: np.ndarray | None = None
+    samples: np.ndarray, text: str, recogniser: CTCRecogniser, log_probs_TV: np.ndarray | None = None, language: str = "en"
 ) -> Alignment:
     """samples: float32 [T] at 16 kHz; text: what is said; log_probs_TV: what the recogniser made of it, where it has
     heard it already (`CTCRecogniser.hear`). Numbers and the like are aligned as they are spoken
@@ -92,7 +92,7 @@ def align(
     model, the text has no letter that it knows, or the recording is too short for it."""
     if not isinstance(recogniser, CTCRecogniser):
         raise SaladError(f"{recogniser.name} is no CTC model: alignment needs one")
-    spoken = spoken_form(text)
+    spoken = spoken_form(text, language)
     vocabulary = recogniser.processor.tokenizer.get_vocab()
     gap = vocabulary.get(recogniser.processor.tokenizer.word_delimiter_token)
     labels: list[int] = []

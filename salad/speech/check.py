@@ -3,10 +3,11 @@
     recogniser = load_recogniser("lab/models/recogniser")        # or "openai/whisper-small", "facebook/wav2vec2-…"
     check(samples, text, recogniser)                              # -> Check(cer=0.02, wer=0.1, …, flags=[])
 
-Only the normalised rates exclude anything: text and transcript both go through Whisper's English normaliser, so that
+Only the normalised rates exclude anything: text and transcript both go through one normaliser (`normalise`), so that
 "$1,000" and "one thousand dollars" agree. The raw ones stand beside them.
 """
 
+import re
 from dataclasses import asdict, dataclass
 from functools import cache, cached_property, partial
 from pathlib import Path
@@ -16,9 +17,12 @@ import numpy as np
 
 from salad.errors import SaladError
 from salad.speech import SAMPLE_RATE
+from salad.speech.languages import language as row_of
+from salad.speech.spoken import spoken_form
+from salad.speech.words import runs
 
 MIN_S = 0.1  # shorter is empty
-CHARACTERS_PER_S = (4.0, 30.0)  # letters and digits of what is spoken; fluent English has 10 to 20
+SPEAKING_RATE = (4 / 15, 2.0)  # letters and digits of what is spoken, re what is fluent in the language
 LONGEST_PAUSE_S = 1.5
 NO_SOUND = 1e-3  # RMS of the louder frames below which nothing is heard
 EXPECTED = (0.5, 2.0)  # of the expected duration
@@ -28,7 +32,8 @@ class Recogniser(Protocol):
     name: str
 
     def transcribe(self, samples: list[np.ndarray]) -> list[str]:
-        """float32 [T] at 16 kHz each -> their transcripts, in order."""
+        """float32 [T] at 16 kHz each -> their transcripts, in order. Where something else than English is spoken, it is
+        called with `languages=` too, a code of ISO 639-1 for each."""
         ...
 
 
@@ -49,17 +54,44 @@ class Check:
         return {key: value for key, value in asdict(self).items() if key != "flags"}
 
 
+_BRACKETS = str.maketrans(dict.fromkeys("()[]<>{}.,%$¢€£", " "))  # within brackets Whisper's normalisers leave words out
+_HUNDREDS = "eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen".split()
+_SAME_READING = [
+    (re.compile(r"\b(\w) (?=\w\b)"), r"\1"),  # letters that are spelled: "p m" is "pm"
+    (re.compile(r"\b(hundred|thousand) and\b"), r"\1"),
+    *((re.compile(rf"\b{word} hundred\b(?!s)"), f"one thousand {digit} hundred")
+      for word, digit in zip(_HUNDREDS, "one two three four five six seven eight nine".split(), strict=True)),
+]  # fmt: skip
+
+
 @cache
-def _normaliser():
+def _normaliser(code: str):
     # The British-American spelling table is part of a Whisper checkpoint, not of transformers: both sides go without.
-    from transformers.models.whisper.english_normalizer import EnglishTextNormalizer
+    from transformers.models.whisper.english_normalizer import BasicTextNormalizer, EnglishTextNormalizer
 
-    return EnglishTextNormalizer({})
+    if code != "en":
+        return BasicTextNormalizer()
+    made = EnglishTextNormalizer({})
+    made.standardize_numbers = str  # numbers are words by now, and its way back makes "one zero" ten
+    return made
 
 
-def normalise(text: str) -> str:
-    """`text` through Whisper's English normaliser (transformers)."""
-    return _normaliser()(text).strip()
+def normalise(text: str, language: str = "en") -> str:
+    """`text` as it is compared: its reading (`spoken_form`), then Whisper's normaliser of the language (transformers), so
+    that "$1,000", "one thousand dollars" and "1000 dollars" agree, "don’t" and "don't", "3 p.m." and "three PM". Texts of
+    scripts without blanks between words come out without blanks."""
+    row = row_of(language)
+    plain = _normaliser(row.code)(spoken_form(text, row.code).spoken.translate(_BRACKETS))
+    if not row.spaced:
+        return "".join(plain.split())
+    for pattern, same in _SAME_READING:
+        plain = pattern.sub(same, plain)
+    return " ".join(plain.split())
+
+
+def words_in(normalised: str) -> list[str]:
+    """What a word error rate counts: words, and in scripts without blanks between them characters."""
+    return [normalised[start:end] for start, end in runs(normalised)]
 
 
 def _rates(reference: str, hypothesis: str) -> tuple[float, float]:
@@ -68,7 +100,9 @@ def _rates(reference: str, hypothesis: str) -> tuple[float, float]:
     if not reference.strip():
         missed = float(bool(hypothesis.strip()))
         return missed, missed
-    return float(jiwer.cer(reference, hypothesis)), float(jiwer.wer(reference, hypothesis))
+    reference, hypothesis = " ".join(reference.split()), " ".join(hypothesis.split())
+    words = " ".join(words_in(reference)), " ".join(words_in(hypothesis))
+    return float(jiwer.cer(reference, hypothesis)), float(jiwer.wer(*words))
 
 
 def levels(samples: np.ndarray, rate: int) -> tuple[int, np.ndarray]:
@@ -84,7 +118,7 @@ def is_silent(samples: np.ndarray, rate: int = SAMPLE_RATE) -> bool:
 
 
 def acoustic_flags(
-    samples: np.ndarray, text: str, rate: int = SAMPLE_RATE, expected_s: float | None = None
+    samples: np.ndarray, text: str, rate: int = SAMPLE_RATE, expected_s: float | None = None, language: str = "en"
 ) -> list[str]:
     """What is wrong with the sound alone: "empty", "not finite", "sample rate", "clipping", "silence" (no sound at
     all, or a pause above 1.5 s), "cut off" (ends at full voice), "speaking rate", "duration". `text`: what is said."""
@@ -109,8 +143,8 @@ def acoustic_flags(
         flags.append("silence")
     if loudest >= NO_SOUND and level[-1] > 0.3 * loudest:
         flags.append("cut off")
-    characters = sum(c.isalnum() for c in text)
-    if not CHARACTERS_PER_S[0] <= characters / duration <= CHARACTERS_PER_S[1]:
+    fluent = sum(c.isalnum() for c in text) / duration / row_of(language).characters_per_s
+    if not SPEAKING_RATE[0] <= fluent <= SPEAKING_RATE[1]:
         flags.append("speaking rate")
     if expected_s and not EXPECTED[0] <= duration / expected_s <= EXPECTED[1]:
         flags.append("duration")
@@ -118,34 +152,36 @@ def acoustic_flags(
 
 
 def check(samples, text: str, recogniser: Recogniser, *, spoken: str | None = None, rate: int = SAMPLE_RATE,
-          expected_s: float | None = None) -> Check:  # fmt: skip
-    """One recording. samples: float32 [T] at `rate` Hz; text: what stands written; spoken: what the voice was given,
-    where it differs; expected_s: the duration that is expected. See `check_many`."""
-    return check_many([samples], [text], recogniser, spoken=[spoken or text], rates=[rate], expected_s=[expected_s])[0]
+          expected_s: float | None = None, language: str = "en") -> Check:  # fmt: skip
+    """One recording. samples: float32 [T] at `rate` Hz; text: what stands written, in `language`; spoken: what the voice
+    was given, where it differs; expected_s: the duration that is expected. See `check_many`."""
+    return check_many([samples], [text], recogniser, spoken=[spoken or text], rates=[rate], expected_s=[expected_s],
+                      languages=[language])[0]  # fmt: skip
 
 
 def check_many(samples: list, texts: list[str], recogniser: Recogniser, *, spoken: list[str] | None = None,
-               rates: list[int] | None = None, expected_s: list | None = None,
-               transcripts: list[str] | None = None) -> list[Check]:  # fmt: skip
+               rates: list[int] | None = None, expected_s: list | None = None, transcripts: list[str] | None = None,
+               languages: list[str] | None = None) -> list[Check]:  # fmt: skip
     """Many recordings, transcribed in batches (or as `transcripts` says, where the recogniser has heard them already).
-    The reference of a rate is `text` or `spoken`, whichever the transcript is nearer to: a voice that says "example
-    dot com" for a URL has said what it was given."""
+    The reference of the rates is the reading of `text` (`normalise`), whatever the voice was given: where `spoken` was
+    wrong, what was said shows as an error. `spoken` serves for the speaking rate. languages: English where None."""
     from salad.speech.shar import to_rate
 
     spoken, rates = spoken or texts, rates or [SAMPLE_RATE] * len(texts)
-    expected_s = expected_s or [None] * len(texts)
+    expected_s, languages = expected_s or [None] * len(texts), languages or ["en"] * len(texts)
     heard = [np.nan_to_num(to_rate(np.asarray(s, np.float32), r)) for s, r in zip(samples, rates, strict=True)]
     audible = [i for i, h in enumerate(heard) if len(h) >= MIN_S * SAMPLE_RATE]
     if transcripts is None:
-        told = dict(zip(audible, recogniser.transcribe([heard[i] for i in audible]), strict=True))
+        spoken_in = [languages[i] for i in audible]
+        more = {"languages": spoken_in} if set(spoken_in) - {"en"} else {}
+        told = dict(zip(audible, recogniser.transcribe([heard[i] for i in audible], **more), strict=True))
         transcripts = [told.get(i, "") for i in range(len(texts))]
     checks = []
     for i, (text, said) in enumerate(zip(texts, spoken, strict=True)):
         transcript = transcripts[i]
-        normal = normalise(transcript)
-        cer, wer = min(_rates(normalise(reference), normal) for reference in (text, said))
-        raw_cer, raw_wer = min(_rates(reference, transcript) for reference in (text, said))
-        flags = acoustic_flags(samples[i], said, rates[i], expected_s[i])
+        cer, wer = _rates(normalise(text, languages[i]), normalise(transcript, languages[i]))
+        raw_cer, raw_wer = _rates(text, transcript)
+        flags = acoustic_flags(samples[i], said, rates[i], expected_s[i], languages[i])
         checks.append(Check(cer, wer, raw_cer, raw_wer, transcript, recogniser.name, flags))
     return checks
 
@@ -190,9 +226,17 @@ class _Batched:
             samples, sampling_rate=SAMPLE_RATE, return_tensors="pt", return_attention_mask=True, **how
         ).to(self.model.device)
 
-    def transcribe(self, samples: list[np.ndarray]) -> list[str]:
-        """float32 [T] at 16 kHz each -> transcripts, in order; batched by length, longest first."""
-        return [transcript.strip() for transcript in self._batched(samples, self._batch, "")]
+    def transcribe(self, samples: list[np.ndarray], languages: list[str] | None = None) -> list[str]:
+        """float32 [T] at 16 kHz each -> transcripts, in order; batched by length, longest first. languages: what is
+        spoken in each, English where None; raises SaladError where the model does not have one of them."""
+        languages = languages or ["en"] * len(samples)
+        out = [""] * len(samples)
+        for code in dict.fromkeys(languages):
+            those = [i for i, one in enumerate(languages) if one == code]
+            found = self._batched([samples[i] for i in those], partial(self._batch, language=code), "")
+            for i, transcript in zip(those, found, strict=True):
+                out[i] = transcript.strip()
+        return out
 
     def _batched(self, samples: list[np.ndarray], work, nothing) -> list:
         import torch
@@ -249,17 +293,25 @@ class CTCRecogniser(_Batched):
     def _decode(self, log_probs_TV: np.ndarray) -> str:
         return self.processor.tokenizer.decode(log_probs_TV.argmax(-1).tolist()).strip()
 
-    def _batch(self, samples):
+    def _batch(self, samples, language):
         return [self._decode(row) for row in self.log_probs(samples)]
 
 
 class WhisperRecogniser(_Batched):
-    """Whisper and its kin, greedy, in English where the model has languages; above 30 s by its own long form."""
+    """Whisper and its kin, greedy, in the language that is spoken; above 30 s by its own long form."""
 
     WINDOW = 30 * SAMPLE_RATE
 
-    def _batch(self, samples):
-        how = {"language": "en", "task": "transcribe"} if self.model.generation_config.is_multilingual else {}
+    def _how(self, language: str) -> dict:
+        """What `generate` is told. Raises SaladError where the model knows no such language."""
+        if not getattr(self.model.generation_config, "is_multilingual", False):
+            if language != "en":
+                raise SaladError(f"{self.name} hears English alone, and this is {row_of(language).name}: name a multilingual one")
+            return {}
+        return {"language": language, "task": "transcribe"}
+
+    def _batch(self, samples, language):
+        how = self._how(language)
         if len(samples[0]) > self.WINDOW:  # longest first, and such a batch is small
             texts = []
             for one in samples:

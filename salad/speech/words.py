@@ -20,13 +20,18 @@ def runs(text: str) -> list[tuple[int, int]]:
     return spans
 
 
+def is_unspaced(character: str) -> bool:
+    """Whether it belongs to a script that sets no blanks between words."""
+    return bool(_UNSPACED.match(character))
+
+
 def _cut(text: str, start: int, end: int) -> list[tuple[int, int]]:
     pieces, begin, last = [], start, ""  # last: the piece's last letter or digit
     for i in range(start, end):
         c = text[i]
         if not c.isalnum() or unicodedata.category(c)[0] == "M":
             continue
-        if last and (_UNSPACED.match(c) or _UNSPACED.match(last)):
+        if last and (is_unspaced(c) or is_unspaced(last)):
             cut = i
             while cut - 1 > begin and text[cut - 1] in _OPENING:
                 cut -= 1
