@@ -4,15 +4,39 @@ import difflib
 import json
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializationInfo,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 from salad.errors import SaladError
 
+LATER = {"later": True}
+
 
 class Frozen(BaseModel):
-    """Base of every configuration: values cannot be reassigned, unknown keys are refused."""
+    """Base of every configuration: values cannot be reassigned, unknown keys are refused.
+
+    A field that joined after configurations were stored is declared with `json_schema_extra=LATER`. Its default must mean
+    what was done before there was a choice: stored configurations (`model_dump(mode="json")`, of which run ids are hashes)
+    leave it out where it holds that default, so that ids and labs from before it stay what they are."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @model_serializer(mode="wrap")
+    def _leave_out_later_defaults(self, handler: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict:
+        data = handler(self)
+        if info.mode == "json":
+            for name, field in type(self).model_fields.items():
+                if field.json_schema_extra == LATER and getattr(self, name) == field.get_default(call_default_factory=True):
+                    data.pop(name, None)
+        return data
 
 
 class LLMConfig(Frozen):

@@ -2,14 +2,16 @@
 
 import pytest
 import torch
+from pydantic import Field
 from tiny import encoder, teacher
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from salad import SaladError, recipes
-from salad.config import RunConfig, apply_overrides
+from salad.config import LATER, Frozen, RunConfig, apply_overrides
 from salad.data.batches import collate
 from salad.data.interleaving import Span, sequence
 from salad.models import meta
+from store.ids import run_id
 
 # published numbers of parameters, embeddings counted once where they are tied
 LLMS = {
@@ -125,3 +127,25 @@ def test_a_model_whose_sizes_nobody_knows_is_refused():
     config = apply_overrides(recipes.get("qwen2_5_3b_stage1"), {"encoder.name": "nobody/ears"})
     with pytest.raises(SaladError, match="encoder 'nobody/ears'"):
         meta.speech_lm(config)
+
+
+def test_settings_that_joined_later_leave_ids_of_landed_labs_as_they_were():
+    """Ids of the miniature's runs as commit 4f4aa4b made them: the same command on a lab from then resumes its runs."""
+    ids = {name: run_id(recipes.get(name).model_dump(mode="json")) for name in ("miniature_stage1", "miniature_stage2")}
+    assert ids == {"miniature_stage1": "rd1a6d804e223", "miniature_stage2": "rbf796201655e"}
+
+
+def test_a_setting_that_joined_later_is_stored_only_where_it_is_not_the_default():
+    class Part(Frozen):
+        old: int = 1
+        new: int = Field(2, json_schema_extra=LATER)
+
+    class Whole(Frozen):
+        part: Part = Part()
+        names: tuple[str, ...] = Field((), json_schema_extra=LATER)
+
+    assert Whole().model_dump(mode="json") == {"part": {"old": 1}}
+    assert Whole().model_dump() == {"part": {"old": 1, "new": 2}, "names": ()}  # what --set may name
+    changed = apply_overrides(Whole(), {"part.new": 3, "names": ["a"]})
+    assert changed.model_dump(mode="json") == {"part": {"old": 1, "new": 3}, "names": ["a"]}
+    assert Whole.model_validate(changed.model_dump(mode="json")) == changed
