@@ -11,6 +11,7 @@ import pyarrow as pa
 import xxhash
 
 from salad.prepare.overlap import words
+from salad.prepare.recorded import plain
 
 THRESHOLD = 0.75
 BANDS, ROWS = 20, 6  # two texts of similarity 0.8 share a band with probability 0.998, of 0.5 with 0.27
@@ -100,7 +101,7 @@ class Seen:
 
     def add(self, ids: list[str]) -> list[bool]:
         """Whether each id was there already, earlier in this list included; all of them are from now on."""
-        hashes = np.array([xxhash.xxh3_64_intdigest(one.encode()) for one in ids], np.uint64)
+        hashes = np.array([xxhash.xxh3_64_intdigest(plain(one).encode()) for one in ids], np.uint64)
         first = np.zeros(len(hashes), bool)
         first[np.unique(hashes, return_index=True)[1]] = True
         known = ~first
@@ -109,9 +110,21 @@ class Seen:
             known |= run[at] == hashes
         if len(new := np.sort(hashes[~known])):
             self._runs.append(new)
+        self._merge()
+        return known.tolist()
+
+    def knows(self, ids: list[str]) -> list[bool]:
+        """Whether each id was there already; none of them is added."""
+        hashes = np.array([xxhash.xxh3_64_intdigest(plain(one).encode()) for one in ids], np.uint64)
+        known = np.zeros(len(hashes), bool)
+        for run in self._runs:
+            at = np.minimum(np.searchsorted(run, hashes), len(run) - 1)
+            known |= run[at] == hashes
+        return known.tolist()
+
+    def _merge(self) -> None:
         while len(self._runs) > 1 and len(self._runs[-2]) <= 2 * len(self._runs[-1]):
             self._runs[-2:] = [np.sort(np.concatenate(self._runs[-2:]), kind="stable")]
-        return known.tolist()
 
 
 def connection(folder: Path, memory: str):

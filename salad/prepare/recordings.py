@@ -1,56 +1,48 @@
 """Recordings with their transcripts, as corpora lay them out, one after the other and none of them decoded yet.
 
-Manifests of cuts are read by lhotse, a line at a time. Its recipes for LibriSpeech and Emilia hold the whole corpus in
-memory, leave out what is missing without a word and stop at the first file that is broken; so those lists are read here.
+Lhotse's recipes for LibriSpeech and Emilia hold the whole corpus in memory, leave out what is missing without a word and
+stop at the first file that is broken; so those lists are read here.
 
 | layout | what it looks like |
 | --- | --- |
 | librispeech | <part>/<speaker>/<chapter>/*.trans.txt and FLAC beside it |
-| cuts | Lhotse manifests of cuts, *cuts*.jsonl.gz: LibriHeavy's, beside or above Libri-Light's audio |
+| cuts | Lhotse manifests of cuts, *cuts*.jsonl.gz: LibriHeavy's, beside or above Libri-Light's audio (salad.prepare.cuts) |
 | emilia | raw/<LANGUAGE>/*.jsonl with wav, text, speaker, language, dnsmos; or, as published, tars (the next) |
-| webdataset | tars of <key>.mp3 (flac, wav, ogg, opus) and <key>.json: salad.prepare.tars |
-| table | TSV or JSONL with a path and a text a row, Common Voice's among them |
+| webdataset | tars of <key>.mp3 (flac, wav, m4a …) and <key>.json or <key>.txt (salad.prepare.tars) |
+| table | TSV, CSV or JSONL with a path and a text a row, Common Voice's among them (salad.prepare.lists) |
 """
 
-import csv
-import json
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from salad.errors import SaladError
-from salad.prepare import tars
+from salad.prepare import cuts, lists, tars
+from salad.prepare.duplicates import Seen
+from salad.prepare.lists import NotAList
+from salad.prepare.recorded import Recorded
 from salad.speech.audio import Unusable, decode
+from store import lines
+from store.errors import StoreError
 
 LICENCES = {"librispeech": "CC BY 4.0", "emilia": "CC BY-NC 4.0"}  # where neither row nor user names one
-AUDIO = ("audio", "path", "wav", "audio_filepath", "file_name", "file", "filename")
-TEXT = ("text", "sentence", "transcript", "transcription")
-SPEAKER = ("speaker", "speaker_id", "client_id", "voice")
-LICENCE = ("licence", "license")
-
-
-@dataclass(frozen=True)
-class Recorded:
-    """A recording that is listed. `load()` gives float32 [T] and its rate in Hz, or raises Unusable. `fault`: the
-    (reason, detail) for which it is set aside unheard; `answer`: what a chat answers to the text."""
-
-    id: str
-    text: str
-    speaker: str
-    load: Callable[[], tuple[np.ndarray, int]]
-    licence: str | None = None
-    domain: str | None = None
-    custom: dict = field(default_factory=dict)
-    fault: tuple[str, str] | None = None
-    answer: str | None = None
+_TABLES = (".tsv", ".csv", ".jsonl", ".ndjson")
+_LANGUAGES = {"english": "en", "eng": "en", "german": "de", "deutsch": "de", "deu": "de", "ger": "de", "chinese": "zh",
+              "mandarin": "zh", "zho": "zh", "chi": "zh", "cmn": "zh", "french": "fr", "fra": "fr", "fre": "fr",
+              "spanish": "es", "spa": "es", "italian": "it", "ita": "it", "japanese": "ja", "jpn": "ja", "korean": "ko",
+              "kor": "ko", "portuguese": "pt", "por": "pt", "dutch": "nl", "nld": "nl", "russian": "ru", "rus": "ru",
+              "polish": "pl", "pol": "pl"}  # fmt: skip
 
 
 def recordings(source: Path | str, layout: str = "auto", language: str = "en", cache: Path | None = None) -> Iterator[Recorded]:
     """Everything that `source` lists, in an order that does not change. SaladError where it lists nothing.
 
-    `language`: of Emilia's folders. `cache`: a folder for the indices of tars, which are read once then."""
+    `language`: of Emilia's folders, and of what names its language; another's is set aside ("any": none). `cache`: a folder
+    for the indices of tars, which are read once then."""
     source = Path(source)
     if not source.exists():
         raise SaladError(f"{source} does not exist")
@@ -83,6 +75,28 @@ def refuse_nothing(source: Path | str, layout: str = "auto", language: str = "en
         raise SaladError(f"{source} lists no recording")
 
 
+def not_listed(source: Path | str, layout: str, language: str, known: Seen) -> Iterator[Recorded]:
+    """Audio files of a folder that its lists do not name: what the folder holds is accounted for. `known`: `Recorded.file`
+    of everything that is listed. Of manifests of cuts and of tars, none."""
+    source = Path(source)
+    layout = layout_of(source) if layout == "auto" else layout
+    if not source.is_dir() or layout in ("cuts", "webdataset") or _in_tars(source, layout):
+        return
+    root = source / "raw" / language.upper() if layout == "emilia" else source
+    for path in sorted(_sounds(root)):
+        file = path.relative_to(root).as_posix()
+        inside = [file.removeprefix(f"{beside}/") for beside in lists.BESIDE if beside]
+        if not any(known.knows([file, *inside, str(path), os.path.abspath(path)])):
+            yield Recorded(str(Path(file).with_suffix("")), "", "unknown", lambda longest_s=None: None,
+                           fault=("no text", f"no list names {file}"), place=file, file=file)  # fmt: skip
+
+
+def _sounds(root: Path) -> Iterator[Path]:
+    for folder, _, names in os.walk(root):
+        yield from (Path(folder, name) for name in names
+                    if name.rpartition(".")[2].lower() in tars.AUDIO and not name.startswith("."))  # fmt: skip
+
+
 def _in_tars(source: Path, layout: str) -> bool:
     return layout == "webdataset" or layout == "emilia" and not (source / "raw").is_dir()
 
@@ -105,25 +119,48 @@ def layout_of(source: Path) -> str:
         return "webdataset"
     raise SaladError(
         f"{source} is none of the known layouts: it has no *.trans.txt (LibriSpeech), no *cuts*.jsonl.gz (LibriHeavy), "
-        "no *.tar or raw/EN/*.jsonl (Emilia), and no TSV or JSONL with a path and a text a row"
+        "no *.tar or raw/EN/*.jsonl (Emilia), and no TSV, CSV or JSONL with a path and a text a row"
     )
+
+
+def other_language(told: str | None, wanted: str) -> bool:
+    """Whether a recording says that it is in another language than is asked for. "en", "en-US", "eng" and "English" are
+    one; a name that is not known decides nothing."""
+    code = re.split("[-_ ]", (told or "").strip().lower())[0]
+    code = _LANGUAGES.get(code, code)
+    asked = re.split("[-_ ]", wanted.strip().lower())[0]
+    return bool(code) and asked != "any" and code != asked and len(code) in (2, 3)
 
 
 # ------------------------------------------------------------------------------------------------- layouts
 
 
 def _librispeech(source: Path, language: str) -> Iterator[Recorded]:
-    lists = sorted(source.rglob("*.trans.txt"))
-    if not lists:
+    transcripts = sorted(source.rglob("*.trans.txt"))
+    if not transcripts:
         raise SaladError(f"{source} holds no *.trans.txt, so it is no LibriSpeech")
-    for transcripts in lists:
-        with open(transcripts, encoding="utf-8") as lines:
-            for line in lines:
-                name, _, text = line.strip().partition(" ")
-                if name:
-                    path = transcripts.parent / f"{name}.flac"
-                    yield Recorded(name, _sentence_case(text), name.partition("-")[0], lambda path=path: decode(path),
-                                   LICENCES["librispeech"], custom={"as_written": text})  # fmt: skip
+    for path in transcripts:
+        try:
+            for line in lines.lines(path, lines.encoding_of(path)):
+                if line.text is None or line.text.strip():
+                    yield _of_transcript(source, path, line)
+        except StoreError as error:
+            raise SaladError(str(error)) from None
+
+
+def _of_transcript(source: Path, path: Path, line: lines.Line) -> Recorded:
+    name, *rest = (line.text or "").split(None, 1) or [f"{path.name.partition('.')[0]}:{line.number}"]
+    text = rest[0].strip() if rest else ""
+    fault = None if line.text is not None else ("unreadable", f"{path.name} line {line.number}: {line.fault}")
+    if lines.has_surrogate(line.text or ""):
+        fault = ("unreadable", f"{path.name} line {line.number} holds half of a surrogate pair, which is no character")
+    sound = path.parent / f"{name}.flac"
+    # LibriSpeech's own names tell speaker and chapter, so that they are a recording's wherever it lies
+    full = name.startswith(f"{path.parent.parent.name}-{path.parent.name}-")
+    file = (path.parent.relative_to(source) / f"{name}.flac").as_posix()
+    return Recorded(name, _sentence_case(text), name.partition("-")[0] if "-" in name else "unknown",
+                    lambda longest_s=None: decode(sound, longest_s=longest_s), LICENCES["librispeech"],
+                    custom={"as_written": text}, fault=fault, place=name if full else file, own_id=full, file=file)  # fmt: skip
 
 
 def _sentence_case(text: str) -> str:
@@ -136,114 +173,69 @@ def _sentence_case(text: str) -> str:
 
 
 def _cuts(source: Path, language: str) -> Iterator[Recorded]:
-    from lhotse import CutSet
-
-    folder = source if source.is_dir() else source.parent
-    lists = sorted(source.glob("*cuts*.json*")) if source.is_dir() else [source]
-    if not lists:
-        raise SaladError(f"{source} holds no *cuts*.jsonl.gz")
-    for manifest in lists:
-        for cut in CutSet.from_file(manifest).trim_to_supervisions(keep_overlapping=False):
-            said = next(iter(cut.supervisions), None)
-            texts = (said.custom or {}).get("texts") if said is not None else None
-            text = (texts[0] if texts else said.text if said is not None else "") or ""
-            speaker = (said.speaker if said is not None else None) or "unknown"
-            licence = _named(said.custom or {}, LICENCE) if said is not None else None
-            yield Recorded(cut.id, " ".join(text.split()), speaker, lambda cut=cut: _of_cut(cut, folder), licence)
-
-
-def _of_cut(cut, folder: Path) -> tuple[np.ndarray, int]:
-    source = cut.recording.sources[0] if cut.has_recording else None
-    if source is None or source.type != "file":
-        raise Unusable("unreadable", f"{cut.id} has no audio file")
-    given = Path(source.source)
-    inside = Path(*given.parts[1:]) if given.parts[:1] == ("download",) else given  # as LibriHeavy's lists have it
-    places = [given] if given.is_absolute() else [folder / given, folder / inside, folder.parent / given,
-                                                  folder.parent / inside, given]  # fmt: skip
-    return decode(next((path for path in places if path.is_file()), places[0]), cut.start, cut.duration)
+    for one in cuts.listed(source):
+        told = one.custom.get("language")
+        if one.fault is None and other_language(told, language):
+            yield replace(one, fault=("other language", f"{told!r}, not {language!r}"))
+        else:
+            yield one
 
 
 def _emilia(source: Path, language: str) -> Iterator[Recorded]:
     folder = source / "raw" / language.upper()
-    lists = sorted(folder.glob("*.jsonl"))
-    if not lists:
+    found = sorted(folder.glob("*.jsonl"))
+    if not found:
         raise SaladError(f"{folder} holds no *.jsonl, so it is no Emilia in {language!r}")
-    for path in lists:
-        yield from _rows(path, folder, LICENCES["emilia"])
+    for path in found:
+        yield from lists.listed(path, folder, LICENCES["emilia"], unclear=False)  # start and end are of another sound
 
 
 def _of_tars(source: Path, language: str, cache: Path | None) -> Iterator[Recorded]:
     for path in tars.find(source, language):
+        where = (path.relative_to(source) if source.is_dir() else Path(path.name)).with_suffix("").as_posix()
         for row in tars.index(path, cache).to_pylist():
             fault = None if row["reason"] is None else (row["reason"], row["detail"])
-            if fault is None and (row["language"] or language).lower() != language.lower():
+            if fault is None and other_language(row["language"], language):
                 fault = ("other language", f"{row['language']!r}, not {language!r}")
             extra = {"tar": path.name} | ({} if row["dnsmos"] is None else {"dnsmos": row["dnsmos"]})
-            yield Recorded(row["id"], " ".join((row["text"] or "").split()), row["speaker"] or "unknown",
-                           lambda path=path, row=row: _of_tar(path, row), row["licence"], None, extra, fault)  # fmt: skip
+            text = " ".join((row["text"] or "").split())
+            place = f"{row['id']} {text}" if row["own_id"] else f"{where}:{row['key']}"
+            yield Recorded(row["id"], text, row["speaker"] or "unknown",
+                           lambda longest_s=None, path=path, row=row: _of_tar(path, row, longest_s), row["licence"], None, extra,
+                           fault, row["answer"], place, row["own_id"])  # fmt: skip
 
 
-def _of_tar(path: Path, row: dict) -> tuple[np.ndarray, int]:
+def _of_tar(path: Path, row: dict, longest_s: float | None) -> tuple[np.ndarray, int]:
     try:
         data = tars.read(path, row["offset"], row["size"])
     except OSError as error:
         raise Unusable("missing", f"{path}: {error.strerror}") from None
-    return decode(data, 0.0, row["duration"])
+    return decode(data, row["start"] or 0.0, row["duration"], row["channels"], longest_s)
 
 
 def _tables(source: Path) -> list[Path]:
-    return sorted(path for end in ("*.tsv", "*.jsonl", "*.ndjson") for path in source.glob(end) if "cuts" not in path.name)
+    found = (path for path in source.iterdir() if path.suffix.lower() in _TABLES and "cuts" not in path.name)
+    return sorted(path for path in found if path.is_file())
 
 
 def _table(source: Path, language: str) -> Iterator[Recorded]:
-    lists = [source] if source.is_file() else _tables(source)
-    if not lists:
-        raise SaladError(f"{source} holds no TSV and no JSONL")
-    for path in lists:
-        yield from _rows(path, path.parent, None)
-
-
-def _rows(path: Path, folder: Path, licence: str | None) -> Iterator[Recorded]:
-    known = False
-    for number, row in enumerate(_read(path), 1):
-        audio, text = _named(row, AUDIO), _named(row, TEXT)
-        if not known and not (any(k in row for k in AUDIO) and any(k in row for k in TEXT)):
-            raise SaladError(
-                f"{path}: a row needs a path ({', '.join(AUDIO)}) and a text ({', '.join(TEXT)}); it has {', '.join(row)}"
-            )
-        known = True
-        name = _named(row, ("id", "utt_id")) or (Path(audio).stem if audio else f"{path.stem}-{number}")
-        start_s, seconds = row.get("start_s") or 0, row.get("duration")
-        extra = {"dnsmos": row["dnsmos"]} if "dnsmos" in row else {}
-        yield Recorded(name, " ".join((text or "").split()), _named(row, SPEAKER) or "unknown",
-                       lambda audio=audio, a=float(start_s), s=seconds: _at(folder, audio, a, s),
-                       _named(row, LICENCE) or licence, _named(row, ("domain",)), extra,
-                       answer=_named(row, ("answer",)))  # fmt: skip
-
-
-def _at(folder: Path, audio: str | None, start_s: float, seconds) -> tuple[np.ndarray, int]:
-    if not audio:
-        raise Unusable("missing", "the row names no file")
-    places = [folder / audio, folder / "clips" / audio, folder / "wavs" / audio]
-    return decode(next((p for p in places if p.is_file()), places[0]), start_s, float(seconds) if seconds else None)
-
-
-def _read(path: Path) -> Iterator[dict]:
-    with open(path, encoding="utf-8-sig", newline="") as file:
-        if path.suffix == ".tsv":
-            yield from csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
-            return
-        for number, line in enumerate(file, 1):
-            if line.strip():
-                try:
-                    row = json.loads(line)
-                except ValueError as error:
-                    raise SaladError(f"{path} line {number} is not JSON ({error}): mend or remove it") from None
-                yield row
-
-
-def _named(row: dict, names: tuple[str, ...]) -> str | None:
-    return next((str(row[name]) for name in names if row.get(name) not in (None, "")), None)
+    if source.is_file():
+        yield from lists.listed(source, source.parent)
+        return
+    found, refused = _tables(source), None
+    if not found:
+        raise SaladError(f"{source} holds no TSV, no CSV and no JSONL")
+    any_is = False
+    for path in found:  # Common Voice has a table of reports beside its lists
+        try:
+            for one in lists.listed(path, path.parent):
+                any_is = True
+                yield one
+            any_is = True
+        except NotAList as error:
+            refused = refused or error
+    if not any_is and refused:
+        raise refused
 
 
 _LAYOUTS = {"librispeech": _librispeech, "cuts": _cuts, "emilia": _emilia, "webdataset": _of_tars, "table": _table}

@@ -6,6 +6,7 @@ write. What cannot be used is set aside with its reason, in lab/speech/<name>.pr
 done is not done again; parts of the shards may go to other processes or machines.
 """
 
+import glob
 import itertools
 import json
 import shutil
@@ -21,9 +22,11 @@ import pyarrow.parquet as pq
 import store
 from salad.errors import SaladError
 from salad.prepare.duplicates import Seen
-from salad.prepare.recordings import Recorded, Unusable, count, recordings, refuse_nothing
+from salad.prepare.recorded import Recorded, plain
+from salad.prepare.recordings import count, not_listed, recordings, refuse_nothing
 from salad.speech import SAMPLE_RATE, Utterance, shar
 from salad.speech.align import align
+from salad.speech.audio import Unusable
 from salad.speech.check import MIN_S, CTCRecogniser, check_many, is_silent
 from salad.speech.speakability import speakability
 from salad.speech.spoken import spoken_form
@@ -54,8 +57,8 @@ def prepare_speech(lab: Path | str, source: Path | str, name: str, recogniser: C
 
     Every recording is listed, and then kept or set aside with a reason: missing, unreadable, truncated, empty,
     silence, clipped, too long, no text, not aligned, text does not match, other language, listed twice (the first
-    stays). The rest is 16 kHz FLAC with
-    word times by CTC forced alignment under `recogniser`, its licence in the cut and in `samples`; a synthesis id is
+    stays), bad number, unclear column, unclear, wrong number of fields, unsupported (docs/inputs.md). The rest is 16 kHz
+    FLAC with word times by CTC forced alignment under `recogniser`, its licence in the cut and in `samples`; a synthesis id is
     the hash of text and recording, `tts` is "recorded", `voice` the speaker.
 
     `part` (k, n): only shards k, k + n, …, for a process of its own; the last to finish publishes `samples`. Returns
@@ -67,6 +70,7 @@ def prepare_speech(lab: Path | str, source: Path | str, name: str, recogniser: C
     lab, options = Path(lab), options or SpeechOptions()
     if not isinstance(recogniser, CTCRecogniser):
         raise SaladError(f"{recogniser.name} is no CTC model: word times need one (a wav2vec 2.0 for instance)")
+    _check_name(name)
     refuse_nothing(source, options.layout, options.language)
     work = lab / "speech" / f"{name}.prepared"
     made_from = {"prepare": "speech", "speech": name, "options": asdict(options), "shard_size": shard_size,
@@ -74,8 +78,10 @@ def prepare_speech(lab: Path | str, source: Path | str, name: str, recogniser: C
     made_from = _begin(lab, name, work, made_from, recogniser.name)
     told = (source, options.layout, options.language, work / "tars")
     expected = count(*told) if progress else None
-    total, done, seen = 0, 0, 0
+    total, done, seen, files = 0, 0, 0, Seen()
+    _keep_published(lab, name, work)
     for number, listed in enumerate(_shards(recordings(*told), shard_size)):
+        files.add([one.file for one in listed if one.file is not None])
         total, seen = total + 1, seen + len(listed)
         if number % part[1] == part[0]:
             _shard(lab, name, number, listed, recogniser, options, work, made_from)
@@ -84,11 +90,13 @@ def prepare_speech(lab: Path | str, source: Path | str, name: str, recogniser: C
             progress(seen, expected)
     if not total:
         raise SaladError(f"{source} lists no recording")
-    counts = _counts(work, range(total), seen) | {"shards": f"{done} of {total}"}
+    beside = [_aside(one, Unusable(*one.fault)) for one in not_listed(source, options.layout, options.language, files)]
+    _write_where_new(work / "aside.not-listed.jsonl", _json_lines(beside))
+    counts = _counts(work, range(total), seen, beside) | {"shards": f"{done} of {total}"}
     if done == total:
         counts |= {"texts": _publish_samples(lab, name, work, total, made_from), "shards": total}
         atomic.write_json(lab / "speech" / f"{name}.json", {"made_from": made_from, "counts": counts})
-        for begun in (lab / "speech").glob(f".{name}.??????.*"):  # shards that a killed process had begun
+        for begun in (lab / "speech").glob(f".{glob.escape(name)}.??????.*"):  # shards that a killed process had begun
             shutil.rmtree(begun, ignore_errors=True)
     return counts
 
@@ -113,12 +121,42 @@ def _begin(lab: Path, name: str, work: Path, made_from: dict, heard_by: str) -> 
     return made_from
 
 
+def _write_where_new(path: Path, data: bytes) -> None:
+    there = path.read_bytes() if path.exists() else b""
+    if data != there:
+        atomic.write_bytes(path, data)
+
+
+def _check_name(name: str) -> None:
+    if not name or name != Path(name).name or name.startswith(".") or any(ord(c) < 32 for c in name):
+        raise SaladError(f"--name {name!r} is no name for a folder: take letters, digits, - and _")
+
+
 def _shards(found: Iterator[Recorded], size: int) -> Iterator[list[Recorded]]:
-    """In the order of the list, an id that was listed before, in whatever shard, marked so."""
-    ids = Seen()
+    """In the order of the list, each under an id of its own. The first that has an id keeps it, so that a list may grow;
+    another recording (file, start, channel) of the same id is told apart by its place, and the same one again, in whatever
+    shard, is marked."""
+    ids, places = Seen(), Seen()
     while part := list(itertools.islice(found, size)):
-        again = ids.add([one.id for one in part])
-        yield [replace(one, fault=("listed twice", one.id)) if twice else one for one, twice in zip(part, again, strict=True)]
+        again = places.add([f"{one.id}\0{one.place}" for one in part])
+        taken = ids.add([one.id for one in part])
+        for n, (one, same, known) in enumerate(zip(part, again, taken, strict=True)):
+            if same:
+                part[n] = replace(one, fault=("listed twice", one.id))
+            elif known:
+                own = f"{one.id}@{store.ids.digest(one.place)[:8]}" if one.own_id else one.place
+                while ids.add([own])[0]:
+                    own += "'"
+                part[n] = replace(one, id=own)
+        yield part
+
+
+def _keep_published(lab: Path, name: str, work: Path) -> None:
+    """Remember under which name the `samples` of this preparation were published first, before any shard changes."""
+    if not (work / "published.json").exists() and (lab / "speech" / f"{name}.json").exists():
+        numbers = range(len(list(work.glob("texts.*.parquet"))))
+        found = store.ids.digest([there["listed"] if (there := _outcome(work, n)) else None for n in numbers])
+        atomic.write_json(work / "published.json", {"unit": found, "texts": found})
 
 
 def _paths(work: Path, number: int) -> tuple[Path, Path]:
@@ -134,22 +172,28 @@ def _outcome(work: Path, number: int) -> dict | None:
 
 
 def _shard(lab, name, number, listed: list[Recorded], recogniser, options, work: Path, made_from: dict) -> None:
-    told = [[r.id, r.text, *([r.answer] if r.answer else [])] for r in listed]
-    unit = made_from | {"shard": number, "recordings": store.ids.digest(told)}
+    told = store.ids.digest([[plain(r.id), plain(r.text), *([plain(r.answer)] if r.answer else [])] for r in listed])
     there = _outcome(work, number)
-    if there is not None and there["listed"] == unit["recordings"] and (
+    # a shard that is listed otherwise than before stays the same unit, which replaces the old one
+    first = told if there is None else there.get("unit", there["listed"])
+    unit = made_from | {"shard": number, "recordings": first}
+    if there is not None and there["listed"] == told and (
         not there["kept"] or (store.exists(lab, "syntheses", unit) and shar.damage(lab, name, number) is None)
     ):
         return
     kept, aside = _kept(listed, name, recogniser, options, made_from["recogniser"])
     aside_path, texts_path = _paths(work, number)
     if kept:
-        rows = shar.write_shard(lab, name, number, kept, lambda speech: speech, job_id=lambda speech: speech.id)
+        rows = shar.write_shard(lab, name, number, kept, lambda speech: speech, job_id=lambda speech: speech.id,
+                                replace=True)  # fmt: skip
         store.publish(lab, "syntheses", rows, unit)
-    atomic.write_bytes(aside_path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in aside).encode())
+    elif there is not None and there["kept"]:
+        store.publish(lab, "syntheses", [], unit)
+    atomic.write_bytes(aside_path, _json_lines(aside))
     counts = {
         "recordings": len(listed), "kept": len(kept), "aside": Counter(row["reason"] for row in aside),
-        "seconds": sum(speech.utterance.duration_s for speech in kept), "listed": unit["recordings"],
+        "seconds": sum(speech.utterance.duration_s for speech in kept), "listed": told,
+        **({"unit": first} if first != told else {}),
         "flags": Counter(flag for speech in kept for flag in speech.utterance.flags),
         "licences": Counter(speech.custom["licence"] for speech in kept),
     }  # fmt: skip
@@ -167,6 +211,16 @@ def _shard(lab, name, number, listed: list[Recorded], recogniser, options, work:
     atomic.write_bytes(texts_path, buffer.getvalue().to_pybytes())
 
 
+def _json_lines(found: list[dict]) -> bytes:
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in found).encode()
+
+
+def _aside(one: Recorded, why: Unusable) -> dict:
+    """What is written of a recording that is set aside."""
+    reason, detail = why.args
+    return {"id": plain(one.id), "reason": reason, "detail": plain(detail)[:200], "text": plain(one.text)}
+
+
 def _kept(listed, name, recogniser, options, asr: str) -> tuple[list[shar.Speech], list[dict]]:
     """What of a shard can be used, as speech with its words, and what cannot, with its reason."""
     aside: list[dict] = []
@@ -175,7 +229,7 @@ def _kept(listed, name, recogniser, options, asr: str) -> tuple[list[shar.Speech
         try:
             heard.append((one, _sound(one, options)))
         except Unusable as error:
-            aside.append({"id": one.id, "reason": error.args[0], "detail": error.args[1][:200], "text": one.text})
+            aside.append(_aside(one, error))
     told = recogniser.hear([samples for _, samples in heard])
     spoken = [spoken_form(one.text).spoken for one, _ in heard]
     checks = check_many([samples for _, samples in heard], [one.text for one, _ in heard], recogniser, spoken=spoken,
@@ -192,7 +246,7 @@ def _kept(listed, name, recogniser, options, asr: str) -> tuple[list[shar.Speech
             except SaladError as error:
                 raise Unusable("not aligned", str(error)) from None
         except Unusable as error:
-            aside.append({"id": one.id, "reason": error.args[0], "detail": error.args[1], "text": one.text})
+            aside.append(_aside(one, error))
             continue
         sample_id = store.ids.sample_id(name, one.text)
         custom = {
@@ -213,7 +267,7 @@ def _sound(one: Recorded, options: SpeechOptions) -> np.ndarray:
         raise Unusable(*one.fault)
     if not any(c.isalnum() for c in one.text):
         raise Unusable("no text", one.text)
-    samples, rate = one.load()
+    samples, rate = one.load(options.max_s)
     seconds = len(samples) / rate
     if seconds < MIN_S:
         raise Unusable("empty", f"{seconds:.3f} s")
@@ -227,9 +281,10 @@ def _sound(one: Recorded, options: SpeechOptions) -> np.ndarray:
     return samples
 
 
-def _counts(work: Path, numbers, listed: int) -> dict:
-    """Over the shards that are done; SaladError where kept and set aside do not make up what was listed."""
-    aside, flags, licences, kept, done, seconds = Counter(), Counter(), Counter(), 0, 0, 0.0
+def _counts(work: Path, numbers, listed: int, beside: list[dict]) -> dict:
+    """Over the shards that are done and the files that no list names; SaladError where kept and set aside do not make up
+    what there is."""
+    aside, flags, licences, kept, done, seconds = Counter(row["reason"] for row in beside), Counter(), Counter(), 0, 0, 0.0
     for number in numbers:
         there = _outcome(work, number)
         if there is not None:
@@ -237,29 +292,32 @@ def _counts(work: Path, numbers, listed: int) -> dict:
             flags.update(there["flags"])
             licences.update(there["licences"])
             kept, done, seconds = kept + there["kept"], done + there["recordings"], seconds + there["seconds"]
-    if kept + sum(aside.values()) != done or done > listed:
+    if kept + sum(aside.values()) != done + len(beside) or done > listed:
         raise SaladError(f"the counts do not add up: {kept} kept, {dict(aside)} set aside, of {done}; please report it")
-    return {"listed": listed, "kept": kept, "set aside": dict(sorted(aside.items())), "hours": round(seconds / 3600, 4),
-            "flags": dict(sorted(flags.items())), "licences": dict(sorted(licences.items()))}  # fmt: skip
+    return {"listed": listed + len(beside), "kept": kept, "set aside": dict(sorted(aside.items())),
+            "hours": round(seconds / 3600, 4), "flags": dict(sorted(flags.items())),
+            "licences": dict(sorted(licences.items()))}  # fmt: skip
 
 
 def _publish_samples(lab: Path, name: str, work: Path, total: int, made_from: dict) -> int:
     """Each text once, whatever number of recordings it has; returns how many."""
     from salad.prepare.duplicates import connection
 
-    unit = made_from | {"texts": store.ids.digest([_outcome(work, number)["listed"] for number in range(total)])}
+    now = store.ids.digest([_outcome(work, number)["listed"] for number in range(total)])
+    before = json.loads((work / "published.json").read_text()) if (work / "published.json").exists() else {"unit": now}
+    unit, same = made_from | {"texts": before["unit"]}, before.get("texts") == now
     con = connection(work, "1GB")
     try:
-        reader = con.sql(f"""select * exclude (place) from (select *, row_number() over (
-                partition by sample_id order by shard) as place
-            from read_parquet('{str(work).replace("'", "''")}/texts.*.parquet', union_by_name = true)
-            ) where place = 1 order by shard, sample_id""").to_arrow_reader(BATCH)
+        places = [glob.escape(str(_paths(work, number)[1])) for number in range(total)]
+        reader = con.sql("""select * exclude (place) from (select *, row_number() over (
+                partition by sample_id order by shard) as place from read_parquet(?, union_by_name = true)
+            ) where place = 1 order by shard, sample_id""", params=[places]).to_arrow_reader(BATCH)
         count = 0
         for number, batch in enumerate(reader):
             if not batch.num_rows:
                 continue
             count += batch.num_rows
-            if store.exists(lab, "samples", unit | {"part": number}):
+            if same and store.exists(lab, "samples", unit | {"part": number}):
                 continue
             rows = [
                 {"sample_id": row["sample_id"], "text": row["text"], "spoken": spoken_form(row["text"]).spoken,
@@ -271,4 +329,6 @@ def _publish_samples(lab: Path, name: str, work: Path, total: int, made_from: di
     finally:
         con.close()
         (work / "marks.duckdb").unlink(missing_ok=True)
+    if before.get("texts") != now:
+        atomic.write_json(work / "published.json", before | {"texts": now})
     return count

@@ -3,6 +3,10 @@
 One tar after the other: its headers and JSON are read once, into an index (kept in `cache` while the tar stays as it
 is), and a recording's bytes when it is its turn. Nothing is unpacked, and memory is one tar's index.
 
+Keys and extensions are as the webdataset library has them: the key is the path up to the first dot of the file's name,
+folder included, and what follows is the extension, of which the last part tells the kind (`a.speech.flac`). The text is
+the JSON's, or `<key>.txt`.
+
 | repository folder | JSON | licence |
 | --- | --- | --- |
 | Emilia/EN/EN-B000000.tar … | id, wav, text, duration, speaker, language, dnsmos | CC BY-NC 4.0 |
@@ -11,7 +15,9 @@ is), and a recording's bytes when it is its turn. Nothing is unpacked, and memor
 
 import io
 import json
+import math
 import os
+import re
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,13 +27,20 @@ import pyarrow.parquet as pq
 import xxhash
 
 from salad.errors import SaladError
-from store import atomic
+from salad.prepare.lists import LICENCE, SPEAKER, named, part_of
+from salad.prepare.recorded import plain
+from salad.speech.audio import Unusable
+from store import atomic, lines
 
-AUDIO = {"mp3", "flac", "wav", "ogg", "opus"}
+AUDIO = frozenset(
+    "mp3 flac wav ogg oga opus m4a mp4 aac aif aiff aifc au caf w64 rf64 sph webm mka amr wma voc".split()
+)
+_META = re.compile(r"__[^/]*__($|/)")  # webdataset's own
 BLOCK = tarfile.BLOCKSIZE
-VERSION = 1
+VERSION = 2
 INDEX = pa.schema(
-    [(name, pa.string()) for name in ("id", "text", "speaker", "licence", "language")]
+    [(name, pa.string()) for name in ("id", "key", "text", "speaker", "licence", "language", "answer")]
+    + [("own_id", pa.bool_()), ("start", pa.float64()), ("channels", pa.list_(pa.int32()))]
     + [("duration", pa.float64()), ("dnsmos", pa.float64()), ("offset", pa.int64()), ("size", pa.int64())]
     + [("reason", pa.string()), ("detail", pa.string())]
 )
@@ -37,16 +50,16 @@ def find(source: Path, language: str) -> list[Path]:
     """The tars of a file or folder, in order. Where folders are named by languages (EN, DE …), that language's."""
     if source.is_file():
         return [source]
-    found = sorted(source.rglob("*.tar"))
+    found = sorted([*source.rglob("*.tar"), *source.rglob("*.tar.gz"), *source.rglob("*.tgz")])
 
     def of_language(path: Path) -> bool:
         name = path.parent.name
         return not (len(name) == 2 and name.isupper()) or name == language.upper()
 
     kept = [path for path in found if of_language(path)]
-    if not kept:
-        there = sorted({path.parent.name for path in found})
-        packed = next(source.rglob("*.tar.gz"), None)
+    if not kept or all(path.suffix != ".tar" for path in kept):
+        there = sorted({path.parent.name for path in found if not of_language(path)})
+        packed = next(iter(kept), None)
         raise SaladError(
             f"{source} holds no tar"
             + (f" in {language!r}; it has {', '.join(there)}" if there else "")
@@ -92,6 +105,7 @@ def read(path: Path, offset: int, size: int) -> bytes:
 def _scan(path: Path, length: int) -> list[dict]:
     rows: list[dict] = []
     open_pairs: dict[str, dict] = {}  # key -> its row, while a half is missing
+    last: dict[str, dict] = {}  # key -> its row, whole
     end = 0  # of what has been understood
 
     def lost(start: int, stop: int) -> None:
@@ -100,30 +114,46 @@ def _scan(path: Path, length: int) -> list[dict]:
             rows.append({"id": f"{path.stem}@{start}", "reason": "unreadable", "detail": told})
 
     with open(path, "rb") as file:
+        if os.pread(file.fileno(), 2, 0) == b"\x1f\x8b":
+            return [{"id": f"{path.stem}@0", "reason": "unreadable", "detail": f"{path.name} is compressed: gunzip it first"}]
         for member in _members(path):
             if member.offset > end:
                 lost(end, member.offset)
-            end = member.offset_data + -(-member.size // BLOCK) * BLOCK
-            folder, _, name = member.name.rpartition("/")
-            stem, _, extension = name.partition(".")
-            extension = extension.lower()
-            if not member.isfile() or extension not in {"json", *AUDIO}:
+            end = max(end, member.offset_data + -(-max(member.size, 0) // BLOCK) * BLOCK)
+            name = plain(member.name)
+            key, extension = split(name)
+            half = _half(extension)
+            if half is None or _META.match(name):
                 continue
-            key, half = f"{folder}/{stem}", "json" if extension == "json" else "audio"
-            row = open_pairs.get(key)
+            row = open_pairs.get(key) or (last.get(key) if half != "json" else None)
+            if half == "audio" and row is not None and row.get("extension", extension) != extension:
+                told = f"{row['key']} has two sounds, .{row['extension']} and .{extension}: a key ends at the first dot"
+                row |= {"reason": "unclear", "detail": told}
+                rows.append({"id": name.rpartition("/")[2], "key": name, "own_id": False, "reason": "unclear", "detail": told})
+                continue
             if row is None or half in row:  # the same half again is another recording, of the same name
-                row = open_pairs[key] = {"id": stem}
+                row = open_pairs[key] = {"id": key.rpartition("/")[2] or name, "key": key, "own_id": False}
                 rows.append(row)
-            whole = member.offset_data + member.size <= length
+            row[half] = True
             if half == "audio":
-                row |= {"audio": True, "offset": member.offset_data, "size": member.size}
-            else:
-                row["json"] = True
-                row |= _told(os.pread(file.fileno(), member.size, member.offset_data) if whole else b"", path)
+                row["extension"] = extension
+            if not member.isreg() or member.issparse():
+                kind = "a sparse file" if member.issparse() else "a link, or no plain file"
+                row |= {"reason": "unreadable", "detail": f"{name} is {kind}"}
+                continue
+            whole = member.offset_data + member.size <= length
+            data = os.pread(file.fileno(), member.size, member.offset_data) if whole and half != "audio" else b""
+            if half == "audio":
+                row |= {"offset": member.offset_data, "size": member.size}
+            elif half == "json":
+                told = _told(data, path)
+                row |= {name: value for name, value in told.items() if name != "text" or value or "text" not in row}
+            elif not row.get("text"):
+                row |= _written(data)
             if not whole:
-                row |= {"reason": "truncated", "detail": f"{path.name} ends at byte {length}, in the middle of {member.name}"}
+                row |= {"reason": "truncated", "detail": f"{path.name} ends at byte {length}, in the middle of {name}"}
             if "json" in row and "audio" in row:
-                del open_pairs[key]
+                last[key] = open_pairs.pop(key, row)
         if end < length:
             lost(end, length)
         elif length == 0:
@@ -131,9 +161,30 @@ def _scan(path: Path, length: int) -> list[dict]:
     for row in rows:
         if row.get("reason") is None and "audio" not in row:
             row |= {"reason": "missing", "detail": f"no sound beside {row['id']}.json in {path.name}"}
-        elif row.get("reason") is None and "json" not in row:
+        elif row.get("reason") is None and "json" not in row and "txt" not in row:
             row |= {"reason": "no text", "detail": f"no {row['id']}.json in {path.name}"}
-    return [{key: value for key, value in row.items() if key not in ("json", "audio")} for row in rows]
+    return [{key: value for key, value in row.items() if key in INDEX.names} for row in rows]
+
+
+def split(name: str) -> tuple[str, str]:
+    """Key and extension of a member, as webdataset's `base_plus_ext`: up to the first dot of the file's name."""
+    folder, slash, file = name.rpartition("/")
+    stem, _, extension = file.partition(".")
+    return f"{folder}{slash}{stem}", extension.lower()
+
+
+def _half(extension: str) -> str | None:
+    """Which half of a recording an extension stands for: audio (by its last part), json, txt; None for anything else."""
+    if extension.rpartition(".")[2] in AUDIO:
+        return "audio"
+    return extension if extension in ("json", "txt") else None
+
+
+def _written(data: bytes) -> dict:
+    try:
+        return {"text": data.decode("utf-8-sig").strip()}
+    except UnicodeDecodeError as error:
+        return {"reason": "unreadable", "detail": f"its text is not UTF-8 (byte 0x{data[error.start]:02x})"}
 
 
 def _members(path: Path) -> Iterator[tarfile.TarInfo]:
@@ -159,19 +210,25 @@ def _anything(file, start: int, stop: int) -> bool:
 def _told(data: bytes, path: Path) -> dict:
     """What a recording's JSON says, as columns of the index."""
     try:
-        row = json.loads(data)
-    except ValueError as error:
-        return {"reason": "unreadable", "detail": f"its JSON is damaged ({error})"}
-    if not isinstance(row, dict):
+        value = json.loads(data)
+    except (ValueError, RecursionError) as error:  # UTF-16 too is read, as JSON's standard has it
+        return {"reason": "unreadable", "detail": f"its JSON is damaged ({plain(str(error))})"}
+    if not isinstance(value, dict):
         return {"reason": "unreadable", "detail": "its JSON is no object"}
-    told = {"text": row.get("text"), "speaker": row.get("speaker"), "language": row.get("language"),
-            "licence": row.get("licence") or row.get("license")}  # fmt: skip
-    told = {key: str(value) for key, value in told.items() if value not in (None, "")}
-    if name := row.get("id") or row.get("_id"):
-        told["id"] = str(name)
-    for key in ("duration", "dnsmos"):
-        if isinstance(row.get(key), (int, float)):
-            told[key] = float(row[key])
-    if "licence" not in told and "dnsmos" in row:
-        told["licence"] = "CC BY 4.0" if "_id" in row or "Emilia-YODAS" in path.parts else "CC BY-NC 4.0"
+    if lines.has_surrogate(value):
+        return {"reason": "unreadable", "detail": "its JSON holds half of a surrogate pair, which is no character"}
+    told = {"text": value.get("text"), "speaker": named(value, SPEAKER), "language": value.get("language"),
+            "licence": named(value, LICENCE), "answer": value.get("answer")}  # fmt: skip
+    told = {key: str(one) for key, one in told.items() if one not in (None, "") and not isinstance(one, (list, dict, bool))}
+    if name := value.get("id") or value.get("_id"):
+        told |= {"id": str(name), "own_id": True}
+    if isinstance(value.get("dnsmos"), (int, float)) and math.isfinite(value["dnsmos"]):
+        told["dnsmos"] = float(value["dnsmos"])
+    try:
+        part = part_of(value, unclear=False)
+        told |= {"start": part.start_s, "duration": part.duration_s, "channels": part.channels and list(part.channels)}
+    except Unusable as error:
+        told |= {"reason": error.args[0], "detail": error.args[1]}
+    if "licence" not in told and "dnsmos" in value:
+        told["licence"] = "CC BY 4.0" if "_id" in value or "Emilia-YODAS" in path.parts else "CC BY-NC 4.0"
     return told

@@ -84,8 +84,8 @@ def write(
     return rows
 
 
-def write_shard(lab, name: str, shard: int, jobs: Sequence, make, *, job_id, progress=None) -> list[dict]:
-    """One shard of `write`, for a worker of its own. Returns its rows."""
+def write_shard(lab, name: str, shard: int, jobs: Sequence, make, *, job_id, progress=None, replace=False) -> list[dict]:
+    """One shard of `write`, for a worker of its own. Returns its rows. `replace`: other speech that is there goes."""
     folder, ids = folder_of(lab, name), [job_id(job) for job in jobs]
     if len(set(ids)) != len(ids):
         raise SaladError(f"two jobs for {folder} have the same id: {next(i for i in ids if ids.count(i) > 1)}")
@@ -93,7 +93,7 @@ def write_shard(lab, name: str, shard: int, jobs: Sequence, make, *, job_id, pro
     _sweep(folder, name, shard)
     if _paths(folder, shard)[0].exists():
         there = _read_cuts(_paths(folder, shard)[0])
-        if not {cut["id"] for cut in there} <= set(ids):
+        if not replace and not {cut["id"] for cut in there} <= set(ids):
             raise SaladError(f"{_paths(folder, shard)[0]} holds other speech than asked for: take another name")
         if damage(lab, name, shard) is None and all(_custom(cut)["jobs"] == key for cut in there):
             if progress:
@@ -103,15 +103,13 @@ def write_shard(lab, name: str, shard: int, jobs: Sequence, make, *, job_id, pro
 
 
 def _write_new(folder: Path, name: str, shard: int, jobs, make, key: str, progress) -> list[dict]:
-    from lhotse.shar.writers.audio import AudioTarWriter
-
     cuts_path, tar_path = _paths(folder, shard)
     folder.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=_begun(name, shard)))
     lock = _locked(temporary)
     try:
         cuts = []
-        with AudioTarWriter(str(temporary / tar_path.name), shard_size=None, format="flac") as tar:
+        with _tar_writer(temporary / tar_path.name) as tar:
             for job in jobs:
                 speech = make(job)
                 if speech is not None:
@@ -151,6 +149,23 @@ def _write_new(folder: Path, name: str, shard: int, jobs, make, key: str, progre
         if lock is not None:
             os.close(lock)
     return [_row(name, shard, line) for line in lines]
+
+
+def _tar_writer(path: Path):
+    """lhotse's writer of FLAC into one tar, whose path is no pattern (lhotse takes a `%` for one)."""
+    from lhotse.shar.writers.audio import AudioTarWriter
+    from lhotse.shar.writers.tar import TarWriter
+
+    class OneTar(TarWriter):
+        def _next_stream(self):
+            self.close()
+            self.stream = open(path, "wb")
+            self.tarstream = tarfile.open(fileobj=self.stream, mode="w|")
+            self.num_items = 0
+
+    writer = AudioTarWriter(path.name, shard_size=None, format="flac")
+    writer.tar_writer = OneTar(path.name, None)
+    return writer
 
 
 def _begun(name: str, shard: int) -> str:
@@ -239,7 +254,7 @@ def _row(name: str, shard: int, cut: dict) -> dict:
 
 def _read_cuts(path: Path) -> list[dict]:
     try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        return [json.loads(line) for line in path.read_bytes().split(b"\n") if line]  # U+2028 stands within texts
     except (OSError, ValueError) as error:
         raise SaladError(f"{path} cannot be read ({error}): remove it and run the same command again") from error
 

@@ -1,0 +1,293 @@
+"""Lists of recordings, a row each: TSV, CSV and JSON lines with a path and a text (Common Voice's, NeMo's, Emilia's …).
+
+A row that cannot be read as it stands, or asks for what nobody can decide, is one recording with a `fault`; the others are
+read. A list in which no row names a sound and a text is a SaladError.
+"""
+
+import csv
+import io
+import math
+import posixpath
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from salad.errors import SaladError
+from salad.prepare.recorded import Recorded, plain
+from salad.speech.audio import SHORT_S, Unusable, decode
+from store import lines
+from store.errors import StoreError
+
+AUDIO = ("audio", "path", "wav", "audio_filepath", "file_name", "file", "filename")
+TEXT = ("text", "sentence", "transcript", "transcription")
+SPEAKER = ("speaker", "speaker_id", "client_id", "voice")
+LICENCE = ("licence", "license")
+START = ("start_s", "offset", "start_time")  # seconds
+END = ("end_s", "end_time")
+UNCLEAR = ("start", "end", "begin", "stop", "start_ms", "end_ms", "offset_ms", "start_sample", "end_sample", "start_frame",
+           "end_frame", "num_frames")  # fmt: skip
+BESIDE = ("", "clips", "wavs")  # folders beside a list in which its files are looked for
+_NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?", re.A)
+_HELD = 1_000  # rows that may fail at the beginning of a list before it is held to be none
+_QUOTED = 1_000  # lines that one quoted field of a CSV may span
+
+
+class NotAList(SaladError):
+    """A table without a column that names a sound, or without one for texts."""
+
+
+class Part(NamedTuple):
+    """Which part of a sound is wanted: seconds, and the channels to average (None: all)."""
+
+    start_s: float = 0.0
+    duration_s: float | None = None
+    channels: tuple[int, ...] | None = None
+
+    def mark(self) -> str:
+        """What tells it from other parts of the same file; "" for the whole."""
+        channels = "" if self.channels is None else "#" + "+".join(map(str, self.channels))
+        return (f"@{self.start_s:g}" if self.start_s else "") + channels
+
+
+def number_of(value, name: str) -> float | None:
+    """A number of seconds, or None where nothing is said. Unusable for what is no number, negative or not finite."""
+    if value is None or (isinstance(value, str) and not value.strip()):
+        return None
+    found = math.nan
+    try:
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            found = float(value)
+        elif isinstance(value, str) and _NUMBER.fullmatch(value.strip()):
+            found = float(value)
+    except OverflowError:
+        pass
+    if not 0 <= found < 1e9:
+        raise Unusable("bad number", f"{name} is {_short(value)}, not a number of seconds")
+    return found
+
+
+def part_of(row: dict, unclear: bool = True) -> Part:
+    """The part of its sound that a row asks for. Unusable where it cannot be told. `unclear`: whether columns such as
+    `start`, whose unit is not known, are asked about."""
+
+    def one(names: tuple[str, ...]) -> tuple[str, float] | None:
+        found = [(name, value) for name in names if (value := number_of(row.get(name), name)) is not None]
+        if len({value for _, value in found}) > 1:
+            raise Unusable("bad number", " but ".join(f"{name} is {value:g}" for name, value in found))
+        return found[0] if found else None
+
+    start, end, duration = one(START), one(END), one(("duration", "duration_s"))
+    if unclear and start is None and end is None:
+        if asked := next((name for name in UNCLEAR if row.get(name) not in (None, "", 0, "0")), None):
+            raise Unusable("unclear column", f"{asked} is {_short(row[asked])}: in seconds it is called start_s and end_s")
+    start_s, seconds = start[1] if start else 0.0, duration[1] if duration else None
+    if seconds == 0:
+        raise Unusable("bad number", f"{duration[0]} is 0")
+    if end is not None:
+        if end[1] <= start_s:
+            raise Unusable("bad number", f"{end[0]} is {end[1]:g}, not after {start_s:g}")
+        if seconds is not None and abs(end[1] - start_s - seconds) > SHORT_S:
+            raise Unusable("bad number", f"{end[0]} - start is {end[1] - start_s:g}, but {duration[0]} is {seconds:g}")
+        seconds = end[1] - start_s
+    return Part(start_s, seconds, channels_of(row))
+
+
+def channels_of(row: dict) -> tuple[int, ...] | None:
+    """The channels that a row asks for, None for all: `channel`, `channels` (numbers from 0), NeMo's `channel_selector`."""
+    for name in ("channel", "channels", "channel_selector"):
+        value = row.get(name)
+        if value in (None, "", "average"):
+            continue
+        found = value if isinstance(value, list) else [value]
+        numbers = [int(one) for one in found if not isinstance(one, bool) and re.fullmatch(r"\d{1,4}", str(one), re.A)]
+        if numbers and len(numbers) == len(found):
+            return tuple(numbers)
+        if name == "channel_selector" or not isinstance(value, str):  # else a word: where it was published, say
+            raise Unusable("unclear column", f"{name} is {_short(value)}, not a channel's number from 0")
+    return None
+
+
+def _short(value) -> str:
+    return plain(repr(value) if not isinstance(value, str) else repr(value)[:60])[:60]
+
+
+# ------------------------------------------------------------------------------------------------ rows of a file
+
+
+class _Row(NamedTuple):
+    number: int
+    value: dict | None
+    fault: tuple[str, str] | None = None
+
+
+def _read(path: Path) -> Iterator[_Row]:
+    try:
+        encoding = lines.encoding_of(path)
+        kind = path.name.removesuffix(".gz").rpartition(".")[2].lower()
+        if kind in ("jsonl", "ndjson", "json"):
+            for row in lines.rows(path, encoding):
+                yield _Row(row.number, row.value, None if row.value is not None else ("unreadable", row.fault))
+        else:
+            yield from _table(path, encoding, kind == "csv")
+    except StoreError as error:
+        raise SaladError(str(error)) from None
+
+
+def _table(path: Path, encoding: str, commas: bool) -> Iterator[_Row]:
+    header: list[str] | None = None
+    for number, fields, fault in _csv(path, encoding) if commas else _tabs(path, encoding):
+        if header is None:
+            if fields is None:
+                raise SaladError(f"{path}: its first line, which names the columns, cannot be read: {fault}")
+            header = [name.strip() for name in fields]
+            twice = next((name for name in header if name and header.count(name) > 1), None)
+            if twice:
+                raise SaladError(f"{path} has two columns {twice!r}: remove one, or give it another name")
+            if not (set(header) & set(AUDIO) and set(header) & set(TEXT)):
+                raise NotAList(_needs(path, header))
+            continue
+        if fields is None:
+            yield _Row(number, None, ("unreadable", fault))
+        elif len(fields) == len(header):
+            yield _Row(number, dict(zip(header, fields, strict=True)))
+        else:
+            told = {name: value for name, value in zip(header, fields, strict=False) if name in AUDIO}
+            why = f"line {number} has {len(fields)} fields under {len(header)} columns"
+            yield _Row(number, told, ("wrong number of fields", why))
+
+
+def _tabs(path: Path, encoding: str) -> Iterator[tuple[int, list[str] | None, str | None]]:
+    """Lines between tabs; a quotation mark is one."""
+    for line in lines.lines(path, encoding):
+        if line.text is None:
+            yield line.number, None, line.fault
+        elif line.text.strip():
+            yield line.number, line.text.split("\t"), None
+
+
+def _csv(path: Path, encoding: str) -> Iterator[tuple[int, list[str] | None, str | None]]:
+    """Records of RFC 4180: a quoted field may hold commas, quotes (doubled) and line ends. Where a quote is not closed,
+    or stands where none may, its line is one fault and the next is read."""
+    waiting: list[lines.Line] = []
+    source = lines.lines(path, encoding)
+
+    def following() -> lines.Line | None:
+        return waiting.pop(0) if waiting else next(source, None)
+
+    while (line := following()) is not None:
+        if line.text is None:
+            yield line.number, None, line.fault
+            continue
+        if not line.text.strip():
+            continue
+        taken, more = [line], None
+        while "\n".join(one.text for one in taken).count('"') % 2 and len(taken) < _QUOTED:
+            more = following()
+            if more is None or more.text is None:
+                break
+            taken.append(more)
+        text = "\n".join(one.text for one in taken)
+        try:
+            (fields,) = csv.reader(io.StringIO(text, newline=""), strict=True)
+            yield line.number, fields, None
+            continue
+        except (csv.Error, ValueError) as error:
+            yield line.number, None, f"its quotes do not match ({error})"
+        waiting[:0] = taken[1:] + ([more] if more is not None and more not in taken else [])
+
+
+def _needs(path: Path, names) -> str:
+    return f"{path}: a row needs a path ({', '.join(AUDIO)}) and a text ({', '.join(TEXT)}); it has {', '.join(map(str, names))}"
+
+
+def listed(path: Path, folder: Path, licence: str | None = None, unclear: bool = True) -> Iterator[Recorded]:
+    """The recordings of a list, with files relative to `folder`. NotAList where no row is one."""
+    held: list[_Row] = []
+    known = False
+    for row in _read(path):
+        if not known:
+            if row.value is None or row.fault or not (set(row.value) & set(AUDIO) and set(row.value) & set(TEXT)):
+                held.append(row)
+                if len(held) > _HELD:
+                    break
+                continue
+            known = True
+            for one in held:
+                yield _recorded(one, path, folder, licence, unclear)
+        yield _recorded(row, path, folder, licence, unclear)
+    if known or not held:
+        return
+    named = next((row for row in held if row.value is not None and row.fault is None), None)
+    if named is not None:
+        raise NotAList(_needs(path, named.value))
+    for one in held:  # a table whose rows all have a fault
+        yield _recorded(one, path, folder, licence, unclear)
+
+
+def _recorded(row: _Row, path: Path, folder: Path, licence: str | None, unclear: bool) -> Recorded:
+    value, fault, part = row.value or {}, row.fault, Part()
+    if fault is None and lines.has_surrogate(value):
+        fault = ("unreadable", f"line {row.number} holds half of a surrogate pair, which is no character")
+    audio, text = named(value, AUDIO), named(value, TEXT)
+    file = None if audio is None else relative(audio, folder)
+    if fault is None:
+        odd = next((name for name in (*AUDIO, *TEXT) if isinstance(value.get(name), (list, dict, bool))), None)
+        if odd:
+            fault = ("unreadable", f"line {row.number}: {odd} is {_short(value[odd])}, not a text")
+    if fault is None:
+        try:
+            part = part_of(value, unclear)
+        except Unusable as error:
+            fault = error.args
+    own = named(value, ("id", "utt_id"))
+    extra = {"dnsmos": value["dnsmos"]} if isinstance(value.get("dnsmos"), (int, float, str)) and "dnsmos" in value else {}
+    return Recorded(
+        own or (Path(audio).stem if audio else f"{path.stem}-{row.number}"), " ".join((text or "").split()),
+        named(value, SPEAKER) or "unknown",
+        lambda longest_s=None: load(folder, audio, part, longest_s),
+        named(value, LICENCE) or licence, named(value, ("domain",)), extra,
+        fault if fault is None or row.value is None else (fault[0], _with_line(fault[1], row.number)),
+        named(value, ("answer",)), f"{file or path.stem + ':' + str(row.number)}{part.mark()}", own is not None, file,
+    )  # fmt: skip
+
+
+def _with_line(detail: str, number: int) -> str:
+    return detail if detail.startswith("line ") else f"line {number}: {detail}"
+
+
+def relative(audio: str, folder: Path) -> str:
+    """A file of a list as its place is told: relative to the list's folder where it lies under it."""
+    name = posixpath.normpath(audio)
+    root = posixpath.normpath(str(folder)) + "/"
+    return name.removeprefix(root)
+
+
+def load(folder: Path, audio: str | None, part: Part, longest_s: float | None = None) -> tuple[np.ndarray, int]:
+    """A part of a list's file, which lies in `folder`, or in `clips` or `wavs` there."""
+    if not audio:
+        raise Unusable("missing", "the row names no file")
+    places = [folder / beside / audio for beside in BESIDE]
+    return decode(first_file(places), part.start_s, part.duration_s, part.channels, longest_s)
+
+
+def first_file(places: list[Path]) -> Path:
+    """The first of the places where a file is; the first place where there is none."""
+    for place in places:
+        try:
+            if place.is_file():
+                return place
+        except (OSError, ValueError):  # a name that no file can have
+            continue
+    return places[0]
+
+
+def named(row: dict, names: tuple[str, ...]) -> str | None:
+    """The first of some columns that holds a text or a number."""
+    for name in names:
+        value = row.get(name)
+        if isinstance(value, (str, int, float)) and not isinstance(value, bool) and value != "":
+            return str(value)
+    return None
