@@ -88,3 +88,22 @@ def test_no_large_file_no_weights_and_no_path_of_a_machine_is_tracked():
     assert not [p for p in tracked if p.suffix in (".safetensors", ".bin", ".pt", ".pkl", ".wav", ".mp3")]
     here = str(ROOT.parent) + "/"
     assert not [p for p in tracked if p.suffix in (".py", ".md", ".toml", ".json") and here in p.read_text()]
+
+
+def test_every_dependency_names_a_range_that_holds_what_is_installed():
+    """From the version that was tried to the next that may break: what runs here is what the range promises."""
+    import importlib.metadata
+    import tomllib
+
+    from packaging.requirements import Requirement
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    without, outside = [], []
+    for requirement in map(Requirement, project["dependencies"]):
+        bounds = {specifier.operator for specifier in requirement.specifier}
+        if not (bounds & {">=", "==", "~="} and bounds & {"<", "==", "~="}):
+            without.append(str(requirement))
+        installed = importlib.metadata.version(requirement.name)
+        if not requirement.specifier.contains(installed.partition("+")[0]):
+            outside.append(f"{requirement}: {installed}")
+    assert not without and not outside

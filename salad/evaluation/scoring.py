@@ -118,7 +118,7 @@ class _Scorer:
     def _run_head(self, units: list):
         """The key-value cache of what a group of prompts begins with."""
         with self.source.switched():
-            return self.decoder(inputs_embeds=self._vectors(units)[None], use_cache=True).past_key_values
+            return self.decoder(inputs_embeds=self._vectors(units)[None], use_cache=True).cache
 
     def _batch(self, pieces: list[tuple[list, list[list[int]]]], head) -> list[list[tuple[float, bool]]]:
         vectors = [self._vectors(units) for units, _ in pieces]
@@ -150,16 +150,16 @@ class _Scorer:
         positions = (mask.cumsum(1) - 1).clamp_min(0)
         with self.source.switched():
             first = self.decoder(inputs_embeds=inputs, attention_mask=mask, position_ids=positions[:, before:],
-                                 past_key_values=cache, use_cache=True)  # fmt: skip
+                                 cache=cache, use_cache=True)  # fmt: skip
             hidden = first.last_hidden_state[rows, -1:]
             if width > 1:
-                cache = first.past_key_values
+                cache = first.cache
                 cache.reorder_cache(rows)
                 after = self.decoder(
                     input_ids=ids[:, :-1],
                     attention_mask=torch.cat([mask[rows], torch.ones_like(ids[:, :-1])], dim=1),
                     position_ids=positions[rows, -1:] + 1 + torch.arange(width - 1, device=device),
-                    past_key_values=cache,
+                    cache=cache,
                     use_cache=True,
                 ).last_hidden_state
                 hidden = torch.cat([hidden, after], dim=1)

@@ -114,13 +114,13 @@ class TransformersSpeech:
         first = self.model(input_ids=context, attention_mask=torch.ones_like(context), use_cache=True, **sounds)
         logits = first.logits[:, -1:].expand(count, -1, -1)
         if width > 1:  # choices end with padding, which what stands before it does not see: no mask is needed
-            cache, positions = first.past_key_values, {}
+            cache, positions = first.cache, {}
             start = cache.get_seq_length()
             if (moved := getattr(self.model.model, "rope_deltas", None)) is not None:  # Omni's positions have three axes
                 at = start + int(moved) + torch.arange(width - 1, device=self.device)
                 positions = {"position_ids": at.expand(3, count, -1)}
             cache.batch_repeat_interleave(count)
-            rest = self.model(input_ids=rows[:, :-1], past_key_values=cache, use_cache=True, **positions).logits
+            rest = self.model(input_ids=rows[:, :-1], cache=cache, use_cache=True, **positions).logits
             logits = torch.cat([logits, rest], dim=1)
         told = []
         for row, some in enumerate(after):

@@ -31,12 +31,12 @@ class DecodingState:
     def _forward(self, **inputs) -> None:
         with self._source.switched():
             out = self._source.llm(**inputs, use_cache=True)
-        self._cache = out.past_key_values
+        self._cache = out.cache
         self.logp = out.logits[0, -1, : self._model.vocab_size].float().log_softmax(-1)
 
     def advance(self, token: int) -> None:
         """Read one more token."""
-        self._forward(input_ids=torch.tensor([[token]], device=self._model.device), past_key_values=self._cache)
+        self._forward(input_ids=torch.tensor([[token]], device=self._model.device), cache=self._cache)
 
 
 class Decoding:
