@@ -9,7 +9,7 @@ export HF_HUB_OFFLINE ?= 1
 export GRADIO_ANALYTICS_ENABLED = False
 export SALAD_LAB = $(LAB)
 
-.PHONY: demo test test-all pins lint select arena sql clean
+.PHONY: demo test test-all test-bare test-marked pins lint select arena sql clean
 
 demo: .venv/installed
 	@$(BIN)/salad demo
@@ -17,6 +17,14 @@ demo: .venv/installed
 # two files of tests at a time: many of them wait for processes and clocks. -rs says what was skipped, and why
 test: .venv/installed
 	$(BIN)/python -m pytest -q -rs -n $(JOBS) --dist loadfile
+
+# what runs on a machine with Python, make and git alone, and what needs more (tests/tools.py); CI runs one after the other
+MARKED := chromium or compiler or slurm or sshd or rsync or sky or root or data or real
+test-bare: .venv/installed
+	$(BIN)/python -m pytest -q -rs -n $(JOBS) --dist loadfile -m "not ($(MARKED))"
+
+test-marked: .venv/installed
+	$(BIN)/python -m pytest -q -rs -n $(JOBS) --dist loadfile -m "$(MARKED)"
 
 test-all: .venv/installed
 	SALAD_FAULT_ROUNDS=$${SALAD_FAULT_ROUNDS:-20} $(BIN)/python -m pytest -q -rs -n $(JOBS) --dist loadfile

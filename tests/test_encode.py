@@ -4,7 +4,6 @@ import hashlib
 import multiprocessing
 import shutil
 import signal
-import time
 import warnings
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from tools import die_at
 
 import store
 from salad import SaladError, training
@@ -193,19 +193,21 @@ def test_frames_of_another_encoder_or_of_other_sound_are_not_taken(lab):
     assert len(left(lab)) == 2 * 2
 
 
-def test_workers_killed_at_any_moment_leave_what_a_clean_run_leaves(lab, tmp_path):
+def killed_while_keeping(lab, shard, number):
+    die_at(number)
+    kept(lab, "float32", shard, 2)
+
+
+def test_workers_killed_at_any_file_leave_what_a_clean_run_leaves(lab, tmp_path):
     shutil.copytree(lab, tmp_path / "clean")
     kept(tmp_path / "clean")
     process.set_forkserver_preload(["test_encode", "salad.models.phone"])
     killed = 0
-    for files in (0, 1, 3):  # that are there, or half there, when they are killed
-        both = [process.Process(target=kept, args=(lab, "float32", shard, 2)) for shard in (0, 1)]
+    for number in (1, 2, 4):  # of the file before which they are killed
+        both = [process.Process(target=killed_while_keeping, args=(lab, shard, number)) for shard in (0, 1)]
         for one in both:
             one.start()
-        while len(list((lab / "frames").rglob("*.*"))) < files and any(one.is_alive() for one in both):
-            time.sleep(0.001)
         for one in both:
-            one.kill()  # -9
             one.join()
             killed += one.exitcode == -signal.SIGKILL
         encoder = running.to_encode(lab, "natural", None, "models/encoder")[0]
@@ -213,7 +215,7 @@ def test_workers_killed_at_any_moment_leave_what_a_clean_run_leaves(lab, tmp_pat
             warnings.simplefilter("error", DamagedFrames)  # half a shard's frames are none
             for one in corpora.of_speech(store.connect(lab), ["natural"]):
                 Frames(lab, encoder).of(one)
-    assert killed
+    assert killed >= 2
     for shard in (1, 0):
         kept(lab, "float32", shard, 2)
     assert left(lab) == left(tmp_path / "clean")

@@ -9,7 +9,6 @@ import os
 import random
 import signal
 import tarfile
-import time
 
 import numpy as np
 import pytest
@@ -22,7 +21,7 @@ from salad.prepare.recordings import recordings
 from salad.speech import shar
 from salad.speech.audio import Unusable, decode
 from tests.tones import hears_tones, tones
-from tests.tools import shared
+from tests.tools import die_at, shared
 from workbench import cli
 
 ROUNDS = int(os.environ.get("SALAD_FAULT_ROUNDS", "3"))
@@ -255,13 +254,11 @@ def test_tars_killed_and_taken_up_again_give_the_same_bytes_and_are_indexed_once
     counts = []
     for lab in (tmp_path / "clean", tmp_path / "killed"):
         if lab.name == "killed":
-            process = multiprocessing.get_context("fork").Process(target=_prepare, args=(lab, source, recogniser))
+            at = {"dies_at": 1, "name": "texts.000001.parquet"}
+            process = multiprocessing.get_context("fork").Process(target=_prepare, args=(lab, source, recogniser), kwargs=at)
             process.start()
-            while process.is_alive() and not list(lab.rglob("texts.000001.parquet")):
-                time.sleep(0.002)
-            os.kill(process.pid, signal.SIGKILL)
             process.join()
-            assert not (lab / "speech" / "natural.json").exists()
+            assert process.exitcode == -signal.SIGKILL and not (lab / "speech" / "natural.json").exists()
         indices = {path: path.stat().st_mtime_ns for path in lab.rglob("tars/*.parquet")}
         counts.append(prepare_speech(lab, source, "natural", recogniser, shard_size=2))
         assert all(path.stat().st_mtime_ns == at for path, at in indices.items())
@@ -292,7 +289,9 @@ def test_a_lab_that_is_moved_goes_on_with_its_own_recogniser(recogniser, tmp_pat
         prepare_speech(tmp_path / "moved", tmp_path / "own", "own", again)
 
 
-def _prepare(lab, source, recogniser, part=(0, 1)):
+def _prepare(lab, source, recogniser, part=(0, 1), dies_at=None, name="*"):
+    if dies_at:
+        die_at(dies_at, name)
     prepare_speech(lab, source, "natural", recogniser, shard_size=2, part=part)
 
 
@@ -309,15 +308,10 @@ def test_killed_parted_and_repaired_it_gives_the_same_bytes(librispeech, recogni
     for n in range(ROUNDS):
         lab = tmp_path / str(n)
         for _ in range(3):
-            process = fork.Process(target=_prepare, args=(lab, source, recogniser))
+            process = fork.Process(target=_prepare, args=(lab, source, recogniser, (0, 1), rng.randint(1, 20)))
             process.start()
-            enough = rng.randint(1, 6) + len(list(lab.rglob("*.*")))
-            while process.is_alive() and len(list(lab.rglob("*.*"))) < enough:
-                time.sleep(0.002)
-            if process.is_alive():
-                os.kill(process.pid, signal.SIGKILL)
-                killed += 1
             process.join()
+            killed += process.exitcode == -signal.SIGKILL
         _prepare(lab, source, recogniser)
         assert _bytes(lab) == wanted
     assert killed >= ROUNDS

@@ -8,11 +8,11 @@ import random
 import re
 import shutil
 import signal
-import time
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from tools import die_at
 
 import store
 from salad import SaladError
@@ -250,7 +250,8 @@ def test_progress_tells_how_many_documents_there_are(corpus, tmp_path):
     assert seen == [(20, 41), (40, 41), (41, 41), (1, 3), (2, 3), (3, 3)]  # cut, then published
 
 
-def _prepare(lab, source):
+def _prepare(lab, source, dies_at):
+    die_at(dies_at)
     prepare_text(lab, source, "broad", chunk=3)
 
 
@@ -263,15 +264,10 @@ def test_a_killed_preparation_is_taken_up_and_gives_the_same_bytes(corpus, tmp_p
     for n in range(ROUNDS):
         lab = lab_of(corpus, tmp_path / str(n))
         for _ in range(4):
-            process = fork.Process(target=_prepare, args=(lab, corpus / "in.jsonl"))
+            process = fork.Process(target=_prepare, args=(lab, corpus / "in.jsonl", rng.randint(1, 40)))
             process.start()
-            wait_for = rng.randint(1, 12) + len(list(lab.rglob("*.parquet")))
-            while process.is_alive() and len(list(lab.rglob("*.parquet"))) < wait_for:
-                time.sleep(0.002)
-            if process.is_alive():
-                os.kill(process.pid, signal.SIGKILL)
-                killed += 1
             process.join()
+            killed += process.exitcode == -signal.SIGKILL
         assert prepare_text(lab, corpus / "in.jsonl", "broad", chunk=3) == counts
         assert {p.relative_to(lab): p.read_bytes() for p in lab.rglob("*.parquet")} == wanted
     assert killed >= ROUNDS

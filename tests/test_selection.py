@@ -16,6 +16,7 @@ import store
 from salad import recipes, selection
 from salad.errors import SaladError
 from salad.selection import BalancedKMeans, Pool, Texts, draw, target_distribution
+from salad.selection.clusters import in_blocks
 from salad.study.graph import plan
 from salad.training import decay_start
 
@@ -293,6 +294,15 @@ def test_a_rerun_gives_the_same_bytes_in_another_process():
     )
     assert len({subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, timeout=100).stdout
                 for _ in range(2)}) == 1  # fmt: skip
+
+
+@pytest.mark.parametrize("heights", [[5000], [1700, 3300], [600] * 8 + [200], [1] * 20 + [0, 4980]])
+def test_rows_are_multiplied_in_the_same_blocks_however_they_were_divided(heights):
+    x = topics(5000)
+    cuts = np.cumsum([0, *heights])
+    blocks = list(in_blocks((x[a:b] for a, b in zip(cuts, cuts[1:], strict=False)), 1024))
+    assert [len(block) for block in blocks] == [1024] * 4 + [904]
+    assert np.concatenate(blocks).tobytes() == x.tobytes()
 
 
 def test_parquet_streams_to_the_same_clusters_as_an_array(tmp_path):

@@ -84,3 +84,8 @@ def test_where_everything_must_run_a_skip_is_a_failure_but_for_absent_shared_dat
 def test_every_marker_of_a_tool_is_declared(pytestconfig):
     declared = {line.partition(":")[0] for line in pytestconfig.getini("markers")}
     assert tools.MARKERS <= declared
+
+
+def test_the_two_runs_of_ci_share_no_test_and_leave_none_out():
+    line = next(line for line in (ROOT / "Makefile").read_text().splitlines() if line.startswith("MARKED := "))
+    assert set(line.removeprefix("MARKED := ").split(" or ")) == tools.MARKERS

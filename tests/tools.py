@@ -5,8 +5,10 @@ SALAD_REQUIRE_ALL=1 every skip is a failure (conftest.py), but for `data` and `r
 
 import contextlib
 import ctypes
+import fnmatch
 import os
 import shutil
+import signal
 import sys
 import sysconfig
 from pathlib import Path
@@ -84,6 +86,26 @@ def obeying_permissions():
     finally:
         sets[0] = before
         assert libc.capset(ctypes.byref(header), sets) == 0
+
+
+def die_at(number: int, name: str = "*") -> None:
+    """Kill this process with -9 just before it opens for writing, or renames to, a file called `name` (a pattern) for the
+    `number`-th time from now: the same place on a machine of any speed. Call it in a process that is there to be killed."""
+    seen = 0
+
+    def count(event: str, details: tuple) -> None:
+        nonlocal seen
+        if event == "os.rename":
+            path = details[1]
+        elif event == "open" and details[2] & (os.O_WRONLY | os.O_RDWR):
+            path = details[0]
+        else:
+            return
+        seen += fnmatch.fnmatch(os.path.basename(os.fsdecode(path)) if not isinstance(path, int) else "", name)
+        if seen >= number:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(count)
 
 
 def compiler() -> None:
