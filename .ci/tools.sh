@@ -1,11 +1,12 @@
 #!/bin/sh
-# What the tests need beyond pip: Chromium, Slurm, OpenSSH, rsync, g++ with Python's headers (Debian), and SkyPilot in an
-# environment of its own.
+# What the tests need beyond pip: Chromium, Slurm, OpenSSH, rsync, two login shells that are not bash, g++ with Python's headers (Debian),
+# and SkyPilot in an environment of its own.
 # Can be repeated; a second time costs a second. SALAD_SKY_PYTHON names another SkyPilot's Python to the tests.
 set -eu
 if [ "$(id -u)" = 0 ] && command -v apt-get > /dev/null; then
     missing=""
-    for pair in chromium:chromium slurmctld:slurm-wlm munged:munge sshd:openssh-server ssh:openssh-client rsync:rsync git:git g++:g++; do
+    for pair in chromium:chromium slurmctld:slurm-wlm munged:munge sshd:openssh-server ssh:openssh-client rsync:rsync \
+            git:git g++:g++ fish:fish tcsh:tcsh; do
         PATH="$PATH:/usr/sbin" command -v "${pair%%:*}" > /dev/null || missing="$missing ${pair##*:}"
     done
     headers=$(python3 -c 'import sysconfig; print(sysconfig.get_path("include"))')

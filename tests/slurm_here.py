@@ -5,6 +5,7 @@ import os
 import shutil
 import socket
 import subprocess
+import tempfile
 import time
 from pathlib import Path
 
@@ -16,6 +17,7 @@ SlurmctldHost={host}(127.0.0.1)
 SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
+AuthInfo=socket={munge}
 MpiDefault=none
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
@@ -55,18 +57,21 @@ def slurm(folder: Path):
     for name in ("state", "spool"):
         (folder / name).mkdir(parents=True)
     conf = folder / "slurm.conf"
-    conf.write_text(CONF.format(host=socket.gethostname().split(".")[0], folder=folder, port=ports[0], port1=ports[1],
-                                cpus=os.cpu_count()))  # fmt: skip
+    own = Path(tempfile.mkdtemp(prefix="salad-munge-"))  # of its own, and at a short path: sockets' have a limit
+    conf.write_text(CONF.format(munge=own / "socket", host=socket.gethostname().split(".")[0], folder=folder,
+                                port=ports[0], port1=ports[1], cpus=os.cpu_count()))  # fmt: skip
     (folder / "gres.conf").write_text("Name=gpu File=/dev/zero\nName=gpu File=/dev/null\n")
     before = os.environ.get("SLURM_CONF")
     os.environ["SLURM_CONF"] = str(conf)
     started = []
     try:
-        if subprocess.run(["munge", "-n"], capture_output=True).returncode:
-            os.makedirs("/run/munge", exist_ok=True)
-            shutil.chown("/run/munge", "munge", "munge")
-            started.append(subprocess.Popen(["su", "-s", "/bin/sh", "munge", "-c", "exec munged -F"]))
-            _until(lambda: subprocess.run(["munge", "-n"], capture_output=True).returncode == 0, "munged")
+        (own / "key").write_bytes(os.urandom(1024))
+        (own / "key").chmod(0o400)
+        files = [f"--{what}={own / name}" for what, name in (("socket", "socket"), ("key-file", "key"), ("pid-file", "pid"),
+                                                             ("log-file", "log"), ("seed-file", "seed"))]  # fmt: skip
+        started.append(subprocess.Popen(["munged", "--foreground", "--force", *files], stderr=subprocess.DEVNULL))
+        probe = ["munge", "--no-input", f"--socket={own / 'socket'}"]
+        _until(lambda: subprocess.run(probe, capture_output=True).returncode == 0, "munged")
         started.append(subprocess.Popen(["slurmctld", "-D", "-f", conf], stderr=subprocess.DEVNULL))
         started.append(subprocess.Popen(["slurmd", "-D", "-f", conf], stderr=subprocess.DEVNULL))
         _until(lambda: "idle" in _told("sinfo", "--noheader", "--format=%T"), "slurmctld and slurmd")
@@ -79,6 +84,7 @@ def slurm(folder: Path):
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(20)
             process.kill()
+        shutil.rmtree(own, ignore_errors=True)
         if before is None:
             del os.environ["SLURM_CONF"]
         else:

@@ -38,7 +38,7 @@ def main(words: list[str]) -> int:
             return 1
         for job in jobs:
             job["status"], _, job["failure_reason"] = state.partition(" ")
-        print("Checking the queue ...")
+        print("[INFO] Checking the queue ...\n[] of 2 notices: {}")
         print(json.dumps([] if state == "LOST" else jobs))
         return 0
     if words[:2] == ["jobs", "cancel"]:
@@ -49,7 +49,8 @@ def main(words: list[str]) -> int:
         offers = [
             {"accelerator_count": float(number), "price": 4.0 * int(number), "spot_price": 1.0 * int(number)}
         ]
-        print(json.dumps({kind: offers} if kind == "H200" else {}))
+        print("{notice} prices are of today")
+        print(json.dumps({kind: offers} if kind == "H200" else {}, indent=1))
         return 0
     if words == ["check"]:
         print("Enabled: stand-in")

@@ -19,7 +19,7 @@ from salad.engines import Run, codesync, handle, launch_run
 from salad.engines import targets as target_files
 from salad.engines.base import load
 from salad.engines.fetching import inputs
-from salad.engines.spec import Spec, parse_gpus
+from salad.engines.spec import Spec
 from salad.engines.targets import Target
 from salad.errors import SaladError
 from salad.runs import RunFolder
@@ -376,12 +376,6 @@ def test_a_targets_file_with_an_unknown_key_or_none_is_one_line(tmp_path):
 
 def test_no_recipe_bears_the_name_of_a_command():
     assert not set(launch_gpu.RESERVED) & set(recipes.names())
-
-
-def test_gpus_are_read_as_number_type_or_both():
-    assert [parse_gpus(text) for text in (None, 2, "2", "H200:8", "A100-80GB")] == [
-        (None, None), (None, 2), (None, 2), ("H200", 8), ("A100-80GB", 1),
-    ]  # fmt: skip
 
 
 def test_list_logs_stop_resume_and_fetch_from_the_command_line(tmp_path, capsys):

@@ -121,6 +121,26 @@ def test_time_limit_of_the_run_and_a_walltime_that_only_puts_it_back(tmp_path, m
     assert brief.stop(wait_s=60)["state"] in ("stopped", "done")
 
 
+def test_a_refused_requeue_is_reported_as_such_and_the_run_can_be_resumed(tmp_path):
+    from salad.engines import slurm as engine
+
+    run = start(tmp_path, steps=400, pause=0.05)
+    here.reach(run, 2)
+    job = job_of(run)
+    assert subprocess.run(["scontrol", "update", f"JobId={job}", "Requeue=0"]).returncode == 0  # as where it is forbidden
+    assert subprocess.run(["scancel", job]).returncode == 0  # SIGTERM, as before its walltime: a checkpoint, and 75
+    here.until(run, lambda status: status["state"] in ("preempted", "stopped"), 60)
+    while job in jobs():
+        time.sleep(0.2)
+    engine.requeue(run.folder, job)  # what the job itself does next
+    status = run.status()
+    assert status["state"] == "stopped" and "Slurm refused to queue it again: " in status["error"]
+    assert "requeue" in status["error"] or "job" in status["error"].lower()
+    assert "refused" in run.logs() and run.folder.checkpoints()
+    assert run.resume().status()["state"] in ("queued", "starting")
+    assert run.stop(wait_s=60)["state"] == "stopped"
+
+
 def test_two_fake_gpus_are_two_ranks(tmp_path):
     run = start(tmp_path, steps=2, gang=True, fields={"gpus": 2})
     assert run.wait(120)["state"] == "done", run.logs()
@@ -152,6 +172,7 @@ def test_secrets_reach_the_job_and_no_file_of_ours(tmp_path, monkeypatch):
     [
         ({"partition": "gpu"}, {}, "no partition 'gpu'"),
         ({}, {"gpus": 3}, "more than 2"),
+        ({}, {"gpus": 1, "gpu_type": "a100"}, "no type: write the number alone"),
         ({}, {"nodes": 2}, "the partition has 1"),
         ({"account": "nobody", "constraint": "h200"}, {}, "refused the job"),
     ],

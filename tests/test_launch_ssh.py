@@ -243,6 +243,37 @@ def test_the_same_lab_and_code_are_not_sent_twice_and_uncommitted_code_runs(serv
     assert sent.stdout == own.stdout and len(code["tree"]) == 40
 
 
+NOISE = {  # what each login shell reads, whether a person is there or not
+    "bash": (".bash_profile", ".bashrc", ".bash_logout"),
+    "dash": (".profile",),
+    "fish": (".config/fish/config.fish",),
+    "tcsh": (".tcshrc", ".login", ".logout"),
+}
+
+
+@pytest.mark.parametrize("shell", NOISE)
+def test_a_login_shell_that_prints_or_is_not_bash_changes_nothing(server, tmp_path, shell):
+    if shell not in ("bash", "dash"):  # Debian's own
+        require(shell)
+    home = Path(pwd.getpwnam(USER).pw_dir)
+    for name in NOISE[shell]:
+        path = home / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("""echo 'Welcome to {"life": "gone"} cluster'\nprintf 'python=none rsync= gpus=9'\n""")
+        for folder in [path, *path.parents][: len(Path(name).parts)]:
+            shutil.chown(folder, USER)
+    subprocess.run(["usermod", "--shell", shutil.which(shell), USER], check=True)
+    try:
+        assert all(finding.ok for finding in ssh.Ssh(server.target()).check())
+        run = start(server, tmp_path, steps=3, unit=4)
+        assert run.wait(90)["state"] == "done", run.logs()
+        assert run.fetch() == {"checkpoints": 0, "units": 1, "damaged": []}
+    finally:
+        subprocess.run(["usermod", "--shell", "/bin/bash", USER], check=True)
+        for name in NOISE[shell]:
+            (home / name).unlink()
+
+
 def test_check_says_whether_it_would_work(server, tmp_path, capsys):
     path = tmp_path / "targets.toml"
     fields = server.target().model_dump(exclude_defaults=True)

@@ -27,7 +27,7 @@ MODELS = Path(os.environ.get("SALAD_MODELS") or "~/.cache/salad/models").expandu
 MARKER_OF = {
     "chromium": "chromium", "g++": "compiler", "rsync": "rsync",
     "munged": "slurm", "sbatch": "slurm", "slurmctld": "slurm", "slurmd": "slurm",
-    "ssh": "sshd", "ssh-keygen": "sshd", "sshd": "sshd", "useradd": "sshd",
+    "ssh": "sshd", "ssh-keygen": "sshd", "sshd": "sshd", "useradd": "sshd", "fish": "sshd", "tcsh": "sshd",
 }  # fmt: skip
 MARKERS = {*MARKER_OF.values(), "sky", "root", "data", "real"}
 NEEDS_SHARED = {"data", "real"}

@@ -6,8 +6,9 @@ from pathlib import Path
 
 from salad.engines import codesync
 from salad.engines.base import load
+from salad.engines.gres import parse_gpus
 from salad.engines.handle import Run, start
-from salad.engines.spec import Spec, parse_gpus, secrets
+from salad.engines.spec import Spec, secrets
 from salad.engines.targets import Target, resolve
 from salad.errors import SaladError
 from salad.runs import RunFolder

@@ -7,6 +7,7 @@ ends its machine with itself, so there is no stopped machine to forget.
 
 import json
 import os
+import re
 import shlex
 import shutil
 import socket
@@ -117,10 +118,10 @@ class Sky(Engine):
         told = self._sky(*words)
         if told.returncode:
             raise SaladError(f"sky gpus list: {_last(told.stderr)}")
-        try:
-            offers = [item for items in json.loads(told.stdout).values() for item in items]
-        except ValueError:
-            raise SaladError(f"sky gpus list: {_last(told.stdout)}") from None
+        listed = _json(told.stdout, dict)
+        if listed is None:
+            raise SaladError(f"sky gpus list: {_last(told.stdout)}")
+        offers = [item for items in listed.values() for item in items]
         name = "spot_price" if self.target.spot else "price"
         prices = [
             item[name]
@@ -209,10 +210,7 @@ class Sky(Engine):
         told = self._sky("jobs", "queue", "--all", "--output", "json", timeout=120)
         if told.returncode:
             return None
-        try:
-            return json.loads(told.stdout[told.stdout.index("[") :])
-        except ValueError:
-            return None
+        return _json(told.stdout, list)
 
     def look(self, run: RunFolder, spec: Spec) -> Life | None:
         if self._looked and time.monotonic() - self._looked[0] < LOOK_S:
@@ -311,6 +309,19 @@ class Sky(Engine):
                 ]
         done = subprocess.run(words, capture_output=True, text=True)
         return None if done.returncode == 0 else _last(done.stderr)
+
+
+def _json(text: str, kind: type):
+    """The JSON list or object (`kind`) that starts a line of what sky prints, whatever else it prints; None without one."""
+    decoder, opening = json.JSONDecoder(), "[" if kind is list else "{"
+    for match in re.finditer(rf"^\s*{re.escape(opening)}", text, re.M):
+        try:
+            value, end = decoder.raw_decode(text, match.end() - 1)
+        except ValueError:
+            continue
+        if isinstance(value, kind) and not text[end:].partition("\n")[0].strip():
+            return value
+    return None
 
 
 def _scheme(bucket: str | None) -> str:

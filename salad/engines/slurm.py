@@ -17,6 +17,7 @@ from pathlib import Path
 
 from salad.engines import codesync, supervisor
 from salad.engines.base import Engine, Finding, Life
+from salad.engines.gres import choose, gpus_of
 from salad.engines.spec import Spec, command, secrets
 from salad.errors import SaladError
 from salad.runs import RunFolder, now, read_json
@@ -59,8 +60,18 @@ class InJob:
             supervisor.mark_supervisor(run, self.shard, os.getpid())
         code = supervisor.supervise(run, spec, self.shard, rendezvous, first)
         if walltime and code == supervisor.PREEMPTED_CODE and first:
-            _ask("scontrol", "requeue", os.environ["SLURM_JOB_ID"])
+            requeue(run, os.environ["SLURM_JOB_ID"])
         return code
+
+
+def requeue(run: RunFolder, job_id: str) -> None:
+    """Put this job back into the queue; where Slurm refuses, the run's status says so, for nothing will start it again."""
+    refusal = _order("scontrol", "requeue", job_id)
+    if refusal is not None:
+        error = f"its walltime ended and Slurm refused to queue it again: {refusal}; resume it to go on"
+        run.reread()
+        run.status(state="stopped", error=error, settled=True, ended_at=now())
+        run.log(error)
 
 
 class Slurm(Engine):
@@ -84,7 +95,8 @@ class Slurm(Engine):
         except SaladError as error:
             return [Finding(False, str(error))]
         where = f"partition {self.target.partition}" if self.target.partition else "the default partition"
-        return [Finding(True, f"Slurm answers; {where} has {self._most_gpus()} GPUs on a node, "
+        most = max((sum(node.values()) for node in _gpus(self._nodes() or [])), default=0)
+        return [Finding(True, f"Slurm answers; {where} has {most} GPUs on a node, "
                               f"jobs of up to {self._walltime_min() / 60:g} h")]  # fmt: skip
 
     def preflight(self, spec: Spec) -> None:
@@ -102,10 +114,8 @@ class Slurm(Engine):
         nodes = sum(int(line.split()[0]) for line in told)
         if spec.nodes > nodes:
             raise SaladError(f"--nodes {spec.nodes}: the partition has {nodes}")
-        if (spec.gpus or 0) > self._most_gpus(told):
-            raise SaladError(
-                f"--gpus {spec.gpus}: no node of the partition has more than {self._most_gpus(told)}"
-            )
+        if spec.gpus:
+            choose(_gpus(told), spec.gpu_type, spec.gpus)
         secrets(spec.env)
 
     def plan(self, run: RunFolder, spec: Spec) -> str:
@@ -174,11 +184,15 @@ class Slurm(Engine):
         if job is None:
             return
         if self.look(run, spec) == "queued":
-            _ask("scancel", job["job_id"])
+            refusal = _order("scancel", job["job_id"])
+            if refusal is not None:
+                raise SaladError(f"Slurm refused to cancel job {job['job_id']}: {refusal}")
             run.reread()
             run.status(state="stopped", error="stopped by hand before it started", ended_at=now())
         else:
-            _ask("scancel", "--signal=TERM", job["job_id"])
+            refusal = _order("scancel", "--signal=TERM", job["job_id"])
+            if refusal is not None:  # it sees the `stop` file within some seconds all the same
+                run.log(f"Slurm refused to signal job {job['job_id']}: {refusal}")
 
     def _parameters(self, run: RunFolder, spec: Spec) -> dict:
         target = self.target
@@ -202,8 +216,8 @@ class Slurm(Engine):
         if target.container:
             told["srun_args"].append(f"--container-image={target.container}")
         if spec.gpus:
-            kind = f"{spec.gpu_type}:" if spec.gpu_type else ""
-            told["additional_parameters"]["gres"] = f"gpu:{kind}{spec.gpus}"
+            kind = choose(_gpus(self._nodes() or []), spec.gpu_type, spec.gpus)
+            told["additional_parameters"]["gres"] = f"gpu:{kind}:{spec.gpus}" if kind else f"gpu:{spec.gpus}"
         return {name: value for name, value in told.items() if value is not None}
 
     def _nodes(self) -> list[str] | None:
@@ -212,15 +226,16 @@ class Slurm(Engine):
         told = _ask("sinfo", "--noheader", "--format=%D %l %G", *choice)
         return None if told is None else told.splitlines()
 
-    def _most_gpus(self, told: list[str] | None = None) -> int:
-        numbers = re.findall(r"\bgpu(?::[A-Za-z][^:,(\s]*)?:(\d+)", "\n".join(told or self._nodes() or []))
-        return max(map(int, numbers), default=0)
-
     def _walltime_min(self) -> float:
         if self.target.walltime_hours is not None:
             return self.target.walltime_hours * 60
         times = [line.split()[1] for line in self._nodes() or []]
         return min([_minutes(time) for time in times] + [LONGEST_MIN])
+
+
+def _gpus(lines: list[str]) -> list[dict[str | None, int]]:
+    """The GPUs of each kind of node, from the lines of `Slurm._nodes`."""
+    return [gpus_of(line.split(maxsplit=2)[2]) for line in lines]
 
 
 def _minutes(text: str) -> float:
@@ -241,6 +256,19 @@ def _ask(*words: str) -> str | None:
     if done.returncode and "Invalid job id" not in done.stderr:
         return None
     return done.stdout
+
+
+def _order(*words: str) -> str | None:
+    """Have one of Slurm's commands done: None where it was, else why not, in one line. A job that is gone is no refusal
+    to end it."""
+    try:
+        done = subprocess.run(words, capture_output=True, text=True, timeout=30)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return f"{words[0]}: {getattr(error, 'strerror', None) or 'no answer'}"
+    gone = words[0] == "scancel" and "Invalid job id" in done.stderr
+    if not done.returncode or gone:
+        return None
+    return (done.stderr.strip() or done.stdout.strip() or f"{words[0]} failed with exit code {done.returncode}").splitlines()[-1]
 
 
 @contextlib.contextmanager

@@ -1,7 +1,6 @@
 """What a launch asks for, as data: launch.json in the run's folder. It names secrets, it never holds them."""
 
 import os
-import re
 import sys
 
 from pydantic import Field
@@ -50,18 +49,6 @@ class Spec(Frozen):
         """The spec that `run` was launched with; None for a run that was started by hand."""
         data = read_json(run.path / "launch.json")
         return None if data is None else validate(cls, data)
-
-
-def parse_gpus(text: str | int | None) -> tuple[str | None, int | None]:
-    """`H200:8` → ("H200", 8); `8` → (None, 8); `H200` → ("H200", 1). SaladError otherwise."""
-    if text is None:
-        return None, None
-    match = re.fullmatch(
-        r"(?:(?P<kind>[A-Za-z][\w-]*)|(?P<kind2>[A-Za-z][\w-]*):(?P<n>\d+)|(?P<alone>\d+))", str(text)
-    )
-    if not match:
-        raise SaladError(f"--gpus {text}: write a number, a type, or TYPE:NUMBER as in H200:8")
-    return match["kind"] or match["kind2"], int(match["n"] or match["alone"] or 1)
 
 
 def secrets(names: tuple[str, ...]) -> dict[str, str]:

@@ -15,7 +15,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from salad.engines import codesync, processes
+from salad.engines import codesync, processes, remote_shell
 from salad.engines.base import Engine, Finding, Life
 from salad.engines.fetching import inputs
 from salad.engines.spec import Spec, command, secrets
@@ -26,10 +26,12 @@ from store import atomic, ids
 SYNC_S = 15.0
 LOOK_S = 2.0  # within so long, asking again gives the same answer
 INSTALL_S = 3600
-NEEDED = (
-    "for p in python3.12 python3.11 python3; do command -v $p && break; done; echo; command -v rsync; echo; \
-nvidia-smi -L 2>/dev/null | grep -c '^GPU '; true"
-)
+NEEDED = """\
+for name in python3.12 python3.11 python3; do found=$(command -v $name) && break; done
+echo "python=$found"
+echo "rsync=$(command -v rsync)"
+echo "gpus=$(nvidia-smi -L 2> /dev/null | grep -c '^GPU ')"
+"""
 SMALL = ("status*.json", "metrics-*.jsonl", "log.txt", "attempts*.jsonl")
 
 
@@ -56,14 +58,10 @@ class Ssh(Engine):
         return options + list(self.target.ssh_options)
 
     def _ask(self, script: str, stdin: str = "", timeout: float = 60) -> subprocess.CompletedProcess:
-        """Run a shell script there; exit code 255 is ssh's own, the machine cannot be reached."""
+        """Run a bash script there, whatever the login shell; see `remote_shell.run` for what 255 and NOTHING_RAN mean."""
         if self.target.modules:
-            script = "".join(f"module load {shlex.quote(name)} && " for name in self.target.modules) + script
-        words = ["ssh", *self._ssh_options(), self._name, f"bash -lc {shlex.quote(script)}"]
-        try:
-            return subprocess.run(words, input=stdin, capture_output=True, text=True, timeout=timeout)
-        except subprocess.TimeoutExpired:
-            return subprocess.CompletedProcess(words, 255, "", f"no answer within {timeout:g} s")
+            script = "".join(f"module load {shlex.quote(name)} >&2 || exit 1\n" for name in self.target.modules) + script
+        return remote_shell.run(["ssh", *self._ssh_options(), self._name], script, stdin, timeout)
 
     def _do(self, script: str, what: str, stdin: str = "", timeout: float = 60) -> str:
         done = self._ask(script, stdin, timeout)
@@ -72,10 +70,10 @@ class Ssh(Engine):
         return done.stdout
 
     def _rsync(self, *words: str, stdin: str = "") -> subprocess.CompletedProcess:
-        remote_shell = shlex.join(["ssh", *self._ssh_options()])
+        shell = shlex.join(remote_shell.rsync_shell(["ssh", *self._ssh_options()]))
         # no owner or group: the other machine has other people
         return subprocess.run(
-            ["rsync", "-rltp", "--partial-dir=.rsync-partial", "--timeout=60", "-e", remote_shell, *words],
+            ["rsync", "-rltp", "--partial-dir=.rsync-partial", "--timeout=60", "-e", shell, *words],
             input=stdin, capture_output=True, text=True,
         )  # fmt: skip
 
@@ -134,14 +132,15 @@ class Ssh(Engine):
         told = self._ask(NEEDED)
         if told.returncode == 255:
             raise SaladError(f"cannot reach {self._name}: {_last(told.stderr)}")
+        if told.returncode == remote_shell.NOTHING_RAN:
+            raise SaladError(f"{self._name}: bash did not run there (is it installed?): {_last(told.stderr)}")
         if told.returncode:
             raise SaladError(f"{self._name}: {_last(told.stderr)}")
-        python, rsync, gpus = (told.stdout.split("\n\n") + ["", ""])[:3]
-        if not rsync.strip():
-            raise SaladError(f"{self._name} has no rsync; install it there")
-        if not python.strip():
-            raise SaladError(f"{self._name} has no python3; install it there")
-        return python.strip(), int(gpus.strip() or 0)
+        there = dict(line.partition("=")[::2] for line in told.stdout.splitlines())
+        for tool in ("rsync", "python"):
+            if not there.get(tool):
+                raise SaladError(f"{self._name} has no {tool}; install it there")
+        return there["python"], int(there.get("gpus") or 0)
 
     def _base(self) -> str:
         where = self.target.scratch or "salad"

@@ -236,7 +236,8 @@ def launch(run: RunFolder, on: str, workers: int, gpus: str | None = None, targe
 
     A pass that lives is left alone. One that has ended is started anew, with as many workers as asked for now."""
     from salad.engines import Run, launch_run
-    from salad.engines.spec import Spec, parse_gpus
+    from salad.engines.gres import parse_gpus
+    from salad.engines.spec import Spec
     from salad.engines.targets import resolve
 
     if workers < 1:
