@@ -12,7 +12,7 @@ import argparse
 import os
 import sys
 
-from salad.engines import Run, launch, runs
+from salad.engines import Run, codesync, launch, runs
 from store.errors import UserError
 
 __all__ = ["Run", "launch", "runs", "main"]
@@ -67,6 +67,8 @@ def _launch(argv: list[str]) -> int:
         print(run)
         return 0
     print(run)
+    for line in codesync.summary(run.spec.code):
+        print(line)
     if given.follow:
         return _show(run, follow=True)
     print(f"watch it: python launch_gpu.py logs {run.run_id} --follow --lab {run.lab}")

@@ -2,6 +2,7 @@
 
 Ids are kept and nothing comes twice: units that are carried whole keep their id, other rows are told apart by key."""
 
+import fnmatch
 import hashlib
 import json
 import os
@@ -90,10 +91,16 @@ def _copy(source: Path, target: Path) -> int:
     return target.stat().st_size
 
 
-def _copy_folder(source: Path, target: Path) -> int:
-    """Copy a folder's files that the target lacks; `config.json`, which makes a run exist, last."""
+# What of a run's folder is carried. Not its log, code.diff and launch.json, nor what engines keep there: they may hold
+# names of machines, what a process printed of its environment, and code that is nobody else's business.
+CARRIED = ("config.json", "status.json", "status-*.json", "metrics-*.jsonl", "packages.txt", "checkpoints/*")
+
+
+def _copy_folder(source: Path, target: Path, names: tuple[str, ...] = ("*",)) -> int:
+    """Copy a folder's files of these names (patterns) that the target lacks; `config.json`, which makes a run exist, last."""
+    found = (path for path in source.rglob("*") if path.is_file() and not path.name.endswith(".tmp"))
     files = sorted(
-        (path for path in source.rglob("*") if path.is_file() and not path.name.endswith(".tmp")),
+        (path for path in found if any(fnmatch.fnmatch(path.relative_to(source).as_posix(), name) for name in names)),
         key=lambda path: (path.name == "config.json", path),
     )
     return sum(
@@ -135,7 +142,7 @@ def export(lab, what: str, to) -> dict:
         if what == "runs":
             folders = [r[0] for r in con.execute("SELECT run_id FROM runs").fetchall()]
         told["run_bytes"] = sum(
-            _copy_folder(lab / "runs" / run, to / "runs" / run)
+            _copy_folder(lab / "runs" / run, to / "runs" / run, CARRIED)
             for run in folders
             if run and (lab / "runs" / run).is_dir()
         )
@@ -223,7 +230,7 @@ def import_(lab, bundle) -> dict:
         for folder in sorted((bundle / "runs").glob("*/config.json")):
             target = lab / "runs" / folder.parent.name
             if not (target / "config.json").exists():
-                _copy_folder(folder.parent, target)
+                _copy_folder(folder.parent, target, CARRIED)
                 told["runs"] += 1
         told["events"] = _import_events(lab, bundle)
     except OSError as error:

@@ -15,7 +15,7 @@ from tools import ROOT, TINY, Lines
 import launch_gpu
 import store
 from salad import recipes
-from salad.engines import Run, codesync, handle, launch_run
+from salad.engines import Run, handle, launch_run
 from salad.engines import targets as target_files
 from salad.engines.base import load
 from salad.engines.fetching import inputs
@@ -256,39 +256,6 @@ def test_shards_of_a_pass_work_side_by_side_and_each_unit_is_counted_once(tmp_pa
     run.resume()
     broken = start(tmp_path, steps=6, refuse=True, fields={"workers": 2}).wait(60)
     assert broken["state"] == "failed" and "teacher is missing" in broken["error"]
-
-
-def test_code_goes_as_it_stands_with_uncommitted_changes_and_without_what_is_not_source(tmp_path):
-    root, lab = tmp_path / "project", tmp_path / "lab"
-    (root / "pkg").mkdir(parents=True)
-
-    def git(*words):
-        subprocess.run(["git", "-C", root, "-c", "user.name=x", "-c", "user.email=x@x", *words], check=True, capture_output=True)
-
-    tracked = {".gitignore": "ignored.py\n", "pkg/a.py": "a = 1\n", "pkg/gone.py": "x\n", "pkg/run.sh": "#!/bin/sh\n"}
-    for name, text in tracked.items():
-        (root / name).write_text(text)
-    (root / "pkg/run.sh").chmod(0o755)
-    git("init", "-q")
-    git("add", "-A")
-    git("commit", "-qm", "first")
-    run = RunFolder.create(lab, "stage1", "tiny", {"steps": 1})
-    clean = codesync.record(run, root)
-    assert not clean["changed"] and (run.path / "code.diff").read_bytes() == b""
-    (root / "pkg/a.py").write_text("a = 2\n")
-    (root / "pkg/gone.py").unlink()
-    for name in ("pkg/new.py", "ignored.py", "id_rsa", "weights.safetensors"):
-        (root / name).write_bytes(b"\0new\xff")
-    code = codesync.record(run, root)
-    assert code["changed"] and code["commit"] == clean["commit"] and code["tree"] != clean["tree"]
-    git("checkout", "-q", "--", ".")  # the working tree goes on: the run's code stays what it was
-    (root / "pkg/new.py").unlink()
-    laid = codesync.restore(run, code, tmp_path / "code", root)
-    found = {str(path.relative_to(laid)): path.read_bytes() for path in laid.rglob("*") if path.is_file()}
-    expected = {name: text.encode() for name, text in tracked.items() if name != "pkg/gone.py"}
-    assert found == expected | {"pkg/a.py": b"a = 2\n", "pkg/new.py": b"\0new\xff"}
-    assert os.access(laid / "pkg/run.sh", os.X_OK)
-    assert "code is at" in codesync.differs(run, code, root)[0]
 
 
 def test_what_a_pass_reads_goes_with_it_to_another_machine(tmp_path):

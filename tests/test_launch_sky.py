@@ -13,7 +13,7 @@ from tools import PACKAGES, ROOT, refuse
 
 import launch_gpu
 import store
-from salad.engines import Run, codesync
+from salad.engines import Run
 from salad.engines import sky as engine
 from salad.engines.spec import Spec
 from salad.engines.targets import Target
@@ -219,12 +219,3 @@ def test_a_launch_that_sky_refuses_is_one_line(tmp_path, cloud):
     Path(os.environ["SKY_STAND_IN"], "refuse").touch()
     with pytest.raises(SaladError, match="no credentials"):
         start(tmp_path / "lab", cloud)
-
-
-def test_the_recorded_code_can_be_laid_out_again(tmp_path):
-    run = RunFolder.create(tmp_path / "lab", "stage1", "tiny", {"steps": 1})
-    code = codesync.record(run)
-    folder = codesync.restore(run, code, tmp_path / "code")
-    for name in ("salad/engines/sky.py", "launch_gpu.py", "pyproject.toml"):
-        assert (folder / name).read_bytes() == (ROOT / name).read_bytes()
-    assert not (folder / ".venv").exists() and not (folder / ".git").exists()

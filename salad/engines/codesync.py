@@ -1,42 +1,81 @@
 """Which code a run runs: commit, uncommitted changes and package versions, recorded so that it can be repeated.
 
-What is sent is what git tracks, as it stands in the working tree, and new source files that git does not ignore;
-never what is ignored, and no other untracked file, among which keys and data are likely.
+What is recorded and sent is what git tracks, as it stands in the working tree, and new code files (CODE) that git does
+not ignore. No other untracked file is taken, for keys and data are likely among them: `git add` what a run needs. A line
+that was added since the commit and looks like a key or a password ends the launch.
 """
 
 import hashlib
 import importlib.metadata
+import io
 import os
 import platform
 import subprocess
+import tarfile
 import tempfile
 from pathlib import Path
 
+from salad.engines import leaks
 from salad.errors import SaladError
 from salad.runs import RunFolder
 from store import atomic
 
 ROOT = Path(__file__).resolve().parents[2]
-SOURCE = {".py", ".toml", ".yaml", ".sql", ".js", ".css", ".csv", ".jsonl"}
+CODE = {".py", ".sql", ".js", ".css"}
 LARGEST = 2**20
+SHOWN = 8  # names of files in a line
 OWN = "salad-workbench"
 
 
 def record(run: RunFolder, root: Path = ROOT) -> dict:
-    """Write code.diff and packages.txt into the run's folder; returns what launch.json says of the code.
-
-    {"commit", "tree" (git's id of exactly these files), "changed", "python"}; commit and tree None outside git."""
+    """Write code.diff and packages.txt into the run's folder; returns what launch.json says of the code: `describe`."""
+    code, diff = describe(root)
     atomic.write_bytes(run.path / "packages.txt", "".join(f"{line}\n" for line in packages()).encode())
-    told = {"commit": None, "tree": None, "changed": False, "python": platform.python_version()}
+    if code["commit"] is not None:
+        atomic.write_bytes(run.path / "code.diff", diff)
+    return code
+
+
+def describe(root: Path = ROOT) -> tuple[dict, bytes]:
+    """(what a launch takes of the code, its diff from the commit); writes nothing.
+
+    {"commit", "tree" (git's id of exactly these files), "changed", "python", "new" and "left_out" (untracked files that
+    are taken and not)}; commit and tree None outside git. SaladError where a change holds what looks like a key."""
+    code = {"commit": None, "tree": None, "changed": False, "python": platform.python_version()}
     if _git(root, "rev-parse", "--is-inside-work-tree", check=False) is None:
-        return told
-    commit, tree, diff = state(root)
-    atomic.write_bytes(run.path / "code.diff", diff)
-    return told | {"commit": commit, "tree": tree, "changed": bool(diff)}
+        return code, b""
+    commit, tree, diff = state(root, refuse_keys=True)
+    new, left_out = untracked(root)
+    return code | {"commit": commit, "tree": tree, "changed": bool(diff), "new": new, "left_out": left_out}, diff
 
 
-def state(root: Path = ROOT) -> tuple[str, str, bytes]:
-    """(commit, tree id, binary diff from commit to tree) of the working tree; the repository is not written to."""
+def summary(code: dict) -> list[str]:
+    """What a launch says of the code that it takes, a line each."""
+    if not code.get("commit"):
+        return ["code: not a git checkout, so it is not recorded"]
+    lines = [f"code: commit {code['commit'][:12]}" + (" with uncommitted changes" if code.get("changed") else "")]
+    for name, words in (("new", "new code files taken"), ("left_out", "untracked files left out (git add what the run needs)")):
+        names = code.get(name) or []
+        if names:
+            lines.append(f"code: {words}: {', '.join(names[:SHOWN])}" + (f" … {len(names)} in all" if len(names) > SHOWN else ""))
+    return lines
+
+
+def untracked(root: Path = ROOT) -> tuple[list[str], list[str]]:
+    """The untracked files that git does not ignore, by name: (code, which is taken; others, which are not)."""
+    names = _git(root, "ls-files", "--others", "--exclude-standard", "-z").split(b"\0")
+    taken, left_out = [], []
+    for name in sorted(os.fsdecode(name) for name in names if name):
+        path = root / name
+        code = path.suffix in CODE and path.is_file() and not path.is_symlink() and path.stat().st_size <= LARGEST
+        (taken if code else left_out).append(name)
+    return taken, left_out
+
+
+def state(root: Path = ROOT, refuse_keys: bool = False) -> tuple[str, str, bytes]:
+    """(commit, tree id, binary diff from commit to tree) of the working tree; the repository is not written to.
+
+    `refuse_keys`: SaladError where an added line looks like a key or a password."""
     commit = _git(root, "rev-parse", "HEAD").decode().strip()
     own = _git(root, "rev-parse", "--git-path", "objects").decode().strip()
     with tempfile.TemporaryDirectory() as folder:
@@ -49,13 +88,16 @@ def state(root: Path = ROOT) -> tuple[str, str, bytes]:
         _git(root, "read-tree", "HEAD", env=env)
         # staged new files are tracked too
         new = _git(root, "diff", "--cached", "--name-only", "--diff-filter=A", "-z", "HEAD").split(b"\0")
-        new += _new_sources(root)
-        new = [name for name in new if name and (root / os.fsdecode(name)).is_file()]
+        new += [os.fsencode(name) for name in untracked(root)[0]]
+        new = [name for name in new if name and os.path.lexists(root / os.fsdecode(name))]
         _git(root, "add", "-u", env=env)
         if new:
             _git(root, "add", "--pathspec-from-file=-", "--pathspec-file-nul", env=env, stdin=b"\0".join(new))
         tree = _git(root, "write-tree", env=env).decode().strip()
-        diff = _git(root, "diff", "--binary", "--full-index", commit, tree, env=env)
+        # diff-tree, for `git diff` follows a person's settings: colours, prefixes, a program of their own
+        diff = _git(root, "diff-tree", "-r", "-p", "--binary", "--full-index", commit, tree, env=env)
+        if refuse_keys:
+            leaks.refuse(_git(root, "diff-tree", "-r", "-p", "--text", "--unified=0", commit, tree, env=env))
     return commit, tree, diff
 
 
@@ -69,7 +111,8 @@ def restore(run: RunFolder, code: dict, to: Path, root: Path = ROOT) -> Path:
     archive = _git(root, "archive", "--format=tar", code["commit"], check=False)
     if archive is None:
         raise SaladError(f"{root} lacks commit {code['commit'][:12]}; fetch it with git, then try again")
-    subprocess.run(["tar", "-xf", "-", "-C", to], input=archive, check=True)
+    with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
+        tar.extractall(to, filter="data")
     diff = (run.path / "code.diff").read_bytes()
     if diff:
         applied = subprocess.run(
@@ -129,16 +172,6 @@ def environment_id(run: RunFolder, root: Path = ROOT) -> str:
     """Names an installed environment: the project's requirements and the recorded versions."""
     data = (root / "pyproject.toml").read_bytes() + (run.path / "packages.txt").read_bytes()
     return hashlib.sha256(data).hexdigest()[:12]
-
-
-def _new_sources(root: Path) -> list[bytes]:
-    names = _git(root, "ls-files", "--others", "--exclude-standard", "-z").split(b"\0")
-    paths = [(name, root / os.fsdecode(name)) for name in names if name]
-    return [
-        name
-        for name, path in paths
-        if path.suffix in SOURCE and path.is_file() and path.stat().st_size <= LARGEST
-    ]
 
 
 def _git(

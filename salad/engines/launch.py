@@ -79,7 +79,8 @@ def launch_run(
     engine = load(target)
     engine.preflight(spec)
     if dry_run:
-        return engine.plan(run, spec)
+        code, _ = codesync.describe(codesync.ROOT)
+        return "\n".join([engine.plan(run, spec), *(f"# {line}" for line in codesync.summary(code))])
     secrets(spec.env)
     if Spec.of(run) is not None:
         earlier = Run(run)
@@ -90,8 +91,10 @@ def launch_run(
             return earlier.resume(
                 **{k: v for k, v in fields.items() if k in Spec.model_fields}, target=target
             )
-    spec = spec.model_copy(update={"code": codesync.record(run)})
+    spec = spec.model_copy(update={"code": codesync.record(run, codesync.ROOT)})
     spec.save(run)
+    for line in codesync.summary(spec.code):
+        run.log(line)
     (run.path / "stop").unlink(missing_ok=True)
     start(engine, run, spec)
     return Run(run, spec)

@@ -14,10 +14,11 @@ Read from `--targets`, else $SALAD_TARGETS, else ./targets.toml, else ~/.config/
 
 import difflib
 import os
+import re
 import tomllib
 from pathlib import Path
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from salad.config import Frozen, validate
 from salad.errors import SaladError
@@ -61,6 +62,17 @@ class Target(Frozen):
     spot: bool = False
     disk_gb: int = Field(256, gt=0)
     sky: str | None = Field(None, description="the sky command, where it is not on the PATH")
+
+    @model_validator(mode="after")
+    def _no_secret_is_kept(self):
+        """A target stands in launch.json and in a task's YAML: it names what is secret, and does not hold it."""
+        for name in self.env:
+            if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+                shown = name.partition("=")[0][:40] if "=" in name else "one of them"
+                raise ValueError(f"env takes names of environment variables, without values; {shown} is not a name alone")
+        if self.bucket and "@" in self.bucket.partition("://")[2].partition("/")[0]:
+            raise ValueError("bucket holds a user or a key before an @; leave it to the cloud's own credentials")
+        return self
 
 
 class Targets(Frozen):
