@@ -41,7 +41,7 @@ def arena(lab: Path, folder: Path) -> None:
     with tempfile.TemporaryDirectory() as place:
         copy = Path(shutil.copytree(lab, Path(place) / "lab"))
         made = app.build(copy)
-        study, pool = made.study, [f"{name}/{how}" for name, how in (
+        study, pool = made.service, [f"{name}/{how}" for name, how in (
             ("teacher", "text"), ("stage2_active", "speech"), ("stage2_uniform", "speech"))]  # fmt: skip
         for seed in range(60):
             vote = app.blind_comparison(study, pool, seed)

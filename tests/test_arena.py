@@ -1,6 +1,7 @@
 """The A/B app: who answers, what an answer and its divergence are, what is refused, and its API through clients."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -19,7 +20,10 @@ from gradio_client.exceptions import AppError
 import store
 from salad import SaladError
 from salad.runs import RunFolder
-from workbench import answers, arena
+from workbench import arena
+from workbench.arena import answers, models, pages, questions, safety, service
+from workbench.arena.__main__ import main
+from workbench.arena.app import HERE, Arena
 
 FILE = {"_type": "gradio.FileData"}
 
@@ -31,7 +35,7 @@ def lab(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def study(lab):
-    return arena.Study(lab)
+    return service.ArenaService(lab)
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +58,7 @@ def votes(lab) -> list[dict]:
 
 def asked(study, modality, name="stage2_active", **how) -> answers.Answer:
     question = study.listener.ask(item_id="tiny-0")
-    who = answers.pick(answers.contenders(study.lab), name)
+    who = models.pick(models.contenders(study.lab), name)
     return answers.Answer(study.models, who, modality, question, study.listener.items, **how).run()
 
 
@@ -63,12 +67,12 @@ def asked(study, modality, name="stage2_active", **how) -> answers.Answer:
 
 def test_finished_runs_answer_and_the_teacher_stands_first(lab):
     RunFolder.create(lab, "stage1", "r", {"contender": "half"}).status(state="running")
-    found = answers.contenders(lab)
+    found = models.contenders(lab)
     assert [(c.name, c.step) for c in found] == [("teacher", 5), ("stage2_active", 9), ("stage1", 8), ("stage1", 4)]
     assert found[0].modalities == ("text", "cascade") and found[1].modalities == ("text", "speech", "cascade")
-    assert answers.pick(found, "stage1").step == 8 and answers.pick(found, found[3].key).step == 4
+    assert models.pick(found, "stage1").step == 8 and models.pick(found, found[3].key).step == 4
     with pytest.raises(SaladError, match="did you mean stage1"):
-        answers.pick(found, "stage1x")
+        models.pick(found, "stage1x")
 
 
 def test_a_lab_without_a_model_says_how_to_get_one(tmp_path):
@@ -160,7 +164,7 @@ def test_an_answer_that_tells_how_it_was_asked_is_noticed():
 
 def test_stopping_ends_an_answer_even_while_it_is_computed(study):
     answer = answers.Answer(
-        study.models, answers.pick(answers.contenders(study.lab), "stage2_active"), "text",
+        study.models, models.pick(models.contenders(study.lab), "stage2_active"), "text",
         study.listener.ask(item_id="tiny-0"), [],
     )  # fmt: skip
     assert answer.step() and answer.step()
@@ -177,7 +181,7 @@ def test_stopping_ends_an_answer_even_while_it_is_computed(study):
 def test_recordings_of_any_rate_and_channels_are_converted(tmp_path):
     tone = np.sin(np.arange(96_000) * 440 * 2 * np.pi / 96_000) * 0.5
     soundfile.write(tmp_path / "x.wav", np.repeat(tone[:, None], 8, 1), 96_000)
-    samples, notes = answers.read_audio(tmp_path / "x.wav")
+    samples, notes = questions.read_audio(tmp_path / "x.wav")
     assert len(samples) == 16_000 and samples.dtype == np.float32 and 0.3 < np.abs(samples).max() <= 1
     assert notes == ["8 channels were mixed into one", "96 kHz was converted to 16 kHz"]
 
@@ -199,7 +203,7 @@ def sounds(folder) -> dict:
 def test_what_is_no_question_is_said_plainly(study, tmp_path):
     for name, said in sounds(tmp_path).items():
         with pytest.raises(SaladError, match=said):
-            answers.read_audio(tmp_path / name)
+            questions.read_audio(tmp_path / name)
     for text, said in (("", "no question"), ("  \x00\n", "no question"), ("a" * 401, "401 characters")):
         with pytest.raises(SaladError, match=said):
             study.listener.ask(text=text)
@@ -217,7 +221,7 @@ def test_typed_items_are_their_items(study):
 # --- votes ---
 
 
-def complete(study, **how) -> arena.Comparison:
+def complete(study, **how) -> service.SideBySide:
     comparison = study.compare(study.listener.ask(item_id="tiny-1"), "teacher/text", "stage2_active/speech", **how)
     for answer in comparison.answers.values():
         answer.run()
@@ -285,13 +289,13 @@ def test_saving_keeps_texts_and_no_sound_and_a_link_opens_nothing_else(study):
 def test_a_recording_becomes_a_test_item_once_and_only_a_recording(study, tmp_path):
     item = study.listener.ask(item_id="tiny-2")
     with pytest.raises(SaladError, match="recorded or uploaded"):
-        answers.keep_recording(study.lab, item)
+        questions.keep_recording(study.lab, item)
     soundfile.write(tmp_path / "me.wav", item.samples, 16_000)
     question = study.listener.ask(text=ITEMS[2][0], audio=tmp_path / "me.wav")
-    name = answers.keep_recording(study.lab, question)
-    assert name == answers.keep_recording(study.lab, question)
+    name = questions.keep_recording(study.lab, question)
+    assert name == questions.keep_recording(study.lab, question)
     free = study.listener.ask(text="Who bakes bread?", audio=tmp_path / "me.wav")
-    other = answers.keep_recording(study.lab, free)
+    other = questions.keep_recording(study.lab, free)
     with store.connect(study.lab) as con:
         rows = con.execute(
             "SELECT synthesis_id, voice, tts, text, corpus FROM syntheses JOIN samples USING (sample_id) "
@@ -321,15 +325,15 @@ def test_nothing_that_was_said_is_markup():
         "duration_s": 1,
         "notes": [evil],
     }
-    for page in (arena.card(facts, evil), arena.card(facts, evil, veiled=True), arena.question_html(question)):
+    for page in (pages.card(facts, evil), pages.card(facts, evil, veiled=True), pages.question_html(question)):
         assert "<img" not in page and "&lt;img" in page
-    assert "--tint:29%" in arena.card(facts, "Left") and "0.500 nats" in arena.card(facts, "Left")
+    assert "--tint:29%" in pages.card(facts, "Left") and "0.500 nats" in pages.card(facts, "Left")
 
 
 def test_the_page_says_that_the_voices_were_synthetic(study, lab):
-    assert "synthetic" not in arena.about(study)
+    assert "synthetic" not in pages.about(study)
     (lab / "study.json").write_text(json.dumps({"config": {"natural_voices": ["en-us+m1"]}}))
-    assert "synthetic voices only" in arena.about(study)
+    assert "synthetic voices only" in pages.about(study)
 
 
 # --- through the API ---
@@ -388,21 +392,21 @@ def test_ten_clients_at_once_lose_no_vote(served, lab):
 def test_only_what_was_uploaded_is_read(served, lab, tmp_path):
     soundfile.write(tmp_path / "private.wav", np.sin(np.arange(16_000) / 20) * 0.5, 16_000)
     outside = [str(tmp_path / "private.wav"), "/etc/passwd", "https://example.com/x.wav", "file:///etc/passwd",
-               f"{arena.os.environ['GRADIO_TEMP_DIR']}/../../../etc/passwd"]  # fmt: skip
+               f"{os.environ['GRADIO_TEMP_DIR']}/../../../etc/passwd"]  # fmt: skip
     for path in outside:
         body = {"data": ["", {"path": path, "meta": FILE}, "", "", "", "", False, False, 0, 0]}
         begun = httpx.post(f"{served[1]}/gradio_api/call/ask", json=body).json()["event_id"]
         told = httpx.get(f"{served[1]}/gradio_api/call/ask/{begun}", timeout=60).text
         assert "event: error" in told and "event: complete" not in told, path
         with pytest.raises(gr.Error, match="upload"):
-            arena.refuse_foreign_files([{"deep": [{"path": path, "meta": FILE}]}])
+            safety.refuse_foreign_files([{"deep": [{"path": path, "meta": FILE}]}])
 
 
 def test_only_one_folder_is_served(served, lab):
     app, address = served
     for path in ("/etc/passwd", f"{lab}/study.json", f"{lab}/models/teacher/config.json", "../../../etc/passwd",
                  "%2e%2e/%2e%2e/etc/passwd", "http://example.com/", "https%3A//example.com", "pyproject.toml",
-                 str(arena.HERE / "arena.py")):  # fmt: skip
+                 str(HERE / "app.py")):  # fmt: skip
         assert httpx.get(f"{address}/gradio_api/file={path}").status_code in (403, 404), path
     assert httpx.get(f"{address}/gradio_api/proxy=https://a.hf.space/").status_code == 403
     page = httpx.get(address)
@@ -418,12 +422,12 @@ def test_an_upload_is_limited_in_size(served, tmp_path):
 
 def test_another_host_needs_a_password_and_visitors_too(lab, capsys, monkeypatch):
     monkeypatch.delenv("SALAD_ARENA_PASSWORD", raising=False)
-    assert arena.main(["--lab", str(lab), "--host", "0.0.0.0"]) == 2
+    assert main(["--lab", str(lab), "--host", "0.0.0.0"]) == 2
     said = capsys.readouterr().err
     assert "give --password" in said and said.count("\n") == 1
-    monkeypatch.setattr(arena.Arena, "block_thread", lambda self: visited.append(httpx.get(self.local_url)))
+    monkeypatch.setattr(Arena, "block_thread", lambda self: visited.append(httpx.get(self.local_url)))
     visited = []
-    assert arena.main(["--lab", str(lab), "--password", "thyme"]) == 0
+    assert main(["--lab", str(lab), "--password", "thyme"]) == 0
     assert visited[0].status_code == 200 and '"auth_required":true' in visited[0].text.replace(" ", "")
 
 

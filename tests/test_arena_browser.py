@@ -28,7 +28,7 @@ def app(tmp_path_factory):
 @pytest.fixture(scope="module")
 def browser(app, tmp_path_factory):
     sound = tmp_path_factory.mktemp("microphone") / "question.wav"
-    soundfile.write(sound, app.study.listener.ask(item_id="tiny-0").samples, 16_000)
+    soundfile.write(sound, app.service.listener.ask(item_id="tiny-0").samples, 16_000)
     microphone = [
         "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream",
         f"--use-file-for-fake-audio-capture={sound}",
@@ -160,7 +160,7 @@ def test_a_waiting_visitor_sees_the_place_in_the_queue_and_can_stop(app, browser
     other = browser.new_page()
     other.goto(app.address)
     expect(other.locator("#ask")).to_be_enabled()
-    with app.study.models.lock:  # the device is busy
+    with app.service.models.lock:  # the device is busy
         for page in (tab, other):
             page.locator("#question textarea, #question input").fill(ITEMS[1][0])
         tab.locator("#ask").click()

@@ -8,7 +8,8 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from workbench import arena_stats as s
+from workbench.arena import coverage as simulated
+from workbench.arena import preferences as s
 
 
 def table(rows) -> pd.DataFrame:
@@ -134,14 +135,16 @@ def test_bradley_terry_says_nothing_across_a_gap():
 @pytest.mark.parametrize("name", ["independent votes, speech at 0.62", "alike by both"])
 def test_intervals_cover_the_truth_of_simulated_studies(name):
     """200 studies here; the 1,000 of docs/arena.md were run once."""
-    found = s.coverage(s.WORLDS[name], 200, seed=1, draws=400)
+    found = simulated.coverage(simulated.SIMULATIONS[name], 200, seed=1, draws=400)
     assert 0.90 <= found["held"] <= 0.99
     if name == "alike by both":
         assert found["naive"] < 0.88  # what independent votes would have claimed
 
 
 def test_the_simulation_knows_its_own_truth():
-    world = s.World(preference=0.8, question_sd=1.0, voter_sd=0.5, tie=0.3, questions=4000, voters=400, votes_each=500)
-    score, _, _ = world.study(np.random.default_rng(0))
+    world = simulated.SimulatedStudy(
+        preference=0.8, question_sd=1.0, voter_sd=0.5, tie=0.3, questions=4000, voters=400, votes_each=500,
+    )
+    score, _, _ = world.draw(np.random.default_rng(0))
     assert score.mean() == pytest.approx(world.truth(), abs=0.02)
     assert (score == 0.5).mean() == pytest.approx(0.3, abs=0.01)

@@ -16,7 +16,7 @@ from salad.models import SpeechLM
 from salad.models.prompts import PromptFormat, turn
 from salad.passes.score import score
 from salad.training import checkpoints
-from workbench.answers import prompt_of
+from workbench.arena.answers import prompt_of
 
 CHATML = (
     "{% if messages[0]['role'] != 'system' %}<|im_start|>system\nYou answer.<|im_end|>\n{% endif %}"

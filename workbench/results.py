@@ -10,7 +10,8 @@ from scipy import stats
 
 from salad import analysis
 from salad.errors import SaladError
-from workbench import arena_stats, charts, report
+from workbench import charts, report
+from workbench.arena import preferences
 
 
 class Figure(NamedTuple):
@@ -149,8 +150,8 @@ def scaling(con, lab: Path | str, study: dict) -> tuple[pd.DataFrame, pd.DataFra
 
 def votes(con) -> pd.DataFrame:
     """The A/B app's blind votes: pair, mean, low, high, n, verdict; speech against text first. No row without votes."""
-    games = arena_stats.games(arena_stats.votes(con))
-    found = [arena_stats.speech_against_text(games), *arena_stats.pairs(games)] if len(games) else []
+    games = preferences.games(preferences.votes(con))
+    found = [preferences.speech_against_text(games), *preferences.pairs(games)] if len(games) else []
     rows = [
         {"pair": f"{p.a} against {p.b}", "mean": p.mean, "low": p.low, "high": p.high, "n": p.n, "verdict": p.verdict}
         for p in found

@@ -1,7 +1,7 @@
 """What the votes of the A/B app say, without pretending that votes are independent.
 
-    python -m workbench.arena_stats [--lab DIR] [--all]   the statistics tab as text
-    python -m workbench.arena_stats --simulate 1000       whether the 95 % intervals cover: docs/arena.md
+    python -m workbench.arena.preferences [--lab DIR] [--all]   the statistics tab as text
+    python -m workbench.arena.preferences --simulate 1000       whether the 95 % intervals cover: docs/arena.md
 
 A vote is a point for one side; a tie, and "both bad", is half a point for each. Votes on one question are alike, and
 so are votes of one voter: the variance is bootstrapped by question, by voter and by their intersection, and combined
@@ -203,9 +203,6 @@ def pairs(rows: pd.DataFrame, **how) -> list[Preference]:
     return sorted(found, key=lambda p: -p.n)
 
 
-# --- three and more ---
-
-
 def _fit(played: np.ndarray, won: np.ndarray, prior: float) -> np.ndarray:
     """Log-strengths [K] from games played [K, K] and points won [K]."""
     strength = np.ones(len(won))
@@ -266,68 +263,6 @@ def bradley_terry(rows: pd.DataFrame, draws: int = 200, seed: int = 0) -> pd.Dat
     return table.sort_values("strength", ascending=False, ignore_index=True)
 
 
-# --- does it hold what it promises? ---
-
-
-@dataclass(frozen=True)
-class World:
-    """A study whose true preference is known: each vote's probability of preferring speech is a logistic of the
-    overall preference, the question's and the voter's own (normal, on the logit scale); `tie` of the votes are ties."""
-
-    preference: float = 0.0  # logit
-    question_sd: float = 0.0
-    voter_sd: float = 0.0
-    tie: float = 0.2
-    questions: int = 60
-    voters: int = 20
-    votes_each: int = 15
-
-    def truth(self) -> float:
-        """The mean score over all questions and voters there could be, by Gauss and Hermite."""
-        x, w = np.polynomial.hermite_e.hermegauss(80)
-        spread = math.hypot(self.question_sd, self.voter_sd)
-        p = float((w / (1 + np.exp(-(self.preference + spread * x)))).sum() / w.sum())
-        return self.tie / 2 + (1 - self.tie) * p
-
-    def study(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """score, question, voter of each vote; a voter meets no question twice."""
-        question = np.concatenate([rng.permutation(self.questions)[: self.votes_each] for _ in range(self.voters)])
-        voter = np.repeat(np.arange(self.voters), self.votes_each)
-        own = rng.normal(0, self.question_sd, self.questions), rng.normal(0, self.voter_sd, self.voters)
-        p = 1 / (1 + np.exp(-(self.preference + own[0][question] + own[1][voter])))
-        score = (rng.random(len(p)) < p).astype(float)
-        score[rng.random(len(p)) < self.tie] = 0.5
-        return score, question, voter
-
-
-WORLDS = {
-    "independent votes, parity": World(),
-    "independent votes, speech at 0.62": World(preference=0.6),
-    "alike by question": World(preference=-0.4, question_sd=1.0),
-    "alike by voter": World(preference=0.3, voter_sd=0.7),
-    "alike by both": World(preference=-0.3, question_sd=1.0, voter_sd=0.7),
-    "alike by both, 8 voters": World(question_sd=1.0, voter_sd=0.7, voters=8, votes_each=30),
-}
-
-
-def coverage(world: World, studies: int, seed: int = 0, draws: int = 1000) -> dict:
-    """Share of simulated studies whose 95 % interval holds the truth; `naive`: that of the interval for independent
-    votes; `parity`: how often the equivalence test says parity."""
-    rng, truth = np.random.default_rng(seed), world.truth()
-    held = naive = parity = 0
-    for number in range(studies):
-        score, question, voter = world.study(rng)
-        mean, low, high, error, freedom = mean_interval(score, question, voter, draws=draws, seed=seed + number)
-        held += low <= truth <= high
-        simple = 1.96 * score.std(ddof=1) / math.sqrt(len(score))
-        naive += abs(mean - truth) <= simple
-        parity += min(mean - (0.5 - MARGIN), (0.5 + MARGIN) - mean) / error > stats.t.ppf(0.95, freedom)
-    return {"truth": truth, "held": held / studies, "naive": naive / studies, "parity": parity / studies}
-
-
-# --- the command line ---
-
-
 def lines(table: pd.DataFrame, margin: float = MARGIN, minimum: int = MINIMUM) -> list[str]:
     """The statistics as text."""
     rows = games(table)
@@ -352,7 +287,7 @@ def lines(table: pd.DataFrame, margin: float = MARGIN, minimum: int = MINIMUM) -
 def main(args: list[str] | None = None) -> int:
     import store
 
-    parser = argparse.ArgumentParser(prog="python -m workbench.arena_stats", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m workbench.arena.preferences", description=__doc__.split("\n")[0])
     parser.add_argument("--lab", metavar="DIR", help="the lab (default: $SALAD_LAB, else lab/)")
     parser.add_argument("--all", action="store_true", help="votes that were not blind as well")
     parser.add_argument("--margin", type=float, default=MARGIN, help="parity is 0.5 ± this (default: %(default)s)")
@@ -360,7 +295,9 @@ def main(args: list[str] | None = None) -> int:
     given = parser.parse_args(args)
     try:
         if given.simulate:
-            for name, world in WORLDS.items():
+            from workbench.arena.coverage import SIMULATIONS, coverage
+
+            for name, world in SIMULATIONS.items():
                 found = coverage(world, given.simulate)
                 figures = " | ".join(f"{found[k]:.3f}" for k in ("truth", "held", "naive", "parity"))
                 print(f"| {name} | {figures} |", flush=True)
@@ -368,7 +305,7 @@ def main(args: list[str] | None = None) -> int:
             con = store.connect(store.lab_path(given.lab))
             print("\n".join(lines(votes(con, not given.all), given.margin)))
     except store.UserError as error:
-        print(f"arena_stats: {error}", file=sys.stderr)
+        print(f"preferences: {error}", file=sys.stderr)
         return 2
     return 0
 

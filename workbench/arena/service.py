@@ -1,0 +1,184 @@
+"""What the app's sessions share: the lab, its models, the listener, the comparisons that can be voted on, and those that
+are kept."""
+
+import datetime
+import json
+import random
+import re
+import secrets
+import threading
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import store
+from store import atomic
+from workbench.arena import answers, models, questions
+
+SIDES = ("left", "right")
+CHOICES = {"left": "Left is better", "right": "Right is better", "tie": "Tie", "both_bad": "Both are bad"}
+
+
+@dataclass
+class SideBySide:
+    """One question and its answers. `heard`: its audio was played to the end; `choice`: the vote, once it is cast."""
+
+    id: str
+    question: questions.Question
+    answers: dict[str, answers.Answer]
+    blind: bool
+    seed: int
+    heard: bool = False
+    choice: str | None = None
+    at: str = field(default_factory=lambda: datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"))
+
+    def facts(self, veiled: bool = False) -> dict:
+        """JSON-able; `veiled` leaves out whatever tells the sides apart other than what they say."""
+        q = self.question
+        told = {
+            "comparison": self.id, "at": self.at, "question_id": q.question_id, "text": q.text, "source": q.source,
+            "voice": q.voice, "duration_s": round(q.duration_s, 3), "notes": q.notes, "blind": self.blind,
+            "seed": self.seed, "choice": self.choice,
+        }  # fmt: skip
+        if veiled:
+            return told | {side: {"text": answer.text.strip()} for side, answer in self.answers.items()}
+        told |= {"heard": q.heard, "cer": q.cer, "answer": q.item.choices[q.item.answer] if q.item else None}
+        return told | {side: answer.facts() for side, answer in self.answers.items()}
+
+
+class ArenaService:
+    """What the app's sessions share: the lab, its models, the listener, and the comparisons that can be voted on."""
+
+    KEPT = 500  # comparisons in memory; older ones can no longer be voted on
+
+    def __init__(self, lab, device: str = "cpu", tts: str | None = None, recogniser: str | None = None,
+                 shots: int | None = None, keep: int = 4):  # fmt: skip
+        self.lab, self.shots = Path(lab), shots
+        self.models = models.Models(lab, device, keep)
+        self.listener = questions.Listener(lab, device, tts, recogniser)
+        self.comparisons: OrderedDict[str, SideBySide] = OrderedDict()
+        self._lock = threading.Lock()
+        self.sides()  # refuses a lab without a model before anything is shown
+
+    def sides(self) -> list[tuple[str, str]]:
+        """(label, key) of every contender in every modality, for the menus; key is `contender@run:step/modality`."""
+        found = models.contenders(self.lab)
+        return [
+            (f"{c.name} · {modality}" + ("" if c.teacher else f" · {c.run_id}, step {c.step}"), f"{c.key}/{modality}")
+            for c in found
+            for modality in c.modalities
+        ]
+
+    def default_sides(self) -> tuple[str, str]:
+        """The teacher's text answer, and the newest checkpoint's speech answer (stage2_active's, if there is one)."""
+        found = models.contenders(self.lab)
+        speech = next((c for c in found if c.name == "stage2_active"), found[1])
+        return f"{found[0].key}/text", f"{speech.key}/speech"
+
+    def _side(self, key: str) -> tuple[models.ArenaModel, str]:
+        name, _, modality = (key or "").rpartition("/")
+        if modality not in models.MODALITIES:
+            raise store.UserError(f"no side {key!r}: write contender/modality, such as teacher/text")
+        return models.pick(models.contenders(self.lab), name), modality
+
+    def compare(self, question: questions.Question, left: str, right: str, *, cascade: bool = False, blind: bool = False,
+                seed: int = 0, temperature: float = 0.0) -> SideBySide:  # fmt: skip
+        """A comparison with answers that have not begun; `cascade` adds the teacher's to what the recogniser heard."""
+        chosen = {"left": self._side(left), "right": self._side(right)}
+        if cascade and question.heard is not None:
+            chosen["cascade"] = self._side("teacher/cascade")
+        made = {
+            side: answers.Answer(
+                self.models, contender, modality, question, self.listener.items, self.shots, temperature, seed
+            )
+            for side, (contender, modality) in chosen.items()
+        }
+        comparison = SideBySide("a" + secrets.token_hex(6), question, made, blind, seed)
+        with self._lock:
+            self.comparisons[comparison.id] = comparison
+            while len(self.comparisons) > self.KEPT:
+                self.comparisons.popitem(last=False)
+        return comparison
+
+    def draw(self, pool: list[str], seed: int) -> tuple[str, str, object]:
+        """Two sides of the pool in random order and an item to ask; the seed decides all three."""
+        if len(set(pool)) < 2:
+            raise store.UserError("a blind comparison needs at least two sides in the pool")
+        if not self.listener.items:
+            raise store.UserError("this lab has no tasks, so there is no item to ask; use Compare")
+        rng = random.Random(seed)
+        left, right = rng.sample(sorted(set(pool)), 2)
+        return left, right, rng.choice(self.listener.items)
+
+    def get(self, comparison_id: str) -> SideBySide:
+        found = self.comparisons.get(comparison_id or "")
+        if found is None:
+            raise store.UserError("there is no such comparison any more: ask again")
+        return found
+
+    def vote(self, comparison_id: str, choice: str, voter: str = "") -> SideBySide:
+        """Write the vote into the store. One vote a comparison; a blind one only after its audio was heard."""
+        comparison = self.get(comparison_id)
+        if choice not in CHOICES:
+            raise store.UserError(f"no choice {choice!r}; there are {', '.join(CHOICES)}")
+        if not all(comparison.answers[side].done for side in SIDES):
+            raise store.UserError("the answers are not complete yet: vote when both are there")
+        if any(comparison.answers[side].why == answers.STOPPED for side in SIDES):
+            raise store.UserError("an answer was stopped half-way: ask again before you vote")
+        if comparison.blind and not comparison.heard:
+            raise store.UserError("listen to the question to its end first, then vote")
+        with self._lock:
+            if comparison.choice is not None:
+                raise store.UserError(f"this comparison has its vote already: {CHOICES[comparison.choice].lower()}")
+            sides, spent = {}, {}
+            for side in SIDES:
+                answer = comparison.answers[side]
+                facts = answer.facts()
+                for name in ("contender", "run_id", "step", "modality"):
+                    sides[f"{side}_{name}"] = facts[name]
+                spent[side] = {
+                    "first_s": facts["first_s"], "total_s": facts["total_s"], "tokens": facts["n_tokens"],
+                    "gives_away": facts["gives_away"],
+                }  # fmt: skip
+            store.append(
+                self.lab, "votes", question_id=comparison.question.question_id, **sides, choice=choice,
+                blind=comparison.blind, voter=(voter or "").strip()[:80] or None, latencies=json.dumps(spent),
+                seed=comparison.seed,
+            )  # fmt: skip
+            store.renew_soon(self.lab)
+            comparison.choice = choice
+        return comparison
+
+    # what is kept because someone says so
+
+    def save(self, comparison_id: str) -> str:
+        """Keep a comparison (its texts and numbers, never its audio) in lab/arena; returns its id, for the link."""
+        comparison = self.get(comparison_id)
+        if comparison.blind and comparison.choice is None:
+            raise store.UserError("vote first: saving would unveil who answered")
+        folder = self.lab / "arena"
+        folder.mkdir(exist_ok=True)
+        atomic.write_json(folder / f"{comparison.id}.json", comparison.facts())
+        return comparison.id
+
+    def saved(self, comparison_id: str) -> dict:
+        """A saved comparison's facts."""
+        path = self.lab / "arena" / f"{comparison_id}.json"
+        if not re.fullmatch(r"a[0-9a-f]{12}", comparison_id or "") or not path.is_file():
+            raise store.UserError("there is no saved comparison under this link")
+        return json.loads(path.read_text())
+
+    def history(self) -> list[dict]:
+        """The saved comparisons, newest first."""
+        found = [json.loads(path.read_text()) for path in (self.lab / "arena").glob("a*.json")]
+        return sorted(found, key=lambda facts: facts["at"], reverse=True)
+
+
+def blind_comparison(service: ArenaService, pool: list[str], seed: int) -> SideBySide:
+    """A blind comparison with whole answers: item, pair and sides drawn by the seed, greedy."""
+    left, right, item = service.draw(pool, seed)
+    question = service.listener.ask(item_id=item.item_id, seed=0)
+    comparison = service.compare(question, left, right, blind=True, seed=seed)
+    for answer in comparison.answers.values():
+        answer.run()
+    return comparison
