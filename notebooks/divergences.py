@@ -8,7 +8,7 @@ with app.setup:
 
     import store
     from workbench import charts, divergences, panels
-    from workbench.listen import Reading
+    from workbench.listening import Reading
 
 
 @app.cell
@@ -26,7 +26,7 @@ def _():
 @app.cell(hide_code=True)
 def _(lab):
     con = store.connect(lab)
-    advice = divergences.advice(con, lab)
+    advice = panels.advice(con, lab, "divergences")
     mo.stop(advice is not None, mo.callout(mo.md(advice or ""), kind="warn"))
     listed = divergences.checkpoints(con)
     _first, _second = divergences.two(listed)

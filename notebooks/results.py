@@ -7,7 +7,7 @@ with app.setup:
     import marimo as mo
 
     import store
-    from workbench import panels, report, results
+    from workbench import panels, reports
 
 
 @app.cell
@@ -19,11 +19,11 @@ def _():
 @app.cell(hide_code=True)
 def _(lab):
     con = store.connect(lab)
-    advice = results.advice(con, lab)
+    advice = panels.advice(con, lab, "results")
     mo.stop(advice is not None, mo.callout(mo.md(advice or ""), kind="warn"))
-    newest = report.checkpoints(con)
+    newest = reports.checkpoints(con)
     contenders_ui = mo.ui.multiselect(newest.contender.tolist(), value=newest.contender.tolist(), label="contenders")
-    mo.vstack([mo.md(f"## What came out?\n`{lab}`. {report.EXPLAIN}"), contenders_ui, panels.state(con, lab)])
+    mo.vstack([mo.md(f"## What came out?\n`{lab}`. {reports.EXPLAIN}"), contenders_ui, panels.state(con, lab)])
     return advice, con, contenders_ui, newest
 
 
@@ -31,8 +31,8 @@ def _(lab):
 def _(con, contenders_ui, lab, newest):
     _chosen = newest[newest.contender.isin(contenders_ui.value)]
     mo.stop(_chosen.empty, mo.md("Choose a contender above."))
-    study, rows = report.measured(lab, con, _chosen)
-    table = results.shown(rows)
+    study, rows = reports.measured(lab, con, _chosen)
+    table = reports.shown(rows)
     return rows, study, table
 
 
@@ -40,7 +40,7 @@ def _(con, contenders_ui, lab, newest):
 def _(con, rows, table):
     _page = mo.ui.table(table, selection=None, pagination=False, show_column_summaries=False, show_data_types=False,
                         text_justify_columns={c: "right" for c in table.columns[2:]})
-    _published = panels.plain_table(report.beside_published(con, rows).drop(columns=["source", "whose"]))
+    _published = panels.plain_table(reports.beside_published(con, rows).drop(columns=["source", "whose"]))
     mo.vstack([mo.md("### Accuracy and gap"), _page,
                mo.accordion({"Beside the published, by benchmark (accuracy in per cent / gap in points; other models, data "
                              "and tasks)": _published})])
@@ -49,8 +49,8 @@ def _(con, rows, table):
 
 @app.cell(hide_code=True)
 def _(con, lab, rows, study):
-    figures = results.figures(con, lab, study, rows)
-    said = results.votes(con)
+    figures = reports.figures(con, lab, study, rows)
+    said = reports.votes(con)
     return figures, said
 
 

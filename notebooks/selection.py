@@ -9,7 +9,7 @@ with app.setup:
     import store
     from salad import recipes
     from workbench import charts, panels, review
-    from workbench.listen import Listening
+    from workbench.listening import Listening
 
 
 @app.cell
@@ -28,7 +28,7 @@ def _():
 @app.cell(hide_code=True)
 def _(drawn, lab):
     con = store.connect(lab)
-    advice = review.advice(con, lab)
+    advice = panels.advice(con, lab, "selection")
     mo.stop(advice is not None, mo.callout(mo.md(advice or ""), kind="warn"))
     listed = review.selections(con)
     choices = dict(zip(listed.label, listed.selection_id, strict=True))

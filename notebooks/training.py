@@ -31,7 +31,7 @@ def _():
 @app.cell(hide_code=True)
 def _(lab):
     con = store.connect(lab)
-    advice = control.advice(con, lab)
+    advice = panels.advice(con, lab, "training")
     recipe_ui = mo.ui.dropdown(recipes.names(), value="miniature_stage1", label="recipe")
     on_ui = mo.ui.text("here", label="where", placeholder="here, ssh:HOST, slurm, sky, or a target")
     gpus_ui = mo.ui.text("", label="GPUs", placeholder="2 or H200:8")

@@ -16,7 +16,8 @@ import pytest
 from labs import make_lab
 
 import store
-from workbench import cli, report
+from salad.analysis import ALL
+from workbench import cli, reports
 
 QUESTION = (
     "select domain, count(*) as n, round(avg(d), 9) as d from misalignment where d is not null group by domain order by domain"
@@ -155,9 +156,9 @@ def test_report_shows_each_contender_in_each_group_with_the_figures_that_sql_giv
     assert code == 0 and "report.html" in out
     page, text = (lab / "report.html").read_text(), (lab / "report.md").read_text()
     assert page.count("<svg") >= 4 and "SALAD" in text
-    made = report.report(lab)
+    made = reports.report(lab)
     assert list(made.rows.contender.unique()) == ["teacher", "stage1", "stage2_active", "stage2_uniform"]
-    assert list(made.rows.group.unique()) == [report.ALL, "covered", "partly covered", "broad"]
+    assert list(made.rows.group.unique()) == [ALL, "covered", "partly covered", "broad"]
     con = store.connect(lab)
     broad = con.execute("""select avg(a), sqrt(sum(v)) / 5 from (
         select avg(correct_norm::int) as a, var_samp(correct_norm::int) / count(*) as v from evaluations
@@ -172,7 +173,7 @@ def test_report_shows_each_contender_in_each_group_with_the_figures_that_sql_giv
         where s.corpus = 'heldout' and v.m is not null
         and r.config->>'contender' = 'stage2_uniform' group by 1""").fetchall()
     )
-    row = made.rows[(made.rows.group == report.ALL) & (made.rows.contender == "stage2_uniform")].iloc[0]
+    row = made.rows[(made.rows.group == ALL) & (made.rows.contender == "stage2_uniform")].iloc[0]
     assert row.m == pytest.approx(sum(p_web[d] * m[d] for d in p_web))
     assert f"{row.m:.3f}" in out and f"{row.m:.3f}" in text and f"{row.m:.3f}" in page
 

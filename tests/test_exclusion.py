@@ -6,7 +6,7 @@ import pytest
 
 import store
 from salad.selection.exclusion import left_out, speech_by_cluster
-from workbench import report
+from workbench.reports.summary import clusters_left_out
 
 PLAIN = "The river runs, slowly, through the old town."
 TEXTS = {  # cluster -> (text, CER) of its syntheses
@@ -60,7 +60,7 @@ def test_a_formatting_fault_does_not_pass_for_bad_speech(lab):
 
 
 def test_the_report_says_which_clusters_an_exclusion_removes_and_of_what_they_are_made(lab):
-    (table,) = report._clusters_left_out(store.connect(lab))
+    (table,) = clusters_left_out(store.connect(lab))
     assert [(cells[0], cells[2], cells[3], cells[-1]) for cells in table.cells] == [
         ("l1", "0", "term0", "writing"), ("l1", "1", "term1", "speech"), ("l1", "3", "term3", "unknown")
     ]  # fmt: skip

@@ -16,7 +16,8 @@ from salad import SaladError, analysis
 from salad.objective import distillation_loss
 from salad.selection import STRATEGIES
 from salad.study import grids, notes, schedule
-from workbench import cli, findings, report
+from workbench import cli, reports
+from workbench.reports import claims, findings
 
 ROOT = Path(__file__).parent.parent
 
@@ -71,7 +72,7 @@ def rows(values: dict, group: str = analysis.ALL) -> pd.DataFrame:
     ])  # fmt: skip
 
 
-CLAIM = findings.Claim("active lowers M", "paper", "active", "uniform", "m", analysis.ALL, -1, "a likely reason")
+CLAIM = claims.Claim("active lowers M", "paper", "active", "uniform", "m", analysis.ALL, -1, "a likely reason")
 
 
 @pytest.mark.parametrize(("active", "verdict"), [
@@ -79,27 +80,27 @@ CLAIM = findings.Claim("active lowers M", "paper", "active", "uniform", "m", ana
     ([0.30], "undecided"), ([], "not run"),
 ])  # fmt: skip
 def test_a_claim_is_judged_by_the_interval_of_its_paired_difference(active, verdict):
-    found = findings.judge(rows({"uniform": [0.4, 0.5, 0.6], "active": active}), CLAIM)
+    found = claims.judge(rows({"uniform": [0.4, 0.5, 0.6], "active": active}), CLAIM)
     assert found.verdict == verdict
     assert ("a likely reason" in found.reason) == (verdict in ("does not hold", "undecided") and len(active) > 1)
 
 
 def test_seeds_that_only_one_side_has_play_no_part():
     table = rows({"uniform": [0.4, 0.5, 0.6], "active": [0.3, 0.41, 0.5, 9.0]})
-    assert findings.judge(table, CLAIM).values["difference"] == pytest.approx(-0.29 / 3)
+    assert claims.judge(table, CLAIM).values["difference"] == pytest.approx(-0.29 / 3)
 
 
 @pytest.mark.parametrize(("active", "told"), [
     ([0.300, 0.401], "holds (2 seeds only)"), ([0.3], "undecided (1 seed only)"), ([0.3, 0.41, 0.5], "holds"), ([], "not run"),
 ])  # fmt: skip
 def test_a_verdict_on_fewer_than_three_seeds_says_so_and_what_was_not_run_names_its_cells(active, told):
-    row = findings.judge(rows({"uniform": [0.4, 0.5, 0.6], "active": active}), CLAIM)
+    row = claims.judge(rows({"uniform": [0.4, 0.5, 0.6], "active": active}), CLAIM)
     assert row.told == told and (row.seen == "needs active and uniform on one seed at least") == (not active)
 
 
 def test_every_claim_names_cells_of_the_grid_and_every_axis_has_cells():
     known = {cell.name for cell in grids.cells()}
-    assert {name for claim in findings.CLAIMS for name in (claim.cell, claim.base)} <= known
+    assert {name for claim in claims.CLAIMS for name in (claim.cell, claim.base)} <= known
     assert {axis for cell in grids.cells() for axis in cell.axes} - {"arms"} == set(findings.AXES)
     assert len(known) == len(grids.cells())
     strategies = {cell.strategy for cell in grids.cells() if "strategy" in cell.axes}
@@ -137,8 +138,8 @@ def test_every_published_figure_of_the_paper_is_in_the_store(tmp_path):
     }  # fmt: skip
     con = store.connect(tmp_path)
     con.register("contenders", pd.DataFrame({"contender": [""], "run_id": [""], "step": [0], "place": [0]}))
-    table = report.beside_published(con, pd.DataFrame({"contender": [], "group": []}))
-    heads = [*report.BENCHMARKS, "mean"]
+    table = reports.beside_published(con, pd.DataFrame({"contender": [], "group": []}))
+    heads = [*reports.BENCHMARKS, "mean"]
     main = table[table.source.str.contains("table of speech accuracy")]
     for name, cells in told.items():
         row = main[(main.model == name) | (main.system == name)].iloc[0]
@@ -158,7 +159,7 @@ def test_every_published_figure_of_the_paper_is_in_the_store(tmp_path):
 
 
 def test_latex_escapes_what_latex_would_read():
-    told = report.latex("50 % of $\\alpha$", ["a_b", "M ± se"], [["x & y", "0.1 ± 0.2"], ["γ", "–"]])
+    told = reports.latex("50 % of $\\alpha$", ["a_b", "M ± se"], [["x & y", "0.1 ± 0.2"], ["γ", "–"]])
     assert r"\caption{50 \% of \$\textbackslash{}alpha\$}" in told and r"a\_b & M $\pm$ se \\" in told
     assert r"x \& y & 0.1 $\pm$ 0.2 \\" in told and r"$\gamma$ & -- \\" in told and r"\begin{tabular}{lr}" in told
 
@@ -167,9 +168,9 @@ def test_a_report_is_written_for_a_paper_and_for_a_screen(tmp_path):
     from tests.labs import make_lab
 
     make_lab(tmp_path, broad=60, spoken=14, heldout=3, n_items=4)
-    made = report.report(tmp_path)
+    made = reports.report(tmp_path)
     with pytest.raises(store.StoreError, match="run rxyz is not evaluated"):
-        report.report(tmp_path, ["rxyz"])
+        reports.report(tmp_path, ["rxyz"])
     shown = {path.name: path for path in made.files}
     assert {"report.md", "report.html"} < set(shown) and all(path.stat().st_size for path in made.files)
     for name in ("results", "runs", "published"):

@@ -52,7 +52,7 @@ def test_light_modules_do_not_load_torch(module):
 
 def test_what_a_notebook_looks_with_does_not_wait_for_scipy():
     """scikit-learn and scipy take a second of a notebook's first paint."""
-    modules = "salad.selection, workbench.charts, workbench.listen, workbench.panels, workbench.review"
+    modules = "salad.selection, workbench.charts, workbench.listening, workbench.panels, workbench.review"
     told = subprocess.run([sys.executable, "-c", f"import sys, {modules}; print({{'sklearn', 'scipy'}} & set(sys.modules))"],
                           capture_output=True, text=True, check=True)  # fmt: skip
     assert told.stdout.strip() == "set()"

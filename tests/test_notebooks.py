@@ -14,7 +14,7 @@ from tools import obeying_permissions
 import store
 from salad.runs import RunFolder
 from workbench import charts, review
-from workbench.listen import Listening
+from workbench.listening import Listening
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -588,11 +588,11 @@ def test_a_dry_run_tells_hours_and_the_targets_money(opened, tmp_path, monkeypat
 
 
 def test_the_results_notebooks_table_and_pairs_are_sqls(opened):
-    from workbench import report
+    from salad import analysis
 
     lab, ids, con = opened
     _, defs = notebook("results").run(defs={"lab": lab})
-    row = defs["rows"].set_index(["contender", "group"]).loc["stage2_active", report.GROUPS["uncovered"]]
+    row = defs["rows"].set_index(["contender", "group"]).loc["stage2_active", analysis.GROUPS["uncovered"]]
     broad = ("biology", "chemistry", "geography", "cooking", "music")
     by_sql = con.execute(
         f"""SELECT avg(a) FROM (SELECT avg(correct_norm::INT) AS a FROM evaluations WHERE contender = 'stage2_active'
@@ -623,11 +623,11 @@ def test_the_results_notebooks_table_and_pairs_are_sqls(opened):
 def test_ms_fall_with_tokens_is_fitted_from_four_checkpoints_on(opened):
     """Three further checkpoints of Stage I whose held-out M follow 0.3 + 40 N^-0.5 for every text."""
     from salad import analysis
-    from workbench import results
+    from workbench import reports
 
     lab, ids, con = opened
     study = analysis.read_study(lab, con)
-    points, curves, laws = results.scaling(con, lab, study)
+    points, curves, laws = reports.scaling(con, lab, study)
     assert set(points.contender) == {"stage1", "stage2_active", "stage2_uniform"} and curves.empty and laws.empty
     rows = con.execute("""SELECT v.* FROM raw.divergences v JOIN samples s USING (sample_id)
         WHERE run_id = ? AND s.corpus = 'heldout'""", [ids["run"]]).df()  # fmt: skip
@@ -636,7 +636,7 @@ def test_ms_fall_with_tokens_is_fitted_from_four_checkpoints_on(opened):
         made = rows.assign(step=step, m=law).astype(object).where(rows.notna().assign(m=True), None)
         store.publish(lab, "divergences", made.to_dict("records"), {"more": step})
     store.refresh(con)
-    points, curves, laws = results.scaling(con, lab, study)
+    points, curves, laws = reports.scaling(con, lab, study)
     mine = points[points.run_id == ids["run"]].set_index("tokens").m
     assert mine.loc[90_000] == pytest.approx(0.3 + 40 / 300) and len(mine) == 6
     assert laws.contender.tolist() == ["stage1"] and laws.checkpoints.tolist() == [6]
@@ -647,7 +647,7 @@ def test_ms_fall_with_tokens_is_fitted_from_four_checkpoints_on(opened):
 
 
 def test_votes_become_a_figure_with_its_interval(opened):
-    from workbench import results
+    from workbench import reports
 
     lab, ids, con = opened
     for i in range(12):
@@ -659,7 +659,7 @@ def test_votes_become_a_figure_with_its_interval(opened):
     said = defs["said"]
     assert said.n.tolist() == [12, 12] and said["mean"].iloc[0] == pytest.approx(8 / 12)
     assert (said.low < said["mean"]).all() and "votes" in {figure.name for figure in defs["figures"]}
-    assert results.votes(con).empty  # this connection has not looked again
+    assert reports.votes(con).empty  # this connection has not looked again
 
 
 def test_every_figure_of_the_divergences_notebook_is_drawn_from_few_rows(opened):

@@ -105,16 +105,6 @@ def command_line(recipe: str, changed: dict, on: str = "here", gpus: str = "", l
 # -------------------------------------------------------------------------------------------------- the runs
 
 
-def advice(con, lab: Path | str) -> str | None:
-    """What to do first in a lab without runs, in a sentence."""
-    if con.execute("SELECT count(*) FROM runs").fetchone()[0]:
-        return None
-    return (
-        f"The lab {lab} has no run yet. `make demo` makes the whole miniature (seven minutes); a recipe below starts a "
-        "run once the lab has its models and speech. Another lab opens with `SALAD_LAB=path/to/lab`."
-    )
-
-
 def runs(con, lab: Path | str) -> pd.DataFrame:
     """The lab's runs, newest first: run_id, kind, contender, recipe, state, step, max_steps, seconds_left, tokens,
     started_at, seconds, tags, note, error. Runs that are going are asked (and one whose process is gone is failed)."""

@@ -2,7 +2,6 @@
 views; a mean is token-weighted, sum(x·n)/sum(n), and its 95 % interval is over texts."""
 
 import weakref
-from pathlib import Path
 from typing import NamedTuple
 
 import duckdb
@@ -49,24 +48,6 @@ def checkpoints(con: duckdb.DuckDBPyConnection) -> pd.DataFrame:
             format('{} · step {} · {}', coalesce(r.config->>'contender', r.kind, 'run'), s.step, s.run_id) AS label
         FROM scored AS s LEFT JOIN runs AS r USING (run_id)
         ORDER BY r.kind IS DISTINCT FROM 'stage1', r.started_at, s.run_id, s.step""").df()
-
-
-def advice(con, lab: Path | str) -> str | None:
-    """What to do where nothing is scored yet, in a sentence; None where something is."""
-    if con.execute("SELECT count(*) FROM raw.divergences").fetchone()[0]:
-        return None
-    going = con.execute("SELECT count(*) FROM runs WHERE status IN ('queued', 'starting', 'running')").fetchone()[0]
-    if going:
-        return (
-            f"The lab {lab} has no divergences yet, and a run is still going: they are measured when it ends. "
-            "Open this again then, or watch it in `notebooks/training.py`."
-        )
-    if con.execute("SELECT count(*) FROM runs").fetchone()[0]:
-        return f"The lab {lab} has no divergences yet. Score its newest Stage I with `salad pass score --lab {lab}`."
-    return (
-        f"The lab {lab} is empty. Make one with `make demo` (seven minutes), or say which one to open: "
-        "`SALAD_LAB=path/to/lab marimo edit notebooks/divergences.py`."
-    )
 
 
 def two(listed: pd.DataFrame) -> tuple[str, str]:

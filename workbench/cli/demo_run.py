@@ -22,7 +22,7 @@ def run_demo(lab: Path, seed: int = 0, corpus: str | None = None, smoke: bool = 
     """Run what is not done yet of the miniature study in `lab`, then print its table and what to open next."""
     import store
     from salad.config import apply_overrides
-    from workbench.report import report
+    from workbench.reports import report
 
     console = Console()
     began = time.monotonic()

@@ -19,7 +19,7 @@ def report(*, lab: Lab = None, runs: tyro.conf.UseAppendAction[list[str]] = []) 
         runs: only these runs, comma-separated or repeated. Without it, each contender's newest checkpoint.
     """
     import store
-    from workbench import report as reports
+    from workbench import reports
 
     made = reports.report(store.lab_path(lab), [part for run in runs for part in run.split(",")] if runs else None)
     made.print()
@@ -105,7 +105,7 @@ def _study(lab, size, seeds, cells, workers, plan, no_run, write, name, axes) ->
     import store
     from salad.errors import SaladError
     from salad.study import grids, schedule
-    from workbench import findings as judged
+    from workbench.reports import findings as judged
 
     root = store.lab_path(lab)
     wanted = _parts(axes, judged.AXES, "axis") if axes else tuple(judged.AXES)

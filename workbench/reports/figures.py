@@ -1,4 +1,4 @@
-"""The questions behind notebooks/results.py: what came out, as tables and as figures that save as SVG, PNG and data."""
+"""What came out, as figures that save as SVG, PNG and data, and the rows that they are drawn from."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -9,9 +9,12 @@ import pandas as pd
 from scipy import stats
 
 from salad import analysis
+from salad.analysis import ALL
 from salad.errors import SaladError
-from workbench import charts, report
+from workbench import charts
 from workbench.arena import preferences
+from workbench.reports.measures import accuracies, published_means
+from workbench.reports.tables import HEADS, cells_of
 
 
 class Figure(NamedTuple):
@@ -38,32 +41,15 @@ class Figure(NamedTuple):
         return self.rows.to_csv(index=False).encode()
 
 
-def advice(con, lab: Path | str) -> str | None:
-    """What to do where nothing is evaluated yet, in a sentence; None where something is."""
-    if con.execute("SELECT count(*) FROM evaluations").fetchone()[0]:
-        return None
-    if con.execute("SELECT count(*) FROM runs WHERE status IN ('queued', 'starting', 'running')").fetchone()[0]:
-        return (
-            f"Nothing is evaluated in {lab} yet, and a run is still going: `notebooks/training.py` shows how far. "
-            "Open this again when it has ended."
-        )
-    if con.execute("SELECT count(*) FROM runs").fetchone()[0]:
-        return f"Nothing is evaluated in {lab} yet: `salad evaluate --lab {lab}` does that for its newest run."
-    return (
-        f"The lab {lab} is empty. Make one with `make demo` (seven minutes), or say which one to open: "
-        "`SALAD_LAB=path/to/lab marimo edit notebooks/results.py`."
-    )
-
-
 def shown(rows: pd.DataFrame) -> pd.DataFrame:
     """Report.rows as a person reads them: value ± standard error."""
-    cells = [[row["group"], row["contender"], *report._cells(row), row["n_items"]] for row in rows.to_dict("records")]
-    return pd.DataFrame(cells, columns=["group", "contender", *report.HEADS.values(), "items"])
+    cells = [[row["group"], row["contender"], *cells_of(row), row["n_items"]] for row in rows.to_dict("records")]
+    return pd.DataFrame(cells, columns=["group", "contender", *HEADS.values(), "items"])
 
 
 def by_domain(con, study: dict) -> pd.DataFrame:
     """contender, domain and, where measured, m, f, text, speech, gap: one row per contender and domain."""
-    cells = report.by_domain(con, study.get("heldout", "heldout"))
+    cells = analysis.by_domain(con, study.get("heldout", "heldout"))
     return cells.pivot_table("value", ["contender", "domain"], "measure").reset_index()
 
 
@@ -102,7 +88,7 @@ def _with_groups(cells: pd.DataFrame, study: dict) -> pd.DataFrame:
     half = stats.t.ppf(0.975, np.maximum(cells.n - 1, 1)) * cells.se.fillna(0)
     domains = cells.assign(group=cells.domain, low=cells.difference - half, high=cells.difference + half)
     rows = []
-    for name, weights in report.groups(study, cells.domain).items():
+    for name, weights in analysis.groups(study, cells.domain).items():
         part = cells[cells.domain.isin(weights)]
         w = np.array([weights[d] for d in part.domain])
         if not len(part) or not w.sum():
@@ -113,13 +99,13 @@ def _with_groups(cells: pd.DataFrame, study: dict) -> pd.DataFrame:
     return pd.concat([pd.DataFrame(rows), domains], ignore_index=True)
 
 
-def beside_published(con, rows: pd.DataFrame) -> pd.DataFrame:
+def published_gaps(con, rows: pd.DataFrame) -> pd.DataFrame:
     """system, accuracy (%), gap (points), whose: the contenders over all domains, and published means on speech."""
-    own = rows[(rows.group == report.ALL) & rows.speech.notna()]
+    own = rows[(rows.group == ALL) & rows.speech.notna()]
     mine = pd.DataFrame({"system": own.contender, "accuracy": 100 * own.speech, "gap": 100 * own.gap}).assign(
         whose="this lab"
     )
-    means = report.published_means(con).query("modality in ('speech', 'cascade')").dropna(subset=["accuracy", "gap"])
+    means = published_means(con).query("modality in ('speech', 'cascade')").dropna(subset=["accuracy", "gap"])
     theirs = means.assign(system=means.system.where(means.modality == "cascade", means.model), whose="published")
     return pd.concat([mine, theirs[["system", "accuracy", "gap", "whose"]]], ignore_index=True)
 
@@ -161,8 +147,8 @@ def votes(con) -> pd.DataFrame:
 
 
 def figures(con, lab: Path | str, study: dict, rows: pd.DataFrame) -> list[Figure]:
-    """Every figure that the lab has the data for. Needs the view `contenders` (report.measured makes it)."""
-    long = report.accuracies(rows)
+    """Every figure that the lab has the data for. Needs the view `contenders` (measures.measured makes it)."""
+    long = accuracies(rows)
     out = [Figure("accuracy", "Accuracy by coverage group", charts.accuracy(long), long)]
     cells = by_domain(con, study)
     if rows.m.notna().any():
@@ -188,7 +174,7 @@ def figures(con, lab: Path | str, study: dict, rows: pd.DataFrame) -> list[Figur
     for i, (pair, part) in enumerate(arms.groupby("pair", sort=False)):
         name = "strategies" if i == 0 else f"strategies-{i + 1}"
         out.append(Figure(name, f"Strategies: {pair}", charts.strategies(part), part))
-    near = beside_published(con, rows)
+    near = published_gaps(con, rows)
     out.append(Figure("published", "Beside published systems (other models, data and tasks)",
                       charts.beside_published(near), near))  # fmt: skip
     said = votes(con)

@@ -24,8 +24,8 @@ class Listening(anywidget.AnyWidget):
         on_said: called after each keep, drop and undo with what was said, in words.
     """
 
-    _esm = _HERE / "listen.js"
-    _css = _HERE / "listen.css"
+    _esm = _HERE / "listening.js"
+    _css = _HERE / "listening.css"
     card = traitlets.Dict().tag(sync=True)
     audio = traitlets.Bytes(b"").tag(sync=True)
     queue = traitlets.Dict().tag(sync=True)

@@ -1,0 +1,42 @@
+"""What the notebooks show beside charts: sentences, figures and tables as marimo elements."""
+
+from workbench.advice import advice
+from workbench.panels.divergences import compared_table, divergence_facts
+from workbench.panels.elements import (
+    answer,
+    beside,
+    differences,
+    figure,
+    plain_table,
+    row,
+    scrolled,
+    state,
+    stats,
+    when_seen,
+)
+from workbench.panels.selection import (
+    ADJUSTED,
+    REASONS,
+    SUGGESTS,
+    agreement,
+    audits,
+    buttons,
+    effect,
+    events_table,
+    gamma_facts,
+    go_on,
+    own_gamma,
+    picked,
+    picked_words,
+    quadrant_words,
+    rule_preview,
+    text_table,
+    unready,
+)
+
+__all__ = [
+    "ADJUSTED", "REASONS", "SUGGESTS", "advice", "agreement", "answer", "audits", "beside", "buttons", "compared_table",
+    "differences", "divergence_facts", "effect", "events_table", "figure", "gamma_facts", "go_on", "own_gamma", "picked",
+    "picked_words", "plain_table", "quadrant_words", "row", "rule_preview", "scrolled", "state", "stats", "text_table",
+    "unready", "when_seen",
+]  # fmt: skip

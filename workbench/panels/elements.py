@@ -1,0 +1,105 @@
+"""What any notebook is laid out with."""
+
+import os
+
+import marimo as mo
+import pandas as pd
+
+import store
+
+
+def state(con, lab) -> mo.Html:
+    """A line about units that were left out and about a lab that cannot be written to, where it is so."""
+    told = []
+    rows = con.execute('SELECT "table", path, reason FROM damaged').fetchall()
+    if rows:
+        told.append(
+            f"{len(rows)} file{'s are' if len(rows) > 1 else ' is'} damaged and left out "
+            f"(first: `{rows[0][1]}`: {rows[0][2]}). "
+            "`salad verify --repair` moves them away, so that they can be made again."
+        )
+    if not os.access(lab, os.W_OK, effective_ids=os.access in os.supports_effective_ids) and os.path.isdir(lab):
+        told.append(
+            f"`{lab}` is read-only for you: all can be seen and heard, and nothing decided, spoken or started. To work "
+            "on it, ask its owner for write access, or copy the folder and set `SALAD_LAB` to the copy."
+        )
+    return mo.vstack([mo.callout(mo.md(words), kind="warn") for words in told]) if told else mo.md("")
+
+
+def stats(*facts: tuple[str, str, str | None]) -> mo.Html:
+    return mo.hstack(
+        [mo.stat(value, label=label, caption=caption, bordered=True) for label, value, caption in facts],
+        wrap=True,
+        justify="start",
+        gap=0.5,
+    )
+
+
+def answer(locked, query: str, rows: int = 200) -> mo.Html:
+    """What a SELECT that a person typed gives on a locked connection, at most `rows` of it; else why not, in a line."""
+    try:
+        table = locked.table(query)
+    except store.StoreError as error:
+        return mo.callout(mo.md(str(error)), kind="danger")
+    told = f"{table.num_rows:,} rows" + (f", the first {rows} shown" if table.num_rows > rows else "")
+    page = mo.ui.table(table.slice(0, rows).to_pandas(), selection=None, page_size=10, show_column_summaries=False)
+    return mo.vstack([mo.md(told), page])
+
+
+def figure(one) -> mo.Html:
+    """A figure with its caption, to save as SVG, PNG or the rows behind it."""
+    saves = [
+        mo.download(make, f"{one.name}.{kind}", mime, label=kind.upper())
+        for kind, mime, make in (("svg", "image/svg+xml", one.svg), ("png", "image/png", one.png),
+                                 ("csv", "text/csv", one.csv))
+    ]  # fmt: skip
+    return mo.vstack([mo.md(f"#### {one.caption}"), one.chart, mo.hstack(saves, justify="start", gap=0.5)])
+
+
+def plain_table(rows: pd.DataFrame, digits: int = 2) -> mo.ui.table:
+    return mo.ui.table(
+        rows,
+        selection=None,
+        pagination=False,
+        show_search=False,
+        show_download=False,
+        show_column_summaries=False,
+        show_data_types=False,
+        max_height=260,
+        wrapped_columns=["text"] if "text" in rows else None,
+        format_mapping={c: f"{{:.{digits}f}}".format for c in rows.select_dtypes("float")},
+    )
+
+
+def differences(table) -> mo.Html:
+    """What control.differences found, folded away; how to ask where it found nothing."""
+    if table is None:
+        return mo.md("Choose two runs to see how they differ in configuration, code, data and results.")
+    shown = mo.ui.table(table, selection=None, page_size=20, show_data_types=False, show_column_summaries=False)
+    return mo.accordion({f"how {' and '.join(table.columns[2:])} differ: {len(table)} lines": shown})
+
+
+def row(*parts) -> mo.Html:
+    """Beside each other at their own widths, below each other where the window is narrow."""
+    cells = "".join(
+        f"<div style='flex:0 0 auto;width:min-content;min-width:380px;max-width:100%'>{mo.as_html(part)}</div>"
+        for part in parts
+    )
+    return mo.Html(f"<div style='display:flex;flex-wrap:wrap;gap:12px 28px;align-items:flex-start'>{cells}</div>")
+
+
+def beside(left, right) -> mo.Html:
+    """`left` at its own width, `right` in the room that it leaves."""
+    cells = f"<div>{mo.as_html(left)}</div><div style='min-width:0'>{mo.as_html(right)}</div>"
+    return mo.Html(f"<div style='display:grid;grid-template-columns:max-content minmax(0,1fr);gap:20px'>{cells}</div>")
+
+
+def scrolled(*charts, height: int = 640) -> mo.Html:
+    """Charts whose rows stand beside each other, in one scroll: 128 clusters are 2,400 pixels."""
+    cells = "".join(f"<div style='flex:none'>{mo.as_html(chart)}</div>" for chart in charts)
+    return mo.Html(f"<div style='display:flex;gap:2px;max-height:{height}px;overflow:auto'>{cells}</div>")
+
+
+def when_seen(make, height: int) -> mo.Html:
+    """A tall chart that takes seconds to compute in a large lab: made when it comes into sight, in a scroll of its own."""
+    return mo.lazy(lambda: scrolled(make(), height=height), show_loading_indicator=True)
