@@ -10,11 +10,11 @@ import pytest
 import soundfile
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from workbench.answers import read_audio
 
 from salad import SaladError
 from salad.speech.audio import Unusable, decode
 from tests.tools import refuse
+from workbench.arena.questions import read_audio
 
 CASES = Path(__file__).resolve().parents[2] / "shared" / "cases"
 N, RATE = 32_000, 16_000

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import duckdb
 import pandas as pd
-from store.views import check_rule
 
 import store
+from store.rules import check_rule
 from workbench.review.held import texts_with_verdicts, verdicts_of
 
 REASONS = ("bad synthesis", "not speakable", "duplicate", "off-topic", "unsafe", "other")
