@@ -171,7 +171,7 @@ def test_quadrants_count_every_text_of_the_probe_once(opened):
         [ids["clustering"], ids["run"], ids["step"]],
     ).fetchall()
     assert {(r.high_cer, r.high_d): r.n for r in counts.itertuples()} == {(a, b): n for a, b, n in rows}
-    assert set(counts.meaning) <= set(charts.MEANINGS)
+    assert set(counts.meaning) <= set(review.MEANINGS)
     at = review.usual_cer(con, ids["active"])
     assert 0.1 <= at <= 0.6 and at * 50 == pytest.approx(round(at * 50))
     standing_out = review.quadrants(con, ids["active"], cer_at=at).groupby("high_cer").n.sum()
@@ -679,10 +679,12 @@ def test_every_figure_of_the_divergences_notebook_is_drawn_from_few_rows(opened)
 
 
 def test_a_read_only_lab_opens_and_says_so(opened):
+    import marimo as mo
+
     from workbench import panels
 
     lab = opened[0]
-    assert panels.state(opened[2], lab).text == panels.mo.md("").text
+    assert panels.state(opened[2], lab).text == mo.md("").text
     for path in [lab, *lab.rglob("*")]:
         path.chmod(0o555 if path.is_dir() else 0o444)
     before = contents(lab)
