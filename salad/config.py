@@ -61,6 +61,13 @@ class EncoderConfig(Frozen):
 
     name: str = "models/encoder"
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="in which it computes; frames are float32")
+    window: Literal["full", "speech"] = Field(
+        "full", description="Whisper's windows: padded to 30 s, or as long as the speech, many at a time", json_schema_extra=LATER
+    )
+    stack: int = Field(
+        1, ge=1, description="neighbouring positions in one frame, for encoders that look ahead: Whisper's 50 Hz by 4 is 12.5 Hz",
+        json_schema_extra=LATER,
+    )  # fmt: skip
 
 
 class AdapterConfig(Frozen):

@@ -141,6 +141,68 @@ def test_whisper_looks_ahead_so_a_span_is_encoded_alone(folders, monkeypatch):
     assert np.array_equal(heard[0][:50], encoder(sound[:16_000]).numpy())
 
 
+def windows(folders, **settings):
+    return load_encoder(EncoderConfig(name=str(folders / "whisper"), window="speech", **settings))
+
+
+@pytest.mark.parametrize("stack", [1, 4])
+def test_windows_as_long_as_the_speech_are_the_same_alone_and_side_by_side(folders, stack):
+    encoder = windows(folders, stack=stack)
+    rate, dim = 50.0 / stack, 16 * stack
+    assert (encoder.frame_rate, encoder.dim) == (rate, dim)
+    sounds = [noise(encoder, seconds, i) for i, seconds in enumerate((0.0, 0.005, 0.08, 0.5, 1.23, 2.005, 7.9, 0.09, 33.0))]
+    together = encoder.each(sounds)
+    for sound, frames in zip(sounds, together, strict=True):
+        assert frames.shape == (int(len(sound) / 16_000 * rate + 1e-6), dim) and frames.dtype == torch.float32
+        torch.testing.assert_close(frames, encoder(sound), rtol=0, atol=1e-4)
+
+
+def test_a_window_as_long_as_the_speech_is_whispers_own_forward_cut_to_the_positions_it_needs(folders):
+    from transformers import WhisperModel
+
+    encoder, sound = windows(folders), noise(windows(folders), 30.0)
+    own = WhisperModel.from_pretrained(folders / "whisper").eval().get_encoder()
+    features = encoder.extractor(sound.numpy(), sampling_rate=16_000, return_tensors="pt").input_features
+    with torch.no_grad():
+        expected = own(features).last_hidden_state[0]
+    torch.testing.assert_close(encoder(sound), expected, rtol=0, atol=1e-5)  # at 30 s the two windows are one
+
+
+def test_stacked_frames_are_the_positions_that_they_were(folders):
+    sound = noise(windows(folders), 1.23)
+    plain, stacked = windows(folders)(sound), windows(folders, stack=4)(sound)
+    assert torch.equal(stacked, plain[: len(stacked) * 4].reshape(len(stacked), -1)) and len(stacked) == 15
+
+
+def test_the_spans_of_a_batch_are_encoded_together_and_each_as_if_alone(folders, monkeypatch):
+    from salad.data.layout import Member
+
+    encoder = windows(folders, stack=4)
+    sounds = {f"y{i}": noise(encoder, 2.0 + i, i).numpy() for i in range(3)}
+    monkeypatch.setattr("salad.data.frame_source.audio", lambda lab, spoken, rate: sounds[spoken.synthesis_id])
+    spans = [[Span(True, 0, 1, 0, 6), Span(False, 1, 2, 0, 0), Span(True, 2, 3, 12, 20 + i)] for i in range(3)]
+    text = [SpokenText(f"s{i}", f"y{i}", "abc", (), 2.0 + i, "", 0, 0) for i in range(3)]
+    members = [Member(None, f"s{i}", "natural", spans[i], text[i]) for i in range(3)]
+    for keep in (True, False):
+        source = FrameSource("", PromptFormat(tokenizer()), encoder, keep=keep)
+        for member, frames in zip(members, source.frames_of(members, {}), strict=True):
+            alone = source.frames(member.recording, member.spans)
+            np.testing.assert_allclose(frames, alone, rtol=0, atol=1e-4)
+            last = member.spans[2]
+            first, end = (int(f / 12.5 * 16_000) for f in (last.frame_start, last.frame_end))
+            own = encoder(torch.from_numpy(sounds[member.recording.synthesis_id][first:end])).numpy()
+            np.testing.assert_allclose(frames[last.frame_start :], own, rtol=0, atol=1e-4)
+
+
+def test_other_windows_and_stacks_are_other_encoders_and_only_for_those_that_look_ahead(folders):
+    found = {fingerprint(load_encoder(EncoderConfig(name=str(folders / "whisper"), **settings)))
+             for settings in ({}, {"window": "speech"}, {"stack": 4}, {"window": "speech", "stack": 4})}  # fmt: skip
+    assert len(found) == 4
+    for settings in ({"window": "speech"}, {"stack": 2}):
+        with pytest.raises(SaladError, match="mimi does not"):
+            load_encoder(EncoderConfig(name=str(folders / "mimi"), **settings))
+
+
 @pytest.mark.parametrize("name", ["mimi", "whisper", "phone"])
 def test_an_encoder_computes_in_the_type_it_is_given_and_answers_in_float32(folders, name):
     encoder = load_encoder(EncoderConfig(name=str(folders / name), dtype="bfloat16"))

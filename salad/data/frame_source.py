@@ -70,6 +70,12 @@ class FrameSource:
 
         heard = [i for i, m in enumerate(members) if any(span.speech for span in m.spans)]
         found: list[np.ndarray | None] = [None] * len(members)
+        if not self.encoder.causal:
+            read = map if self._readers is None else self._readers.map
+            sounds = list(read(sound, [members[i] for i in heard]))
+            for i, frames in zip(heard, self._encode_spans(sounds, [members[i].spans for i in heard]), strict=True):
+                found[i] = frames
+            return found
         if self.keep:
             for i in heard:
                 one = members[i]
@@ -84,7 +90,7 @@ class FrameSource:
                     found[i] = self.cached.of(members[i].recording)
             heard = [i for i in heard if found[i] is None]
         sounds = list(self._readers.map(sound, [members[i] for i in heard]))
-        if self.encoder.causal and self.encoder.longest_s is None:
+        if self.encoder.longest_s is None:
             for i, frames in zip(heard, self._encode_together(sounds), strict=True):
                 found[i] = frames
         else:
@@ -101,18 +107,27 @@ class FrameSource:
         """Frames of one recording [T]."""
         import torch
 
-        encoder = self.encoder
-        samples = torch.from_numpy(sound).to(self._device())
-        if encoder.causal:
-            return encoder(samples).cpu().numpy()
-        frames = np.zeros((max(span.frame_end for span in spans), encoder.dim), dtype=np.float32)
-        for span in spans:
-            if span.speech:
-                start, end = (
-                    int(f / encoder.frame_rate * encoder.sample_rate) for f in (span.frame_start, span.frame_end)
-                )
-                part = encoder(samples[start:end]).cpu().numpy()[: span.frame_end - span.frame_start]
-                frames[span.frame_start : span.frame_start + len(part)] = part
+        if not self.encoder.causal:
+            return self._encode_spans([sound], [spans])[0]
+        return self.encoder(torch.from_numpy(sound).to(self._device())).cpu().numpy()
+
+    def _encode_spans(self, sounds: list[np.ndarray], spans: list[list[Span]]) -> list[np.ndarray]:
+        """Frames of several recordings under an encoder with look-ahead: each speech span hears its own samples alone, the
+        spans of all recordings together."""
+        import torch
+
+        encoder, device = self.encoder, self._device()
+        parts, places = [], []
+        frames = [np.zeros((max(span.frame_end for span in row), encoder.dim), dtype=np.float32) for row in spans]
+        for sound, row, into in zip(sounds, spans, frames, strict=True):
+            samples = torch.from_numpy(sound).to(device)
+            for span in row:
+                if span.speech:
+                    first, end = (int(f / encoder.frame_rate * encoder.sample_rate) for f in (span.frame_start, span.frame_end))
+                    parts.append(samples[first:end])
+                    places.append(into[span.frame_start : span.frame_end])
+        for place, part in zip(places, encoder.each(parts), strict=True):
+            place[: len(part)] = part.cpu().numpy()[: len(place)]
         return frames
 
     def _encode_together(self, sounds: list[np.ndarray]) -> list[np.ndarray]:

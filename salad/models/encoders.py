@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -12,6 +13,8 @@ from salad.config import EncoderConfig
 from salad.errors import SaladError
 from salad.models.names import DTYPES, load_object, quiet, resolve
 from salad.objective import whole_float32
+
+TOGETHER_S = 120.0  # seconds of speech, padding included, that an encoder with look-ahead takes at a time
 
 
 class SpeechEncoder(nn.Module):
@@ -28,6 +31,11 @@ class SpeechEncoder(nn.Module):
     causal: bool
     longest_s: float | None = None
 
+    @property
+    def settings(self) -> dict:
+        """What else decides its frames, beside class, configuration and weights; part of its fingerprint."""
+        return {}
+
     def train(self, mode: bool = True) -> "SpeechEncoder":
         """Frozen: it computes the same whether the model around it trains or not."""
         return super().train(False)
@@ -35,6 +43,10 @@ class SpeechEncoder(nn.Module):
     def frames(self, samples_BT: torch.Tensor) -> torch.Tensor:
         """[B, T] float32 in [-1, 1] → [B, F, dim], of recordings of one length."""
         raise NotImplementedError(f"{type(self).__name__} defines no frames()")
+
+    def each(self, samples: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Recordings [T_i] of any lengths → frames [F_i, dim], each as if it were encoded alone."""
+        return [self(one) for one in samples]
 
     @torch.no_grad()
     def forward(self, samples_T: torch.Tensor) -> torch.Tensor:
@@ -93,20 +105,121 @@ class Mimi(Pretrained):
         return self.model.encoder(samples_BT[:, None].to(self.dtype)).latents.transpose(1, 2).float()
 
 
-class Whisper(Pretrained):
-    """Whisper's encoder: 16 kHz → 50 Hz, windows of 30 s; looks ahead, so spans are encoded alone."""
+class LookAhead(Pretrained):
+    """Base of encoders that look ahead, which are given each speech span's samples alone.
+
+    A subclass sets `sample_rate`, `longest_s`, its own `positions_per_s` and `width`, and defines `encode`; windows, batches
+    and stacking are done here. `stack` neighbouring positions make one frame: Whisper's 50 Hz and a stack of 4 give 12.5 Hz."""
 
     causal = False
-    sample_rate, frame_rate, longest_s = 16_000, 50.0, 30.0
+    positions_per_s: float
+    width: int
 
-    def __init__(self, model, extractor):
-        super().__init__(model.get_encoder())
-        self.extractor = extractor
-        self.dim = model.config.d_model
+    def __init__(self, model, stack: int = 1):
+        super().__init__(model)
+        self.stack = stack
+
+    @property
+    def frame_rate(self) -> float:
+        return self.positions_per_s / self.stack
+
+    @property
+    def dim(self) -> int:
+        return self.width * self.stack
+
+    def encode(self, parts: list[torch.Tensor]) -> list[torch.Tensor]:
+        """Parts [T_i], none longer than `longest_s` → float32 positions [P_i, width], each as if it were encoded alone."""
+        raise NotImplementedError(f"{type(self).__name__} defines no encode()")
 
     def frames(self, samples_BT):
-        features = self.extractor(list(samples_BT.cpu().numpy()), sampling_rate=self.sample_rate, return_tensors="pt")
-        return self.model(features.input_features.to(samples_BT.device, self.dtype)).last_hidden_state.float()
+        return torch.stack(self.each(list(samples_BT)))
+
+    @torch.no_grad()
+    def forward(self, samples_T: torch.Tensor) -> torch.Tensor:
+        return self.each([samples_T])[0]
+
+    @torch.no_grad()
+    def each(self, samples: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Recordings [T_i] → frames [floor(T_i / sample_rate · frame_rate), dim], each as if it were encoded alone.
+
+        Neighbours in length are encoded together, so that little of a batch is padding; a recording longer than
+        `longest_s` is split into windows and joined again, and frames that the encoder leaves out are filled with zeros."""
+        window = int(self.longest_s * self.sample_rate)
+        parts = [(i, part) for i, whole in enumerate(samples) if len(whole) for part in whole.split(window)]
+        order = sorted(range(len(parts)), key=lambda n: -len(parts[n][1]))
+        encoded: dict[int, torch.Tensor] = {}
+        with whole_float32:
+            while order:
+                size = max(1, int(TOGETHER_S * self.sample_rate / len(parts[order[0]][1])))
+                group, order = order[:size], order[size:]
+                encoded |= zip(group, self.encode([parts[n][1] for n in group]), strict=True)
+        joined: list[list[torch.Tensor]] = [[] for _ in samples]
+        for n, (i, _) in enumerate(parts):
+            joined[i].append(encoded[n])
+        return [self._stacked(torch.cat(found) if found else sound.new_zeros(0, self.width), len(sound))
+                for found, sound in zip(joined, samples, strict=True)]  # fmt: skip
+
+    def _stacked(self, positions_PD: torch.Tensor, n_samples: int) -> torch.Tensor:
+        count = math.floor(n_samples / self.sample_rate * self.frame_rate + 1e-6)
+        positions_PD = positions_PD[: count * self.stack]
+        missing = count * self.stack - len(positions_PD)
+        return nn.functional.pad(positions_PD, (0, 0, 0, missing)).reshape(count, self.dim)
+
+
+class Whisper(LookAhead):
+    """Whisper's encoder: 16 kHz → 50 positions a second, windows of at most 30 s.
+
+    `window`: `speech`, as long as the speech, with the positions that it needs (as Ultravox does), many windows at a time;
+    or `full`, each padded to 30 s, as Whisper was trained, one by one."""
+
+    sample_rate, positions_per_s, longest_s = 16_000, 50.0, 30.0
+
+    def __init__(self, model, extractor, window: str = "full", stack: int = 1):
+        super().__init__(model.get_encoder(), stack)
+        self.extractor, self.window = extractor, window
+        self.width = model.config.d_model
+
+    @property
+    def settings(self) -> dict:
+        return {} if self.window == "full" else {"window": self.window}
+
+    def encode(self, parts):
+        if self.window == "full":
+            return [self._full(part)[: math.ceil(len(part) * self.positions_per_s / self.sample_rate)] for part in parts]
+        return self._as_long_as_the_speech(parts)
+
+    def _features(self, part: torch.Tensor, **padding) -> torch.Tensor:
+        """Log-mel energies [1, mels, T] of one part."""
+        shortest = self.extractor.n_fft  # a shorter one cannot be reflected at its ends
+        samples = nn.functional.pad(part, (0, max(0, shortest - len(part)))).cpu().numpy()
+        return self.extractor(samples, sampling_rate=self.sample_rate, return_tensors="pt", **padding).input_features
+
+    def _full(self, part: torch.Tensor) -> torch.Tensor:
+        features = self._features(part).to(part.device, self.dtype)
+        return self.model(features).last_hidden_state[0].float()
+
+    def _as_long_as_the_speech(self, parts: list[torch.Tensor]) -> list[torch.Tensor]:
+        """What the encoder's own forward does, for windows of any length side by side: behind a window's end nothing of the
+        padding is seen, neither by the convolutions nor by attention."""
+        model, device = self.model, parts[0].device
+        mels = [self._features(part, padding="longest", truncation=False)[0] for part in parts]
+        lengths = torch.tensor([mel.shape[-1] for mel in mels], device=device)
+        longest = int(lengths.max()) + int(lengths.max()) % 2
+        mel_BMT = torch.stack([nn.functional.pad(mel, (0, longest - mel.shape[-1])) for mel in mels]).to(device, self.dtype)
+        heard_BT = torch.arange(longest, device=device) < lengths[:, None]
+        hidden = nn.functional.gelu(model.conv1(mel_BMT)) * heard_BT[:, None]
+        hidden = nn.functional.gelu(model.conv2(hidden)).transpose(1, 2)
+        hidden = hidden + model.embed_positions.weight[: hidden.shape[1]]
+        positions = (lengths + 1) // 2
+        unheard_BP = torch.arange(hidden.shape[1], device=device) >= positions[:, None]
+        mask = None
+        if unheard_BP.any():
+            mask = hidden.new_zeros(unheard_BP.shape).masked_fill(unheard_BP, torch.finfo(hidden.dtype).min)
+            mask = mask[:, None, None].expand(-1, -1, hidden.shape[1], -1)
+        for layer in model.layers:
+            hidden = layer(hidden, mask)
+        hidden = model.layer_norm(hidden).float()
+        return [row[:n] for row, n in zip(hidden, positions.tolist(), strict=True)]
 
 
 class LogMel(SpeechEncoder):
@@ -152,7 +265,7 @@ def load_encoder(config: EncoderConfig, lab: Path | str | None = None) -> Speech
         extractor = AutoFeatureExtractor.from_pretrained(folder) if model.config.model_type == "whisper" else None
     except (OSError, ValueError) as error:
         raise SaladError(f"encoder {name!r} cannot be loaded: {str(error).splitlines()[0]}") from None
-    return wrap(model, name, extractor)
+    return wrap(model, name, extractor, config)
 
 
 def fingerprint(encoder: SpeechEncoder) -> str:
@@ -165,6 +278,7 @@ def fingerprint(encoder: SpeechEncoder) -> str:
         told.pop(name, None)
     kind = f"{type(encoder).__module__}.{type(encoder).__qualname__}"
     about = [kind, encoder.sample_rate, encoder.frame_rate, encoder.dim, encoder.longest_s, told]
+    about += [encoder.settings] if encoder.settings else []
     total = hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode())
     for name, tensor in sorted(encoder.state_dict().items()):
         total.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
@@ -172,15 +286,19 @@ def fingerprint(encoder: SpeechEncoder) -> str:
     return total.hexdigest()
 
 
-def wrap(model, name: str, extractor=None) -> SpeechEncoder:
-    """The SpeechEncoder around a model of transformers; a type that none is written for is a SaladError."""
+def wrap(model, name: str, extractor=None, config: EncoderConfig | None = None) -> SpeechEncoder:
+    """The SpeechEncoder around a model of transformers; a type that none is written for is a SaladError, as is a setting of
+    `config` that its type does not have."""
+    config = config or EncoderConfig(name=name)
     kind = model.config.model_type
+    if kind in ("salad_phone", "mimi") and (config.stack != 1 or config.window != "full"):
+        raise SaladError(f"encoder {name!r}: encoder.stack and encoder.window are for encoders that look ahead; {kind} does not")
     if kind == "salad_phone":
         return Phone(model)
     if kind == "mimi":
         return Mimi(model)
     if kind == "whisper":
-        return Whisper(model, extractor)
+        return Whisper(model, extractor, config.window, config.stack)
     raise SaladError(
         f"encoder {name!r} is of type {kind!r}; known: salad_phone, mimi, whisper, logmel, or package.module:name"
     )
