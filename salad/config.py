@@ -70,6 +70,18 @@ class EncoderConfig(Frozen):
     )  # fmt: skip
 
 
+class WarmStartConfig(Frozen):
+    """Before Stage I, with no LLM in the loop: the adapter's output for a word is drawn to the mean embedding of the word's
+    tokens, on Stage I's own natural speech. Not in the paper; off by default. It is supervised by word times."""
+
+    steps: int = Field(0, ge=0, description="0: no warm start")
+    lr: float = Field(1e-3, gt=0, description="of AdamW, falling linearly to 0")
+    spans: int = Field(64, gt=1, description="speech spans a step; their words are each other's negatives")
+    temperature: float = Field(0.05, gt=0, description="of the contrastive loss (InfoNCE) among the words of a step")
+    squared_weight: float = Field(1.0, ge=0, description="weight of the squared error, which sets the scale")
+    save_every: int = Field(100, gt=0, description="steps between states from which a killed run resumes")
+
+
 class AdapterConfig(Frozen):
     """Causal transformer between encoder and LLM: Llama layers (gated MLP, RMS norms, no biases)."""
 
@@ -81,6 +93,7 @@ class AdapterConfig(Frozen):
     match_embedding_rms: bool = Field(
         False, description="end with an RMS norm whose gain starts at the RMS of the LLM's embeddings"
     )
+    warm_start: WarmStartConfig = Field(WarmStartConfig(), json_schema_extra=LATER)
 
     @model_validator(mode="after")
     def _heads_divide(self):

@@ -16,6 +16,7 @@ from salad.training.metrics import Meter
 from salad.training.schedule import decay_start, learning_rate
 from salad.training.start import check_unchanged, load_data, log_frames, prepared, start_model, teacher_cache
 from salad.training.step import one_step
+from salad.training.warm_start import warm_start
 
 Progress = Callable[[int, int, dict], None]
 
@@ -43,11 +44,14 @@ def _train(lab, run: RunFolder, config: RunConfig, processes: Processes, progres
     made_by = {"config": config.model_dump(mode="json"), "world_size": processes.world}
     check_unchanged(run.run_id, state.get("made_by"), made_by)
     model = SpeechLM.from_pretrained(found / "model", lab) if found else start_model(lab, config)
+    model.to(processes.device)
+    loader = load_data(lab, config, model, run.path / "data", processes)
+    if not found and config.kind == "stage1" and config.adapter.warm_start.steps:
+        warm_start(model, loader.sources["natural"], loader.frames, config, run, progress)
     optimizer = prepared(model, config, processes)
     if found:
         checkpoints.restore(found, optimizer, processes)
         run.log(f"resumed from {found.name}")
-    loader = load_data(lab, config, model, run.path / "data", processes)
     loader.state = state.get("loader", loader.state)
     log_frames(run, config, loader)
     cache = teacher_cache(lab, config, model, loader, processes, run) if config.objective.teacher_cache else None
