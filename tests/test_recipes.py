@@ -15,6 +15,7 @@ from store.ids import run_id
 
 # published numbers of parameters, embeddings counted once where they are tied
 LLMS = {
+    "HuggingFaceTB/SmolLM2-135M": 134_515_008,
     "HuggingFaceTB/SmolLM2-360M": 361_821_120,
     "Qwen/Qwen2.5-0.5B": 494_032_768,
     "Qwen/Qwen2.5-3B": 3_085_938_688,

@@ -71,7 +71,7 @@ def speech_lm(config: RunConfig, lab: Path | str | None = None, device: str = "m
 
 
 def _encoder(config: EncoderConfig, lab: Path | str | None) -> SpeechEncoder:
-    from transformers import AutoConfig, AutoModel, MimiConfig
+    from transformers import AutoConfig, AutoModel, MimiConfig, WhisperConfig
 
     import salad.models.phone  # noqa: F401  (registers the miniature's encoder with transformers)
 
@@ -82,6 +82,9 @@ def _encoder(config: EncoderConfig, lab: Path | str | None) -> SpeechEncoder:
         known = AutoConfig.from_pretrained(folder)
     elif config.name == "kyutai/mimi":
         known = MimiConfig()  # transformers' default is that model
+    elif config.name in ("openai/whisper-tiny", "openai/whisper-tiny.en"):
+        known = WhisperConfig()  # likewise; the two differ in their vocabulary only
     else:
-        raise SaladError(f"the sizes of encoder {config.name!r} are not at hand; name its folder, or kyutai/mimi")
-    return wrap(AutoModel.from_config(known, dtype=DTYPES[config.dtype]), config.name)
+        known = "kyutai/mimi, openai/whisper-tiny or openai/whisper-tiny.en"
+        raise SaladError(f"the sizes of encoder {config.name!r} are not at hand; name its folder, or one of {known}")
+    return wrap(AutoModel.from_config(known, dtype=DTYPES[config.dtype]), config.name, config=config)

@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib
+import os
 import warnings
 from pathlib import Path
 
@@ -15,8 +16,17 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 def resolve(name: str, lab: Path | str | None) -> str:
     """The folder that `name` stands for (the lab's own first), else `name` itself as a hub name.
 
-    A name that looks like a folder and is none is a SaladError."""
+    Where the environment's SALAD_MODELS names a folder, a hub name stands for the folder in it that is called by the name's
+    last part in lower case (`openai/whisper-tiny.en` for `whisper-tiny.en`), so that a study runs without a hub. What is
+    stored is the name, never the path. A name that looks like a folder and is none is a SaladError, as is a SALAD_MODELS that
+    is none."""
     for folder in ([Path(lab) / name] if lab is not None else []) + [Path(name)]:
+        if folder.is_dir():
+            return str(folder)
+    if models := os.environ.get("SALAD_MODELS"):
+        if not Path(models).is_dir():
+            raise SaladError(f"SALAD_MODELS={models} is not a folder; name the one that holds your models, or unset it")
+        folder = Path(models) / name.rpartition("/")[2].lower()
         if folder.is_dir():
             return str(folder)
     if name.startswith((".", "/", "models/")) or name.count("/") > 1:
