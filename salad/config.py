@@ -47,9 +47,11 @@ class LLMConfig(Frozen):
     lora_rank: int = Field(16, gt=0)
     lora_alpha: float = Field(32.0, gt=0)
     lora_dropout: float = Field(0.0, ge=0, lt=1)
-    lora_targets: tuple[str, ...] = (
-        "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj",
-    )  # fmt: skip
+    lora_targets: tuple[str, ...] | Literal["all-linear", "peft"] = Field(
+        ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
+        description="names of layers; all-linear: every linear layer of the decoder; peft: what peft's own table has for the "
+        "architecture. The default names stand for all-linear where an LLM calls its layers otherwise",
+    )
     dtype: Literal["float32", "bfloat16"] = "float32"
     teacher: str | None = Field(
         None, description="another LLM with the same tokenizer as the teacher; by default the LLM as it stands"

@@ -39,9 +39,9 @@ def divergences(student, teacher, batch, top_k: int = 0, text_hidden=None, teach
     if teacher_hidden is None:
         teacher_hidden = teacher.hidden(batch.text_ids_BS, batch.text_place_BS)
     told = position_divergences(
-        (text_hidden.flatten(0, 1)[batch.text_rows_N], student.head),
-        (student.hidden(batch).flatten(0, 1)[batch.rows_N], student.head),
-        (teacher_hidden.flatten(0, 1)[batch.text_rows_N], teacher.head),
+        (text_hidden.flatten(0, 1)[batch.text_rows_N], student.output_head),
+        (student.hidden(batch).flatten(0, 1)[batch.rows_N], student.output_head),
+        (teacher_hidden.flatten(0, 1)[batch.text_rows_N], teacher.output_head),
         vocab_size=student.vocab_size,
         top_k=top_k,
     )

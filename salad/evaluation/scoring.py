@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from salad.errors import SaladError
+from salad.models.heads import before_head, head_of
 from salad.models.speech_lm import SpeechLM, Teacher
 
 SHORTEST_SHARED = 16  # units: prompts that agree on as many begin with the same examples
@@ -151,6 +152,7 @@ class _Scorer:
         with self.source.switched():
             first = self.decoder(inputs_embeds=inputs, attention_mask=mask, position_ids=positions[:, before:],
                                  cache=cache, use_cache=True)  # fmt: skip
+            output = head_of(self.source.llm)
             hidden = first.last_hidden_state[rows, -1:]
             if width > 1:
                 cache = first.cache
@@ -163,9 +165,10 @@ class _Scorer:
                     use_cache=True,
                 ).last_hidden_state
                 hidden = torch.cat([hidden, after], dim=1)
+            hidden = before_head(self.source.llm, hidden)
         lengths = torch.tensor([len(some) for some in flat], device=device)
         real = torch.arange(width, device=device) < lengths[:, None]
-        logits = (hidden[real] @ self.source.llm.get_output_embeddings().weight.T).float()
+        logits = output.logits(hidden[real])
         wanted, row = ids[real], real.nonzero()[:, 0]
         chosen = logits.log_softmax(-1).gather(1, wanted[:, None])[:, 0]
         sums = torch.zeros(len(flat), device=device).index_add_(0, row, chosen)

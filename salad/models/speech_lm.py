@@ -21,8 +21,11 @@ from salad.errors import SaladError
 from salad.models import decoding
 from salad.models.adapter import Adapter
 from salad.models.encoders import load_encoder
+from salad.models.heads import head_of, hidden_of, understand
+from salad.models.lora import add_lora
 from salad.models.names import DTYPES, folder_sha256, quiet, resolve
 from salad.models.prompts import PromptFormat
+from salad.objective.projection import Head
 from store import atomic
 
 SETTINGS = "speech_lm.json"
@@ -38,13 +41,18 @@ class Teacher:
     def hidden(self, ids_BS: torch.Tensor, place_BS: torch.Tensor | None = None) -> torch.Tensor:
         """Last hidden states [B, S, G] of token ids [B, S], padded on the right, or packed with their places."""
         with self.switched():
-            decoder = self.llm.get_decoder()
-            return decoder(input_ids=ids_BS, position_ids=place_BS, use_cache=False).last_hidden_state
+            return hidden_of(self.llm, input_ids=ids_BS, position_ids=place_BS)
 
     @property
     def head(self) -> torch.Tensor:
-        """Output head [V, G]."""
+        """The output head's matrix [V, G]; `output_head` has all that belongs to it."""
         return self.llm.get_output_embeddings().weight.detach()
+
+    @property
+    def output_head(self) -> Head:
+        """The output head, as `salad.objective` takes it."""
+        with self.switched():
+            return head_of(self.llm).detach()
 
 
 class SpeechLM(nn.Module):
@@ -266,12 +274,17 @@ class SpeechLM(nn.Module):
 
     @property
     def head(self) -> torch.Tensor:
-        """Output head [V, H]."""
+        """The output head's matrix [V, H]; `output_head` has all that belongs to it."""
         return self.llm.get_output_embeddings().weight
+
+    @property
+    def output_head(self) -> Head:
+        """The output head, as `salad.objective` takes it."""
+        return head_of(self.llm)
 
     def text_hidden(self, ids_BS: torch.Tensor, place_BS: torch.Tensor | None = None) -> torch.Tensor:
         """The student's last hidden states [B, S, H] of token ids [B, S], padded on the right, or packed."""
-        return self.llm.get_decoder()(input_ids=ids_BS, position_ids=place_BS, use_cache=False).last_hidden_state
+        return hidden_of(self.llm, input_ids=ids_BS, position_ids=place_BS)
 
     def embed(self, batch) -> torch.Tensor:
         """Input vectors [B, T, H] of an interleaved batch (`salad.data.batches.Batch`)."""
@@ -284,9 +297,7 @@ class SpeechLM(nn.Module):
 
     def hidden(self, batch) -> torch.Tensor:
         """The student's last hidden states [B, T, H] of an interleaved batch."""
-        return self.llm.get_decoder()(
-            inputs_embeds=self.embed(batch), position_ids=batch.place_BT, use_cache=False
-        ).last_hidden_state
+        return hidden_of(self.llm, inputs_embeds=self.embed(batch), position_ids=batch.place_BT)
 
     def forward(self, batch, alpha: float = 1.0, reduction: str = "mean", per_position: bool = False,
                 divergence: str = "forward_kl", teacher_cache=None, compile: bool = False):  # fmt: skip
@@ -300,7 +311,7 @@ class SpeechLM(nn.Module):
 
             return cached_distillation_loss(
                 self.hidden(batch).flatten(0, 1)[batch.rows_N],
-                self.head,
+                self.output_head,
                 teacher_cache.record(batch, self),
                 batch.targets_N,
                 alpha=alpha,
@@ -311,9 +322,9 @@ class SpeechLM(nn.Module):
         teacher = self.teacher
         return distillation_loss(
             self.hidden(batch).flatten(0, 1)[batch.rows_N],
-            self.head,
+            self.output_head,
             teacher.hidden(batch.text_ids_BS, batch.text_place_BS).flatten(0, 1)[batch.text_rows_N],
-            teacher.head,
+            teacher.output_head,
             batch.targets_N,
             alpha=alpha,
             divergence=divergence,
@@ -381,6 +392,7 @@ def load_llm(config: LLMConfig, lab: Path | str | None, name: str | None = None)
         llm = AutoModelForCausalLM.from_pretrained(folder, dtype=DTYPES[config.dtype], use_safetensors=True)
     except (OSError, ValueError) as error:
         raise SaladError(f"LLM {name!r} cannot be loaded: {str(error).splitlines()[0]}") from None
+    understand(llm, name)
     return llm.eval()
 
 
@@ -428,17 +440,3 @@ def _read_settings(folder: Path | str) -> dict:
     if not path.is_file():
         raise SaladError(f"{folder} is no speech LM: it has no {SETTINGS}")
     return json.loads(path.read_text())
-
-
-def add_lora(llm, config: LLMConfig):
-    """Put LoRA layers into `llm`, in place, through peft; returns peft's wrapper around it."""
-    from peft import LoraConfig, get_peft_model
-
-    lora = LoraConfig(
-        r=config.lora_rank,
-        lora_alpha=config.lora_alpha,
-        lora_dropout=config.lora_dropout,
-        target_modules=list(config.lora_targets),
-        task_type="CAUSAL_LM",
-    )
-    return get_peft_model(llm, lora, autocast_adapter_dtype=False)

@@ -8,7 +8,7 @@ logits; teacher_cache: the teacher kept on disk.
 from salad.objective.checks import CHUNK_ROWS
 from salad.objective.loss import DistillationLoss, distillation_loss
 from salad.objective.positions import PositionDivergences, position_divergences
-from salad.objective.projection import HEAD_TILE, whole_float32
+from salad.objective.projection import HEAD_TILE, Head, whole_float32
 
-__all__ = ["CHUNK_ROWS", "HEAD_TILE", "DistillationLoss", "PositionDivergences", "distillation_loss", "position_divergences",
-           "whole_float32"]  # fmt: skip
+__all__ = ["CHUNK_ROWS", "HEAD_TILE", "DistillationLoss", "Head", "PositionDivergences", "distillation_loss",
+           "position_divergences", "whole_float32"]  # fmt: skip

@@ -6,21 +6,22 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from salad.objective.checks import chunk_size, rows_with_loss
+from salad.objective.projection import Head
 
 DIVERGENCES = ("forward_kl", "reverse_kl", "jsd")
 
 
-def other_divergence(student_hidden, student_head, teacher_hidden, teacher_head, targets, vocab_size, chunk_rows,
-                      divergence):  # fmt: skip
+def other_divergence(student_hidden, student_head: Head, teacher_hidden, teacher_head: Head, targets, vocab_size, chunk_rows,
+                     divergence):  # fmt: skip
     """Reverse KL or JSD, and NLL, of every row [N]; 0 where a target is negative."""
     rows = rows_with_loss(targets, vocab_size)
     rows = torch.arange(targets.numel(), device=targets.device) if rows is None else rows
-    widest = torch.promote_types(student_hidden.dtype, student_head.dtype)
+    widest = torch.promote_types(student_hidden.dtype, student_head.weight.dtype)
     dtype = torch.float64 if widest == torch.float64 else torch.float32
 
-    def values(student, head, teacher, teacher_head, target):
-        log_p = (student @ head[:vocab_size].t()).to(dtype).log_softmax(1)
-        log_q = (teacher @ teacher_head[:vocab_size].t()).to(dtype).log_softmax(1)
+    def values(student, weight, bias, teacher, target):
+        log_p = student_head._replace(weight=weight, bias=bias).logits(student, vocab_size).to(dtype).log_softmax(1)
+        log_q = teacher_head.logits(teacher, vocab_size).to(dtype).log_softmax(1)
         if divergence == "reverse_kl":
             d = (log_p.exp() * (log_p - log_q)).sum(1)
         else:
@@ -29,7 +30,7 @@ def other_divergence(student_hidden, student_head, teacher_hidden, teacher_head,
         return d, -log_p.gather(1, target.unsqueeze(1)).squeeze(1)
 
     told = [
-        checkpoint(values, student_hidden[at], student_head, teacher_hidden[at], teacher_head, targets[at],
+        checkpoint(values, student_hidden[at], student_head.weight, student_head.bias, teacher_hidden[at], targets[at],
                    use_reentrant=False)
         for at in rows.split(chunk_size(chunk_rows, targets.device))
     ]  # fmt: skip

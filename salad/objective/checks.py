@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from salad.errors import SaladError
+from salad.objective.projection import Head
 
 CHUNK_ROWS = {"cpu": 256, "cuda": 1024}  # rows projected at a time
 
@@ -36,7 +37,13 @@ def check_mixture(what: str, alpha: float, reduction: str) -> None:
         raise SaladError(f"{what}: reduction is {reduction!r}; use 'mean', 'sum' or 'none'")
 
 
-def check_pair(name: str, hidden: Tensor, head: Tensor, vocab_size: int | None, other_head: Tensor) -> int:
+def check_pair(name: str, hidden: Tensor, output: Head, vocab_size: int | None, other: Head) -> int:
+    """The number of ids; SaladError where hidden states and heads do not fit each other or it."""
+    head, other_head = output.weight, other.weight
+    if output.soft_cap is not None and not output.soft_cap > 0 or output.scale == 0:
+        raise SaladError(f"objective: the {name} head has soft cap {output.soft_cap} and scale {output.scale}")
+    if output.bias is not None and output.bias.shape != head.shape[:1]:
+        raise SaladError(f"objective: the {name} head has {head.shape[0]} rows and a bias of shape {tuple(output.bias.shape)}")
     if hidden.dim() != 2 or head.dim() != 2 or hidden.shape[1] != head.shape[1]:
         raise SaladError(
             f"objective: {name} hidden states {tuple(hidden.shape)} and head {tuple(head.shape)} do not fit; "

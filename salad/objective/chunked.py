@@ -11,20 +11,22 @@ from salad.objective.logits import kl, log_softmax_, logit_gradient_, weight_at
 from salad.objective.projection import project, sum_dtype, wide_tile
 
 
-def row_chunks(student, teacher, targets, rows, chunk_rows, kl_weight, nll_weight, wants_hidden, wants_head,
-                compile=False):  # fmt: skip
-    """The fast way: all ids of some rows at a time."""
+def row_chunks(student, teacher, targets, rows, chunk_rows, kl_weight, nll_weight, wants_hidden, wants_head, wants_bias,
+               compile=False):  # fmt: skip
+    """(d, nll, gradients of hidden states, head and bias or None): all ids of some rows at a time."""
     device, vocab_size, dtype = targets.device, student.vocab_size, sum_dtype(student, teacher)
     d, nll = torch.zeros(2, targets.numel(), dtype=dtype, device=device)
     total = targets.numel() if rows is None else rows.numel()
     size = min(total, chunk_size(chunk_rows, device))
-    fused = compile and (wants_hidden or wants_head)
+    wants, cap = wants_hidden or wants_head or wants_bias, student.soft_cap
+    fused = compile and wants
     buffers = [torch.empty(size, vocab_size, dtype=dtype, device=device) for _ in range(2 if fused else 3)]
     wide = wide_tile((student, teacher), dtype)
     grad_hidden = torch.zeros_like(student.hidden) if wants_hidden else None
     one_chunk = wants_head and 0 < total <= size  # then nothing is summed over chunks
     grad_head = torch.zeros(student.source.shape, dtype=student.dtype if one_chunk else dtype, device=device) \
         if wants_head else None  # fmt: skip
+    grad_bias = torch.zeros(len(student.head), dtype=dtype, device=device) if wants_bias else None
     for start in range(0, total, size or 1):
         chunk = slice(start, min(start + size, total))
         at = chunk if rows is None else rows[chunk]
@@ -35,15 +37,26 @@ def row_chunks(student, teacher, targets, rows, chunk_rows, kl_weight, nll_weigh
             # what a wide sum over chunks multiplies stays wide
             kept = dtype if wants_head and not one_chunk and student.widens(dtype) else student.dtype
             weights = (_column(weight, at, log_p) for weight in (kl_weight, nll_weight))
-            d[at], nll[at], gradient = _fused(log_p, log_q, target, *weights, kept)
+            d[at], nll[at], gradient = _fused(log_p, log_q, target, *weights, kept, student.scale, cap)
         else:
+            lse = log_p.gather(1, target) if wants and cap is not None else None
             log_softmax_(log_p)
             log_softmax_(log_q)
             nll[at] = -log_p.gather(1, target).squeeze(1)
             d[at] = kl(log_q, log_p, *q, work=log_q)
-            if not (wants_hidden or wants_head):
+            if not wants:
                 continue
+            slope = None
+            if lse is not None:  # the logits again, from a target's logit and log-probability; `log_q` is free by now
+                lse -= log_p.gather(1, target)
+                slope = student.slope(torch.add(log_p, lse, out=log_q), out=log_q)
             gradient = logit_gradient_(log_p.exp_(), *q, target, 1, weight_at(kl_weight, at), weight_at(nll_weight, at))
+            if slope is not None:
+                gradient.mul_(slope)
+            if student.scale != 1.0:
+                gradient.mul_(student.scale)
+        if wants_bias:  # which stands behind the scale
+            grad_bias += gradient.sum(0, dtype=dtype) / student.scale
         narrow = student.narrow(gradient, spare=log_q)
         if wants_hidden:
             grad_hidden[at] = torch.mm(narrow, student.head).to(grad_hidden.dtype)
@@ -52,12 +65,12 @@ def row_chunks(student, teacher, targets, rows, chunk_rows, kl_weight, nll_weigh
         elif wants_head:
             student.add_product(grad_head[:vocab_size], gradient.t(), narrow.t(), student.rows(at))
         del gradient, narrow  # a fused one is its own memory: never two at a time
-    return d, nll, grad_hidden, None if grad_head is None else grad_head.to(student.source.dtype)
+    return d, nll, grad_hidden, None if grad_head is None else grad_head.to(student.source.dtype), grad_bias
 
 
-def of_logits(student, teacher, target, kl_weight, nll_weight, dtype: torch.dtype):
-    """KL and NLL [R] of logits [R, V] in one go with their gradient in `dtype`, weights [R, 1]: for torch.compile. The same
-    operations on both sides, so that equal logits give exactly 0."""
+def of_logits(student, teacher, target, kl_weight, nll_weight, dtype: torch.dtype, scale: float, cap: float | None):
+    """KL and NLL [R] of logits [R, V] in one go with the gradient in `dtype` of what the head's matrix
+    gives, weights [R, 1]: for torch.compile. The same operations on both sides, so that equal logits give exactly 0."""
     log_p = student - student.logsumexp(1, keepdim=True)
     log_q = teacher - teacher.logsumexp(1, keepdim=True)
     q = log_q.exp()
@@ -65,7 +78,9 @@ def of_logits(student, teacher, target, kl_weight, nll_weight, dtype: torch.dtyp
     nll = -log_p.gather(1, target).squeeze(1)
     hit = torch.arange(student.shape[1], device=student.device) == target
     gradient = (kl_weight + nll_weight) * log_p.exp() - kl_weight * q - torch.where(hit, nll_weight, 0.0)
-    return d, nll, gradient.to(dtype)
+    if cap is not None:
+        gradient = gradient * (1.0 - (student / cap).square())
+    return d, nll, (gradient if scale == 1.0 else gradient * scale).to(dtype)
 
 
 @functools.cache

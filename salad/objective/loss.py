@@ -12,7 +12,7 @@ from salad.errors import SaladError
 from salad.objective.ablations import DIVERGENCES, other_divergence
 from salad.objective.checks import check_mixture, check_pair, rows_with_loss
 from salad.objective.chunked import row_chunks
-from salad.objective.projection import Projection, without_autocast
+from salad.objective.projection import Head, Projection, as_head, without_autocast
 from salad.objective.tiled import vocabulary_tiles
 
 
@@ -26,9 +26,9 @@ class DistillationLoss(NamedTuple):
 
 def distillation_loss(
     student_hidden_NH: Tensor,
-    student_head_VH: Tensor,
+    student_head_VH: Tensor | Head,
     teacher_hidden_NG: Tensor,
-    teacher_head_VG: Tensor,
+    teacher_head_VG: Tensor | Head,
     targets_N: Tensor,
     alpha: float = 1.0,
     vocab_size: int | None = None,
@@ -49,6 +49,9 @@ def distillation_loss(
     backpropagated (`loss` alone costs nothing further; the others, a second backward through a retained graph, and
     "none" with a trainable head project the rows again). There is no double backward: create_graph=True raises
     SaladError.
+
+    A head is its matrix, or a `Head` where a bias, a scale or a soft cap belong to it; a bias gets a gradient as the matrix does.
+    A soft cap costs no memory.
 
     Products are taken in the inputs' type (autocast's, inside autocast) with float32 results and sums, float64 where
     the inputs are float64. The returned values are float32 (float64), scalars, or [N] for "none". With `per_position`
@@ -72,8 +75,9 @@ def distillation_loss(
     Raises SaladError on shapes that do not fit, an alpha outside [0, 1], an unknown reduction, heads of different
     sizes without `vocab_size`, a target that the vocabulary does not have, and where torch.compile has no compiler.
     """
-    vocab_size = check_pair("student", student_hidden_NH, student_head_VH, vocab_size, teacher_head_VG)
-    check_pair("teacher", teacher_hidden_NG, teacher_head_VG, vocab_size, student_head_VH)
+    student, teacher = as_head(student_head_VH), as_head(teacher_head_VG).detach()
+    vocab_size = check_pair("student", student_hidden_NH, student, vocab_size, teacher)
+    check_pair("teacher", teacher_hidden_NG, teacher, vocab_size, student)
     n = student_hidden_NH.shape[0]
     if teacher_hidden_NG.shape[0] != n or targets_N.shape != (n,):
         raise SaladError(
@@ -89,15 +93,14 @@ def distillation_loss(
         if divergence not in DIVERGENCES or vocab_tile is not None:
             raise SaladError(f"distillation_loss: divergence {divergence!r}; use {', '.join(DIVERGENCES)}, without vocab_tile")
         d, nll = other_divergence(
-            student_hidden_NH, student_head_VH, teacher_hidden_NG.detach(), teacher_head_VG.detach(), targets_N,
-            vocab_size, chunk_rows, divergence,
+            student_hidden_NH, student, teacher_hidden_NG.detach(), teacher, targets_N, vocab_size, chunk_rows, divergence,
         )  # fmt: skip
         loss = alpha * d + (1.0 - alpha) * nll
         kept = {"mean": (targets_N >= 0).sum().clamp_min(1), "sum": 1, "none": None}[reduction]
         scaled = [x if kept is None else x.sum() / kept for x in (loss, d, nll)]
         return DistillationLoss(scaled[0], *((d.detach(), nll.detach()) if per_position else scaled[1:]))
     out = _DistillationLoss.apply(
-        student_hidden_NH, student_head_VH, teacher_hidden_NG.detach(), teacher_head_VG.detach(), targets_N,
+        student_hidden_NH, student.weight, student.bias, teacher_hidden_NG.detach(), teacher, targets_N, student,
         float(alpha), vocab_size, reduction, chunk_rows, vocab_tile, compile, torch.is_grad_enabled(), per_position,
     )  # fmt: skip
     return DistillationLoss(*out)
@@ -106,18 +109,19 @@ def distillation_loss(
 class _DistillationLoss(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx, student_hidden, student_head, teacher_hidden, teacher_head, targets, alpha, vocab_size, reduction,
-        chunk_rows, vocab_tile, compile, grad_enabled, per_position,
+        ctx, student_hidden, weight, bias, teacher_hidden, teacher, targets, student, alpha, vocab_size, reduction, chunk_rows,
+        vocab_tile, compile, grad_enabled, per_position,
     ):  # fmt: skip
         ctx.rows = rows_with_loss(targets, vocab_size)
         kept = targets.numel() if ctx.rows is None else ctx.rows.numel()
         ctx.scale = 1.0 / max(kept, 1) if reduction == "mean" else 1.0
         ctx.alpha, ctx.vocab_size, ctx.chunk_rows, ctx.vocab_tile = alpha, vocab_size, chunk_rows, vocab_tile
         ctx.compile = compile
-        wants = [grad_enabled and needed for needed in ctx.needs_input_grad[:2]]
-        if reduction == "none" and wants[1]:
-            wants = [False, False]  # the rows' weights are known in the backward pass only
-        inputs = (student_hidden, student_head, teacher_hidden, teacher_head, targets)
+        ctx.heads = [head._replace(weight=None, bias=None) for head in (student, teacher)]  # scales and caps
+        wants = [grad_enabled and needed for needed in ctx.needs_input_grad[:3]]
+        if reduction == "none" and any(wants[1:]):
+            wants = [False] * 3  # the rows' weights are known in the backward pass only
+        inputs = (student_hidden, weight, bias, teacher_hidden, teacher.weight, teacher.bias, targets)
         d, nll, *gradients = _pass(ctx, inputs, alpha, 1.0 - alpha, *wants)
         told = d, nll
         if reduction != "none":
@@ -135,7 +139,7 @@ class _DistillationLoss(torch.autograd.Function):
             raise SaladError("distillation_loss has no double backward; call backward without create_graph")
         given = next((g for g in (grad_loss, grad_d, grad_nll) if g is not None), None)
         if given is None:
-            return (None,) * 13
+            return (None,) * 15
         if grad_d is None and grad_nll is None and ctx.gradients is not None:
             gradients, ctx.gradients = ctx.gradients, None  # scaled in place: a second backward computes them again
             weight = grad_loss * ctx.scale
@@ -146,24 +150,30 @@ class _DistillationLoss(torch.autograd.Function):
             grad_loss, grad_d, grad_nll = (
                 torch.zeros_like(given) if g is None else g for g in (grad_loss, grad_d, grad_nll)
             )
-            n = ctx.saved_tensors[4].numel()
+            n = ctx.saved_tensors[6].numel()
             kl_weight = ((ctx.alpha * grad_loss + grad_d) * ctx.scale).expand(n)
             nll_weight = (((1.0 - ctx.alpha) * grad_loss + grad_nll) * ctx.scale).expand(n)
-            _, _, *gradients = _pass(ctx, ctx.saved_tensors, kl_weight, nll_weight, *ctx.needs_input_grad[:2])
-        return (*gradients, *(None,) * 11)
+            _, _, *gradients = _pass(ctx, ctx.saved_tensors, kl_weight, nll_weight, *ctx.needs_input_grad[:3])
+        return (*gradients, *(None,) * 12)
 
 
-def _pass(ctx, inputs, kl_weight, nll_weight, wants_hidden, wants_head):
+def _pass(ctx, inputs, kl_weight, nll_weight, wants_hidden, wants_head, wants_bias):
     """d and nll of every row, and the gradients of sum_n(kl_weight_n * d_n + nll_weight_n * nll_n), or None.
 
     The weights are floats that add up to 1, or tensors [N].
     """
-    student_hidden, student_head, teacher_hidden, teacher_head, targets = inputs
-    student = Projection(student_hidden, student_head, ctx.vocab_size)
-    teacher = Projection(teacher_hidden, teacher_head, ctx.vocab_size)
+    student_hidden, weight, bias, teacher_hidden, teacher_weight, teacher_bias, targets = inputs
+    heads = [head._replace(weight=w, bias=b) for head, w, b in zip(ctx.heads, (weight, teacher_weight), (bias, teacher_bias),
+                                                                   strict=True)]  # fmt: skip
+    student = Projection(student_hidden, heads[0], ctx.vocab_size)
+    teacher = Projection(teacher_hidden, heads[1], ctx.vocab_size)
+    wants = (wants_hidden, wants_head, wants_bias)
     with without_autocast(student_hidden.device):
         if ctx.vocab_tile is not None:
-            return vocabulary_tiles(student, teacher, targets, ctx.rows, ctx.vocab_tile, kl_weight, nll_weight,
-                                     wants_hidden, wants_head)  # fmt: skip
-        return row_chunks(student, teacher, targets, ctx.rows, ctx.chunk_rows, kl_weight, nll_weight, wants_hidden,
-                           wants_head, ctx.compile)  # fmt: skip
+            found = vocabulary_tiles(student, teacher, targets, ctx.rows, ctx.vocab_tile, kl_weight, nll_weight, *wants)
+        else:
+            found = row_chunks(student, teacher, targets, ctx.rows, ctx.chunk_rows, kl_weight, nll_weight, *wants, ctx.compile)
+    d, nll, grad_hidden, grad_head, grad_bias = found
+    if grad_bias is not None:  # of ids that only pad the head: none
+        grad_bias = torch.nn.functional.pad(grad_bias, (0, len(bias) - len(grad_bias))).to(bias.dtype)
+    return d, nll, grad_hidden, grad_head, grad_bias

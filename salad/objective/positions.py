@@ -8,7 +8,7 @@ from torch import Tensor
 from salad.errors import SaladError
 from salad.objective.checks import check_pair, chunk_size
 from salad.objective.logits import kl, log_softmax_
-from salad.objective.projection import Projection, project, sum_dtype, wide_tile, without_autocast
+from salad.objective.projection import Head, Projection, as_head, project, sum_dtype, wide_tile, without_autocast
 
 
 class PositionDivergences(NamedTuple):
@@ -25,9 +25,9 @@ class PositionDivergences(NamedTuple):
 
 @torch.no_grad()
 def position_divergences(
-    student_text: tuple[Tensor, Tensor],
-    student_interleaved: tuple[Tensor, Tensor],
-    teacher_text: tuple[Tensor, Tensor],
+    student_text: tuple[Tensor, Tensor | Head],
+    student_interleaved: tuple[Tensor, Tensor | Head],
+    teacher_text: tuple[Tensor, Tensor | Head],
     vocab_size: int | None = None,
     top_k: int = 5,
     *,
@@ -35,14 +35,15 @@ def position_divergences(
 ) -> PositionDivergences:
     """M, F and D of METHOD.md at the same N positions, without gradients and without `[N, V]` logits.
 
-    Each argument is a pair (hidden [N, H], head [V, H]) for P(.|text), P(.|interleaved) and Q(.|text). M = KL(P text ||
+    Each argument is a pair (hidden [N, H], head [V, H] or `Head`) for P(.|text), P(.|interleaved), Q(.|text). M = KL(P text ||
     P interleaved), F = KL(Q || P text), D = KL(Q || P interleaved), in nats, forward KL over the first `vocab_size`
     ids, float32. Equal inputs give exactly 0. `top_k` ids with their probabilities come from Q(.|text) and
     P(.|interleaved), most probable first; `top_k=0` leaves them empty. Raises SaladError on shapes that do not fit.
     """
-    pairs = {"student_text": student_text, "student_interleaved": student_interleaved, "teacher_text": teacher_text}
+    given = {"student_text": student_text, "student_interleaved": student_interleaved, "teacher_text": teacher_text}
+    pairs = {name: (hidden, as_head(head)) for name, (hidden, head) in given.items()}
     for name, (hidden, head) in pairs.items():
-        vocab_size = check_pair(name, hidden, head, vocab_size, teacher_text[1])
+        vocab_size = check_pair(name, hidden, head, vocab_size, pairs["teacher_text"][1])
         if hidden.shape[0] != teacher_text[0].shape[0]:
             raise SaladError(
                 f"position_divergences: {name} has {hidden.shape[0]} positions, teacher_text "

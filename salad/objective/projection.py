@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,11 +14,40 @@ HEAD_TILE = 8192  # rows of a bfloat16 head that stand in float32 at a time (CPU
 whole_float32 = threading.RLock()
 
 
+class Head(NamedTuple):
+    """An output head: logits = bend(scale * (weight @ h) + bias), where bend(x) is `soft_cap` * tanh(x / `soft_cap`) if there
+    is one. `weight` [V, H], `bias` [V]."""
+
+    weight: Tensor
+    bias: Tensor | None = None
+    scale: float = 1.0
+    soft_cap: float | None = None
+
+    def detach(self) -> "Head":
+        """The same without gradients."""
+        return self._replace(weight=self.weight.detach(), bias=None if self.bias is None else self.bias.detach())
+
+    def logits(self, hidden: Tensor, vocab_size: int | None = None) -> Tensor:
+        """Logits [..., V] of hidden states [..., H], float32 (float64 where one of them is): the plain way, all at once."""
+        product = hidden @ self.weight[:vocab_size].t()
+        wide = product.to(torch.promote_types(product.dtype, torch.float32))
+        wide = wide if self.scale == 1.0 else wide * self.scale
+        wide = wide if self.bias is None else wide + self.bias[:vocab_size].to(wide.dtype)
+        return wide if self.soft_cap is None else self.soft_cap * torch.tanh(wide / self.soft_cap)
+
+
+def as_head(head: Tensor | Head) -> Head:
+    """A matrix [V, H] is a head without anything else."""
+    return head if isinstance(head, Head) else Head(head)
+
+
 class Projection:
     """Rows of hidden states and a head, in the type in which they are multiplied (autocast's, inside autocast)."""
 
-    def __init__(self, hidden: Tensor, head: Tensor, vocab_size: int):
-        kind = hidden.device.type
+    def __init__(self, hidden: Tensor, output: Head, vocab_size: int):
+        kind, head = hidden.device.type, output.weight
+        self.scale, self.soft_cap = output.scale, output.soft_cap
+        self.bias = None if output.bias is None else output.bias[:vocab_size]
         autocast = kind != "meta" and torch.is_autocast_enabled(kind)
         self.dtype = torch.get_autocast_dtype(kind) if autocast else torch.promote_types(hidden.dtype, head.dtype)
         self.hidden, self.source, self.vocab_size = hidden, head, vocab_size
@@ -35,6 +65,19 @@ class Projection:
         if self.dtype == gradient.dtype:
             return gradient
         return spare.view(self.dtype).flatten()[: gradient.numel()].view(gradient.shape).copy_(gradient)
+
+    def finish(self, product: Tensor, ids: slice) -> None:
+        """Products with the head's rows `ids` become logits, in place."""
+        if self.scale != 1.0:
+            product.mul_(self.scale)
+        if self.bias is not None:
+            product.add_(self.bias[ids].to(product.dtype))
+        if self.soft_cap is not None:
+            product.div_(self.soft_cap).tanh_().mul_(self.soft_cap)
+
+    def slope(self, logits: Tensor, out: Tensor) -> Tensor:
+        """How much a logit moves with what was bent: 1 - (logit / soft_cap)^2, into `out`."""
+        return torch.div(logits, self.soft_cap, out=out).square_().neg_().add_(1.0)
 
     def add_product(self, sums: Tensor, gradient: Tensor, narrow: Tensor, factor: Tensor) -> None:
         """sums += gradient @ factor, never rounding to less than the type of `sums` on the way."""
@@ -69,6 +112,7 @@ def project(projections, at, outs, wide: Tensor | None, ids: slice | None = None
                 torch.mm(hidden, tile.t(), out_dtype=dtype, out=out)
             else:
                 torch.mm(hidden, tile.t(), out=out)
+            projection.finish(out, slice(start, stop))
 
 
 def wide_tile(projections, dtype: torch.dtype, tile: int = HEAD_TILE) -> Tensor | None:

@@ -24,7 +24,7 @@ from torch import Tensor
 from salad.errors import SaladError
 from salad.objective.checks import check_mixture, check_pair, chunk_size, rows_with_loss
 from salad.objective.loss import DistillationLoss
-from salad.objective.projection import HEAD_TILE, Projection, project, sum_dtype, wide_tile, without_autocast
+from salad.objective.projection import HEAD_TILE, Head, Projection, as_head, project, sum_dtype, wide_tile, without_autocast
 from store import atomic
 
 TOP = 8  # ids of the teacher that are kept apart
@@ -53,15 +53,16 @@ def bytes_per_position(width: int, top: int = TOP) -> int:
 
 @torch.no_grad()
 def cache_rows(
-    teacher_hidden_NH: Tensor, head_VH: Tensor, vocab_size: int | None = None, *, chunk_rows: int | None = None
+    teacher_hidden_NH: Tensor, head_VH: Tensor | Head, vocab_size: int | None = None, *, chunk_rows: int | None = None
 ) -> TeacherRecord:
     """The record of N teacher positions: hidden states (after the final norm) [N, H], the shared head [V, H].
 
     Ids at or above `vocab_size` are ignored. `[N, V]` logits are never whole. Raises SaladError on shapes that do not fit.
     """
-    vocab_size = check_pair("teacher", teacher_hidden_NH, head_VH, vocab_size, head_VH)
+    head = _linear(head_VH)
+    vocab_size = check_pair("teacher", teacher_hidden_NH, head, vocab_size, head)
     n, width, device = *teacher_hidden_NH.shape, teacher_hidden_NH.device
-    teacher = Projection(teacher_hidden_NH, head_VH, vocab_size)
+    teacher = Projection(teacher_hidden_NH, head, vocab_size)
     dtype, top = sum_dtype(teacher), min(TOP, vocab_size)
     record = TeacherRecord(
         torch.empty(n, width, dtype=torch.float16, device=device),
@@ -85,7 +86,7 @@ def cache_rows(
         record.rest_NH[at] = (rest / scale.unsqueeze(1)).half()
         record.scale_N[at], record.ids_NK[at], record.probabilities_NK[at] = scale, likeliest.indices, kept
         here = TeacherRecord(*(x[at] for x in record))
-        record.offset_N[at] = _expected_logit(here, likeliest.values, teacher.rows(at)) - lse
+        record.offset_N[at] = _expected_logit(here, likeliest.values, teacher.rows(at), teacher.scale) - lse
     return record
 
 
@@ -107,12 +108,13 @@ def cached_distillation_loss(
     (Frobenius; tests/test_teacher_cache.py). Raises SaladError where the head trains, since a record holds for the head
     that it was made with, and else as `distillation_loss`.
     """
-    if head_VH.requires_grad:
+    if as_head(head_VH).weight.requires_grad:
         raise SaladError(
             "teacher cache: the output head trains, and what is cached holds for a frozen head that teacher and student "
             "share: train LoRA on the projections, or set objective.teacher_cache=false"
         )
-    vocab_size = check_pair("student", student_hidden_NH, head_VH, vocab_size, head_VH)
+    head = _linear(head_VH)
+    vocab_size = check_pair("student", student_hidden_NH, head, vocab_size, head)
     n = student_hidden_NH.shape[0]
     if record.rest_NH.shape != student_hidden_NH.shape or targets_N.shape != (n,):
         raise SaladError(
@@ -121,7 +123,7 @@ def cached_distillation_loss(
         )
     check_mixture("teacher cache", alpha, reduction)
     loss, d, nll, kept = _CachedLoss.apply(
-        student_hidden_NH, head_VH, record, targets_N, float(alpha), vocab_size, chunk_rows, torch.is_grad_enabled()
+        student_hidden_NH, head, record, targets_N, float(alpha), vocab_size, chunk_rows, torch.is_grad_enabled()
     )
     if reduction == "none":
         return DistillationLoss(loss, d, nll)
@@ -155,7 +157,7 @@ class _CachedLoss(torch.autograd.Function):
                 likeliest, wanted = part.gather(1, ids), part.gather(1, target).squeeze(1)
                 lse = _softmax_(part)
                 nll[at] = lse - wanted
-                d[at] = (lse - _expected_logit(here, likeliest, student.rows(at)) + here.offset_N).clamp_min_(0.0)
+                d[at] = (lse - _expected_logit(here, likeliest, student.rows(at), student.scale) + here.offset_N).clamp_min_(0.0)
                 if not wants:
                     continue
                 # (p - alpha q - (1 - alpha) onehot) W; the teacher's likeliest ids and the target in float32
@@ -164,7 +166,7 @@ class _CachedLoss(torch.autograd.Function):
                 found += torch.bmm(apart.unsqueeze(1), student.head[ids].to(dtype)).squeeze(1)
                 found.addcmul_(here.rest_NH.to(dtype), here.scale_N.to(dtype).unsqueeze(1), value=-alpha)
                 found.sub_(student.head[target.squeeze(1)].to(dtype), alpha=1.0 - alpha)
-                gradient[at] = found.to(gradient.dtype)
+                gradient[at] = (found if student.scale == 1.0 else found * student.scale).to(gradient.dtype)
         ctx.gradient = gradient
         ctx.mark_non_differentiable(d, nll)
         return alpha * d + (1.0 - alpha) * nll, d, nll, total
@@ -184,10 +186,22 @@ def _softmax_(logits: Tensor) -> Tensor:
     return (largest + total.log()).squeeze(1)
 
 
-def _expected_logit(record: TeacherRecord, likeliest_NK: Tensor, hidden: Tensor) -> Tensor:
-    """e . h [R]: the teacher's mean of the logits of `hidden`, whose values at the kept ids are `likeliest_NK`."""
+def _linear(head: Tensor | Head) -> Head:
+    """The head, which must be linear: a record stands for the teacher only while logits are linear in hidden states."""
+    head = as_head(head)
+    if head.soft_cap is not None:
+        raise SaladError(
+            "objective.teacher_cache: this LLM bends its logits (a soft cap), and the cache needs them linear in the hidden "
+            "states: set objective.teacher_cache=false"
+        )
+    return head
+
+
+def _expected_logit(record: TeacherRecord, likeliest_NK: Tensor, hidden: Tensor, scale: float) -> Tensor:
+    """e . h [R]: the teacher's mean of the logits of `hidden`, whose values at the kept ids are `likeliest_NK`. The mean of
+    the other ids' biases is left out, on both sides: it is the same for teacher and student."""
     dtype = likeliest_NK.dtype
-    rest = (record.rest_NH.to(dtype) * hidden.to(dtype)).sum(1) * record.scale_N
+    rest = (record.rest_NH.to(dtype) * hidden.to(dtype)).sum(1) * record.scale_N * scale
     return rest + (record.probabilities_NK * likeliest_NK).sum(1)
 
 
@@ -217,7 +231,8 @@ class TeacherCache:
 
     def __init__(self, lab: Path | str, model):
         """`model`: a SpeechLM whose teacher is its own LLM under LoRA; any other is a SaladError."""
-        if model.original is not None or model.head.requires_grad:
+        _linear(model.output_head)
+        if model.original is not None or model.output_head.weight.requires_grad:
             raise SaladError(
                 "objective.teacher_cache: the output head trains, or is not the teacher's; the cache needs one frozen head "
                 "for both (llm.finetune=lora on the original LLM): set objective.teacher_cache=false"
@@ -285,7 +300,7 @@ class TeacherCache:
 
     def _make(self, key: str, ids: Tensor, model) -> None:
         teacher = model.teacher
-        record = cache_rows(teacher.hidden(ids[None])[0, :-1], teacher.head, model.vocab_size)
+        record = cache_rows(teacher.hidden(ids[None])[0, :-1], teacher.output_head, model.vocab_size)
         self._new[key] = TeacherRecord(*(x.cpu() for x in record))
         self._new_bytes += sum(x.nbytes for x in record)
         if self._new_bytes > FLUSH_BYTES:

@@ -6,16 +6,17 @@ from salad.objective.logits import logit_gradient_, weight_at
 from salad.objective.projection import project, sum_dtype, wide_tile
 
 
-def vocabulary_tiles(student, teacher, targets, rows, tile, kl_weight, nll_weight, wants_hidden, wants_head):
+def vocabulary_tiles(student, teacher, targets, rows, tile, kl_weight, nll_weight, wants_hidden, wants_head, wants_bias):
     """The way with little memory: all rows, some ids at a time, and each tile projected twice (sums, then gradient)."""
     device, vocab_size, dtype = targets.device, student.vocab_size, sum_dtype(student, teacher)
     d, nll = torch.zeros(2, targets.numel(), dtype=dtype, device=device)
     grad_hidden = torch.zeros_like(student.hidden) if wants_hidden else None
     grad_head = torch.zeros_like(student.source) if wants_head else None
+    grad_bias = torch.zeros(len(student.head), dtype=dtype, device=device) if wants_bias else None
     at = slice(None) if rows is None else rows
     total = targets.numel() if rows is None else rows.numel()
     if total == 0:
-        return d, nll, grad_hidden, grad_head
+        return d, nll, grad_hidden, grad_head, grad_bias
     tile = min(tile, vocab_size)
     buffers = [torch.empty(total * tile, dtype=dtype, device=device) for _ in range(3)]
     wide = wide_tile((student, teacher), dtype, tile)
@@ -46,16 +47,23 @@ def vocabulary_tiles(student, teacher, targets, rows, tile, kl_weight, nll_weigh
     lse_s, lse_t = largest_s + sum_s.log(), largest_t + sum_t.log()
     d[at] = (gap / sum_t - (lse_t - lse_s)).clamp_min_(0.0).squeeze(1)
     nll[at] = (lse_s - target_logit).squeeze(1)
-    if not (wants_hidden or wants_head):
-        return d, nll, grad_hidden, grad_head
+    if not (wants_hidden or wants_head or wants_bias):
+        return d, nll, grad_hidden, grad_head, grad_bias
 
     hidden = student.rows(at)
     sums = torch.zeros(hidden.shape, dtype=dtype, device=device) if wants_hidden else None
     kl_weight, nll_weight = weight_at(kl_weight, at), weight_at(nll_weight, at)
     for ids, s, t, work, index, hit in tiles():
+        slope = None if student.soft_cap is None else student.slope(s, out=work)
         gradient = logit_gradient_(
             s.sub_(lse_s).exp_(), t.sub_(lse_t).exp_(), index, hit, kl_weight, nll_weight
         )  # fmt: skip
+        if slope is not None:
+            gradient.mul_(slope)
+        if student.scale != 1.0:
+            gradient.mul_(student.scale)
+        if wants_bias:
+            grad_bias[ids] = gradient.sum(0) / student.scale
         narrow = student.narrow(gradient, spare=work)
         if wants_hidden:
             student.add_product(sums, gradient, narrow, student.head[ids])
@@ -63,4 +71,4 @@ def vocabulary_tiles(student, teacher, targets, rows, tile, kl_weight, nll_weigh
             grad_head[ids] = torch.mm(narrow.t(), hidden).to(grad_head.dtype)
     if wants_hidden:
         grad_hidden[at] = sums.to(grad_hidden.dtype)
-    return d, nll, grad_hidden, grad_head
+    return d, nll, grad_hidden, grad_head, grad_bias

@@ -10,6 +10,7 @@ import torch
 
 import store
 from salad.errors import SaladError
+from salad.models.heads import before_head, head_of
 from salad.objective import distillation_loss
 from salad.passes import Part, Progress, run_parts
 from store.ids import digest
@@ -36,7 +37,7 @@ def of_llm(llm, tokenizer, batch: int = 64) -> Embedder:
         ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
         order = sorted(range(len(texts)), key=lambda i: (len(ids[i]), i))
         vectors = np.zeros((len(texts), llm.config.hidden_size), dtype=np.float32)
-        nll, head = np.full(len(texts), np.nan), llm.get_output_embeddings().weight
+        nll, head = np.full(len(texts), np.nan), head_of(llm)
         for start in range(0, len(order), batch):
             group = order[start : start + batch]
             longest = max(len(ids[i]) for i in group) or 1
@@ -47,7 +48,7 @@ def of_llm(llm, tokenizer, batch: int = 64) -> Embedder:
             inputs, mask = inputs.to(llm.device), mask.to(llm.device)
             hidden = llm.get_decoder()(input_ids=inputs, use_cache=False).last_hidden_state
             targets = torch.where(mask[:, 1:, 0] > 0, inputs[:, 1:], -1)
-            before = hidden[:, :-1].flatten(0, 1)
+            before = before_head(llm, hidden[:, :-1].flatten(0, 1))
             told = distillation_loss(before, head, before, head, targets.flatten(), alpha=0.0,
                                      vocab_size=len(tokenizer), reduction="none")  # fmt: skip
             count = (targets >= 0).sum(1)

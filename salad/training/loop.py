@@ -14,7 +14,7 @@ from salad.training import checkpoints
 from salad.training.distributed import Processes
 from salad.training.metrics import Meter
 from salad.training.schedule import decay_start, learning_rate
-from salad.training.start import check_unchanged, load_data, log_frames, prepared, start_model, teacher_cache
+from salad.training.start import check_unchanged, load_data, log_start, prepared, start_model, teacher_cache
 from salad.training.step import one_step
 from salad.training.warm_start import warm_start
 
@@ -53,7 +53,7 @@ def _train(lab, run: RunFolder, config: RunConfig, processes: Processes, progres
         checkpoints.restore(found, optimizer, processes)
         run.log(f"resumed from {found.name}")
     loader.state = state.get("loader", loader.state)
-    log_frames(run, config, loader)
+    log_start(run, config, model, loader)
     cache = teacher_cache(lab, config, model, loader, processes, run) if config.objective.teacher_cache else None
     step, tokens, position = state["step"], state["tokens"], loader.state
     saved = step if found else None

@@ -12,6 +12,7 @@ from salad.data.frame_source import FrameSource
 from salad.data.frames import Frames
 from salad.data.loading import Loader
 from salad.errors import SaladError
+from salad.models.lora import describe
 from salad.models.speech_lm import SpeechLM
 from salad.runs import RunFolder
 from salad.training import checkpoints
@@ -108,8 +109,10 @@ def prepared(model: SpeechLM, config: RunConfig, processes: Processes) -> torch.
     )
 
 
-def log_frames(run: RunFolder, config: RunConfig, loader: Loader) -> None:
-    """Say in the run's log which sources' frames come from disk."""
+def log_start(run: RunFolder, config: RunConfig, model: SpeechLM, loader: Loader) -> None:
+    """Say in the run's log what LoRA adapts, and which sources' frames come from disk."""
+    if config.llm.finetune == "lora":
+        run.log(describe(model.llm))
     for name in config.data.natural:
         if name not in config.data.augment and (folders := loader.frames.cached.folders(name)):
             run.log(f"encoder frames of {name}: taken from {folders[0]} where they are whole")
