@@ -67,7 +67,7 @@ def by_domain(con, heldout: str = "heldout") -> pd.DataFrame:
                 f"""
             WITH x AS (
                 SELECT c.contender, s.domain, v.sample_id, sum(v.{n}) AS n, sum(v.{measure} * v.{n}) / sum(v.{n}) AS x
-                FROM divergences AS v JOIN contenders AS c ON v.run_id = c.run_id AND v.step = c.step
+                FROM raw.scored AS v JOIN contenders AS c ON v.run_id = c.run_id AND v.step = c.step
                 JOIN samples AS s ON s.sample_id = v.sample_id
                 WHERE v.{measure} IS NOT NULL AND v.{n} > 0 AND s.corpus = $corpus GROUP BY ALL
             )
@@ -123,7 +123,7 @@ _CHECKPOINTS = """
         json_extract(r.config, '$.objective.alpha')::DOUBLE AS alpha,
         json_extract_string(r.config, '$.llm.finetune') AS finetune,
         json_extract(r.config, '$.optim.decay')::INT AS decay
-    FROM (SELECT DISTINCT run_id, step FROM divergences UNION SELECT DISTINCT run_id, step FROM evaluations
+    FROM (SELECT DISTINCT run_id, step FROM raw.scored UNION SELECT DISTINCT run_id, step FROM evaluations
           WHERE contender <> 'teacher') AS p
     JOIN runs AS r ON r.run_id = p.run_id
     LEFT JOIN (SELECT DISTINCT run_id, step, contender FROM evaluations) AS e
@@ -350,7 +350,7 @@ def power_law(con, run_id: str, weights: Mapping[str, float], steps: Iterable[in
     rows = con.execute(
         """
         SELECT v.step, s.domain, v.sample_id, sum(v.m * v.n_positions) AS total, sum(v.n_positions) AS n
-        FROM divergences v JOIN samples s ON s.sample_id = v.sample_id
+        FROM raw.scored v JOIN samples s ON s.sample_id = v.sample_id
         WHERE v.run_id = $run AND s.corpus = $corpus AND v.m IS NOT NULL GROUP BY ALL ORDER BY ALL""",
         {"run": run_id, "corpus": corpus},
     ).df()

@@ -2,8 +2,10 @@
 
 import csv
 import functools
+import json
 from pathlib import Path
 
+import duckdb
 import pyarrow as pa
 
 from . import schema
@@ -22,13 +24,13 @@ def quoted(value: str) -> str:
 
 
 def select_of(table: schema.Table, found: list[Unit]) -> str:
-    """SQL that reads the units of a table: one scan per schema version, older ones filled up with nulls."""
+    """SQL that reads the units of a table: one scan per schema version, older ones filled up with defaults."""
 
     def columns(version):
         return ", ".join(
             (f'CAST("{c.name}" AS JSON)' if c.json else f'"{c.name}"') + f' AS "{c.name}"'
             if c.since <= version
-            else f'CAST(NULL AS {schema.column_type(c)}) AS "{c.name}"'
+            else f'CAST({"NULL" if c.default is None else c.default} AS {schema.column_type(c)}) AS "{c.name}"'
             for c in table.columns
         )
 
@@ -67,8 +69,56 @@ def _put(con, name: str, table: schema.Table, rows: pa.Table) -> None:
     con.unregister("_incoming")
 
 
-def build(con, found: dict[str, list[Unit]], tables: dict[str, pa.Table], rules: str, fresh: set[str]) -> None:
-    """(Re)create tables and views; names in `fresh` stand already and stay."""
+SPANS = "coalesce(span_min, 1) AS span_min, coalesce(span_max, 4) AS span_max"
+
+
+@functools.lru_cache(256)
+def _ranges_of(paths: tuple[str, ...]) -> dict[tuple[int, int], int]:
+    """The ranges of spans in these Parquet files, and how many checkpoints each was scored on."""
+    files = f"read_parquet([{', '.join(map(quoted, paths))}], hive_partitioning=false)"
+    with duckdb.connect() as con:
+        found = con.sql(f"SELECT DISTINCT {SPANS} FROM {files}").fetchall()
+        if len(found) > 1:
+            found = con.sql(f"""SELECT span_min, span_max, count(*) FROM
+                (SELECT DISTINCT {SPANS}, run_id, step FROM {files}) GROUP BY ALL""").fetchall()
+        return {(low, high): (number or [0])[0] for low, high, *number in found}
+
+
+def scoring_spans(lab: Path, found: dict[str, list[Unit]], ran: pa.Table) -> tuple[int, int]:
+    """(shortest, longest) span, in units, of the scorings that the lab's views compare; other scorings are in the tables alone.
+
+    One range for all checkpoints, so that they compare: the one that lab/study.json names (`scoring.span_units`), else
+    that in which the newest finished Stage I was trained, else that of the most checkpoints; where the lab was never
+    scored in it, the next of these. `ran`: the table runs."""
+    units = [unit for unit in found.get("divergences", []) if unit.rows]
+    older = [unit for unit in units if unit.manifest["schema"] < 2]
+    newer = tuple(sorted(str(unit.path) for unit in units if unit.manifest["schema"] >= 2))
+    try:
+        there = dict(_ranges_of(newer)) if newer else {}
+    except duckdb.Error:  # a file that goes while it is read: whoever queries it is told
+        there = {}
+    if older:
+        there[1, 4] = there.get((1, 4), 0) + len({unit.path.parent.name for unit in older})
+    wanted = []
+    try:
+        study = json.loads((lab / "study.json").read_text())
+        wanted += [study[part]["span_units"] for part in ("scoring",) if isinstance(study.get(part), dict)]
+    except (OSError, ValueError, KeyError, AttributeError):
+        pass
+    stage1 = [row for row in ran.select(["kind", "status", "ended_at", "run_id", "config"]).to_pylist()
+              if row["kind"] == "stage1" and row["status"] == "done"]  # fmt: skip
+    for row in sorted(stage1, key=lambda r: (r["ended_at"] is not None, r["ended_at"] or 0, r["run_id"]), reverse=True):
+        sequences = json.loads(row["config"] or "{}").get("sequences") or {}
+        wanted.append(sequences.get("span_units"))
+    for spans in wanted:
+        if isinstance(spans, list) and len(spans) == 2 and tuple(spans) in there:
+            return tuple(spans)
+    return max(there, key=lambda spans: (there[spans], spans), default=(1, 4))
+
+
+def build(con, found: dict[str, list[Unit]], tables: dict[str, pa.Table], rules: str, spans: tuple[int, int],
+          fresh: set[str]) -> None:  # fmt: skip
+    """(Re)create tables and views; names in `fresh` stand already and stay. `spans`: those of `scoring_spans`."""
     con.execute("CREATE SCHEMA IF NOT EXISTS raw")
     for name, rows in tables.items():
         if name not in fresh:
@@ -81,12 +131,14 @@ def build(con, found: dict[str, list[Unit]], tables: dict[str, pa.Table], rules:
         con.execute(
             "".join(f"CREATE OR REPLACE VIEW {names[table.name]} AS {select_of(table, [])};\n" for table in schema.UNITS)
         )
-        con.execute(_newest(None) + (_HERE / "views.sql").read_text() + "".join(QUESTIONS.values()))
+        con.execute(_of_spans(spans) + _newest(None) + (_HERE / "views.sql").read_text() + "".join(QUESTIONS.values()))
     if "rules" not in fresh and (rules or not first):
         con.execute(f"CREATE OR REPLACE VIEW rule_matches AS {rules or NO_MATCHES}")
     for table in schema.UNITS:
         if table.name not in fresh and (found.get(table.name) or not first):
             con.execute(f"CREATE OR REPLACE VIEW {names[table.name]} AS {select_of(table, found.get(table.name, []))}")
+    if not first and "spans" not in fresh:
+        con.execute(_of_spans(spans))
     if "published" not in fresh:
         con.execute(
             "CREATE OR REPLACE VIEW published AS FROM raw.published UNION ALL BY NAME "
@@ -98,6 +150,17 @@ def build(con, found: dict[str, list[Unit]], tables: dict[str, pa.Table], rules:
             LEFT JOIN runs r USING (run_id) ORDER BY r.ended_at DESC NULLS LAST, clustering_id DESC LIMIT 1
         """).fetchall()
         con.execute(_newest(newest[0][0] if newest else None))
+
+
+def _of_spans(spans: tuple[int, int]) -> str:
+    """SQL of the scorings that all other views show: of one range of spans."""
+    of = f"span_min = {spans[0]} AND span_max = {spans[1]}"
+    if spans == (1, 4):
+        of = "coalesce(span_min, 1) = 1 AND coalesce(span_max, 4) = 4"
+    return (
+        f"CREATE OR REPLACE VIEW raw.scored AS FROM raw.divergences WHERE {of};\n"
+        f"CREATE OR REPLACE VIEW raw.scored_tokens AS FROM token_divergences WHERE {of};\n"
+    )
 
 
 def _newest(clustering_id: str | None) -> str:

@@ -68,7 +68,10 @@ def refresh(con) -> None:
             **tables,
             "questions": catalogue.QUESTIONS,
             "rules": rules,
+            "spans": catalogue.scoring_spans(lab, found, ran["runs"]),
         }
+        for name in ("divergences", "token_divergences"):  # whoever keeps what it computed from them asks for their version
+            now[name].append(now["spans"])
         before = state.get("seen", {})
         fresh = {
             name
@@ -79,7 +82,7 @@ def refresh(con) -> None:
         if len(fresh) < len(now):
             con.execute("BEGIN")
             try:
-                catalogue.build(con, found, tables, rules, fresh)
+                catalogue.build(con, found, tables, rules, now["spans"], fresh)
                 con.execute("COMMIT")
             except BaseException:
                 with contextlib.suppress(duckdb.TransactionException):  # a full disk has ended the transaction already

@@ -34,7 +34,7 @@ ASKED = (
         "At which tokens of the worst one does the student part from the teacher?",
         "SELECT pattern, position, token, round(d, 2) AS d, teacher_top[1].token AS teacher,\n"
         "       student_top[1].token AS student\n"
-        "FROM token_divergences WHERE run_id = '{run}' AND step = {step} AND after_speech\n"
+        "FROM raw.scored_tokens WHERE run_id = '{run}' AND step = {step} AND after_speech\n"
         "  AND sample_id = (SELECT sample_id FROM worst_samples('{run}', {step}, n := 1))\n"
         "ORDER BY d DESC LIMIT 5",
     ),
@@ -118,7 +118,7 @@ def answers(lab) -> str:
     """The ten questions as Markdown, with what this lab answers. StoreError where it has no study in it."""
     con = connection.connect(lab)
     scored = con.execute("""
-        SELECT d.run_id, max(d.step) AS step, any_value(r.kind) AS kind FROM raw.divergences d
+        SELECT d.run_id, max(d.step) AS step, any_value(r.kind) AS kind FROM raw.scored d
         LEFT JOIN runs r ON r.run_id = d.run_id GROUP BY d.run_id ORDER BY kind, any_value(r.started_at), d.run_id
         """).fetchall()
     selection = con.execute("""

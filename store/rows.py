@@ -103,7 +103,7 @@ def fit(name: str, rows) -> pa.Table:
         elif column.required and length:
             raise StoreError(f"{name}: column {column.name!r} is missing, and must not be null")
         else:
-            columns.append(pa.nulls(length, column.type))
+            columns.append(pa.repeat(pa.scalar(column.default, column.type), length))
     return pa.table(columns, schema=table.arrow())
 
 

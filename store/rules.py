@@ -52,6 +52,7 @@ def _empty() -> duckdb.DuckDBPyConnection:
         {},
         {table.name: table.arrow().empty_table() for table in (*schema.RUNS, *schema.EVENTS, schema.DAMAGED)},
         "",
+        (1, 4),
         set(),
     )
     return con

@@ -16,7 +16,8 @@ TOP = pa.list_(pa.struct([("token", TEXT), ("p", NUMBER)]))
 
 
 class Column(NamedTuple):
-    """One column. `since` is the schema version of its table that brought it: older units read as null."""
+    """One column. `since` is the schema version of its table that brought it; older units, and rows that are published
+    without it, read as `default`: null unless it says otherwise."""
 
     name: str
     type: pa.DataType
@@ -25,6 +26,7 @@ class Column(NamedTuple):
     required: bool = False
     since: int = 1
     json: bool = False
+    default: int | None = None
 
 
 class Table(NamedTuple):
@@ -66,6 +68,12 @@ _SYNTHESIS = (
     _key("sample_id", "the text"),
     Column("synthesis_id", TEXT, "the speech that was heard"),
     _key("pattern", "which of the two complementary interleavings, 0 or 1", INT),
+)
+
+# Before 2026-12 every scoring cut spans of 1 to 4 units.
+_SPANS = (
+    Column("span_min", INT, "shortest span of the scoring's patterns", "units", since=2, default=1),
+    Column("span_max", INT, "longest span of the scoring's patterns", "units", since=2, default=4),
 )
 
 UNITS = (
@@ -182,10 +190,11 @@ UNITS = (
             Column("n_positions", INT, "text positions after the first speech span", "positions"),
             Column("n_positions_f", INT, "every text position of the pattern", "positions"),
             Column("speech_s", NUMBER, "speech in the pattern", "s"),
+            *_SPANS,
         ),
         folder="run_id",
-        sort=("run_id", "step", "-m", "sample_id", "pattern", "synthesis_id"),
-        key=("run_id", "step", "sample_id", "synthesis_id", "pattern"),
+        sort=("run_id", "step", "span_min", "span_max", "-m", "sample_id", "pattern", "synthesis_id"),
+        key=("run_id", "step", "sample_id", "synthesis_id", "pattern", "span_min", "span_max"),
     ),
     Table(
         "token_divergences",
@@ -205,10 +214,11 @@ UNITS = (
             Column("d", NUMBER, "distillation divergence", "nats"),
             Column("teacher_top", TOP, "the teacher's five likeliest tokens", "probability"),
             Column("student_top", TOP, "the student's five likeliest tokens, after speech", "probability"),
+            *_SPANS,
         ),
         folder="run_id",
-        sort=("run_id", "step", "sample_id", "synthesis_id", "pattern", "position"),
-        key=("run_id", "step", "sample_id", "synthesis_id", "pattern", "position"),
+        sort=("run_id", "step", "span_min", "span_max", "sample_id", "synthesis_id", "pattern", "position"),
+        key=("run_id", "step", "sample_id", "synthesis_id", "pattern", "position", "span_min", "span_max"),
     ),
     Table(
         "selections",

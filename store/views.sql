@@ -1,4 +1,6 @@
 -- Views over the tables of a lab. `raw.<table>` is a table as published; what users ask for is in `main`.
+-- raw.scored and raw.scored_tokens are divergences and token_divergences in one range of spans, that in which all
+-- checkpoints of the lab are compared: every view but those two tables' own is of them.
 -- current_assignments and current_clusters, those of the newest clustering, are written at refresh.
 
 -- Student's t at 0.975 with `df` degrees of freedom (Hill's expansion from 6 on, right to 2e-4 there); null below one.
@@ -49,7 +51,7 @@ LEFT JOIN (
     SELECT run_id, step, sample_id, sum(m * n_positions) / nullif(sum(n_positions), 0) AS m,
         sum(f * n_positions_f) / nullif(sum(n_positions_f), 0) AS f,
         sum(d * n_positions) / nullif(sum(n_positions), 0) AS d, sum(n_positions) AS n_positions
-    FROM raw.divergences GROUP BY ALL
+    FROM raw.scored GROUP BY ALL
 ) v ON v.run_id = e.run_id AND v.step = e.step AND v.sample_id = l.sample_id;
 
 -- Which rule holds for which text; written at refresh, one branch per rule.
@@ -100,14 +102,14 @@ WHERE NOT EXISTS (SELECT 1 FROM current_decisions c WHERE c.selection_id = l.sel
 CREATE OR REPLACE VIEW misalignment AS
 SELECT v.sample_id, s.text, s.domain, v.cluster_id, c.terms, v.run_id, v.step, v.m, v.f, v.d, v.n_positions,
     v.n_positions_f, v.speech_s, y.tts, y.voice, y.cer, y.duration_s, y.audio_path, v.synthesis_id, s.corpus, s.flags,
-    s.spoken, v.clustering_id, k.decision
+    s.spoken, v.clustering_id, k.decision, v.span_min, v.span_max
 FROM (
-    SELECT run_id, step, sample_id, synthesis_id, clustering_id, cluster_id,
+    SELECT run_id, step, sample_id, synthesis_id, clustering_id, cluster_id, span_min, span_max,
         sum(m * n_positions) / nullif(sum(n_positions), 0) AS m,
         sum(f * n_positions_f) / nullif(sum(n_positions_f), 0) AS f,
         sum(d * n_positions) / nullif(sum(n_positions), 0) AS d,
         sum(n_positions) AS n_positions, sum(n_positions_f) AS n_positions_f, sum(speech_s) AS speech_s
-    FROM divergences GROUP BY ALL
+    FROM raw.scored LEFT JOIN current_assignments USING (sample_id) GROUP BY ALL
 ) v
 LEFT JOIN samples s ON s.sample_id = v.sample_id
 LEFT JOIN syntheses y ON y.synthesis_id = v.synthesis_id

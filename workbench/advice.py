@@ -34,7 +34,7 @@ NEEDS = {
         "again in a moment. Else draw one with `salad select --lab {lab}`.",
     ),
     "divergences": Need(
-        "raw.divergences",
+        "raw.scored",
         GOING,
         "The lab {lab} has no divergences yet, and a run is still going: they are measured when it ends. Open this again "
         "then, or watch it in `notebooks/training.py`.",

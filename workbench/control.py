@@ -178,7 +178,7 @@ def measures(con, run_ids: list[str]) -> list[str]:
     """Names of what the runs have logged, and m where one of their checkpoints is scored; the losses first."""
     rows = con.execute(
         """SELECT DISTINCT name FROM metrics WHERE run_id IN (SELECT unnest($1))
-        UNION SELECT 'm' FROM raw.divergences WHERE run_id IN (SELECT unnest($1))""", [run_ids]
+        UNION SELECT 'm' FROM raw.scored WHERE run_id IN (SELECT unnest($1))""", [run_ids]
     ).fetchall()  # fmt: skip
     return sorted((name for (name,) in rows), key=lambda n: (FIRST.index(n) if n in FIRST else 9, n))
 
@@ -187,7 +187,7 @@ def unscored(con, lab: Path | str, run_ids: list[str]) -> str:
     """How to have M and F of those of the chosen runs that train adapters and have no scored checkpoint, in a sentence."""
     rows = con.execute(
         """SELECT run_id FROM runs WHERE run_id IN (SELECT unnest(?)) AND kind IN ('stage1', 'stage2')
-        AND run_id NOT IN (SELECT run_id FROM raw.divergences) ORDER BY 1""", [run_ids]
+        AND run_id NOT IN (SELECT run_id FROM raw.scored) ORDER BY 1""", [run_ids]
     ).fetchall()  # fmt: skip
     if not rows:
         return ""

@@ -43,7 +43,7 @@ class Checkpoint(NamedTuple):
 def checkpoints(con: duckdb.DuckDBPyConnection) -> pd.DataFrame:
     """The checkpoints that have divergences: run_id, step, contender, label, n_texts; Stage I first, then by time."""
     return con.execute("""
-        WITH scored AS (SELECT run_id, step, count(DISTINCT sample_id) AS n_texts FROM raw.divergences GROUP BY ALL)
+        WITH scored AS (SELECT run_id, step, count(DISTINCT sample_id) AS n_texts FROM raw.scored GROUP BY ALL)
         SELECT s.*, coalesce(r.config->>'contender', r.kind, 'run') AS contender,
             format('{} · step {} · {}', coalesce(r.config->>'contender', r.kind, 'run'), s.step, s.run_id) AS label
         FROM scored AS s LEFT JOIN runs AS r USING (run_id)
@@ -69,7 +69,7 @@ def read(con, chosen: list[Checkpoint]) -> str:
                 token_mean(m, n_positions) AS m,
                 token_mean(d, n_positions) AS d,
                 token_mean(f, n_positions_f) AS f
-            FROM raw.divergences AS v JOIN chosen AS c ON v.run_id = c.run_id AND v.step = c.step GROUP BY ALL
+            FROM raw.scored AS v JOIN chosen AS c ON v.run_id = c.run_id AND v.step = c.step GROUP BY ALL
         )
         SELECT t.*, coalesce(s.domain, '–') AS domain, coalesce(s.corpus, '–') AS corpus, a.cluster_id
         FROM texts AS t LEFT JOIN samples AS s USING (sample_id)
@@ -91,7 +91,7 @@ def of_checkpoints(con, measure: str, runs=None) -> pd.DataFrame:
         f"""WITH texts AS (
             SELECT run_id, step, coalesce(corpus, '–') AS corpus, sample_id, sum(n) AS n, token_mean(value, n) AS value
             FROM (SELECT run_id, step, sample_id, {measure} AS value,
-                n_positions{"_f" if measure == "f" else ""} AS n FROM raw.divergences
+                n_positions{"_f" if measure == "f" else ""} AS n FROM raw.scored
                 WHERE {measure} IS NOT NULL AND ($runs IS NULL OR run_id IN (SELECT unnest($runs))))
             LEFT JOIN samples USING (sample_id) GROUP BY ALL
         )
@@ -180,7 +180,7 @@ def _sums(con, scored: str, corpus: str | None) -> str:
             SELECT c.label, v.position, v.token, v.m, v.d, v.f, v.char_start = v.char_end AS of_no_text,
                 regexp_extract(ltrim(substr(s.text, v.char_start + 1, 40)), '^[\\p{{L}}\\p{{N}}]+') AS word,
                 substr(s.text, v.char_start, 1) AS before, right(rtrim(left(s.text, v.char_start)), 1) AS ended
-            FROM token_divergences AS v JOIN (SELECT DISTINCT label, run_id, step FROM {scored}) AS c
+            FROM raw.scored_tokens AS v JOIN (SELECT DISTINCT label, run_id, step FROM {scored}) AS c
                 ON v.run_id = c.run_id AND v.step = c.step
             JOIN part ON part.sample_id = v.sample_id
             JOIN (SELECT sample_id, text || coalesce(answer, '') AS text FROM samples) AS s ON s.sample_id = v.sample_id
@@ -307,7 +307,7 @@ def card(con, checkpoint: Checkpoint, sample_id: str) -> dict | None:
     measured = dicts(con.execute(
         """SELECT synthesis_id, token_mean(d, n_positions) AS d, token_mean(m, n_positions) AS m,
             token_mean(f, n_positions_f) AS f
-        FROM raw.divergences WHERE run_id = ? AND step = ? AND sample_id = ? GROUP BY ALL ORDER BY synthesis_id LIMIT 1""",
+        FROM raw.scored WHERE run_id = ? AND step = ? AND sample_id = ? GROUP BY ALL ORDER BY synthesis_id LIMIT 1""",
         [checkpoint.run_id, checkpoint.step, sample_id]))  # fmt: skip
     texts = dicts(con.execute(
         "SELECT sample_id, text, domain, coalesce(flags, []) AS flags FROM samples WHERE sample_id = ?", [sample_id]))

@@ -137,7 +137,7 @@ def training_pattern(rng: np.random.Generator, n: int, config) -> list[bool]:
 def scoring_patterns(seed: int, sample_id: str, n: int, span_units: tuple[int, int] = (1, 4)):
     """Two complementary patterns: what is speech in one is text in the other.
 
-    A function of the scoring seed and the sample id only, so that checkpoints compare."""
+    A function of the scoring seed, the sample id and the range of spans only, so that checkpoints compare."""
     rng = np.random.default_rng(int(digest([seed, sample_id]), 16))
     first = alternate(rng, n, span_units, bool(rng.integers(2)))
     return first, [not value for value in first]

@@ -106,17 +106,25 @@ def check_pass(lab, speech: str = "probe", asr: str | None = None, *, shard: int
     return f"{row[0]} recordings of {speech}: mean CER {row[1] or 0:.3f}, {row[2]} above 0.25"
 
 
-def score_pass(lab, run_id: str | None = None, step: int | None = None, speech: str = "heldout", seed: int = 0, *,
-               shard: int = 0, shards: int = 1, progress: Progress | None = None) -> str:  # fmt: skip
-    """M, F and D of the speech folder `speech` under a checkpoint (by default the newest Stage I's last)."""
-    from salad.passes.score import parts
+def score_pass(lab, run_id: str | None = None, step: int | None = None, speech: str = "heldout", seed: int = 0,
+               span_units: tuple[int, int] | None = None, *, shard: int = 0, shards: int = 1,
+               progress: Progress | None = None) -> str:  # fmt: skip
+    """M, F and D of the speech folder `speech` under a checkpoint (by default the newest Stage I's last), in spans of
+    `span_units` (by default those that its Stage I was trained in)."""
+    from salad.passes.score import parts, spans_of
 
     run_id = run_id or lookup.newest_run(lab, "stage1")
     step = lookup.checkpoint(lab, run_id, step).step
     spoken = corpora.of_speech(store.connect(lab), [speech])
-    scored = parts(lab, lambda: on_device(lookup.model_of(lab, run_id, step)[0]), run_id, step, spoken, speech, seed)
+    low, high = span_units or spans_of(lab, run_id)
+    model = lambda: on_device(lookup.model_of(lab, run_id, step)[0])  # noqa: E731
+    scored = parts(lab, model, run_id, step, spoken, speech, seed, (low, high))
     run_parts(lab, scored, shard, shards, progress)
-    return f"{speech} scored by {run_id}, step {step}"
+    told = f"{speech} scored by {run_id}, step {step}, in spans of {low} to {high} units"
+    shown = store.connect(lab).execute("select span_min, span_max from raw.scored limit 1").fetchone()
+    if shown not in (None, (low, high)):
+        told += f"; this lab's views show its scorings in spans of {shown[0]} to {shown[1]}, these are in raw.divergences"
+    return told
 
 
 def encode_pass(lab, speech: str = "natural", run_id: str | None = None, encoder: str | None = None, dtype: str = "float32", *,

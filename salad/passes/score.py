@@ -8,6 +8,7 @@ import pyarrow as pa
 import torch
 
 import store
+from salad.config import RunConfig, validate
 from salad.data.batches import collate
 from salad.data.corpora import SpokenText
 from salad.data.frame_source import FrameSource
@@ -15,28 +16,45 @@ from salad.data.frames import Frames
 from salad.data.interleaving import Sequence, scoring_patterns
 from salad.data.layout import Layout
 from salad.divergence import divergences
+from salad.errors import SaladError
 from salad.passes import Part, Progress, run_parts
+from salad.runs import RunFolder
 from store.ids import digest
 
 TOP = 5
 BATCH_ROWS = {"cpu": 1536, "cuda": 32_768}  # of a batch, with its padding: text tokens and frames
 TABLES = ("token_divergences", "divergences")
+OLD_SPANS = (1, 4)  # of every scoring before span_units; it stands in no unit's made_from
 
 
 def score(lab: Path | str, model, run_id: str, step: int, spoken: list[SpokenText], name: str, seed: int = 0,
-          shard: int = 0, shards: int = 1, progress: Progress | None = None) -> None:  # fmt: skip
+          shard: int = 0, shards: int = 1, progress: Progress | None = None,
+          span_units: tuple[int, int] | None = None) -> None:  # fmt: skip
     """Publish `divergences` and `token_divergences` of `spoken` under the checkpoint (`run_id`, `step`) in `model`.
 
-    The two patterns are a function of `seed` and the sample id. `name` says what is scored (heldout, probe, …). The
-    syntheses of one audio file are a part, and its units. A sample without a text position after speech gets null m
+    The two patterns are a function of `seed`, the sample id and `span_units`, the shortest and longest span: by default
+    `spans_of` the run. `name` says what is scored (heldout, probe, …). The syntheses of one audio file are a part, and
+    its units. A sample without a text position after speech gets null m
     and d. Frames that the pass `encode` has written in float32 are taken, being those that the encoder would give.
     SaladError where recordings cannot be read: their parts are left out, the others done."""
-    run_parts(lab, parts(lab, lambda: model, run_id, step, spoken, name, seed), shard, shards, progress)
+    run_parts(lab, parts(lab, lambda: model, run_id, step, spoken, name, seed, span_units), shard, shards, progress)
 
 
-def parts(lab: Path | str, load: Callable, run_id: str, step: int, spoken: list[SpokenText], name: str,
-          seed: int = 0) -> list[Part]:  # fmt: skip
+def spans_of(lab: Path | str, run_id: str) -> tuple[int, int]:
+    """The shortest and longest span, in units, in which a run is scored unless its study says otherwise: those that its
+    Stage I was trained in, so that all that comes from it compares. SaladError for a run that is no training."""
+    run = RunFolder.open(lab, run_id)
+    while run.record.get("parent_run_id"):
+        run = RunFolder.open(lab, run.record["parent_run_id"])
+    return validate(RunConfig, run.config).sequences.span_units
+
+
+def parts(lab: Path | str, load: Callable, run_id: str, step: int, spoken: list[SpokenText], name: str, seed: int = 0,
+          span_units: tuple[int, int] | None = None) -> list[Part]:  # fmt: skip
     """The pass's parts, one for each audio file. `load` gives the SpeechLM, when it is needed."""
+    low, high = span_units or spans_of(lab, run_id)
+    if not 1 <= low <= high:
+        raise SaladError(f"spans of {low} to {high} units: write the shortest, at least 1, and the longest")
     files: dict[str, list[SpokenText]] = {}
     for one in sorted(spoken, key=lambda s: s.synthesis_id):
         files.setdefault(one.audio_path, []).append(one)
@@ -46,6 +64,7 @@ def parts(lab: Path | str, load: Callable, run_id: str, step: int, spoken: list[
         made_from = {
             "pass": "score", "name": name, "run_id": run_id, "step": step, "seed": seed, "audio": path,
             "syntheses": digest([s.synthesis_id for s in files[path]]),
+            **({} if (low, high) == OLD_SPANS else {"span_units": [low, high]}),
         }  # fmt: skip
 
         def make(tick) -> None:
@@ -54,10 +73,12 @@ def parts(lab: Path | str, load: Callable, run_id: str, step: int, spoken: list[
                 loaded.append(Frames(lab, loaded[0].encoder, ("float32",)))
             model, cached = loaded
             encoded = FrameSource(lab, model.prompt, model.encoder, cached=cached)
-            rows, tokens = score_texts(model, encoded, files[path], seed, tick)
+            rows, tokens = score_texts(model, encoded, files[path], seed, tick, (low, high))
             for table, found in zip(TABLES, (tokens, rows), strict=True):
-                keys = [pa.array([value] * len(found), kind) for value, kind in ((run_id, pa.string()), (step, pa.int64()))]
-                store.publish(lab, table, found.add_column(0, "run_id", keys[0]).add_column(1, "step", keys[1]), made_from)
+                keys = {"run_id": run_id, "step": step, "span_min": low, "span_max": high}
+                for column, value in keys.items():
+                    found = found.append_column(column, pa.repeat(value, len(found)))
+                store.publish(lab, table, found, made_from)
 
         return Part(made_from, TABLES, len(files[path]), make)
 
@@ -65,12 +86,13 @@ def parts(lab: Path | str, load: Callable, run_id: str, step: int, spoken: list[
 
 
 def score_texts(model, encoded: FrameSource, spoken: list[SpokenText], seed: int = 0,
-                tick: Callable[[int], None] | None = None) -> tuple[pa.Table, pa.Table]:  # fmt: skip
-    """The rows of `divergences` and of `token_divergences` for `spoken`, without the checkpoint's key.
+                tick: Callable[[int], None] | None = None,
+                span_units: tuple[int, int] = OLD_SPANS) -> tuple[pa.Table, pa.Table]:  # fmt: skip
+    """The rows of `divergences` and of `token_divergences` for `spoken`, without the key's checkpoint and spans.
 
     Batches are of like length, up to BATCH_ROWS rows with their padding. The teacher and the student read a text
     once for both patterns, and a position's logits are made once, for the rows that count, in chunks."""
-    laid = [_lay(encoded, one, seed) for one in spoken]
+    laid = [_lay(encoded, one, seed, span_units) for one in spoken]
     spell = _Spelling(model.tokenizer, model.vocab_size)
     rows, tokens = [], []
     size = BATCH_ROWS.get(model.device.type, BATCH_ROWS["cuda"])
@@ -96,10 +118,11 @@ def batches(lengths: list[int], rows: int) -> list[list[int]]:
     return out
 
 
-def _lay(encoded: FrameSource, one: SpokenText, seed: int) -> tuple[Layout, list, list[Sequence]]:
+def _lay(encoded: FrameSource, one: SpokenText, seed: int,
+         span_units: tuple[int, int]) -> tuple[Layout, list, list[Sequence]]:  # fmt: skip
     """A spoken text laid out, with (spans, sequences) of its two patterns."""
     layout = encoded.layout(one)
-    both = [layout.spans(pattern) for pattern in scoring_patterns(seed, one.sample_id, len(layout.units))]
+    both = [layout.spans(pattern) for pattern in scoring_patterns(seed, one.sample_id, len(layout.units), span_units)]
     return layout, both, [layout.sequence(spans) for spans in both]
 
 

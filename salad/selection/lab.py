@@ -2,6 +2,7 @@
 
 import logging
 from dataclasses import dataclass
+from typing import NoReturn
 
 import numpy as np
 import pandas as pd
@@ -22,8 +23,8 @@ _SPOKEN = """(SELECT sample_id, synthesis_id, duration_s FROM syntheses WHERE tt
     QUALIFY row_number() OVER (PARTITION BY sample_id ORDER BY seed, synthesis_id) = 1)"""
 
 _PROBE = """SELECT a.cluster_id, v.sample_id, v.synthesis_id, v.pattern, v.d, v.n_positions, y.cer, y.duration_s,
-        length(coalesce(s.spoken, s.text)) / nullif(y.duration_s, 0) AS rate
-    FROM raw.divergences v
+        length(coalesce(s.spoken, s.text)) / nullif(y.duration_s, 0) AS rate, v.span_min, v.span_max
+    FROM raw.scored v
     JOIN assignments a ON a.sample_id = v.sample_id AND a.clustering_id = $clustering
     JOIN samples s ON s.sample_id = v.sample_id
     LEFT JOIN syntheses y ON y.synthesis_id = v.synthesis_id
@@ -70,10 +71,7 @@ def _divergence(con, clustering_id, run_id, step, rows: pd.DataFrame, draws: int
     """The same of a probe that was read."""
     table = _clusters(con, clustering_id)
     if not len(rows):
-        raise SaladError(
-            f"run {run_id}, step {step} has scored no text of clustering {clustering_id}; score the "
-            "probe first: `salad pass score`"
-        )
+        _nothing_scored(con, clustering_id, run_id, step)
     for name, value in cluster_means(rows.d, rows.n_positions, rows.cluster_id, rows.sample_id.to_numpy(str),
                                      len(table), draws, seed).items():  # fmt: skip
         table[name] = value
@@ -81,6 +79,22 @@ def _divergence(con, clustering_id, run_id, step, rows: pd.DataFrame, draws: int
     if len(lacking):
         log.warning("clusters without a probe position: %s", ", ".join(map(str, lacking)))
     return table
+
+
+def _nothing_scored(con, clustering_id: str, run_id: str, step: int) -> NoReturn:
+    others = con.execute(
+        """SELECT DISTINCT span_min, span_max FROM raw.divergences JOIN assignments USING (sample_id)
+        WHERE clustering_id = ? AND run_id = ? AND step = ? ORDER BY ALL""",
+        [clustering_id, run_id, step],
+    ).fetchall()
+    told = "score the probe first: `salad pass score`"
+    if others:
+        shown = con.execute("SELECT DISTINCT span_min, span_max FROM raw.scored").fetchone() or ("?", "?")
+        told = (
+            f"it was scored in spans of {' and '.join(f'{low} to {high}' for low, high in others)} units only, and this lab "
+            f"compares in spans of {shown[0]} to {shown[1]}: score the probe again, `salad pass score`"
+        )
+    raise SaladError(f"run {run_id}, step {step} has scored no text of clustering {clustering_id}; {told}")
 
 
 def cluster_rankings(lab, clustering_id: str, run_id: str, step: int, speech: str | None = None) -> pd.DataFrame:
@@ -201,6 +215,9 @@ def select_told(lab, clustering_id, run_id, step, strategy="active", gamma=2.0, 
         "gamma": gamma, "budget_h": budget_h, "seed": seed, "max_cer": max_cer, "speech": speech, "parent": parent,
         "probe": store.ids.digest(rows[["sample_id", "synthesis_id", "pattern"]].astype(str).values.tolist()),
     }  # fmt: skip
+    spans = [[int(low), int(high)] for low, high in sorted(set(zip(rows.span_min, rows.span_max, strict=True)))]
+    if spans not in ([], [[1, 4]]):  # as every scoring was, once
+        made_from["spans"] = spans
     before, dropped = _carried(con, parent) if parent else (None, [])
     if parent:
         made_from["carried"] = store.ids.digest([before.sample_id.tolist(), dropped])
@@ -328,7 +345,7 @@ def _ruled_out(con, selection_id: str, texts: Pool) -> list[str]:
         LEFT JOIN (SELECT sample_id, sum(m * n_positions) / nullif(sum(n_positions), 0) AS m,
                 sum(f * n_positions_f) / nullif(sum(n_positions_f), 0) AS f,
                 sum(d * n_positions) / nullif(sum(n_positions), 0) AS d, sum(n_positions) AS n_positions
-            FROM raw.divergences WHERE run_id = $run AND step = $step GROUP BY 1) v ON v.sample_id = a.sample_id
+            FROM raw.scored WHERE run_id = $run AND step = $step GROUP BY 1) v ON v.sample_id = a.sample_id
         WHERE a.clustering_id = $clustering""",
                 {"selection": selection_id, "run": info["run_id"], "step": info["step"],
                  "clustering": info["clustering_id"]})  # fmt: skip

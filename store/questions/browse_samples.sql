@@ -3,7 +3,7 @@
 CREATE OR REPLACE MACRO browse_samples(of_run, of_step, of_cluster, words, n := 50, skip := 0) AS TABLE
 WITH chosen AS MATERIALIZED (  -- or DuckDB aggregates the whole checkpoint before it joins
     SELECT v.sample_id, v.synthesis_id, v.m, v.f, v.d, v.n_positions, v.n_positions_f, a.cluster_id
-    FROM raw.divergences v LEFT JOIN current_assignments a ON a.sample_id = v.sample_id
+    FROM raw.scored v LEFT JOIN current_assignments a ON a.sample_id = v.sample_id
     WHERE v.run_id = of_run AND v.step = of_step AND (of_cluster IS NULL OR a.cluster_id = of_cluster)
 ), scored AS MATERIALIZED (
     SELECT sample_id, synthesis_id, cluster_id, sum(m * n_positions) / nullif(sum(n_positions), 0) AS m,

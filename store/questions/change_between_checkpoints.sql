@@ -4,7 +4,7 @@ CREATE OR REPLACE MACRO change_between_checkpoints(run_a, step_a, run_b, step_b)
 WITH both_scored AS (
     SELECT a.sample_id, least(a.n_positions, b.n_positions) AS n, least(a.n_positions_f, b.n_positions_f) AS n_f,
         a.m AS m_a, b.m AS m_b, a.f AS f_a, b.f AS f_b, a.d AS d_a, b.d AS d_b
-    FROM raw.divergences a JOIN raw.divergences b
+    FROM raw.scored a JOIN raw.scored b
         ON a.sample_id = b.sample_id AND a.pattern = b.pattern AND a.synthesis_id IS NOT DISTINCT FROM b.synthesis_id
     WHERE a.run_id = run_a AND a.step = step_a AND b.run_id = run_b AND b.step = step_b
 ), texts AS (

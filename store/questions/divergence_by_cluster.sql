@@ -4,7 +4,7 @@ CREATE OR REPLACE MACRO divergence_by_cluster(of_run, of_step) AS TABLE
 WITH texts AS (
     SELECT sample_id, sum(n_positions) AS n, sum(n_positions_f) AS n_f,
         token_mean(m, n_positions) AS m, token_mean(f, n_positions_f) AS f, token_mean(d, n_positions) AS d
-    FROM raw.divergences WHERE run_id = of_run AND step = of_step GROUP BY sample_id
+    FROM raw.scored WHERE run_id = of_run AND step = of_step GROUP BY sample_id
 ), means AS (
     SELECT a.cluster_id, count(*) AS n_samples, sum(t.n)::BIGINT AS n_positions,
         token_mean(t.m, t.n) AS m, token_mean_half_95(t.m, t.n) AS m_half,

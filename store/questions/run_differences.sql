@@ -24,7 +24,7 @@ WITH facts AS (
     SELECT run_id, 'results', unnest(['m step ' || step, 'f step ' || step]), unnest([
         CAST(round(sum(m * n_positions) / nullif(sum(n_positions) FILTER (m IS NOT NULL), 0), 6) AS VARCHAR),
         CAST(round(sum(f * n_positions_f) / nullif(sum(n_positions_f) FILTER (f IS NOT NULL), 0), 6) AS VARCHAR)])
-    FROM raw.divergences WHERE run_id IN (run_a, run_b) GROUP BY run_id, step
+    FROM raw.scored WHERE run_id IN (run_a, run_b) GROUP BY run_id, step
 )
 SELECT what, key, max(value) FILTER (run_id = run_a) AS value_a, max(value) FILTER (run_id = run_b) AS value_b
 FROM facts GROUP BY what, key HAVING value_a IS DISTINCT FROM value_b

@@ -4,12 +4,12 @@
 CREATE OR REPLACE MACRO worst_samples(of_run, of_step, n := 100) AS TABLE
 WITH first_look AS MATERIALIZED (
     SELECT DISTINCT sample_id FROM (
-        SELECT sample_id FROM raw.divergences WHERE run_id = of_run AND step = of_step AND m IS NOT NULL
+        SELECT sample_id FROM raw.scored WHERE run_id = of_run AND step = of_step AND m IS NOT NULL
         ORDER BY m DESC LIMIT 4 * n
     )
 ), sure AS MATERIALIZED (
     SELECT CASE WHEN count(*) >= n THEN min(mean) ELSE '-infinity'::DOUBLE END AS m FROM (
-        SELECT sum(m * n_positions) / nullif(sum(n_positions), 0) AS mean FROM raw.divergences
+        SELECT sum(m * n_positions) / nullif(sum(n_positions), 0) AS mean FROM raw.scored
         WHERE run_id = of_run AND step = of_step AND m IS NOT NULL AND sample_id IN (FROM first_look)
         GROUP BY sample_id, synthesis_id ORDER BY mean DESC NULLS LAST LIMIT n
     )
@@ -18,9 +18,9 @@ WITH first_look AS MATERIALIZED (
         sum(f * n_positions_f) / nullif(sum(n_positions_f) FILTER (f IS NOT NULL), 0) AS f,
         sum(d * n_positions) / nullif(sum(n_positions) FILTER (d IS NOT NULL), 0) AS d,
         sum(n_positions)::BIGINT AS n_positions
-    FROM raw.divergences
+    FROM raw.scored
     WHERE run_id = of_run AND step = of_step AND m IS NOT NULL AND sample_id IN (
-        SELECT sample_id FROM raw.divergences WHERE run_id = of_run AND step = of_step AND m >= (SELECT m FROM sure)
+        SELECT sample_id FROM raw.scored WHERE run_id = of_run AND step = of_step AND m >= (SELECT m FROM sure)
     )
     GROUP BY sample_id, synthesis_id HAVING sum(n_positions) > 0
     ORDER BY 3 DESC, sample_id, synthesis_id LIMIT n

@@ -45,5 +45,5 @@ def _place(name: str) -> tuple[int, str]:
 
 def top_d(con) -> float:
     """The upper end of every axis of D per text: the lab's largest, rounded up to a half."""
-    top = review.of_lab(con, "SELECT quantile_cont(d, 0.995) FROM raw.divergences") or 1.0
+    top = review.of_lab(con, "SELECT quantile_cont(d, 0.995) FROM raw.scored") or 1.0
     return float(-(-top // 0.5) * 0.5)

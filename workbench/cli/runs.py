@@ -63,6 +63,16 @@ def plan(
     return 0
 
 
+def _spans(text: str) -> list[int]:
+    """`5,25` → [5, 25]."""
+    from salad.errors import SaladError
+
+    low, comma, high = text.partition(",")
+    if not (comma and low.strip().isdigit() and high.strip().isdigit() and 1 <= int(low) <= int(high)):
+        raise SaladError(f"--spans {text}: write the shortest span, at least 1, and the longest, such as 5,25")
+    return [int(low), int(high)]
+
+
 @command(name="pass")
 def pass_(
     what: tyro.conf.Positional[Literal["embed", "cluster", "probe", "synthesise", "check", "score", "encode"]],
@@ -85,6 +95,7 @@ def pass_(
     asr: str | None = None,
     encoder: str | None = None,
     dtype: Literal["float32", "float16"] | None = None,
+    spans: str | None = None,
     yes: bool = False,
     seed: int | None = None,
 ) -> int:
@@ -117,6 +128,7 @@ def pass_(
         asr: probe, synthesise, check: the recogniser; by default lab/models/recogniser.
         encoder: encode: a causal encoder by name, in place of a run's.
         dtype: encode: in which frames are kept (float32: what training computes with).
+        spans: score: shortest and longest span in units, such as 5,25; by default those of the run's Stage I.
         yes: encode: go on though the frames take more than 50 GB.
         seed: of the patterns, the clustering, the texts or the voices.
     """
@@ -130,6 +142,7 @@ def pass_(
         "run_id": run, "step": step, "speech": speech, "corpus": corpus, "model": model, "k": k, "seed": seed,
         "clustering": clustering, "per_cluster": per_cluster, "selection": selection, "tts": tts, "asr": asr,
         "voices": voices and voices.split(","), "encoder": encoder, "dtype": dtype,
+        "span_units": spans and _spans(spans),
     }  # fmt: skip
     options = {name: value for name, value in given.items() if value is not None}
     folder = passes.prepare(store.lab_path(lab), what, options, yes)

@@ -14,7 +14,7 @@ import store
 _DRAWN = """
 WITH mine AS (SELECT * FROM selected WHERE selection_id = $selection),
 scored AS (
-    SELECT DISTINCT synthesis_id FROM raw.divergences AS v
+    SELECT DISTINCT synthesis_id FROM raw.scored AS v
     JOIN selections AS c ON c.selection_id = $selection AND v.run_id = c.run_id AND v.step = c.step
     WHERE sample_id IN (SELECT sample_id FROM mine)
 ), spoken AS (
@@ -33,7 +33,7 @@ scored AS (
     SELECT sample_id, token_mean(d, n_positions) AS d,
         token_mean(m, n_positions) AS m,
         token_mean(f, n_positions_f) AS f
-    FROM raw.divergences AS v JOIN chosen AS c ON v.run_id = c.run_id AND v.step = c.step
+    FROM raw.scored AS v JOIN chosen AS c ON v.run_id = c.run_id AND v.step = c.step
     WHERE sample_id IN (SELECT sample_id FROM {drawn}) GROUP BY ALL
 )
 SELECT t.selection_id, t.sample_id, t.draw, t.cluster_id, array_to_string(k.terms[1:4], ', ') AS terms,
@@ -47,7 +47,7 @@ LEFT JOIN clusters AS k ON k.clustering_id = c.clustering_id AND k.cluster_id = 
 _PROBED = """
 SELECT a.cluster_id, v.sample_id, sum(v.n_positions) AS n, token_mean(v.d, v.n_positions) AS d,
     max(y.cer) AS cer
-FROM raw.divergences AS v
+FROM raw.scored AS v
 JOIN selections AS c ON c.selection_id = $selection AND v.run_id = c.run_id AND v.step = c.step
 JOIN assignments AS a ON a.sample_id = v.sample_id AND a.clustering_id = c.clustering_id
 LEFT JOIN syntheses AS y ON y.synthesis_id = v.synthesis_id

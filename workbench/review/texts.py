@@ -153,7 +153,7 @@ def read_tokens(con, run_id: str, step: int, sample_id: str, synthesis_id: str |
             """
         SELECT token, char_start, char_end, start_s, end_s, d, m, f, after_speech, teacher_top AS teacher,
             student_top AS student
-        FROM token_divergences
+        FROM raw.scored_tokens
         WHERE run_id = ? AND step = ? AND sample_id = ? AND synthesis_id = ? ORDER BY position, pattern""",
             [run_id, step, sample_id, synthesis_id],
         )
@@ -167,5 +167,5 @@ def read_tokens(con, run_id: str, step: int, sample_id: str, synthesis_id: str |
 def top_divergence(con) -> float:
     """Where the ribbon's colour is fullest: the lab's 98th percentile of D per token, so that it is one scale for
     every text of a lab."""
-    top = of_lab(con, "SELECT quantile_cont(d, 0.98) FROM token_divergences")
+    top = of_lab(con, "SELECT quantile_cont(d, 0.98) FROM raw.scored_tokens")
     return float(top) if top else 1.0
