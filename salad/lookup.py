@@ -3,6 +3,7 @@
 Newest is what ended last (`runs.ended_at`), of equals the higher id; only runs that are done count.
 """
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -64,6 +65,30 @@ def newest_clustering(lab: Path | str) -> str:
     if row[0] is None:
         raise SaladError(f"{lab} has no clustering; make one with `salad pass cluster`")
     return row[0]
+
+
+def scoring_spans(lab: Path | str, run_id: str) -> tuple[int, int]:
+    """(shortest, longest) span in which a run is scored, in units: one range a study, so that its contenders compare.
+
+    What lab/study.json says (`scoring.span_units`), else what the run's Stage I was trained in. SaladError for a run that
+    is no training, or a study.json that cannot be read."""
+    from salad.config import RunConfig, validate
+
+    path = Path(lab) / "study.json"
+    if path.exists():
+        try:
+            spans = (json.loads(path.read_text()).get("scoring") or {}).get("span_units")
+            if spans is not None:
+                low, high = map(int, spans)
+                if 1 <= low <= high:
+                    return low, high
+                raise ValueError(f"{spans} is not (shortest, longest)")
+        except (ValueError, TypeError, AttributeError) as error:
+            raise SaladError(f"{path}: scoring.span_units cannot be read ({error})") from None
+    run = RunFolder.open(lab, run_id)
+    while run.record.get("parent_run_id"):
+        run = RunFolder.open(lab, run.record["parent_run_id"])
+    return validate(RunConfig, run.config).sequences.span_units
 
 
 def checkpoint(lab: Path | str, run_id: str, step: int | None = None) -> Checkpoint:

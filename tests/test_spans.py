@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import store
+from salad import lookup
 from salad.errors import SaladError
 from salad.passes import score
 from salad.runs import RunFolder
@@ -107,7 +108,12 @@ def test_a_run_is_scored_in_the_spans_that_its_stage_1_was_trained_in(tmp_path):
     config = {"kind": "stage2", "contender": "stage2", "parent": first, "sequences": {"span_units": [2, 3]},
               "optim": {"steps": 1, "lr_adapter": 1e-3, "lr_llm": 1e-3}}  # fmt: skip
     second = RunFolder.create(tmp_path, "stage2", "a recipe", config, first).run_id
-    assert score.spans_of(tmp_path, second) == score.spans_of(tmp_path, first) == (5, 25)
+    assert lookup.scoring_spans(tmp_path, second) == lookup.scoring_spans(tmp_path, first) == (5, 25)
+    store.atomic.write_json(tmp_path / "study.json", {"scoring": {"span_units": [2, 9]}})
+    assert lookup.scoring_spans(tmp_path, second) == (2, 9)
+    store.atomic.write_json(tmp_path / "study.json", {"scoring": {"span_units": [9]}})
+    with pytest.raises(SaladError, match="study.json: scoring.span_units"):
+        lookup.scoring_spans(tmp_path, second)
 
 
 def test_a_scoring_in_spans_of_1_to_4_keeps_the_unit_that_it_had_before(tmp_path):
@@ -124,3 +130,30 @@ def test_spans_that_are_null_count_as_1_to_4(tmp_path):
     rows = rows.set_column(rows.column_names.index("span_min"), "span_min", pa.nulls(1, pa.int32()))
     store.publish(tmp_path, "divergences", rows, {"a": 1})
     assert store.connect(tmp_path).execute("select m from raw.scored").fetchall() == [(1.0,)]
+
+
+def test_a_study_says_in_which_spans_it_is_scored_and_one_from_before_goes_on_in_its_own(tmp_path):
+    from salad import recipes
+    from salad.study import graph
+
+    study = recipes.miniature()
+    told = study.stage1.sequences.span_units
+    graph.claim(tmp_path / "new", study)
+    spans = lambda lab: tuple(json.loads((lab / "study.json").read_text())["scoring"]["span_units"])  # noqa: E731
+    assert spans(tmp_path / "new") == told != (1, 4)
+    other = study.model_copy(update={"scoring": study.scoring.model_copy(update={"span_units": (5, 25)})})
+    graph.claim(tmp_path / "other", other)
+    assert spans(tmp_path / "other") == (5, 25)
+    with pytest.raises(SaladError, match="scoring.span_units is null there"):
+        graph.claim(tmp_path / "new", other)
+    for scored_already, expected in ((False, told), (True, (1, 4))):
+        lab = tmp_path / f"old-{scored_already}"
+        graph.claim(lab, study)
+        before = json.loads((lab / "study.json").read_text())
+        del before["scoring"], before["config"]["scoring"]
+        store.atomic.write_json(lab / "study.json", before)
+        if scored_already:
+            store.publish(lab, "divergences", scored(None, 1.0), {"a": 1})
+        graph.claim(lab, study)
+        graph.claim(lab, study)
+        assert spans(lab) == expected

@@ -111,12 +111,12 @@ def score_pass(lab, run_id: str | None = None, step: int | None = None, speech: 
                progress: Progress | None = None) -> str:  # fmt: skip
     """M, F and D of the speech folder `speech` under a checkpoint (by default the newest Stage I's last), in spans of
     `span_units` (by default those that its Stage I was trained in)."""
-    from salad.passes.score import parts, spans_of
+    from salad.passes.score import parts
 
     run_id = run_id or lookup.newest_run(lab, "stage1")
     step = lookup.checkpoint(lab, run_id, step).step
     spoken = corpora.of_speech(store.connect(lab), [speech])
-    low, high = span_units or spans_of(lab, run_id)
+    low, high = span_units or lookup.scoring_spans(lab, run_id)
     model = lambda: on_device(lookup.model_of(lab, run_id, step)[0])  # noqa: E731
     scored = parts(lab, model, run_id, step, spoken, speech, seed, (low, high))
     run_parts(lab, scored, shard, shards, progress)

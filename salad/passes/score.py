@@ -8,7 +8,7 @@ import pyarrow as pa
 import torch
 
 import store
-from salad.config import RunConfig, validate
+from salad import lookup
 from salad.data.batches import collate
 from salad.data.corpora import SpokenText
 from salad.data.frame_source import FrameSource
@@ -18,7 +18,6 @@ from salad.data.layout import Layout
 from salad.divergence import divergences
 from salad.errors import SaladError
 from salad.passes import Part, Progress, run_parts
-from salad.runs import RunFolder
 from store.ids import digest
 
 TOP = 5
@@ -32,27 +31,18 @@ def score(lab: Path | str, model, run_id: str, step: int, spoken: list[SpokenTex
           span_units: tuple[int, int] | None = None) -> None:  # fmt: skip
     """Publish `divergences` and `token_divergences` of `spoken` under the checkpoint (`run_id`, `step`) in `model`.
 
-    The two patterns are a function of `seed`, the sample id and `span_units`, the shortest and longest span: by default
-    `spans_of` the run. `name` says what is scored (heldout, probe, …). The syntheses of one audio file are a part, and
-    its units. A sample without a text position after speech gets null m
-    and d. Frames that the pass `encode` has written in float32 are taken, being those that the encoder would give.
-    SaladError where recordings cannot be read: their parts are left out, the others done."""
+    The two patterns are a function of `seed`, the sample id and `span_units`, the shortest and longest span (by default
+    `salad.lookup.scoring_spans`). `name` says what is scored (heldout, probe, …). The syntheses of one audio file are a
+    part, and its units. A sample without a text position after speech gets null m and d. Frames that the pass `encode` has
+    written in float32 are taken, being those that the encoder would give. SaladError where recordings cannot be read: their
+    parts are left out, the others done."""
     run_parts(lab, parts(lab, lambda: model, run_id, step, spoken, name, seed, span_units), shard, shards, progress)
-
-
-def spans_of(lab: Path | str, run_id: str) -> tuple[int, int]:
-    """The shortest and longest span, in units, in which a run is scored unless its study says otherwise: those that its
-    Stage I was trained in, so that all that comes from it compares. SaladError for a run that is no training."""
-    run = RunFolder.open(lab, run_id)
-    while run.record.get("parent_run_id"):
-        run = RunFolder.open(lab, run.record["parent_run_id"])
-    return validate(RunConfig, run.config).sequences.span_units
 
 
 def parts(lab: Path | str, load: Callable, run_id: str, step: int, spoken: list[SpokenText], name: str, seed: int = 0,
           span_units: tuple[int, int] | None = None) -> list[Part]:  # fmt: skip
     """The pass's parts, one for each audio file. `load` gives the SpeechLM, when it is needed."""
-    low, high = span_units or spans_of(lab, run_id)
+    low, high = span_units or lookup.scoring_spans(lab, run_id)
     if not 1 <= low <= high:
         raise SaladError(f"spans of {low} to {high} units: write the shortest, at least 1, and the longest")
     files: dict[str, list[SpokenText]] = {}

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from salad.config import Frozen, RunConfig
 from salad.errors import SaladError
@@ -29,6 +29,20 @@ class Arm(NamedTuple):
         return strategy.rpartition(":")[2] + (f"_{values}" if values else "")
 
 
+class ScoringConfig(Frozen):
+    """How every contender of a study is scored: M, F and D of one range of spans do not compare with another's."""
+
+    span_units: tuple[int, int] | None = Field(
+        None, description="shortest and longest span of the scoring's patterns, in units; by default those of Stage I"
+    )
+
+    @model_validator(mode="after")
+    def _spans(self):
+        if self.span_units is not None and not 1 <= self.span_units[0] <= self.span_units[1]:
+            raise ValueError("span_units must be (shortest, longest) with 1 <= shortest <= longest")
+        return self
+
+
 class StudyConfig(Frozen):
     """A whole study. Everything that `salad demo` makes follows from this; `recipes.miniature()` returns the demo's."""
 
@@ -53,8 +67,14 @@ class StudyConfig(Frozen):
     rounds: int = Field(2, gt=0, description="into which the arm active_rounds divides its budget and steps")
     budget_h: float = Field(2.4, gt=0, description="hours of synthesised speech an arm")
     max_cer: float = Field(0.5, description="clusters whose mean CER is above are left out of the draw")
+    scoring: ScoringConfig = ScoringConfig()
     stage1: RunConfig
     stage2: RunConfig
+
+    @property
+    def scoring_spans(self) -> tuple[int, int]:
+        """Shortest and longest span in which all contenders are scored, in units."""
+        return self.scoring.span_units or self.stage1.sequences.span_units
 
     def arm(self, spec: str) -> Arm:
         """What an entry of `arms` stands for; SaladError where it says nothing that an arm has."""
