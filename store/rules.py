@@ -58,8 +58,9 @@ def _empty() -> duckdb.DuckDBPyConnection:
     return con
 
 
-def rule_matches(decisions: pa.Table) -> tuple[str, list[Damage]]:
-    """SQL of the view rule_matches over the rules that stand and can be asked, and those that cannot be."""
+def rule_matches(decisions: pa.Table, rows: str = "rule_rows") -> tuple[str, list[Damage]]:
+    """SQL of the view rule_matches over the rules that stand and can be asked, and those that cannot be. `rows`: what
+    they are asked about, with the columns of the view rule_rows."""
     parts, damaged = [], []
     undo = pc.fill_null(pc.equal(decisions["verdict"], "undo"), False)
     undone = set(decisions.filter(undo)["undoes"].to_pylist())  # each rule costs a pass over the texts
@@ -71,8 +72,29 @@ def rule_matches(decisions: pa.Table) -> tuple[str, list[Damage]]:
                 damaged.append(Damage("decisions", f"event {event['event_id']}", str(error)))
                 continue
             parts.append(
-                f"SELECT {catalogue.quoted(event['event_id'])} AS event_id, selection_id, sample_id FROM rule_rows "
+                f"SELECT {catalogue.quoted(event['event_id'])} AS event_id, selection_id, sample_id FROM {rows} AS rule_rows "
                 f"WHERE selection_id IN (SELECT selection_id FROM lineage WHERE ancestor_id = "
                 f"{catalogue.quoted(event['selection_id'])}) AND ({event['rule']}\n)"
             )
     return "\nUNION ALL\n".join(parts), damaged
+
+
+def dropped(con, candidates: pa.Table) -> list[str]:
+    """Ids of the texts that standing decisions would drop were they drawn: current_decisions' own rule, over texts that
+    are in no selection yet.
+
+    `candidates`: selection_id (whose decisions hold, and those of its ancestors), sample_id, and of the view `drawn` what
+    is known already: cluster_id, clustering_id, run_id, step, p_web, d_cluster, estimated_s; the rest reads as null."""
+    con.register("_candidates", candidates)
+    matches, _ = rule_matches(con.sql("FROM decisions").to_arrow_table(), "rule_rows_of('_texts')")
+    try:
+        con.execute("CREATE OR REPLACE TEMP TABLE _texts AS FROM drawn WHERE false UNION ALL BY NAME FROM _candidates")
+        con.execute(f"CREATE OR REPLACE TEMP TABLE _matches AS {matches or catalogue.NO_MATCHES}")
+        found = con.execute(
+            "SELECT DISTINCT sample_id FROM standing_decisions('_texts', '_matches') WHERE verdict = 'drop' "
+            "AND (selection_id, sample_id) IN (SELECT (selection_id, sample_id) FROM _texts) ORDER BY 1"
+        ).fetchall()
+        con.execute("DROP TABLE _matches; DROP TABLE _texts")
+    finally:
+        con.unregister("_candidates")
+    return [sample_id for (sample_id,) in found]

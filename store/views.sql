@@ -32,16 +32,21 @@ WITH RECURSIVE up AS (
 )
 SELECT selection_id, ancestor_id, min(depth) AS depth FROM up GROUP BY ALL;
 
--- What a rule is asked about: a selected text with the worst of its syntheses and its divergences at the
--- checkpoint that the selection was drawn from, means over its positions.
-CREATE OR REPLACE VIEW rule_rows AS
+-- A text of a selection, with what it was drawn from: what decisions are about. Texts that might be drawn are asked about
+-- in a table of the same columns (store.rules.dropped).
+CREATE OR REPLACE VIEW drawn AS
+SELECT l.*, e.clustering_id, e.run_id, e.step
+FROM selected l LEFT JOIN selections e ON e.selection_id = l.selection_id;
+
+-- What a rule is asked about: a text of `candidates` (a table like `drawn`) with the worst of its syntheses and its
+-- divergences at the checkpoint that steers the draw, means over its positions.
+CREATE OR REPLACE MACRO rule_rows_of(candidates) AS TABLE
 SELECT l.selection_id, l.sample_id, s.text, s.spoken, s.corpus, s.domain, s.n_tokens, s.licence, s.flags,
     l.cluster_id, c.terms, l.draw, l.p_web, l.p_target, l.d_cluster, l.estimated_s,
     y.tts, y.voice, y.duration_s, y.cer, y.wer, y.speech_flags, v.m, v.f, v.d, v.n_positions
-FROM selected l
-LEFT JOIN selections e ON e.selection_id = l.selection_id
+FROM query_table(candidates) l
 LEFT JOIN samples s ON s.sample_id = l.sample_id
-LEFT JOIN clusters c ON c.clustering_id = e.clustering_id AND c.cluster_id = l.cluster_id
+LEFT JOIN clusters c ON c.clustering_id = l.clustering_id AND c.cluster_id = l.cluster_id
 LEFT JOIN (
     SELECT sample_id, min(tts) AS tts, min(voice) AS voice, max(duration_s) AS duration_s, max(cer) AS cer,
         max(wer) AS wer, list_distinct(flatten(list(flags) FILTER (flags IS NOT NULL))) AS speech_flags
@@ -52,16 +57,19 @@ LEFT JOIN (
         sum(f * n_positions_f) / nullif(sum(n_positions_f), 0) AS f,
         sum(d * n_positions) / nullif(sum(n_positions), 0) AS d, sum(n_positions) AS n_positions
     FROM raw.scored GROUP BY ALL
-) v ON v.run_id = e.run_id AND v.step = e.step AND v.sample_id = l.sample_id;
+) v ON v.run_id = l.run_id AND v.step = l.step AND v.sample_id = l.sample_id;
+
+CREATE OR REPLACE VIEW rule_rows AS FROM rule_rows_of('drawn');
 
 -- Which rule holds for which text; written at refresh, one branch per rule.
 CREATE OR REPLACE VIEW rule_matches AS
 SELECT ''::VARCHAR AS event_id, ''::VARCHAR AS selection_id, ''::VARCHAR AS sample_id WHERE false;
 
--- The verdict that stands. An event holds for its own selection and for those that come from it; undo takes an
+-- The verdict that stands on each text of `candidates` (a table like `drawn`), with `matches` like rule_matches: the one
+-- rule for what is drawn and for what might be. An event holds for its own selection and for those that come from it; undo takes an
 -- event back wherever it was said. A sample's goes before a rule's and a rule's before a cluster's, whatever their
--- times; among equals the latest. A cluster's holds where the selection was drawn from the same clustering.
-CREATE OR REPLACE VIEW current_decisions AS
+-- times; among equals the latest. A cluster's holds where the text was drawn from the same clustering.
+CREATE OR REPLACE MACRO standing_decisions(candidates, matches) AS TABLE
 WITH standing AS (
     SELECT * FROM decisions
     WHERE verdict <> 'undo' AND event_id NOT IN (SELECT undoes FROM decisions WHERE verdict = 'undo' AND undoes IS NOT NULL)
@@ -73,23 +81,24 @@ WITH standing AS (
     SELECT n.selection_id, e.sample_id, 1 AS rank, e.*  EXCLUDE (selection_id, sample_id)
     FROM standing e JOIN lines n ON n.ancestor_id = e.selection_id
     WHERE e.target = 'sample' AND (n.selection_id = e.selection_id OR (n.selection_id, e.sample_id) IN
-        (SELECT (selection_id, sample_id) FROM selected))
+        (SELECT (selection_id, sample_id) FROM query_table(candidates)))
     UNION ALL BY NAME
     SELECT n.selection_id, r.sample_id, 2 AS rank, e.* EXCLUDE (selection_id, sample_id)
     FROM standing e JOIN lines n ON n.ancestor_id = e.selection_id
-    JOIN rule_matches r ON r.event_id = e.event_id AND r.selection_id = n.selection_id
+    JOIN query_table(matches) r ON r.event_id = e.event_id AND r.selection_id = n.selection_id
     UNION ALL BY NAME
     SELECT n.selection_id, l.sample_id, 3 AS rank, e.* EXCLUDE (selection_id, sample_id)
     FROM standing e JOIN lines n ON n.ancestor_id = e.selection_id
-    JOIN selected l ON l.selection_id = n.selection_id AND l.cluster_id = e.cluster_id
-    LEFT JOIN selections here ON here.selection_id = n.selection_id
+    JOIN query_table(candidates) l ON l.selection_id = n.selection_id AND l.cluster_id = e.cluster_id
     LEFT JOIN selections there ON there.selection_id = e.selection_id
-    WHERE e.target = 'cluster' AND here.clustering_id IS NOT DISTINCT FROM there.clustering_id
+    WHERE e.target = 'cluster' AND l.clustering_id IS NOT DISTINCT FROM there.clustering_id
 )
 SELECT selection_id, sample_id, reviewer, verdict, weight, reason, note, "at", event_id,
     CASE rank WHEN 1 THEN 'sample' WHEN 2 THEN 'rule' ELSE 'cluster' END AS target
 FROM said
 QUALIFY row_number() OVER (PARTITION BY selection_id, sample_id, reviewer ORDER BY rank, "at" DESC, event_id DESC) = 1;
+
+CREATE OR REPLACE VIEW current_decisions AS FROM standing_decisions('drawn', 'rule_matches');
 
 -- The texts of a selection that no reviewer's standing verdict drops.
 CREATE OR REPLACE VIEW kept AS

@@ -1,5 +1,6 @@
 """Active selection: hand-computed distributions, the draw's promises, balanced clusters, and review in a lab."""
 
+import contextlib
 import logging
 import math
 import subprocess
@@ -37,6 +38,16 @@ def test_gamma_0_is_p_web_even_where_d_is_zero_or_unknown():
 def test_a_huge_gamma_neither_overflows_nor_underflows():
     p = target_distribution([0.5, 0.5], [1e-3, 1.001e-3], 5000)
     assert p[0] / p[1] == pytest.approx(1.001**-5000, rel=1e-9) and p.sum() == pytest.approx(1)
+
+
+@pytest.mark.parametrize("gamma", [1e4, 1e300, 1e308, np.finfo(float).max])
+def test_an_exponent_without_end_leaves_the_largest_d_alone_by_p_web(gamma):
+    np.testing.assert_allclose(target_distribution([0.2, 0.2, 0.6], [3.0, 3.0, 2.9], gamma), [0.5, 0.5, 0.0], atol=1e-99)
+    assert target_distribution([0.5, 0.5], [1e-300, 1e-308], gamma).tolist() == [1.0, 0.0]
+    pool = make_pool(d=(3, 3, 2.9))
+    pool.nll_N[:] = pool.d_N[:] = np.repeat([3.0, 3.0, 2.9], 40)
+    for name in ("active", "sample_level", "uniform", "teacher_nll"):
+        assert np.isfinite(draw(pool, name, gamma, 0.05, 0).p_target_K).all()
 
 
 def test_zero_d_and_empty_clusters_get_nothing():
@@ -679,6 +690,117 @@ def test_a_study_names_its_arms():
     assert steps["synthesis_active_rounds_rounds4_gamma1_2"].after[-1] == "draw_active_rounds_rounds4_gamma1_2"
     assert steps["results_uniform"].after == ("stage2_uniform", "spoken")
     assert {a for s in steps.values() for a in s.after} <= set(steps)
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    ({"gamma": float("nan")}, "gamma is nan"), ({"gamma": float("inf")}, "gamma is inf"), ({"gamma": -1.0}, "gamma is -1"),
+    ({"strategy": "uniform", "gamma": float("nan")}, "gamma is nan"), ({"budget_h": float("nan")}, "budget is nan h"),
+    ({"budget_h": float("inf")}, "budget is inf h"), ({"budget_h": 0.0}, "budget is 0.0 h"),
+    ({"max_cer": float("nan")}, "max_cer is nan"), ({"max_cer": -0.1}, "max_cer is -0.1"),
+])  # fmt: skip
+def test_a_number_that_compares_with_nothing_is_refused_before_anything_is_published(lab, options, message):
+    with pytest.raises(SaladError, match=message):
+        select(lab, **options)
+    assert store.connect(lab).execute("SELECT count(*) FROM selections").fetchone() == (0,)
+
+
+@pytest.mark.parametrize("speech", [None, "probe"])
+def test_a_selection_that_was_reviewed_is_not_drawn_anew_when_its_texts_are_spoken(lab, speech):
+    name = select(lab, budget_h=0.3, speech=speech)
+    order, rows = chosen(lab, name), chosen(lab, name, "estimated_s")
+    drop(lab, name, sample_id=order[3])
+    speak(lab, [(s, "") for s in order], seconds=31.0)  # three times as slow as the probe
+    told = selection.select_told(lab, CLUSTERING, RUN, STEP, gamma=2.0, budget_h=0.3, speech=speech)
+    assert told.selection_id == name and "stays as it is" in told.notes[0]
+    assert told.hours == pytest.approx(sum(rows) / 3600)
+    assert chosen(lab, name) == order and chosen(lab, name, "estimated_s") == rows
+    other = select(lab, budget_h=0.31, speech=speech)  # and what is drawn later rests on the probe alone, too
+    assert chosen(lab, other)[: len(order)] == order and chosen(lab, other, "estimated_s")[0] == rows[0]
+
+
+def test_a_refill_that_was_reviewed_is_not_drawn_anew(lab):
+    name = select(lab, strategy="uniform")
+    drop(lab, name, cluster_id=1)
+    child = selection.refill(lab, name)
+    order = chosen(lab, child)
+    drop(lab, child, cluster_id=0)
+    speak(lab, [(s, "") for s in order], seconds=31.0)
+    assert selection.refill(lab, name) == child and chosen(lab, child) == order
+
+
+def test_a_bound_on_the_cer_leaves_out_what_has_none(lab):
+    rows = store.connect(lab).sql("SELECT * REPLACE (NULL AS cer) FROM syntheses").to_arrow_table().to_pylist()
+    store.publish(lab, "syntheses", [r for r in rows if r["sample_id"] > "s1"], {"test": 2})
+    store.publish(lab, "syntheses", [r | {"cer": 0.1} for r in rows if r["sample_id"] < "s1"], {"test": 1})
+    told = selection.select_told(lab, CLUSTERING, RUN, STEP, "active", 2.0, 0.05, max_cer=0.5)
+    assert set(chosen(lab, told.selection_id, "cluster_id")) == {0}
+    assert any("no recording of them has a CER: cluster 1, 2" in note for note in told.notes)
+    why = store.connect(lab).execute("SELECT left_out FROM selection_clusters ORDER BY cluster_id").fetchall()
+    assert why == [(None,), ("CER unknown",), ("CER unknown",), ("no probe",)]
+    store.publish(lab, "syntheses", [r for r in rows if r["sample_id"] < "s1"], {"test": 1})
+    with pytest.raises(SaladError, match="no recording of the probe has a CER; check them first"):
+        select(lab, max_cer=0.5)
+    assert chosen(lab, select(lab))  # without a bound nothing is asked
+
+
+def test_texts_that_might_be_drawn_are_decided_as_those_that_are(lab):
+    """The same rule for both: whatever is decided on a selection, `dropped` says of every text beforehand what
+    current_decisions says once all of them are drawn."""
+    from store.rules import dropped
+
+    rng, first = np.random.default_rng(5), select(lab, strategy="uniform_clusters", budget_h=0.2)
+    con = store.connect(lab)
+    everything = con.execute("SELECT sample_id, cluster_id FROM assignments ORDER BY 1").fetchall()
+    child = {"clustering_id": CLUSTERING, "run_id": RUN, "step": STEP}
+    store.publish(lab, "selections", [{"selection_id": "l1", "parent_selection_id": first, **child}], {"l": 1})
+    store.publish(lab, "selected", [
+        {"selection_id": "l1", "sample_id": s, "cluster_id": k, "draw": n, "p_web": 0.25, "d_cluster": float(k),
+         "estimated_s": 10.0} for n, (s, k) in enumerate(everything)], {"l": 1})  # fmt: skip
+    candidates = pa.table({
+        "selection_id": [first] * len(everything), "sample_id": [s for s, _ in everything],
+        "cluster_id": pa.array([k for _, k in everything], pa.int32()), "p_web": [0.25] * len(everything),
+        "d_cluster": [float(k) for _, k in everything], "estimated_s": [10.0] * len(everything),
+        **{name: [value] * len(everything) for name, value in child.items()},
+    })  # fmt: skip
+    rules = ["d > 2", "domain = 'b'", "text LIKE '% 01%'", "cer > 0.3", "d_cluster >= 2", "'odd' IN flags", "no_column > 1"]
+    said = []
+    for _ in range(60):
+        what = rng.choice(["sample", "rule", "cluster", "undo"], p=[0.5, 0.2, 0.2, 0.1])
+        about = {"sample": {"sample_id": everything[rng.integers(len(everything))][0]}, "rule": {"rule": str(rng.choice(rules))},
+                 "cluster": {"cluster_id": int(rng.integers(4))}}.get(what)  # fmt: skip
+        told = {"selection_id": first, "reviewer": str(rng.choice(["a", "b"]))}
+        if what == "undo":
+            if said:
+                store.append(lab, "decisions", verdict="undo", undoes=said[rng.integers(len(said))], **told)
+            continue
+        verdict = str(rng.choice(["drop", "keep"]))
+        with contextlib.suppress(store.StoreError):  # the rule about no column
+            said.append(store.append(lab, "decisions", target=what, verdict=verdict, **about, **told)["event_id"])
+    store.refresh(con)
+    drawn = con.execute("SELECT DISTINCT sample_id FROM current_decisions WHERE selection_id = 'l1' AND verdict = 'drop' "
+                        "ORDER BY 1").fetchall()  # fmt: skip
+    # of single texts the view speaks where they are drawn: what is said of others holds for the selection it was said of
+    assert 0 < len(drawn) < len(everything) and dropped(con, candidates) == [s for (s,) in drawn]
+
+
+def test_a_verdict_on_a_cluster_of_one_clustering_says_nothing_of_another(lab):
+    rows = store.connect(lab).sql("FROM assignments").to_arrow_table().to_pylist()
+    other = [row | {"clustering_id": "c2", "cluster_id": 3 - row["cluster_id"]} for row in rows]
+    store.publish(lab, "assignments", other, {"other": 1})
+    store.publish(lab, "clusters", [
+        {"clustering_id": "c2", "cluster_id": k, "size": 60, "p_web": 0.25, "terms": ["x"]} for k in range(4)], {"other": 1}
+    )  # fmt: skip
+    first = select(lab, strategy="uniform_clusters", budget_h=0.02)
+    drop(lab, first, cluster_id=1)  # domain b: cluster 2 of the other clustering
+    speak(lab, selection.to_synthesise(lab, first))
+    child = selection.freeze(lab, first)
+    second = selection.select(lab, "c2", RUN, STEP, "uniform_clusters", 2.0, 0.3, parent=child)
+    con = store.connect(lab)
+    new = con.execute("SELECT cluster_id, count(*) FROM selected WHERE selection_id = ? AND draw >= ? GROUP BY 1 ORDER BY 1",
+                      [second, len(chosen(lab, child))]).fetchall()  # fmt: skip
+    assert [k for k, _ in new] == [0, 1, 2, 3]
+    assert con.execute("SELECT count(*) FROM current_decisions WHERE selection_id = ? AND target = 'cluster' AND "
+                       "verdict = 'drop'", [second]).fetchone() == (0,)  # fmt: skip
 
 
 def test_what_a_draw_left_out_is_logged(lab, caplog):

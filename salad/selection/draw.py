@@ -12,7 +12,7 @@ import numpy as np
 from salad import moved
 from salad.errors import SaladError
 
-from .target import target_distribution
+from .target import check_gamma, target_distribution
 
 OVERSHOOT = 1.1  # estimated hours drawn for an hour of budget
 BLOCK = 4_096  # cluster draws made at a time; part of what a seed means
@@ -200,6 +200,7 @@ def draw(pool: Pool, strategy_name: str | Callable, gamma: float, budget_h: floa
 
 def decide(pool: Pool, strategy_name, gamma: float) -> tuple[Clusters | Texts, np.ndarray]:
     """What a strategy says, without the clusters that are left out, and the clusters' shares of it, P_target [K]."""
+    check_gamma(gamma)
     if not pool.open_K.any():
         raise SaladError("every cluster is left out for its character error rate; raise max_cer, or mend the speech")
     decided = strategy(strategy_name)(pool, gamma)

@@ -14,7 +14,9 @@ _SQL = """WITH spoken AS (
             length(regexp_replace(s.text, '\\s', '', 'g')) AS letters
         FROM syntheses y JOIN assignments a ON a.sample_id = y.sample_id AND a.clustering_id = $clustering
         JOIN samples s ON s.sample_id = y.sample_id
-        WHERE y.tts <> 'recorded' AND ($speech IS NULL OR y.speech = $speech) AND y.duration_s > 0)
+        WHERE y.tts <> 'recorded' AND y.duration_s > 0
+            AND CASE WHEN $speech IS NOT NULL THEN y.speech = $speech ELSE $run IS NULL OR y.synthesis_id IN
+                (SELECT synthesis_id FROM raw.scored WHERE run_id = $run AND step = $step) END)
     SELECT cluster_id, count(*) AS n, avg(cer) AS cer, avg(raw_cer) AS raw_cer,
         count(*) FILTER (digits + symbols = 0) AS n_plain, avg(cer) FILTER (digits + symbols = 0) AS cer_plain,
         sum(digits) / nullif(sum(letters), 0) AS digits, sum(symbols) / nullif(sum(letters), 0) AS symbols,
@@ -22,16 +24,21 @@ _SQL = """WITH spoken AS (
     FROM spoken GROUP BY 1 ORDER BY 1"""
 
 
-def speech_by_cluster(con, clustering_id: str, speech: str | None = None) -> pd.DataFrame:
-    """Of each cluster with synthetic speech (of the folder `speech`, or all): n syntheses, mean `cer` and `raw_cer`,
-    `n_plain` and `cer_plain` of the texts without a digit or symbol, `digits` and `symbols` as shares of the written
-    characters, `seconds` spoken and `chars` of the spoken form."""
-    return con.execute(_SQL, {"clustering": clustering_id, "speech": speech, "punctuation": _PUNCTUATION}).df()
+def speech_by_cluster(con, clustering_id: str, speech: str | None = None,
+                      checkpoint: tuple[str, int] | None = None) -> pd.DataFrame:  # fmt: skip
+    """Of each cluster with synthetic speech (of the folder `speech`; else all that was scored under `checkpoint`, run and
+    step, and not what is spoken later, or a draw would depend on when it is made; else all): n syntheses, mean `cer`
+    and `raw_cer`, `n_plain` and `cer_plain` of the texts without a digit or symbol, `digits` and `symbols` as shares of the
+    written characters, `seconds` spoken and `chars` of the spoken form."""
+    return con.execute(_SQL, {
+        "clustering": clustering_id, "speech": speech, "punctuation": _PUNCTUATION, "run": (checkpoint or [None])[0],
+        "step": (checkpoint or [None])[-1],
+    }).df()
 
 
 def left_out(found: pd.DataFrame, max_cer: float) -> pd.DataFrame:
-    """The rows of `speech_by_cluster` above the bound, with `blame`: "writing" where the texts without digits and
-    symbols are within it, "speech" where they are not, "unknown" where there is none."""
+    """The rows of `speech_by_cluster` above the bound (not those whose CER is unknown), with `blame`: "writing" where the
+    texts without digits and symbols are within it, "speech" where they are not, "unknown" where there is none."""
     rows = found[found.cer > max_cer].copy()
     plain = rows.cer_plain
     rows["blame"] = ["unknown" if pd.isna(c) else "speech" if c > max_cer else "writing" for c in plain]

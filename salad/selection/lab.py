@@ -6,13 +6,15 @@ from typing import NoReturn
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 
 import store
 from salad.errors import SaladError
+from store.rules import dropped
 
 from .draw import OVERSHOOT, Clusters, Pool, decide, draw
 from .exclusion import left_out, speech_by_cluster
-from .target import cluster_means, regress_out, text_and_voice
+from .target import check_gamma, cluster_means, regress_out, text_and_voice
 
 log = logging.getLogger("salad.selection")
 
@@ -144,7 +146,7 @@ def pool(lab, clustering_id: str, run_id: str, step: int, max_cer: float | None 
         WHERE a.clustering_id = ? ORDER BY 1""",
         [clustering_id],
     ).df()
-    speech_rows = speech_by_cluster(con, clustering_id, speech)
+    speech_rows = speech_by_cluster(con, clustering_id, speech, (run_id, step))
     if not speech_rows.chars.sum() > 0:
         raise SaladError(f"no probe speech for clustering {clustering_id}: a text's seconds are estimated from it")
     per_char = speech_rows.seconds.sum() / speech_rows.chars.sum()
@@ -154,6 +156,13 @@ def pool(lab, clustering_id: str, run_id: str, step: int, max_cer: float | None 
     d = total / rows.n_positions.groupby(rows.sample_id).sum()
     notes, opened = [], np.ones(len(table), bool)
     if max_cer is not None:
+        if not speech_rows.cer.notna().any():
+            raise SaladError("max_cer: no recording of the probe has a CER; check them first with `salad pass check`, or leave "
+                             "max_cer out")  # fmt: skip
+        unknown = speech_rows.cluster_id[speech_rows.cer.isna()].to_numpy(int)
+        opened[unknown] = False
+        if len(unknown):
+            notes.append(f"left out because no recording of them has a CER: cluster {', '.join(map(str, unknown))}")
         bad = left_out(speech_rows, max_cer)
         opened[bad.cluster_id.to_numpy(int)] = False
         if len(bad):
@@ -208,6 +217,7 @@ def select(lab, clustering_id: str, run_id: str, step: int, strategy: str = "act
 def select_told(lab, clustering_id, run_id, step, strategy="active", gamma=2.0, budget_h=1.0, seed=0, max_cer=None,
                 speech=None, parent=None, number=None) -> Drawn:  # fmt: skip
     """`select`, with what it has to say."""
+    _check_numbers(gamma, budget_h, max_cer)
     con = store.connect(lab)
     rows = _probe(con, clustering_id, run_id, step, speech)
     made_from = {
@@ -218,28 +228,43 @@ def select_told(lab, clustering_id, run_id, step, strategy="active", gamma=2.0, 
     spans = [[int(low), int(high)] for low, high in sorted(set(zip(rows.span_min, rows.span_max, strict=True)))]
     if spans not in ([], [[1, 4]]):  # as every scoring was, once
         made_from["spans"] = spans
-    before, dropped = _carried(con, parent) if parent else (None, [])
+    before, dropped_ids = _carried(con, parent) if parent else (None, [])
     if parent:
-        made_from["carried"] = store.ids.digest([before.sample_id.tolist(), dropped])
+        made_from["carried"] = store.ids.digest([before.sample_id.tolist(), dropped_ids])
     name = store.ids.selection_id(made_from)
-    texts = pool(con, clustering_id, run_id, step, max_cer, speech)
     spent_h = 0.0 if before is None else before.seconds.sum() / 3600
+    if _published(lab, made_from):  # somebody may have reviewed it: its texts stay
+        new_s = con.execute("SELECT sum(estimated_s) FROM selected WHERE selection_id = ? AND draw >= ?",
+                            [name, 0 if before is None else len(before)]).fetchone()[0]  # fmt: skip
+        return Drawn(name, spent_h + (new_s or 0.0) / 3600, ("it was drawn before, and stays as it is",))
+    texts = pool(con, clustering_id, run_id, step, max_cer, speech)
     left_h = budget_h - spent_h
     if left_h <= 0:
         raise SaladError(f"selection {parent} has {spent_h:.3g} h already; a round needs a budget above that")
     if parent:
-        dropped = [*dropped, *_ruled_out(con, parent, texts)]
-    skip = [*_held_out(texts, strategy), *dropped, *([] if before is None else before.sample_id)]
+        source = {"clustering_id": clustering_id, "run_id": run_id, "step": step}
+        dropped_ids = [*dropped_ids, *_ruled_out(con, parent, source, texts)]
+    skip = [*_held_out(texts, strategy), *dropped_ids, *([] if before is None else before.sample_id)]
     made = draw(texts, strategy, gamma, left_h, seed, skip)
     notes = (*(n for n in texts.notes if n not in made.notes), *made.notes)
     info = {"clustering_id": clustering_id, "run_id": run_id, "step": step, "strategy": strategy, "gamma": gamma,
             "budget_h": budget_h, "seed": seed, "parent_selection_id": parent, "round": number, "max_cer": max_cer,
             "speech": speech}  # fmt: skip
-    _publish(lab, name, info, _rows(texts, made, before), made_from)
+    chosen = _rows(texts, made, before)  # refused before anything is published where there is none
     _publish_clusters(con, lab, name, info, texts, made, skip, made_from)
+    _publish(lab, name, info, chosen, made_from)
     for note in notes:
         log.warning("selection %s (%s): %s", name, strategy, note)
     return Drawn(name, spent_h + made.seconds / 3600, notes)
+
+
+def _check_numbers(gamma: float, budget_h: float, max_cer: float | None) -> None:
+    """SaladError for a number that is none: NaN and infinity compare with nothing, and stand in no id."""
+    check_gamma(gamma)
+    if not (np.isfinite(budget_h) and budget_h > 0):
+        raise SaladError(f"budget is {budget_h} h; it must be more than 0")
+    if max_cer is not None and not (np.isfinite(max_cer) and max_cer >= 0):
+        raise SaladError(f"max_cer is {max_cer}; it must be 0 or more, or not given")
 
 
 def _held_out(texts: Pool, strategy: str) -> list[str]:
@@ -254,7 +279,9 @@ def _publish_clusters(con, lab, name: str, info: dict, texts: Pool, made, skip, 
     gone = set(skip)
     usable = np.array([s not in gone for s in texts.sample_ids], bool) & texts.open_K[texts.cluster_N]
     may, got = np.bincount(texts.cluster_N[usable], minlength=k), np.bincount(cluster, minlength=k)
-    why = np.where(~texts.open_K, "CER", np.where(np.isnan(texts.d_cluster_K) & (made.p_target_K == 0), "no probe", ""))
+    known = np.isfinite(texts.cer_K)
+    why = np.where(np.isnan(texts.d_cluster_K) & (made.p_target_K == 0), "no probe", "")
+    why = np.where(texts.open_K, why, np.where(known, "CER", "CER unknown"))
     rows = ranked[["cluster_id", "d_adjusted", "rank", "rank_adjusted", "text_share"]].assign(
         selection_id=name, p_web=texts.p_web_K, d_cluster=texts.d_cluster_K, p_target=made.p_target_K,
         left_out=[w or None for w in why], texts=got, seconds=np.bincount(cluster, texts.seconds_N[made.rows], k),
@@ -272,12 +299,17 @@ def _rows(texts: Pool, made, before: pd.DataFrame | None) -> pd.DataFrame:
     })  # fmt: skip
     if before is not None:
         rows = pd.concat([before[rows.columns], rows], ignore_index=True) if len(rows) else before[rows.columns]
+    if not len(rows):
+        raise SaladError("the draw found no text: every text is dropped or in a cluster that is left out")
     return rows
 
 
+def _published(lab, made_from: dict) -> bool:
+    """Whether a selection of this making is in the lab, whole. Its row in `selections` is published last."""
+    return all(store.exists(lab, table, made_from) for table in ("selected", "selections"))
+
+
 def _publish(lab, name: str, info: dict, rows: pd.DataFrame, made_from: dict) -> None:
-    if not len(rows):
-        raise SaladError("the draw found no text: every text is dropped or in a cluster that is left out")
     rows = rows.assign(selection_id=name, draw=np.arange(len(rows)))
     columns = ("sample_id", "cluster_id", "draw", "p_web", "p_target", "d_cluster", "estimated_s", "selection_id")
     store.publish(lab, "selected", rows[list(columns)], made_from)
@@ -300,67 +332,24 @@ def _carried(con, selection_id: str) -> tuple[pd.DataFrame, list[str]]:
     rows = con.execute(f"""SELECT k.*, coalesce(y.duration_s, k.estimated_s, 0) AS seconds, y.synthesis_id
         FROM kept k LEFT JOIN {_SPOKEN} y USING (sample_id) WHERE k.selection_id = ? ORDER BY draw, sample_id""",
                        [selection_id]).df()  # fmt: skip
-    dropped = con.execute(
+    found = con.execute(
         """SELECT DISTINCT sample_id FROM current_decisions
         WHERE selection_id = ? AND verdict = 'drop' ORDER BY 1""",
         [selection_id],
     ).fetchall()
-    return rows, [s for (s,) in dropped]
+    return rows, [s for (s,) in found]
 
 
-def _ruled_out(con, selection_id: str, texts: Pool) -> list[str]:
-    """Texts of the pool that the standing rules and cluster verdicts of a selection, or of those that it comes from,
-    would drop once drawn: as the view current_decisions decides it, over texts that are in no selection yet."""
-    events = con.execute("""SELECT event_id, target, rule, cluster_id, verdict, reviewer, "at" FROM decisions
-        WHERE verdict IN ('keep', 'drop') AND target IN ('rule', 'cluster')
-            AND selection_id IN (SELECT ancestor_id FROM lineage WHERE selection_id = ?)
-            AND event_id NOT IN (SELECT undoes FROM decisions WHERE verdict = 'undo' AND undoes IS NOT NULL)
-        ORDER BY "at", event_id""", [selection_id]).fetchall()  # fmt: skip
-    if not events:
-        return []
-    from store.rules import check_rule
-
-    info = _selection(con, selection_id)
-    p_web, d = texts.p_web_K.tolist(), [None if np.isnan(v) else float(v) for v in texts.d_cluster_K]
-    con.execute("CREATE OR REPLACE TEMP TABLE _by_cluster (cluster_id INTEGER, p_web DOUBLE, d_cluster DOUBLE)")
-    con.executemany(
-        "INSERT INTO _by_cluster VALUES (?, ?, ?)", [list(r) for r in zip(range(len(d)), p_web, d, strict=True)]
-    )
-    con.execute(
-        "CREATE OR REPLACE TEMP TABLE _seconds AS SELECT unnest($ids) AS sample_id, unnest($s) AS estimated_s",
-        {"ids": texts.sample_ids, "s": texts.seconds_N.tolist()},
-    )
-    # the columns of the view rule_rows, for texts that were not drawn
-    con.execute("""CREATE OR REPLACE TEMP TABLE _rule_rows AS
-        SELECT $selection AS selection_id, a.sample_id, s.text, s.spoken, s.corpus, s.domain, s.n_tokens, s.licence,
-            s.flags, a.cluster_id, c.terms, NULL::BIGINT AS draw, b.p_web, NULL::DOUBLE AS p_target, b.d_cluster,
-            e.estimated_s, y.tts, y.voice, y.duration_s, y.cer, y.wer, y.speech_flags, v.m, v.f, v.d, v.n_positions
-        FROM assignments a JOIN samples s USING (sample_id) JOIN _seconds e USING (sample_id)
-        LEFT JOIN _by_cluster b ON b.cluster_id = a.cluster_id
-        LEFT JOIN clusters c ON c.clustering_id = a.clustering_id AND c.cluster_id = a.cluster_id
-        LEFT JOIN (SELECT sample_id, min(tts) AS tts, min(voice) AS voice, max(duration_s) AS duration_s,
-                max(cer) AS cer, max(wer) AS wer,
-                list_distinct(flatten(list(flags) FILTER (flags IS NOT NULL))) AS speech_flags
-            FROM syntheses GROUP BY sample_id) y ON y.sample_id = a.sample_id
-        LEFT JOIN (SELECT sample_id, sum(m * n_positions) / nullif(sum(n_positions), 0) AS m,
-                sum(f * n_positions_f) / nullif(sum(n_positions_f), 0) AS f,
-                sum(d * n_positions) / nullif(sum(n_positions), 0) AS d, sum(n_positions) AS n_positions
-            FROM raw.scored WHERE run_id = $run AND step = $step GROUP BY 1) v ON v.sample_id = a.sample_id
-        WHERE a.clustering_id = $clustering""",
-                {"selection": selection_id, "run": info["run_id"], "step": info["step"],
-                 "clustering": info["clustering_id"]})  # fmt: skip
-    verdicts: dict[tuple[str, str], tuple[int, str]] = {}
-    for _, target, rule, cluster_id, verdict, reviewer, _ in events:  # in time order: the latest among equals stays
-        if target == "rule":
-            check_rule(rule)
-            found = con.execute(f"SELECT sample_id FROM _rule_rows WHERE ({rule}\n)").fetchall()
-        else:
-            found = con.execute("SELECT sample_id FROM _rule_rows WHERE cluster_id = ?", [cluster_id]).fetchall()
-        rank = 2 if target == "rule" else 1
-        for (sample_id,) in found:
-            if verdicts.get((sample_id, reviewer), (0, ""))[0] <= rank:
-                verdicts[sample_id, reviewer] = (rank, verdict)
-    return sorted({sample_id for (sample_id, _), (_, verdict) in verdicts.items() if verdict == "drop"})
+def _ruled_out(con, selection_id: str, info: dict, texts: Pool) -> list[str]:
+    """Texts of the pool that standing decisions on a selection, or on those that it comes from, would drop were they drawn
+    from the clustering and the checkpoint in `info`."""
+    d_K = np.asarray(texts.d_cluster_K, float)
+    return dropped(con, pa.table({
+        "selection_id": pa.repeat(selection_id, len(texts.sample_ids)), "sample_id": pa.array(texts.sample_ids, pa.string()),
+        "cluster_id": pa.array(texts.cluster_N, pa.int32()), "p_web": texts.p_web_K[texts.cluster_N],
+        "d_cluster": pa.array(d_K[texts.cluster_N], from_pandas=True), "estimated_s": texts.seconds_N,
+        **{name: pa.repeat(pa.scalar(info[name]), len(texts.sample_ids)) for name in ("clustering_id", "run_id", "step")},
+    }))  # fmt: skip
 
 
 def _pool_again(con, info: dict) -> Pool:
@@ -380,21 +369,24 @@ def refill(lab, selection_id: str) -> str:
     selection itself where nothing was dropped from it."""
     con = store.connect(lab)
     info = _selection(con, selection_id)
-    before, dropped = _carried(con, selection_id)
+    before, dropped_ids = _carried(con, selection_id)
     lost = con.execute("""SELECT l.sample_id, l.cluster_id, coalesce(y.duration_s, l.estimated_s, 0) AS seconds
         FROM selected l LEFT JOIN """ + _SPOKEN + """ y USING (sample_id)
         WHERE l.selection_id = $1 AND l.sample_id NOT IN (SELECT sample_id FROM kept WHERE selection_id = $1)
         ORDER BY l.draw""", [selection_id]).df()  # fmt: skip
     if not len(lost):
         return selection_id
-    texts = _pool_again(con, info)
     made_from = {"pass": "refill", "parent": selection_id, "dropped": store.ids.digest(sorted(lost.sample_id))}
+    name = store.ids.selection_id(made_from)
+    if _published(lab, made_from):
+        return name
+    texts = _pool_again(con, info)
     seen = con.execute(
         """SELECT DISTINCT sample_id FROM selected WHERE selection_id IN
         (SELECT ancestor_id FROM lineage WHERE selection_id = ?)""",
         [selection_id],
     ).fetchall()
-    skip = [*_held_out(texts, info["strategy"]), *dropped, *_ruled_out(con, selection_id, texts),
+    skip = [*_held_out(texts, info["strategy"]), *dropped_ids, *_ruled_out(con, selection_id, info, texts),
             *(s for (s,) in seen)]  # fmt: skip
     own_K = decide(texts, info["strategy"], info["gamma"] or 0.0)[1]
     by_cluster = np.bincount(lost.cluster_id, lost.seconds, len(texts.p_web_K)) * texts.open_K
@@ -404,11 +396,11 @@ def refill(lab, selection_id: str) -> str:
     made = draw(texts, lambda pool, gamma: Clusters(shares), 0.0, hours, seed, skip, overshoot=1.0,
                 first=lost.cluster_id.astype(int).tolist())  # fmt: skip
     made = made._replace(p_target_K=own_K)
-    name = store.ids.selection_id(made_from)
     child = {**info, "parent_selection_id": selection_id}
     del child["selection_id"]
-    _publish(lab, name, child, _rows(texts, made, before), made_from)
+    chosen = _rows(texts, made, before)
     _publish_clusters(con, lab, name, child, texts, made, skip, made_from)
+    _publish(lab, name, child, chosen, made_from)
     for note in made.notes:
         log.warning("refill %s of %s: %s", name, selection_id, note)
     return name
@@ -422,13 +414,13 @@ def to_synthesise(lab, selection_id: str) -> list[tuple[str, str]]:
     first text that reaches the budget."""
     con = store.connect(lab)
     info = _selection(con, selection_id)
-    rows, dropped = _carried(con, selection_id)
+    rows, dropped_ids = _carried(con, selection_id)
     asked = (info["budget_h"] or 0.0) * 3600
-    if dropped and rows.seconds.sum() < asked and not is_frozen(con, selection_id):
+    if dropped_ids and rows.seconds.sum() < asked and not is_frozen(con, selection_id):
         texts = _pool_again(con, info)
         drawn = con.execute("SELECT sample_id, draw FROM selected WHERE selection_id = ? ORDER BY draw",
                             [selection_id]).df()  # fmt: skip
-        skip = [*_held_out(texts, info["strategy"]), *dropped, *_ruled_out(con, selection_id, texts),
+        skip = [*_held_out(texts, info["strategy"]), *dropped_ids, *_ruled_out(con, selection_id, info, texts),
                 *drawn.sample_id]  # fmt: skip
         first = int(drawn.draw.max()) + 1
         seed = int(store.ids.digest([info["seed"], first]), 16)
@@ -467,9 +459,9 @@ def freeze(lab, selection_id: str, budget_h: float | None = None) -> str:
     itself. One that is over 1 % short says so in a warning of the log. SaladError where nothing is spoken."""
     con = store.connect(lab)
     info = _selection(con, selection_id)
-    rows, dropped = _carried(con, selection_id)
+    rows, dropped_ids = _carried(con, selection_id)
     budget_h = info["budget_h"] if budget_h is None else budget_h
-    if is_frozen(con, selection_id) and not set(dropped) and budget_h == info["budget_h"]:
+    if is_frozen(con, selection_id) and not dropped_ids and budget_h == info["budget_h"]:
         return selection_id
     rows = rows[rows.synthesis_id.notna()]
     if not len(rows):

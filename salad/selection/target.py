@@ -19,11 +19,18 @@ def _distribution(p, name: str) -> np.ndarray:
     return p / p.sum()
 
 
+def check_gamma(gamma: float) -> None:
+    """SaladError unless the exponent is a number from 0 on."""
+    if not (np.isfinite(gamma) and gamma >= 0):
+        raise SaladError(f"gamma is {gamma:g}; it must be 0 or more")
+
+
 def target_distribution(p_web_K, d_cluster_K, gamma: float) -> np.ndarray:
     """P_target(c) ∝ P_web(c) · d_cluster(c)^gamma (METHOD.md, Stage II, 3), [K] float64 that sums to 1.
 
     `p_web_K`: shares of the corpus, scaled to sum to 1; an empty cluster (0) gets 0 whatever its d. `d_cluster_K`:
-    nats; 0 gets 0 where gamma > 0. gamma = 0 gives P_web (0^0 = 1). Computed in log space, so no gamma overflows.
+    nats; 0 gets 0 where gamma > 0. gamma = 0 gives P_web (0^0 = 1). Computed in log space beside the largest d, so no
+    gamma overflows: a huge one leaves the clusters of the largest d alone, by their P_web.
     Raises SaladError, naming the first cluster, where a cluster with mass has d that is null, NaN, infinite or
     negative (one without a probe position: leave it out, or measure it), where gamma is negative or not finite,
     and where no cluster keeps mass."""
@@ -31,8 +38,7 @@ def target_distribution(p_web_K, d_cluster_K, gamma: float) -> np.ndarray:
     d = np.asarray([np.nan if v is None else v for v in np.asarray(d_cluster_K, object).ravel()], float)
     if len(d) != len(p):
         raise SaladError(f"p_web has {len(p)} clusters and d_cluster {len(d)}")
-    if not (np.isfinite(gamma) and gamma >= 0):
-        raise SaladError(f"gamma is {gamma:g}; it must be 0 or more")
+    check_gamma(gamma)
     if gamma == 0:
         return p
     odd = (p > 0) & ~(np.isfinite(d) & (d >= 0))
@@ -46,7 +52,8 @@ def target_distribution(p_web_K, d_cluster_K, gamma: float) -> np.ndarray:
     if not has.any():
         raise SaladError("d_cluster is 0 in every cluster: there is nothing to gain; use the strategy uniform")
     log = np.full(len(p), -np.inf)
-    log[has] = np.log(p[has]) + gamma * np.log(d[has])
+    with np.errstate(over="ignore"):  # beside the largest d: gamma · 0 is 0 and gamma · -x at worst -inf
+        log[has] = np.log(p[has]) + gamma * (np.log(d[has]) - np.log(d[has].max()))
     p = np.exp(log - log.max())
     return p / p.sum()
 
