@@ -7,6 +7,7 @@ import signal
 
 import pytest
 import tools
+from demo_lab import Demo, finished
 
 os.environ |= {
     "HF_HUB_OFFLINE": "1",
@@ -18,6 +19,12 @@ os.environ |= {
 os.environ.pop("SALAD_LAB", None)
 # what a script starts in the background inherits an ignored SIGINT, and would hand it on to whatever a test starts
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope="session")
+def demo(tmp_path_factory) -> Demo:
+    """The finished lab of `salad demo --smoke`; a test that changes it takes a copy."""
+    return finished(tmp_path_factory)
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
@@ -129,7 +130,6 @@ def test_ctrl_c_is_one_line_and_exit_130(tmp_path):
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background job ignores it
     )
     time.sleep(4)
     assert process.poll() is None
@@ -140,6 +140,24 @@ def test_ctrl_c_is_one_line_and_exit_130(tmp_path):
             break
     _, err = process.communicate(timeout=20)
     assert process.returncode == 130 and err.strip() == "salad: interrupted; the same command goes on where it was."
+
+
+def test_what_a_script_starts_in_the_background_goes_on_ignoring_ctrl_c(tmp_path):
+    slow = "select count(*) from range(100000000) a, range(100000000) b"
+    process = subprocess.Popen(
+        ["sh", "-c", 'trap "" INT; exec "$@"', "-", sys.executable, "-m", "workbench.cli", "sql", slow, "--timeout", "600",
+         "--lab", str(tmp_path)], stderr=subprocess.DEVNULL, start_new_session=True,
+    )  # fmt: skip
+    try:
+        for _ in range(8):
+            time.sleep(0.5)
+            os.kill(process.pid, signal.SIGINT)
+            assert process.poll() is None
+        ignored = next(line for line in Path(f"/proc/{process.pid}/status").read_text().splitlines() if line.startswith("SigIgn"))
+        assert int(ignored.split()[1], 16) & 1 << (signal.SIGINT - 1)
+    finally:
+        process.kill()
+        process.wait()
 
 
 def test_index_writes_a_file_that_duckdb_opens(capsys, lab):

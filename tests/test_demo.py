@@ -4,68 +4,23 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from demo_lab import salad
 
 import store
 from salad import SaladError, recipes
-from salad.study import runner, steps
+from salad.study import runner
 
-SALAD = [sys.executable, "-m", "workbench.cli"]
 QUESTION = """select terms, sum(d*n_positions)/sum(n_positions) as d from divergences
     join clusters using (clustering_id, cluster_id) group by all order by d desc"""
 
 
-def salad(*arguments, **options):
-    return subprocess.run([*SALAD, *map(str, arguments)], capture_output=True, text=True, timeout=600, **options)
-
-
-def results(lab) -> list[tuple]:
-    """Everything measured, without what depends on the clock."""
-    con = store.connect(lab)
-    return [
-        con.execute(f"select {columns} from {table} order by all").fetchall()
-        for table, columns in (
-            ("evaluations", "contender, run_id, step, task, modality, item_id, scores, correct_norm"),
-            ("divergences", "run_id, step, sample_id, synthesis_id, pattern, m, f, d"),
-            ("selected", "selection_id, sample_id, draw"),
-        )
-    ]
-
-
-def interrupt(lab, moment) -> None:
-    """Start the demo, press Ctrl-C (the whole foreground hears it) once `moment()`: one line, nothing left alive."""
-    process = subprocess.Popen([*SALAD, "demo", "--smoke", "--seed", "7", "--lab", str(lab)], stdout=subprocess.DEVNULL,
-                               stderr=subprocess.PIPE, text=True, start_new_session=True,
-                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # fmt: skip
-    deadline = time.monotonic() + 300
-    while not moment() and time.monotonic() < deadline:
-        time.sleep(0.02)
-    os.killpg(process.pid, signal.SIGINT)
-    _, complaint = process.communicate(timeout=60)  # until the last process that could write there has ended
-    assert process.returncode == 130 and complaint.strip() == "salad: interrupted; the same command goes on where it was."
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    """A lab of the smoke study that was interrupted twice, and what the command printed at last."""
-    lab = tmp_path_factory.mktemp("demo") / "lab"
-    # while what its processes are forked from imports, which takes seconds: they begin nothing
-    interrupt(lab, lambda: (lab / "study.json").exists() and not time.sleep(0.3))
-    assert [path.name for path in lab.iterdir()] == ["study.json"]
-    interrupt(lab, lambda: list(lab.glob("runs/*/checkpoints/step-*/manifest.json")))
-    told = salad("demo", "--smoke", "--seed", "7", "--lab", lab)
-    assert told.returncode == 0, told.stderr + told.stdout
-    return lab, told.stdout
-
-
-def test_it_ends_with_a_table_and_what_to_open_next(whole):
-    lab, told = whole
+def test_it_ends_with_a_table_and_what_to_open_next(demo):
+    lab, told = demo.lab, demo.out
     for line in ("Stage II, active", "all domains, by P_web", "stage2_uniform"):
         assert line in told
     for door in ("marimo edit", "workbench.arena", "salad sql"):
@@ -73,8 +28,12 @@ def test_it_ends_with_a_table_and_what_to_open_next(whole):
     assert (lab / "report.html").stat().st_size > 10_000 and "stage2_active" in (lab / "report.md").read_text()
 
 
-def test_both_arms_hold_the_budget_and_every_result_is_there(whole):
-    con = store.connect(whole[0])
+def test_it_prints_no_warning_of_the_libraries_it_stands_on(demo):
+    assert demo.err == "" and "Warning" not in demo.out
+
+
+def test_both_arms_hold_the_budget_and_every_result_is_there(demo):
+    con = store.connect(demo.lab)
     rows = con.execute(
         """select contender, modality, count(*) from evaluations group by all order by all"""
     ).fetchall()  # fmt: skip
@@ -97,31 +56,16 @@ def test_both_arms_hold_the_budget_and_every_result_is_there(whole):
     assert con.execute("select count(*) from token_divergences where after_speech and d is null").fetchone()[0] == 0
 
 
-def test_again_it_costs_little_and_tells_the_same(whole):
-    lab, told = whole
-    before, files = results(lab), {p: p.stat().st_mtime_ns for p in (lab / "runs").rglob("*.safetensors")}
-    again = salad("demo", "--smoke", "--seed", "7", "--lab", lab)
-    table = lambda text: text[text.index("group ") : text.index("report:")]  # noqa: E731
-    assert again.returncode == 0 and table(again.stdout) == table(told)
-    assert results(lab) == before and files == {p: p.stat().st_mtime_ns for p in files}
-
-
-def test_the_same_seed_elsewhere_gives_the_same_numbers(whole, tmp_path):
-    told = salad("demo", "--smoke", "--seed", "7", "--lab", tmp_path / "other")
-    assert told.returncode == 0, told.stderr
-    assert results(tmp_path / "other") == results(whole[0])
-
-
-def test_sql_answers_the_readme_question(whole):
-    told = salad("sql", QUESTION, "--json", "--lab", whole[0])
+def test_sql_answers_the_readme_question(demo):
+    told = salad("sql", QUESTION, "--json", "--lab", demo.lab)
     rows = [json.loads(line) for line in told.stdout.splitlines()]
     assert len(rows) >= 4 and all(row["terms"] for row in rows)
     assert rows == sorted(rows, key=lambda row: -(row["d"] or 0))
 
 
-def test_the_notebook_opens_on_it_and_what_it_drops_a_launch_leaves_out(whole, tmp_path, monkeypatch):
+def test_the_notebook_opens_on_it_and_what_it_drops_a_launch_leaves_out(demo, tmp_path, monkeypatch):
     lab = tmp_path / "lab"
-    shutil.copytree(whole[0], lab)
+    shutil.copytree(demo.lab, lab)
     monkeypatch.setenv("SALAD_LAB", str(lab))
     from notebooks.selection import app
 
@@ -149,17 +93,17 @@ def test_the_notebook_opens_on_it_and_what_it_drops_a_launch_leaves_out(whole, t
     assert texts and victim not in texts
 
 
-def test_a_lab_of_another_seed_or_size_is_refused_by_name(whole):
-    told = salad("demo", "--smoke", "--seed", "8", "--lab", whole[0])
+def test_a_lab_of_another_seed_or_size_is_refused_by_name(demo):
+    told = salad("demo", "--smoke", "--seed", "8", "--lab", demo.lab)
     assert told.returncode == 2 and "seed is 7 there, 8 asked for" in told.stderr
     assert len(told.stderr.splitlines()) == 1 and "--lab" in told.stderr
-    told = salad("demo", "--seed", "7", "--lab", whole[0])
+    told = salad("demo", "--seed", "7", "--lab", demo.lab)
     assert told.returncode == 2 and "budget_h is 0.03 there" in told.stderr
 
 
-def test_a_damaged_lab_says_what_is_wrong_and_stays_usable(whole, tmp_path):
+def test_a_damaged_lab_says_what_is_wrong_and_stays_usable(demo, tmp_path):
     lab = tmp_path / "lab"
-    shutil.copytree(whole[0], lab)
+    shutil.copytree(demo.lab, lab)
     units = sorted((lab / "tables" / "evaluations").rglob("*.parquet"))
     cut = units[0]
     cut.write_bytes(cut.read_bytes()[:200])
@@ -241,38 +185,3 @@ def test_room_is_checked_before_anything_is_written(tmp_path, monkeypatch):
     with pytest.raises(SaladError, match="GB free"):
         demo_run.run_demo(Path(tmp_path / "lab"), smoke=True)
     assert not (tmp_path / "lab").exists()
-
-
-def test_an_arm_in_rounds_goes_on_from_the_round_before(whole, tmp_path):
-    lab = tmp_path / "lab"
-    shutil.copytree(whole[0], lab)
-    config = recipes.miniature().seeded(7).smoke().model_copy(update={"arms": ("active_rounds",)})
-
-    def quiet(done, total):
-        pass
-
-    steps.selection(quiet, lab, config)
-    for number in (1, 2):
-        steps.synthesis(quiet, lab, config, "active_rounds", number)
-        steps.stage2(quiet, lab, config, "active_rounds", number)
-        if number == 1:
-            steps.next_round(quiet, lab, config, "active_rounds", number)
-    con = store.connect(lab)
-    rows = con.execute(
-        """select l.round, r.run_id, r.parent_run_id, r.max_steps, l.run_id, l.budget_h,
-               (select sum(duration_s) / 3600 from selected t join syntheses y using (sample_id)
-                where t.selection_id = r.selection_id and y.voice = 'en-us@rate=195')
-           from runs r join selections l using (selection_id) where l.strategy = 'active_rounds' order by 1"""
-    ).fetchall()
-    (_, first, stage1, n_steps, probed, budget, hours), (_, _, parent, more, probed_again, whole_budget, all_hours) = rows
-    assert parent == first == probed_again and probed == stage1 and (n_steps, more) == (5, 25)
-    assert (budget, whole_budget) == (0.015, 0.03)
-    assert hours < all_hours and abs(all_hours - 0.03) < 20 / 3600  # equal hours, equal steps
-    scored = con.execute("select count(*) from raw.divergences where run_id = ?", [first]).fetchone()[0]
-    assert scored == con.execute("""select count(*) from raw.divergences join syntheses using (synthesis_id)
-        where run_id = ? and speech = 'probe'""", [stage1]).fetchone()[0] > 0  # fmt: skip
-    texts = con.execute(
-        """select count(*) from selected join (select distinct sample_id from syntheses where speech = 'probe')
-           using (sample_id) join selections using (selection_id) where strategy = 'active_rounds'"""
-    )
-    assert texts.fetchone()[0] == 0
