@@ -17,7 +17,7 @@ import store
 from salad import recipes
 from salad.engines import Run, handle, launch_run
 from salad.engines import targets as target_files
-from salad.engines.base import load
+from salad.engines.base import Engine, load
 from salad.engines.fetching import inputs
 from salad.engines.spec import Spec
 from salad.engines.targets import Target
@@ -221,6 +221,44 @@ def test_stalled_is_a_run_that_beats_without_moving_or_is_there_without_beating(
         assert handle.infer_status({"state": state}, "gone", spec, box)["state"] == state
     assert handle.infer_status({}, "queued", spec, box)["state"] == "queued"
     assert handle.infer_status({"state": "running", "heartbeat_at": now}, "queued", spec, box)["state"] == "preempted"
+
+class OnShelf(Engine):
+    """An engine of one's own, as people write them: it shares the lab, asks for prices itself and runs nothing."""
+
+    knows_prices = True
+    requeues = True
+
+    def preflight(self, spec):
+        pass
+
+    def start(self, run, spec):
+        (run.path / "shelf").touch()
+
+    def look(self, run, spec):
+        return "queued" if (run.path / "shelf").exists() else "gone"
+
+    def stop(self, run, spec):
+        (run.path / "shelf").unlink()
+
+
+def test_what_an_engine_can_do_is_its_own_to_say(tmp_path):
+    target = Target(engine="test_launch_here:OnShelf", price_per_hour=9.0)
+    run = start(tmp_path, on="shelf", target=target)
+    assert run.status()["state"] == "queued" and run.status()["on"] == "shelf"
+    old = "2020-01-01T00:00:00.000Z"
+    ended = {"state": "preempted", "ended_at": old}
+    assert handle.infer_status(ended, "gone", run.spec, run.engine)["state"] == "stopped"  # it was to start it again
+    assert handle.infer_status(ended, "gone", run.spec, load(Target(engine="here")))["state"] == "preempted"
+    silent = {"state": "running", "heartbeat_at": old}
+    assert handle.infer_status(silent, None, run.spec, run.engine)["state"] == "failed"  # its files are the lab's own
+    assert handle.infer_status(silent, None, run.spec, load(Target(engine="sky")))["state"] == "stalled"
+    (tmp_path / "targets.toml").write_text(
+        "[shelf]\nengine = 'test_launch_here:OnShelf'\nprice_per_hour = 9.0\n[box]\nengine = 'here'\nprice_per_hour = 9.0\n"
+    )
+    asked = {"lab": tmp_path / "other", "max_hourly_cost": 1.0, "targets": tmp_path / "targets.toml"}
+    assert launch_gpu.launch("miniature_stage1", on="shelf", **asked).status()["state"] == "queued"
+    with pytest.raises(SaladError, match="box costs 9 an hour"):
+        launch_gpu.launch("miniature_stage1", on="box", **asked)
 
 
 def test_two_launches_of_the_same_run_are_one_process(tmp_path):

@@ -4,13 +4,12 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import warnings
 
 import pytest
 import torch
 from tiny import config, lab
-from tools import refuse, root
+from tools import small_disk
 
 import store
 from salad import SaladError, training
@@ -41,14 +40,10 @@ def whole(place):
 
 
 @pytest.fixture
-def small_disk(tmp_path):
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    root()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", folder], capture_output=True).returncode:
-        refuse("this root may not mount", "root")
-    yield folder
-    subprocess.run(["umount", "-l", folder], check=True)
+def disk(tmp_path):
+    (tmp_path / "disk").mkdir()
+    with small_disk(tmp_path / "disk", "24m") as folder:
+        yield folder
 
 
 def fill(disk) -> None:
@@ -65,23 +60,23 @@ def fill(disk) -> None:
 
 @pytest.mark.root
 @pytest.mark.parametrize("spare", [0, 100_000])
-def test_a_full_disk_is_one_clear_error_and_the_last_checkpoint_stands(place, whole, small_disk, spare):
+def test_a_full_disk_is_one_clear_error_and_the_last_checkpoint_stands(place, whole, disk, spare):
     """`spare` bytes left: none, or enough for the metrics but not for a checkpoint."""
-    there = small_disk / "lab"
+    there = disk / "lab"
     shutil.copytree(place, there, ignore=shutil.ignore_patterns("runs"))
     run = training.prepare(there, config(), "tiny")
 
     def progress(step, steps, means):
         if step == 5:  # a checkpoint of step 4 is there
-            fill(small_disk)
+            fill(disk)
             if spare:
-                os.truncate(small_disk / "filler", (small_disk / "filler").stat().st_size - spare)
+                os.truncate(disk / "filler", (disk / "filler").stat().st_size - spare)
 
     with pytest.raises(SaladError, match="could not be written.*(No space left|os error 28).*resume the run") as failure:
         training.train(there, run.run_id, progress)
     assert "\n" not in str(failure.value) and str(run.path) in str(failure.value)
     assert checkpoints.latest(run.path).name == "step-4" and not list(run.path.glob("checkpoints/.*"))
-    (small_disk / "filler").unlink()
+    (disk / "filler").unlink()
     training.train(there, run.run_id)
     assert losses(run) == losses(whole) and run.read_status()["state"] == "done"
 

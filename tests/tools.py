@@ -9,6 +9,7 @@ import fnmatch
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import sysconfig
 from pathlib import Path
@@ -60,13 +61,6 @@ def demand_marker(marker: str, caller: str) -> None:
         pytest.fail(f"{running.nodeid} calls {caller}, so it needs @pytest.mark.{marker}", pytrace=False)
 
 
-def root() -> None:
-    """Skip unless root runs the tests."""
-    demand_marker("root", "root()")
-    if os.geteuid() != 0:
-        refuse("only root may do this", "root")
-
-
 @contextlib.contextmanager
 def obeying_permissions():
     """This thread, and what it starts, may write and read only what the modes of files allow, root too.
@@ -86,6 +80,19 @@ def obeying_permissions():
     finally:
         sets[0] = before
         assert libc.capset(ctypes.byref(header), sets) == 0
+
+
+@contextlib.contextmanager
+def small_disk(folder: Path, size: str):
+    """A disk of `size` (2m) mounted on the folder; skips unless root may mount, so the marker is `root`."""
+    demand_marker("root", "small_disk()")
+    command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder]
+    if os.geteuid() != 0 or shutil.which("mount") is None or subprocess.run(command, capture_output=True).returncode:
+        refuse("only root may mount a disk, and not everywhere", "root")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", folder], check=True)
 
 
 def die_at(number: int, name: str = "*") -> None:
