@@ -23,7 +23,7 @@ class Demo(NamedTuple):
 
 
 def salad(*arguments, **options) -> subprocess.CompletedProcess:
-    return subprocess.run([*SALAD, *map(str, arguments)], capture_output=True, text=True, timeout=600, **options)
+    return subprocess.run([*SALAD, *map(str, arguments)], capture_output=True, text=True, **options)
 
 
 def finished(tmp_path_factory) -> Demo:

@@ -15,6 +15,7 @@ import store
 from salad import SaladError, recipes
 from salad.study import runner
 
+pytestmark = pytest.mark.timeout(1800)  # a whole demo is made within the first test that asks for it
 QUESTION = """select terms, sum(d*n_positions)/sum(n_positions) as d from divergences
     join clusters using (clustering_id, cluster_id) group by all order by d desc"""
 

@@ -13,6 +13,8 @@ import store
 from salad import recipes
 from salad.study import steps
 
+pytestmark = pytest.mark.timeout(1800)  # a whole demo is made within the first test that asks for it
+
 
 def interrupt(lab, moment) -> None:
     """Start the demo, press Ctrl-C (the whole foreground hears it) once `moment()`: one line, nothing left alive."""
