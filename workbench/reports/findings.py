@@ -207,13 +207,13 @@ def markdown(found: Findings, command: str, claims: bool = True) -> str:
 def show(found: Findings, claims: bool = True) -> None:
     """The tables and the claims, in the terminal."""
     from rich.console import Console
-    from rich.table import ReportTable
+    from rich.table import Table
 
     console = Console(markup=False, highlight=False)
     console = console if console.is_terminal else Console(markup=False, highlight=False, width=170)
     shown_first = [("Text, speech and cascade", *arms_cells(found.arms))] if claims and len(found.arms) else []
     for title, heads, cells in [*shown_first, *((AXES[axis], *axis_cells(table)) for axis, table in found.tables.items())]:
-        shown = ReportTable(box=None, pad_edge=False, header_style="bold", title=title, title_justify="left")
+        shown = Table(box=None, pad_edge=False, header_style="bold", title=title, title_justify="left")
         for i, head in enumerate(heads):
             shown.add_column(head, justify="left" if i < 2 else "right", no_wrap=True)
         for i, row in enumerate(cells):
@@ -230,10 +230,10 @@ def show(found: Findings, claims: bool = True) -> None:
 def show_plan(grid: grids.Grid, left: list[tuple[str, int, float]], workers: int) -> None:
     """What a study would still run, in its order, with the clock's time so far."""
     from rich.console import Console
-    from rich.table import ReportTable
+    from rich.table import Table
 
     console, clock = Console(markup=False, highlight=False), 0.0
-    shown = ReportTable(box=None, pad_edge=False, header_style="bold")
+    shown = Table(box=None, pad_edge=False, header_style="bold")
     for head in ("cell", "steps left", "minutes", "from the start"):
         shown.add_column(head, justify="left" if head == "cell" else "right", no_wrap=True)
     for what, steps, seconds in left:

@@ -42,9 +42,9 @@ class Report:
     def print(self) -> None:
         """The table, in the terminal."""
         from rich.console import Console
-        from rich.table import ReportTable
+        from rich.table import Table
 
-        table = ReportTable(box=None, pad_edge=False, header_style="bold")
+        table = Table(box=None, pad_edge=False, header_style="bold")
         for i, head in enumerate(("group", "contender", *HEADS.values())):
             table.add_column(head, justify="left" if i < 2 else "right", no_wrap=True)
         last = None
