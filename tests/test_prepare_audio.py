@@ -1,6 +1,7 @@
 """Audio files of every format: decoded at their real length, whatever the header tells, and what is cut short is noticed."""
 
 import io
+import os
 import struct
 from fractions import Fraction
 from pathlib import Path
@@ -230,7 +231,7 @@ WHOLE = [written("WAV", "PCM_16"), written("WAV", "MS_ADPCM"), written("AIFF"), 
          written("NIST"), written("VOC"), written("SVX", "PCM_16")]  # fmt: skip
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=int(os.environ.get("SALAD_FUZZ", "40")), deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.sampled_from(WHOLE), st.lists(st.tuples(st.integers(0, 120), st.integers(0, 255)), max_size=6), st.floats(0, 1))
 def test_whatever_a_header_says_there_are_samples_or_a_reason(data, changes, kept):
     made = bytearray(data)

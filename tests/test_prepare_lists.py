@@ -5,6 +5,7 @@ import csv
 import gzip
 import io
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -387,7 +388,7 @@ COLUMNS = ["path", "text", "duration", "start_s", "offset", "end_s", "start", "c
 VALUES = st.none() | st.booleans() | st.integers() | st.floats() | CELLS | st.lists(st.integers(), max_size=2)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=int(os.environ.get("SALAD_FUZZ", "40")), deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.lists(st.dictionaries(st.sampled_from(COLUMNS), VALUES, max_size=6), max_size=5),
        st.lists(st.lists(CELLS, max_size=5), max_size=5), st.lists(st.integers(0, 255), max_size=3), st.integers(0, 1_000))
 def test_whatever_a_list_holds_every_row_is_a_recording_or_has_a_reason(folder, tmp_path, rows, cells, noise, at):

@@ -72,6 +72,20 @@ def test_writing_again_makes_nothing_and_a_grown_list_only_its_last_shard(tmp_pa
     assert [number for number, _ in made] == [4, 5, 6] and grown[:5] == rows
 
 
+def test_signs_that_end_a_line_elsewhere_stand_within_texts_and_nothing_is_made_again(tmp_path):
+    texts = [f"One{sign}two." for sign in ("\u2028", "\u2029", "\x85", "\x0b", "\x0c", "\x1c", "\r", "\n", "\0")]
+    rows, before = put(tmp_path, texts), files(tmp_path)
+    assert put(tmp_path, texts) == rows and made == [] and files(tmp_path) == before
+    shar = Shar(tmp_path, "natural")
+    assert [cut.supervisions[0].text for cut, _ in shar] == texts and shar.rows() == rows and shar.verify() == []
+
+
+@pytest.mark.parametrize("odd", ["l[a]b", "100%d", "a b#?", "new\nline", "Grüße*"])
+def test_a_lab_under_a_path_of_any_name(tmp_path, odd):
+    rows = put(tmp_path / odd, TEXTS[:3])
+    assert put(tmp_path / odd, TEXTS[:3]) == rows and made == [] and Shar(tmp_path / odd, "natural").verify() == []
+
+
 def test_a_ctrl_c_while_sound_is_written_or_read_is_neither_lost_nor_printed(tmp_path, capfd):
     """libsndfile writes into memory through callbacks, whose exceptions are printed and forgotten."""
     long = Utterance(np.random.default_rng(0).uniform(-1, 1, 10 * 60 * 16_000).astype(np.float32), 16_000, [], [], [])

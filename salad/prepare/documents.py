@@ -1,7 +1,7 @@
-"""Documents of a corpus, streamed: Parquet, JSONL (also .gz), or a folder that `datasets` saved."""
+"""Documents of a corpus, streamed: Parquet, JSONL (also .gz), or a folder that `datasets` saved.
 
-import gzip
-import json
+What cannot be read costs itself: a row, or the rest of a file that is damaged, is one document with a `fault`."""
+
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -10,6 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from salad.errors import SaladError
+from salad.prepare.recorded import plain
+from store import lines
+from store.errors import StoreError
 
 LICENCES = ("licence", "license")
 IDS = ("doc_id", "id")
@@ -17,7 +20,8 @@ BATCH = 1_000  # rows read at a time
 
 
 class Document(NamedTuple):
-    """`text` is None where the row has none, and `fault` then says why ("empty", "unreadable", "no answer")."""
+    """`text` is None where the row has none, and `fault` then says why ("empty", "unreadable", "not UTF-8", "no answer",
+    "unreadable file")."""
 
     doc_id: str
     text: str | None
@@ -64,45 +68,80 @@ def find(source: Path | str) -> Files:
     if source.is_dir():
         if any((source / name).is_file() for name in ("dataset_dict.json", "dataset_info.json", "state.json")):
             return Files("datasets", sorted(source.rglob("*.arrow")))
-        for kind, patterns in (("parquet", ("*.parquet",)), ("jsonl", ("*.jsonl", "*.jsonl.gz", "*.ndjson"))):
-            if paths := sorted(path for pattern in patterns for path in source.rglob(pattern)):
-                return Files(kind, paths)
+        found = {kind: sorted(path for path in source.rglob("*") if path.name.lower().endswith(ends) and path.is_file())
+                 for kind, ends in _ENDS.items()}  # fmt: skip
+        if found["packed"]:
+            raise SaladError(f"{found['packed'][0]} is compressed in a way that is not read here: unpack it, or use gzip")
+        if found["parquet"] and found["jsonl"]:
+            raise SaladError(
+                f"{source} holds Parquet ({found['parquet'][0].name} …) and JSONL ({found['jsonl'][0].name} …), perhaps of the "
+                "same documents: name the one that is wanted"
+            )
+        for kind in ("parquet", "jsonl"):
+            if found[kind]:
+                return Files(kind, found[kind])
         raise SaladError(f"{source} holds no Parquet, no JSONL and no dataset that `datasets` saved")
     if not source.is_file():
         raise SaladError(f"{source} does not exist")
     if source.suffix == ".parquet":
         return Files("parquet", [source])
-    if source.name.endswith((".jsonl", ".jsonl.gz", ".ndjson", ".json")):
+    if source.name.endswith((*_ENDS["jsonl"], ".json", ".json.gz")):
         return Files("jsonl", [source])
     raise SaladError(f"{source} is neither Parquet nor JSONL nor a folder of them")
 
 
+_ENDS = {
+    "parquet": (".parquet",), "jsonl": (".jsonl", ".jsonl.gz", ".ndjson", ".ndjson.gz"),
+    "packed": tuple(f".{kind}.{end}" for kind in ("jsonl", "ndjson", "json") for end in ("zst", "bz2", "xz", "lz4", "br")),
+}  # fmt: skip
+
+
 def read(source: Path | str, column: str = "text", answer: str | None = None) -> Iterator[Document]:
-    """Documents in file order, at fixed memory. A row without text, or a line that is not JSON, comes with its fault.
+    """Documents in file order, at fixed memory. A row without text, a line that is not JSON, and the rest of a file that
+    is damaged come with their fault.
 
     `column` holds the text, `answer` what is answered to it; `doc_id` or `id`, `licence` or `license`, `source`, and
-    `domain` are taken where they are. SaladError for a file that cannot be read, or that does not know a named column."""
+    `domain` are taken where they are. SaladError where no file can be read, or one does not know a named column."""
     source = Path(source)
     files = find(source)
     if files.kind == "datasets":
         yield from _of_datasets(source, column, answer)
         return
+    several, refused, any_read = len(files.paths) > 1, None, False
     for path in files.paths:
         rows = _parquet(path, column, answer) if files.kind == "parquet" else _jsonl(path, column, answer)
-        name = path.name.partition(".")[0] if len(files.paths) > 1 else source.stem.partition(".")[0]
-        for number, row in enumerate(rows):
-            yield _document(row, column, answer, f"{name}:{number}", source.name)
+        name = path.name.partition(".")[0] if several else source.stem.partition(".")[0]
+        number = 0
+        try:
+            for row in rows:
+                any_read = True
+                yield _document(row, column, answer, f"{name}:{number}", source.name)
+                number += 1
+        except _Unreadable as error:
+            if not several and not number:
+                raise SaladError(str(error)) from None
+            refused = refused or str(error)
+            yield Document(f"{name}:{number}", None, source.name, None, None, "unreadable file")
+    if refused and not any_read:
+        raise SaladError(refused)
 
 
-def _document(row: dict | None, column: str, answer: str | None, number: str, source: str) -> Document:
-    if row is None:
-        return Document(number, None, source, None, None, "unreadable")
+class _Unreadable(Exception):
+    """A file, or the rest of it, cannot be read."""
+
+
+def _document(row: dict | str, column: str, answer: str | None, number: str, source: str) -> Document:
+    """A row, or why it is none, as a document."""
+    if isinstance(row, str):
+        return Document(number, None, source, None, None, row)
     text = row.get(column)
-    named = next((str(row[key]) for key in IDS if row.get(key) is not None), number)
-    licence = next((str(row[key]) for key in LICENCES if row.get(key)), None)
-    domain = str(row["domain"]) if row.get("domain") else None
-    told = (named, str(row.get("source") or source), licence, domain)
-    if not isinstance(text, str) or not text.strip():
+    named = next((_plain(row[key]) for key in IDS if row.get(key) is not None), number)
+    licence = next((_plain(row[key]) for key in LICENCES if row.get(key)), None)
+    domain = _plain(row["domain"]) if row.get("domain") else None
+    told = (named, _plain(row.get("source") or source), licence, domain)
+    if text is not None and not isinstance(text, str):
+        return Document(told[0], None, *told[1:], "unreadable")
+    if text is None or not text.strip():
         return Document(told[0], None, *told[1:], "empty")
     answered = None if answer is None else row.get(answer)
     if answer is not None and (not isinstance(answered, str) or not answered.strip()):
@@ -110,43 +149,62 @@ def _document(row: dict | None, column: str, answer: str | None, number: str, so
     return Document(told[0], text, *told[1:], answer=answered)
 
 
+def _plain(value) -> str:
+    return plain(str(value))
+
+
 def _wanted(names, column: str, answer: str | None, where) -> list[str]:
     for option, name in (("--column", column), ("--answer", answer)):
         if name is not None and name not in names:
-            raise SaladError(f"{where} has no column {name!r}; it has {', '.join(names)}. Name it with {option}")
+            there = ", ".join(map(_plain, names))
+            raise SaladError(f"{where} has no column {name!r}; it has {there}. Name it with {option}")
     return [name for name in names if name in {column, answer, "source", "domain", *LICENCES, *IDS}]
 
 
-def _parquet(path: Path, column: str, answer: str | None) -> Iterator[dict]:
+def _parquet(path: Path, column: str, answer: str | None) -> Iterator[dict | str]:
     try:
         with pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20) as file:
             for batch in file.iter_batches(BATCH, columns=_wanted(file.schema_arrow.names, column, answer, path)):
-                yield from batch.to_pylist()
+                yield from _rows(batch)
     except (OSError, pa.ArrowException) as error:
-        raise SaladError(f"{path} cannot be read as Parquet: {str(error).splitlines()[0]}") from None
+        raise _Unreadable(f"{path} cannot be read as Parquet: {str(error).splitlines()[0]}") from None
 
 
-def _jsonl(path: Path, column: str, answer: str | None) -> Iterator[dict | None]:
-    opened = gzip.open if path.suffix == ".gz" else open
+def _rows(batch: pa.RecordBatch) -> Iterator[dict | str]:
+    try:
+        yield from batch.to_pylist()
+    except UnicodeDecodeError:  # Parquet promises UTF-8 and does not check it
+        for number in range(len(batch)):
+            try:
+                yield from batch.slice(number, 1).to_pylist()
+            except UnicodeDecodeError:
+                yield "not UTF-8"
+
+
+def _jsonl(path: Path, column: str, answer: str | None) -> Iterator[dict | str]:
+    held: list[dict | str] = []
     known = False
     try:
-        with opened(path, "rb") as file:
-            for line in file:
-                if not line.strip():
-                    continue
-                try:
-                    row = json.loads(line)
-                except ValueError:
-                    row = None
-                if not isinstance(row, dict):
-                    yield None
-                    continue
-                if not known:
-                    _wanted(list(row), column, answer, path)
-                    known = True
-                yield row
-    except (OSError, EOFError) as error:
-        raise SaladError(f"{path} cannot be read: {error}") from None
+        for row in lines.rows(path, lines.encoding_of(path, whole=False)):
+            one = row.value
+            if one is None:
+                if "from here on" in row.fault:
+                    raise _Unreadable(f"{path} cannot be read: {row.fault}")
+                one = "not UTF-8" if "UTF-8" in row.fault else "unreadable"
+            if not known:
+                held.append(one)
+                known = isinstance(one, dict) and column in one and (answer is None or answer in one)
+                if known or len(held) > BATCH:
+                    if not known:
+                        break
+                    yield from held
+                continue
+            yield one
+    except StoreError as error:
+        raise _Unreadable(str(error)) from None
+    if not known:
+        _wanted(list(next((one for one in held if isinstance(one, dict)), {column: 0, answer: 0})), column, answer, path)
+        yield from held
 
 
 def _of_datasets(folder: Path, column: str, answer: str | None) -> Iterator[Document]:
@@ -160,6 +218,6 @@ def _of_datasets(folder: Path, column: str, answer: str | None) -> Iterator[Docu
         part = part.select_columns(_wanted(part.column_names, column, answer, f"{folder} ({split})"))
         number = 0
         for batch in part.with_format("arrow").iter(BATCH):
-            for row in batch.to_pylist():
+            for row in (row for piece in batch.to_batches() for row in _rows(piece)):
                 yield _document(row, column, answer, f"{split}:{number}", folder.name)
                 number += 1

@@ -131,6 +131,8 @@ def connection(folder: Path, memory: str):
     """A DuckDB of its own that spills into `folder`."""
     import duckdb
 
+    file = str(folder / "marks.duckdb")
+    # DuckDB takes what follows a question mark in a path for the parameters of a URL
     return duckdb.connect(
-        str(folder / "marks.duckdb"), config={"memory_limit": memory, "temp_directory": str(folder / "spill")}
+        ":memory:" if "?" in file else file, config={"memory_limit": memory, "temp_directory": str(folder / "spill")}
     )

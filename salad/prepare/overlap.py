@@ -7,13 +7,17 @@ from pathlib import Path
 import numpy as np
 import xxhash
 
+from salad.speech.characters import plain_text
+from salad.speech.languages import UNSPACED
+
 NGRAM = 13
-_WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
+_WORD = re.compile(rf"[{UNSPACED}]|[^\W_{UNSPACED}]+(?:'[^\W_{UNSPACED}]+)*")
 
 
 def words(text: str) -> list[str]:
-    """Lower-case words without punctuation."""
-    return _WORD.findall(text.lower().replace("’", "'"))
+    """Lower-case words without punctuation, of the text in one form of Unicode, as it is read aloud: quotes, accents,
+    invisible characters and full-width letters make no difference. Scripts without blanks: each character."""
+    return _WORD.findall(plain_text(text).text.lower())
 
 
 def ngrams(text: str, n: int) -> np.ndarray:

@@ -7,11 +7,14 @@ from collections import Counter
 from functools import cache
 from typing import NamedTuple
 
+from salad.speech.languages import language as row_of
 from salad.speech.spoken import spoken_form
 
 CHARACTERS_PER_S = 15.0  # of the spoken form, spaces included: fluent English
 _PLAIN = re.compile(r"[A-Za-z\s.,;:!?'\"’“”()-]*")
-_OPENING = re.compile(r"\s+[\"'“‘(\[]+$")
+_OPENING = re.compile(r"(?:\s+[\"'“‘„‚«»(\[]+|[“‘（《「『【〈]+)$")
+_ENDINGS = {"zh": ["。", "！", "？", "!", "?", "｡", "…"]}  # what ends a sentence where spaCy's default, "." too, does not
+_BEFORE_A_NUMBER = {"de": re.compile(r"(?:[Ss]tr|\bNr|\bAbs|\bArt|\bKap|\bBd|\bAbb|\bTab|\bS|\bZiff)\.$")}  # no end
 
 
 class Passage(NamedTuple):
@@ -23,26 +26,27 @@ class Passage(NamedTuple):
 
 
 @cache
-def _sentencizer():
+def _sentencizer(language: str):
     import spacy
 
-    nlp = spacy.blank("en")
-    nlp.add_pipe("sentencizer")
+    row = row_of(language)
+    nlp = spacy.blank(row.spacy)
+    nlp.add_pipe("sentencizer", config={"punct_chars": _ENDINGS[row.code]} if row.code in _ENDINGS else {})
     return nlp
 
 
-def sentences(text: str) -> list[tuple[int, int]]:
+def sentences(text: str, language: str = "en") -> list[tuple[int, int]]:
     """Spans of the sentences, without the whitespace around them. A line's end ends a sentence; abbreviations that
     spaCy knows (e.g., Dr., U.S., p.m.) do not, nor does a full stop before a small letter."""
     spans: list[list[int]] = []
-    for line in re.finditer(r"[^\n]+", text):
-        nlp = _sentencizer()
+    for line in re.finditer(r"[^\n\x85\u2028\u2029]+", text):
+        nlp = _sentencizer(language)
         first = len(spans)
         for start in range(line.start(), line.end(), nlp.max_length):
             piece = text[start : min(start + nlp.max_length, line.end())]
             for sent in nlp(piece).sents:
                 span = [start + sent.start_char, start + sent.end_char]
-                if len(spans) > first and _goes_on(text, spans[-1], span):
+                if len(spans) > first and _goes_on(text, spans[-1], span, language):
                     spans[-1][1] = span[1]
                 else:
                     spans.append(span)
@@ -55,26 +59,28 @@ def sentences(text: str) -> list[tuple[int, int]]:
     return found
 
 
-def _goes_on(text: str, last: list[int], span: list[int]) -> bool:
+def _goes_on(text: str, last: list[int], span: list[int], language: str) -> bool:
     """Whether the sentence before `span` goes on in it. An opening quote or bracket moves to where it belongs."""
     if opening := _OPENING.search(text[last[0] : last[1]]):
         last[1] = span[0] = last[0] + opening.start()
     follows = text[span[0] : span[1]].lstrip()
+    if follows[:1].isdigit() and language in _BEFORE_A_NUMBER:
+        return _BEFORE_A_NUMBER[language].search(text[last[0] : last[1]].rstrip()) is not None
     return bool(follows) and (follows[0].islower() or not any(c.isalnum() for c in follows))
 
 
-def expected_s(text: str, rate: float = CHARACTERS_PER_S) -> float:
+def expected_s(text: str, rate: float = CHARACTERS_PER_S, language: str = "en") -> float:
     """Seconds that a voice takes for `text`: characters of its spoken form / `rate`."""
     plain = _PLAIN.fullmatch(text)
-    return (len(text) if plain else len(spoken_form(text).spoken)) / rate
+    return (len(text) if plain else len(spoken_form(text, language).spoken)) / rate
 
 
 def passages(
-    text: str, min_s: float = 5.0, max_s: float = 30.0, rate: float = CHARACTERS_PER_S
+    text: str, min_s: float = 5.0, max_s: float = 30.0, rate: float = CHARACTERS_PER_S, language: str = "en"
 ) -> tuple[list[Passage], Counter]:
     """The passages, in order and disjoint, and how many pieces were left over: "long sentence" (longer than `max_s`
     by itself) and "short" (the rest of a run of sentences, shorter than `min_s`)."""
-    timed = [(start, end, expected_s(text[start:end], rate)) for start, end in sentences(text)]
+    timed = [(start, end, expected_s(text[start:end], rate, language)) for start, end in sentences(text, language)]
     found, left, run = [], Counter(), []
     for sentence in [*timed, None]:
         if sentence is not None and sentence[2] <= max_s:
@@ -91,10 +97,12 @@ def passages(
     return found, left
 
 
-def whole(text: str, max_s: float = 30.0, rate: float = CHARACTERS_PER_S) -> tuple[list[Passage], Counter]:
+def whole(
+    text: str, max_s: float = 30.0, rate: float = CHARACTERS_PER_S, language: str = "en"
+) -> tuple[list[Passage], Counter]:
     """The same of a text that is not to be cut, for what answers it answers all of it. "long text" is left over."""
     start, end = len(text) - len(text.lstrip()), len(text.rstrip())
-    seconds = expected_s(text[start:end], rate)
+    seconds = expected_s(text[start:end], rate, language)
     return ([Passage(start, end, seconds)], Counter()) if seconds <= max_s else ([], Counter({"long text": 1}))
 
 

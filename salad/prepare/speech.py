@@ -28,6 +28,7 @@ from salad.speech import SAMPLE_RATE, Utterance, shar
 from salad.speech.align import align
 from salad.speech.audio import Unusable
 from salad.speech.check import MIN_S, CTCRecogniser, check_many, is_silent
+from salad.speech.languages import language as row_of
 from salad.speech.speakability import speakability
 from salad.speech.spoken import spoken_form
 from store import atomic
@@ -48,6 +49,11 @@ class SpeechOptions:
     max_s: float = 60.0
     licence: str = "unknown"
     domain: str | None = None
+
+    @property
+    def spoken_as(self) -> str:
+        """The code of the language in which numbers and the like are read. SaladError where it does not work here."""
+        return "en" if self.language == "any" else row_of(self.language).code
 
 
 def prepare_speech(lab: Path | str, source: Path | str, name: str, recogniser: CTCRecogniser,
@@ -72,6 +78,7 @@ def prepare_speech(lab: Path | str, source: Path | str, name: str, recogniser: C
         raise SaladError(f"{recogniser.name} is no CTC model: word times need one (a wav2vec 2.0 for instance)")
     _check_name(name)
     refuse_nothing(source, options.layout, options.language)
+    _ = options.spoken_as  # refused before anything is written
     work = lab / "speech" / f"{name}.prepared"
     made_from = {"prepare": "speech", "speech": name, "options": asdict(options), "shard_size": shard_size,
                  "recogniser": names.kept(recogniser.name, lab), "source": Path(source).name}  # fmt: skip
@@ -94,7 +101,7 @@ def prepare_speech(lab: Path | str, source: Path | str, name: str, recogniser: C
     _write_where_new(work / "aside.not-listed.jsonl", _json_lines(beside))
     counts = _counts(work, range(total), seen, beside) | {"shards": f"{done} of {total}"}
     if done == total:
-        counts |= {"texts": _publish_samples(lab, name, work, total, made_from), "shards": total}
+        counts |= {"texts": _publish_samples(lab, name, work, total, made_from, options), "shards": total}
         atomic.write_json(lab / "speech" / f"{name}.json", {"made_from": made_from, "counts": counts})
         for begun in (lab / "speech").glob(f".{glob.escape(name)}.??????.*"):  # shards that a killed process had begun
             shutil.rmtree(begun, ignore_errors=True)
@@ -231,9 +238,10 @@ def _kept(listed, name, recogniser, options, asr: str) -> tuple[list[shar.Speech
         except Unusable as error:
             aside.append(_aside(one, error))
     told = recogniser.hear([samples for _, samples in heard])
-    spoken = [spoken_form(one.text).spoken for one, _ in heard]
+    code = options.spoken_as
+    spoken = [spoken_form(one.text, code).spoken for one, _ in heard]
     checks = check_many([samples for _, samples in heard], [one.text for one, _ in heard], recogniser, spoken=spoken,
-                        transcripts=[transcript for transcript, _ in told])  # fmt: skip
+                        transcripts=[transcript for transcript, _ in told], languages=[code] * len(heard))  # fmt: skip
     kept = []
     for (one, samples), (transcript, log_probs), check in zip(heard, told, checks, strict=True):
         try:
@@ -242,7 +250,7 @@ def _kept(listed, name, recogniser, options, asr: str) -> tuple[list[shar.Speech
             if check.cer > options.max_cer:
                 raise Unusable("text does not match", f"CER {check.cer:.2f}, heard {transcript[:120]!r}")
             try:
-                found = align(samples, one.text, recogniser, log_probs)
+                found = align(samples, one.text, recogniser, log_probs, code)
             except SaladError as error:
                 raise Unusable("not aligned", str(error)) from None
         except Unusable as error:
@@ -299,10 +307,11 @@ def _counts(work: Path, numbers, listed: int, beside: list[dict]) -> dict:
             "licences": dict(sorted(licences.items()))}  # fmt: skip
 
 
-def _publish_samples(lab: Path, name: str, work: Path, total: int, made_from: dict) -> int:
+def _publish_samples(lab: Path, name: str, work: Path, total: int, made_from: dict, options: SpeechOptions) -> int:
     """Each text once, whatever number of recordings it has; returns how many."""
     from salad.prepare.duplicates import connection
 
+    code, named = options.spoken_as, options.language
     now = store.ids.digest([_outcome(work, number)["listed"] for number in range(total)])
     before = json.loads((work / "published.json").read_text()) if (work / "published.json").exists() else {"unit": now}
     unit, same = made_from | {"texts": before["unit"]}, before.get("texts") == now
@@ -320,10 +329,11 @@ def _publish_samples(lab: Path, name: str, work: Path, total: int, made_from: di
             if same and store.exists(lab, "samples", unit | {"part": number}):
                 continue
             rows = [
-                {"sample_id": row["sample_id"], "text": row["text"], "spoken": spoken_form(row["text"]).spoken,
+                {"sample_id": row["sample_id"], "text": row["text"], "spoken": spoken_form(row["text"], code).spoken,
                  "corpus": name, "domain": row["domain"], "licence": row["licence"], "flags": sorted(reasons),
-                 "reasons": json.dumps(reasons, ensure_ascii=False), "answer": row.get("answer")}
-                for row in batch.to_pylist() for reasons in [speakability(row["text"])]
+                 "reasons": json.dumps(reasons, ensure_ascii=False), "answer": row.get("answer"),
+                 "language": None if named == "any" else code}
+                for row in batch.to_pylist() for reasons in [speakability(row["text"], code)]
             ]  # fmt: skip
             store.publish(lab, "samples", rows, unit | {"part": number})
     finally:

@@ -6,6 +6,7 @@ over all chunks in DuckDB, which spills to disk, and each chunk is published. Me
 limit, whatever the size of the corpus.
 """
 
+import glob
 import io
 import itertools
 import json
@@ -28,7 +29,8 @@ from salad.prepare import documents as reading
 from salad.prepare import duplicates
 from salad.prepare.documents import Document
 from salad.prepare.overlap import NGRAM, Benchmarks
-from salad.prepare.passages import CHARACTERS_PER_S, passages, sentences, whole
+from salad.prepare.passages import passages, sentences, whole
+from salad.speech.languages import language as row_of
 from salad.speech.speakability import speakability
 from salad.speech.spoken import spoken_form
 from store import atomic
@@ -41,17 +43,17 @@ CORPUS = ("doc_id", "text", "source", "licence", "language", "domain")
 
 @dataclass(frozen=True)
 class TextOptions:
-    """What a preparation is made with. Seconds are those of expected speech. `language`: a code of ISO 639-1, or
-    "any". `near`: estimated Jaccard similarity from which a text is a near-duplicate. `licence`: of documents that
-    name none. `tokenizer`: a folder or repository whose tokens are counted in `samples.n_tokens`, or None. `answer`: the
-    column that holds what a chat answers; its texts are not cut, whatever `min_s`, and a text without an answer is left
-    out."""
+    """What a preparation is made with. Seconds are those of expected speech. `language`: of salad.speech.languages, or
+    "any" (read as English). `characters_per_s`: of the spoken form, the language's where None. `near`: estimated Jaccard
+    similarity from which a text is a near-duplicate. `licence`: of documents that name none. `tokenizer`: a folder or
+    repository whose tokens are counted in `samples.n_tokens`, or None. `answer`: the column that holds what a chat answers;
+    its texts are not cut, whatever `min_s`, and a text without an answer is left out."""
 
     column: str = "text"
     language: str = "en"
     min_s: float = 5.0
     max_s: float = 30.0
-    characters_per_s: float = CHARACTERS_PER_S
+    characters_per_s: float | None = None
     ngram: int = NGRAM
     near: float = duplicates.THRESHOLD
     licence: str = "unknown"
@@ -60,12 +62,23 @@ class TextOptions:
 
     def told(self) -> dict:
         """The options by name, without those that came later and are not used: a corpus keeps its name."""
-        return {key: value for key, value in asdict(self).items() if key != "answer" or value is not None}
+        told = asdict(self) | {"characters_per_s": self.rate}
+        return {key: value for key, value in told.items() if key != "answer" or value is not None}
+
+    @property
+    def rate(self) -> float:
+        """Characters of the spoken form a second."""
+        return row_of(self.spoken_as).characters_per_s if self.characters_per_s is None else self.characters_per_s
+
+    @property
+    def spoken_as(self) -> str:
+        """The code of the language in which texts are read aloud."""
+        return "en" if self.language == "any" else row_of(self.language).code
 
     def __post_init__(self):
         if not 0 < self.min_s < self.max_s:
             raise SaladError(f"passages of {self.min_s:g} to {self.max_s:g} s: the first must be below the second")
-        if self.characters_per_s <= 0 or self.ngram < 1 or not 0 < self.near <= 1:
+        if self.rate <= 0 or self.ngram < 1 or not 0 < self.near <= 1:
             raise SaladError("characters a second and the n of n-grams must be positive, near between 0 and 1")
 
 
@@ -170,7 +183,8 @@ def _cut_all(files, source, work: Path, options, benchmarks, workers: int, chunk
             yield number, path, _counted(path) or _cut_file(part, number, path, options, benchmarks)
         return
     waiting: deque = deque()
-    language_of(""), speakability("five words are needed here"), sentences("Warm.")  # before forking: loaded once
+    language_of(""), speakability("five words are needed here", options.spoken_as)  # before forking: loaded once
+    sentences("Warm.", options.spoken_as)
     context = multiprocessing.get_context("fork")
     with ProcessPoolExecutor(workers, context, initializer=_begin, initargs=(options, benchmarks)) as pool:
         for number, part, path in jobs:
@@ -232,9 +246,9 @@ def cut(part: list[Document], options: TextOptions, benchmarks: Benchmarks, numb
         why = document.fault or _unwanted(document.text, options.language)
         if why is None:
             if options.answer is not None:
-                found, rest = whole(document.text, options.max_s, options.characters_per_s)
+                found, rest = whole(document.text, options.max_s, options.rate, options.spoken_as)
             else:
-                found, rest = passages(document.text, options.min_s, options.max_s, options.characters_per_s)
+                found, rest = passages(document.text, options.min_s, options.max_s, options.rate, options.spoken_as)
             left.update(rest)
             rows += [_row(document, passage, options, benchmarks) for passage in found]
             why = "kept" if found else "no passage"
@@ -268,15 +282,15 @@ _SCHEMA = pa.schema(
 
 def _row(document: Document, passage, options: TextOptions, benchmarks: Benchmarks) -> dict:
     text = document.text[passage.start : passage.end]
-    reasons = speakability(text)
+    reasons = speakability(text, options.spoken_as)
     overlaps = benchmarks.overlaps(text if document.answer is None else f"{text} {document.answer}")
     if overlaps:
         reasons["benchmark overlap"] = ", ".join(overlaps)
     return {
         "doc_id": document.doc_id, "text": text, "answer": document.answer, "source": document.source,
         "licence": document.licence or options.licence,
-        "language": None if options.language == "any" else options.language, "domain": document.domain,
-        "spoken": spoken_form(text).spoken, "reasons": json.dumps(reasons, ensure_ascii=False),
+        "language": None if options.language == "any" else options.spoken_as, "domain": document.domain,
+        "spoken": spoken_form(text, options.spoken_as).spoken, "reasons": json.dumps(reasons, ensure_ascii=False),
         "flags": sorted(reasons), "benchmarks": overlaps, "n_tokens": None, "seconds": passage.seconds,
     }  # fmt: skip
 
@@ -298,7 +312,7 @@ def _unwanted(text: str, language: str) -> str | None:
     if language == "any" or sum(c.isalpha() for c in text[:2_000]) < SHORT_TEXT:
         return None
     found, sure = language_of(text)
-    return "other language" if found != language and sure >= SURE else None
+    return "other language" if found != row_of(language).code and sure >= SURE else None
 
 
 @cache
@@ -312,7 +326,7 @@ def _tokenizer(name: str):
 
 
 def _listed(names: list[Path]) -> str:
-    return "[" + ", ".join("'" + str(path).replace("'", "''") + "'" for path in names) + "]"
+    return "[" + ", ".join("'" + glob.escape(str(path)).replace("'", "''") + "'" for path in names) + "]"
 
 
 def _marked(con, number: int, path: Path) -> pa.Table:

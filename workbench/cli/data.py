@@ -20,7 +20,7 @@ def prepare(
     answer: str | None = None,
     min_s: float = 5.0,
     max_s: float | None = None,
-    characters_per_s: float = 15.0,
+    characters_per_s: float | None = None,
     tasks: str | None = None,
     ngram: int = 13,
     near: float = 0.75,
@@ -41,15 +41,15 @@ def prepare(
 
     Args:
         what: text or speech.
-        source: the documents, or the recordings: a folder (LibriSpeech, LibriHeavy, Emilia, tars), TSV, JSONL, cuts or tar.
+        source: the documents, or the recordings: a folder (LibriSpeech, LibriHeavy, Emilia, tars), TSV, CSV, JSONL, cuts or tar.
         name: what the corpus is called in the lab.
         licence: of documents or recordings that name none.
-        language: text: other documents are left out (any: none are). speech: which of Emilia's folders.
+        language: en, de or zh: how numbers are read; what is in another is left out (any: nothing is, and it is read as English).
         column: text: the column that holds the text.
         answer: text: the column that holds what a chat answers to it; such texts are taken whole, or not at all.
         min_s: text: the least expected speech of a passage, in seconds.
         max_s: the most: of a passage (30), or of a recording (60).
-        characters_per_s: text: of the spoken form, for the expected speech.
+        characters_per_s: text: of the spoken form, for the expected speech; by default the language's.
         tasks: text: comma-separated tasks to look for; by default all of lab/tasks.
         ngram: text: how many words in a row make an overlap with a task.
         near: text: similarity from which a passage is a near-duplicate.
