@@ -419,7 +419,7 @@ def test_a_full_disk_is_said_clearly_and_what_was_acknowledged_stays(little_room
     lab, rng, published, said = little_room / "lab", random.Random(7), 0, 0
     with pytest.raises(store.StoreError, match="could not write a unit of samples"):
         while True:
-            text = rng.randbytes(60_000).hex()
+            text = rng.randbytes(60_000 * (published + 1)).hex()  # until a file is too large, or all together
             store.publish(
                 lab, "samples", [{"sample_id": f"s{published}", "text": text, "corpus": "c"}], {"n": published}
             )
