@@ -7,7 +7,6 @@ import signal
 
 import pytest
 import tools
-from demo_lab import Demo, finished
 
 os.environ |= {
     "HF_HUB_OFFLINE": "1",
@@ -22,9 +21,11 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
-def demo(tmp_path_factory) -> Demo:
-    """The finished lab of `salad demo --smoke`; a test that changes it takes a copy."""
-    return finished(tmp_path_factory)
+def demo(tmp_path_factory):
+    """The finished lab of `salad demo --smoke` (demo_lab.Demo); a test that changes it takes a copy."""
+    import demo_lab
+
+    return demo_lab.finished(tmp_path_factory)
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
