@@ -11,11 +11,14 @@ import pandas as pd
 
 import store
 from salad.errors import SaladError
+from salad.evaluation import statistics
 
 ALL, GROUPS = "all domains, by P_web", {
     "covered": "covered", "partly covered": "partly covered", "uncovered": "broad", "user": "your texts",
 }  # fmt: skip
 MEASURES = ("m", "f", "text", "speech", "cascade", "gap")
+# an item's domain; with examples before it ("piqa@5") it is another figure, which stands apart
+DOMAIN = "coalesce(domain, regexp_replace(task, '@.*', '')) || regexp_extract(task, '@.*')"
 EXTRAPOLATE = 10.0  # times the most tokens that a fit has seen: further is refused unless it is asked for
 
 
@@ -31,34 +34,38 @@ def read_study(lab: Path | str, con) -> dict:
         study = {}
     except ValueError as error:
         raise store.StoreError(f"{path} is not JSON ({error}); the demo writes it anew") from None
-    domains = [
-        d for (d,) in con.execute("SELECT DISTINCT coalesce(domain, task) FROM evaluations ORDER BY 1").fetchall()
-    ]
-    study.setdefault("p_web", {d: 1 / len(domains) for d in domains})
+    domains = [d for (d,) in con.execute(f"SELECT DISTINCT {DOMAIN} FROM evaluations ORDER BY 1").fetchall()]
+    plain = sorted({plain_domain(d) for d in domains})
+    study.setdefault("p_web", {d: 1 / len(plain) for d in plain})
     study.setdefault("coverage", {})
     return {**study, "domains": domains}
 
 
+def plain_domain(domain: str) -> str:
+    """A domain without the setting of its task: "piqa" of "piqa@5"."""
+    return domain.partition("@")[0]
+
+
 def by_domain(con, heldout: str = "heldout") -> pd.DataFrame:
     """One row per contender, domain and measure: value, standard error, n. Needs the view `contenders`
-    (contender, run_id, step).
+    (contender, run_id, step, and `who`, a fingerprint, where contenders of one name are no runs).
 
-    Accuracies 0 to 1, length-normalised; the gap is the teacher's accuracy on text minus speech, paired by item; M and
-    F in nats on the samples of the corpus `heldout`, token-weighted, their standard error over texts."""
-    con.execute("""CREATE OR REPLACE TEMP VIEW answers AS
-        SELECT c.contender, e.modality, coalesce(e.domain, e.task) AS domain, e.task, e.item_id,
-            avg(e.correct_norm::INT) AS correct
-        FROM evaluations AS e JOIN contenders AS c ON e.contender = c.contender
-            AND e.run_id IS NOT DISTINCT FROM c.run_id AND e.step IS NOT DISTINCT FROM c.step
-        GROUP BY ALL""")
+    Accuracies 0 to 1, length-normalised; the gap is the accuracy on text of the teacher that the contender was made from
+    minus speech, paired by item; M and F in nats on the samples of the corpus `heldout`, token-weighted, their standard
+    error over texts. Nothing is averaged over settings:
+    domains of a task with examples carry its setting ("piqa@5"), and of several synthesisers or recognisers the one that
+    most was answered with speaks for all. Makes the view `answers`."""
+    _answers(con)
     accuracy = con.execute("""
         SELECT contender, domain, modality AS measure, avg(correct) AS value,
             stddev_samp(correct) / sqrt(count(*)) AS se, count(*) AS n FROM answers GROUP BY ALL
         UNION ALL
         SELECT s.contender, s.domain, 'gap', avg(t.correct - s.correct),
             stddev_samp(t.correct - s.correct) / sqrt(count(*)), count(*)
-        FROM answers AS s JOIN answers AS t USING (task, item_id, domain)
-        WHERE s.modality = 'speech' AND t.modality = 'text' AND t.contender = 'teacher' GROUP BY ALL""").df()
+        FROM answers AS s JOIN teachers AS o USING (contender)
+            JOIN teachers_answers AS t ON t.who IS NOT DISTINCT FROM o.who AND t.step IS NOT DISTINCT FROM o.step
+                AND (t.task, t.item_id, t.domain) = (s.task, s.item_id, s.domain)
+        WHERE s.modality = 'speech' GROUP BY ALL""").df()
     # Per text first: its two patterns are one observation.
     parts = []
     for measure, n in (("m", "n_positions"), ("f", "n_positions_f")):
@@ -80,19 +87,83 @@ def by_domain(con, heldout: str = "heldout") -> pd.DataFrame:
     return pd.concat([accuracy, *parts], ignore_index=True)
 
 
+def _answers(con) -> None:
+    """The views `answers` (of the contenders) and `teachers_answers`, each item once, and the table `teachers`: whose
+    text each contender's gap is from."""
+    statistics.answered(con)
+    named = con.execute("SELECT DISTINCT * FROM contenders").df()
+    con.execute("""CREATE OR REPLACE TEMP TABLE sides_known
+        (contender VARCHAR, who VARCHAR, step BIGINT, taught BOOLEAN, teacher_who VARCHAR, teacher_step BIGINT)""")
+    for row in named.to_dict("records"):
+        known = [value for value in (row.get("who"), row["run_id"]) if value is not None and value == value]
+        step = None if pd.isna(row["step"]) else int(row["step"])
+        side = statistics.identity(con, row["contender"], known[0] if known else None, step)
+        teacher = statistics.teacher_of(con, side)
+        con.execute("INSERT INTO sides_known VALUES (?, ?, ?, ?, ?, ?)", [*side, teacher is not None, *(teacher or side)[1:]])
+    con.execute(f"""CREATE OR REPLACE TEMP VIEW answers_of_any_setting AS
+        SELECT e.contender, e.who, e.step, e.modality, e.task, e.tts, e.asr, e.item_id, e.correct_norm, {DOMAIN} AS domain
+        FROM answered AS e WHERE e.correct_norm IS NOT NULL""")
+    con.execute("""CREATE OR REPLACE TEMP VIEW answers AS
+        WITH shown AS (
+            SELECT e.* FROM answers_of_any_setting AS e JOIN sides_known AS k ON e.contender = k.contender
+                AND e.who IS NOT DISTINCT FROM k.who AND e.step IS NOT DISTINCT FROM k.step
+        ),
+        chosen AS (
+            SELECT task, modality, tts, asr FROM shown GROUP BY task, modality, tts, asr
+            QUALIFY row_number() OVER (PARTITION BY task, modality ORDER BY count(*) DESC, tts, asr) = 1
+        )
+        SELECT contender, modality, domain, task, item_id, avg(correct_norm::INT) AS correct
+        FROM shown SEMI JOIN chosen ON shown.task = chosen.task AND shown.modality = chosen.modality
+            AND shown.tts IS NOT DISTINCT FROM chosen.tts AND shown.asr IS NOT DISTINCT FROM chosen.asr
+        GROUP BY ALL""")
+    con.execute("""CREATE OR REPLACE TEMP VIEW teachers AS
+        SELECT contender, teacher_who AS who, teacher_step AS step FROM sides_known WHERE taught""")
+    con.execute("""CREATE OR REPLACE TEMP VIEW teachers_answers AS
+        SELECT who, step, task, domain, item_id, avg(correct_norm::INT) AS correct FROM answers_of_any_setting
+        WHERE contender = 'teacher' AND modality = 'text' GROUP BY ALL""")
+
+
+def hearing(con, weights: Mapping[str, float], contender: str) -> statistics.Heard | None:
+    """The heard share of a contender over domains with weights, (speech - deaf) / (text - deaf), an item weighing its
+    domain's share; None where it was not asked deaf. Needs the view `answers`, which `by_domain` makes."""
+    rows = con.execute("""SELECT domain, modality, domain || '/' || task || '/' || item_id AS item, correct FROM answers
+        WHERE contender = ? AND modality IN ('text', 'speech', 'deaf')""", [contender]).df()  # fmt: skip
+    rows = rows[rows.domain.isin([domain for domain, weight in weights.items() if weight > 0])]
+    by = {name: dict(zip(part.item, part.correct, strict=True)) for name, part in rows.groupby("modality")}
+    if len(by) < 3:
+        return None
+    shared = rows[rows.item.isin(by["speech"].keys() & by["text"].keys() & by["deaf"].keys())].drop_duplicates("item")
+    times = shared.domain.value_counts()
+    of = {row.item: weights[row.domain] / times[row.domain] for row in shared.itertuples()}
+    return statistics.heard_share(by["speech"], by["text"], by["deaf"], of)
+
+
 def groups(study: dict, domains) -> dict[str, dict[str, float]]:
-    """The rows of a table: each group's name, and the weights of its domains."""
-    found = {ALL: study["p_web"]}
-    for coverage, name in GROUPS.items():
-        known = sorted({*study["domains"], *pd.Series(domains).dropna()})
-        chosen = [d for d in known if study["coverage"].get(d) == coverage]
-        if chosen:
-            found[name] = {d: 1 / len(chosen) for d in chosen}
+    """The rows of a table: each group's name, and the weights of its domains. Where a domain was asked with several
+    numbers of examples, the groups stand once more for each further one, under its name."""
+    known = sorted({*study["domains"], *pd.Series(domains).dropna()})
+    settings: dict[str, list[str]] = {}
+    for domain in known:
+        settings.setdefault(plain_domain(domain), []).append(domain)
+    first = {plain: some[0] for plain, some in settings.items()}
+    further = sorted({domain.removeprefix(plain) for plain, some in settings.items() for domain in some[1:]})
+    found = {}
+    for setting in (None, *further):
+        of = first if setting is None else {
+            plain: plain + setting for plain, some in settings.items() if plain + setting in some[1:]}  # fmt: skip
+        suffix = "" if setting is None else f" ({setting})"
+        whole = {of.get(d, d): w for d, w in study["p_web"].items() if setting is None or d in of}
+        found[ALL + suffix] = whole
+        for coverage, name in GROUPS.items():
+            chosen = sorted(cell for plain, cell in of.items() if study["coverage"].get(plain) == coverage)
+            if chosen:
+                found[name + suffix] = {cell: 1 / len(chosen) for cell in chosen}
     return found
 
 
 def by_group(con, study: dict) -> pd.DataFrame:
-    """One row per group of domains and contender: n_items and, for each of MEASURES, its value and `<measure>_se`.
+    """One row per group of domains and contender: n_items and, for each of MEASURES, its value and `<measure>_se`; the
+    heard share as heard, heard_low, heard_high (its 95 % interval) and heard_n (items; 0 where it was not asked deaf).
     Needs the view `contenders` (contender, run_id, step, place)."""
     cells = by_domain(con, study.get("heldout", "heldout"))
     rows = []
@@ -113,6 +184,10 @@ def by_group(con, study: dict) -> pd.DataFrame:
                 )
                 if measure == "speech" or (measure == "text" and "n_items" not in row):
                     row["n_items"] = int(part.n.sum()) if len(part) else 0
+            found = hearing(con, weights, contender)
+            row["heard_n"] = found.n if found else 0
+            told = (None,) * 3 if found is None else (found.share, found.low, found.high)
+            row |= {name: np.nan if x is None else x for name, x in zip(("heard", "heard_low", "heard_high"), told, strict=True)}
             rows.append(row)
     return pd.DataFrame(rows)
 
@@ -178,24 +253,22 @@ def _measured(con, study: dict, points: pd.DataFrame) -> pd.DataFrame:
     # a contender stands once in the view: checkpoints of one name go one after the other
     named, parts = points.assign(place=0), []
     for _, batch in named.groupby(named.groupby("contender").cumcount()):
-        con.register("contenders", pd.concat([batch[["contender", "run_id", "step", "place"]], _teacher(con)]))
+        con.register("contenders", batch[["contender", "run_id", "step", "place"]])
         parts.append(by_group(con, study).merge(batch[["contender", "key"]], on="contender"))
     return pd.concat(parts, ignore_index=True).drop(columns="contender")
 
 
-def _teacher(con) -> pd.DataFrame:
-    """The teacher as the view `contenders` has it: every gap is from its text."""
-    return con.execute("""SELECT DISTINCT contender, run_id, step, 0 AS place FROM evaluations
-        WHERE contender = 'teacher' ORDER BY ALL LIMIT 1""").df()
-
-
 def teachers(labs: Mapping[object, Path | str]) -> pd.DataFrame:
-    """The teacher of each lab that has evaluated it: seed (the label), contender, group and the measures it has."""
+    """The teacher of each lab that has evaluated it (of several the one that answered most): seed (the label),
+    contender, group and the measures it has."""
     parts = []
     for seed, lab in labs.items():
         con = store.connect(lab)
-        if len(teacher := _teacher(con)):
-            con.register("contenders", teacher)
+        statistics.answered(con)
+        found = con.execute("""SELECT contender, run_id, step, who, 0 AS place FROM answered
+            WHERE contender = 'teacher' GROUP BY ALL ORDER BY count(*) DESC, run_id, step, who LIMIT 1""").df()
+        if len(found):
+            con.register("contenders", found)
             parts.append(by_group(con, read_study(lab, con)).assign(seed=seed))
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
 

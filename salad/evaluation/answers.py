@@ -1,16 +1,17 @@
 """Open-ended answers, for reading and for the A/B app, and transcription as a check that a speech LM still hears."""
 
-import json
 import time
 from pathlib import Path
 
 import store
 from salad.data import corpora
 from salad.errors import SaladError
-from salad.evaluation import spoken
+from salad.evaluation import items, run, spoken
 from salad.evaluation.contenders import Contender
 from salad.evaluation.harness import MODALITIES
+from salad.evaluation.run import fingerprint
 from salad.evaluation.scoring import Recording
+from store import lines
 from store.ids import hash_id
 
 QUESTIONS = "questions"  # the corpus under which questions are kept and spoken
@@ -21,24 +22,20 @@ CHUNK = 32  # answers that are published together: what an interruption costs at
 def read_questions(path: Path | str) -> list[tuple[str, str, str | None]]:
     """(question id, question, reference or None) of a file: a question a line, or JSONL with "question" (and "id",
     "reference"). Raises SaladError."""
-    try:
-        lines = [line.strip() for line in Path(path).read_text().splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise SaladError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
     found = []
-    for number, line in enumerate(lines, 1):
-        if not line:
+    for line in items.written(path):
+        number, question, name, reference = line.number, line.text.strip(), None, None
+        if not question:
             continue
-        question, name, reference = line, None, None
-        if line.startswith("{"):
-            try:
-                row = json.loads(line)
-                question, name, reference = str(row["question"]).strip(), row.get("id"), row.get("reference")
-            except (ValueError, KeyError, TypeError):
-                told = 'write {"question": …}, with "id" and "reference" if you like'
-                raise SaladError(f"{path} line {number}: {told}") from None
+        if question.startswith("{"):
+            row, fault = lines.parsed(question)
+            if row is None or not isinstance(row.get("question"), str | int | float):
+                wanted = 'write {"question": …}, with "id" and "reference" if you like'
+                raise SaladError(f"{path} line {number}: {fault + ': ' if fault else ''}{wanted}")
+            question, name, reference = str(row["question"]).strip(), row.get("id"), row.get("reference")
         if not question:
             raise SaladError(f"{path} line {number}: the question is empty")
+        reference = None if reference is None else str(reference)
         found.append((str(name) if name is not None else hash_id("q", question), question, reference))
     if not found:
         raise SaladError(f"{path} holds no question")
@@ -48,7 +45,7 @@ def read_questions(path: Path | str) -> list[tuple[str, str, str | None]]:
 
 
 def answer(lab: Path | str, contender: Contender, questions: list[tuple[str, str, str | None]],
-           modalities: tuple[str, ...] = ("text", "speech"), voice: str | None = None, tts: str = "espeak",
+           modalities: tuple[str, ...] = ("text", "speech"), voice: str | None = None, tts: str | None = None,
            asr: str | None = None, max_new_tokens: int = 64, until: tuple[str, ...] | None = None, temperature: float = 0.0,
            seed: int = 0, progress=None) -> list[dict]:  # fmt: skip
     """Answer questions as text and as speech with the same seed, into the table `answers`; returns the rows.
@@ -56,32 +53,33 @@ def answer(lab: Path | str, contender: Contender, questions: list[tuple[str, str
     until: what ends an answer; by default a new line, in a chat the end of the turn.
     What was answered already with the same settings is left as it is. The same question, seed and checkpoint give the
     same answer, whatever it is asked together with."""
-    for modality in modalities:
-        if modality not in MODALITIES:
-            raise SaladError(f"no modality {modality!r}; known: {', '.join(MODALITIES)}")
-    wanted = [modality for modality in modalities if modality in contender.modalities]
-    if not wanted:
-        raise SaladError(f"{contender.name} has no {' or '.join(modalities)} side; it has {', '.join(contender.modalities)}")
+    wanted = run.chosen(contender, modalities, MODALITIES)
     sound = None
     if set(wanted) - {"text"}:
         texts = [question for _, question, _ in questions]
         (sound, *_) = spoken.prepare(lab, QUESTIONS, texts, [voice] if voice else None, tts, asr)
     made_with = {"max_new_tokens": max_new_tokens, "until": until and list(until), "temperature": temperature, "seed": seed}
     key = [contender.run_id, contender.step, contender.name]
+    con = store.connect(lab)
+    known = dict(con.execute("select answer_id, text from answers where task = ?", [QUESTIONS]).fetchall())
     rows = []
     for name, question, reference in questions:
         for modality in wanted:
             heard = None if modality == "text" else sound.row(question)
+            asr = sound.asr(question) if modality == "cascade" else None
             made_from = {"answer": [*key, QUESTIONS, name, question, modality, heard and heard["synthesis_id"]]} | made_with
+            # before there were fingerprints, an answer of a run, and through the transcript that its speech has, had this id
+            legacy = hash_id("a", made_from)
+            owned = contender.run_id is not None and (asr is None or sound.is_transcribed(question))
+            answer_id = hash_id("a", made_from | {"fingerprint": fingerprint(contender), "asr": asr})
             row = {
-                "answer_id": hash_id("a", made_from), "question_id": name, "question": question, "task": QUESTIONS,
+                "answer_id": legacy if owned and legacy in known else answer_id, "fingerprint": fingerprint(contender),
+                "asr": asr, "question_id": name, "question": question, "task": QUESTIONS,
                 "run_id": contender.run_id, "step": contender.step, "contender": contender.name, "modality": modality,
                 "voice": heard and heard["voice"], "synthesis_id": heard and heard["synthesis_id"], "reference": reference,
                 "temperature": temperature, "seed": seed,
             }  # fmt: skip
             rows.append(row)
-    con = store.connect(lab)
-    known = dict(con.execute("select answer_id, text from answers where task = ?", [QUESTIONS]).fetchall())
     fresh: list[dict] = []
     for done, row in enumerate(rows, 1):
         if row["answer_id"] in known:
@@ -127,11 +125,14 @@ def transcribe(lab: Path | str, contender: Contender, speech: str = "heldout", c
 
     head = [part for one in examples for part in (sound(one), f"\nText: {one.text}\n\n")]
     voices = dict(con.execute("select synthesis_id, voice from syntheses where speech = ?", [speech]).fetchall())
-    wanted = {hash_id("a", contender.run_id, contender.step, contender.name, TRANSCRIPTION, shots, one.synthesis_id): one
-              for one in asked}  # fmt: skip
-    known = dict(
-        con.execute("select answer_id, text from answers where answer_id in (select unnest(?))", [list(wanted)]).fetchall()
-    )
+    examples_are = [one.synthesis_id for one in examples]
+    known = dict(con.execute("select answer_id, text from answers where task = ?", [TRANSCRIPTION]).fetchall())
+    wanted = {}
+    for one in asked:
+        key = [contender.run_id, contender.step, contender.name, TRANSCRIPTION, shots, one.synthesis_id]
+        legacy = hash_id("a", *key)  # of a run, before there were fingerprints
+        name = hash_id("a", *key, fingerprint(contender), examples_are)
+        wanted[legacy if contender.run_id is not None and legacy in known else name] = one
     rows = []
     for done, (name, one) in enumerate(wanted.items()):
         if name not in known:
@@ -140,7 +141,8 @@ def transcribe(lab: Path | str, contender: Contender, speech: str = "heldout", c
             (text,) = contender.generate([[*head, sound(one), "\nText:"]], longest)
             said, heard = normalise(one.text), normalise(text)
             rows.append({
-                "answer_id": name, "question_id": one.sample_id, "question": one.text, "task": TRANSCRIPTION,
+                "answer_id": name, "fingerprint": fingerprint(contender), "question_id": one.sample_id,
+                "question": one.text, "task": TRANSCRIPTION,
                 "run_id": contender.run_id, "step": contender.step, "contender": contender.name, "modality": "speech",
                 "voice": voices.get(one.synthesis_id), "synthesis_id": one.synthesis_id, "text": text,
                 "reference": one.text, "wer": jiwer.wer(said, heard), "temperature": 0.0, "seed": 0,

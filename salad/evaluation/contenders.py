@@ -2,16 +2,24 @@
 that speaks OpenAI's protocol, or a class of one's own.
 
 A contender has `name`, `run_id`, `step` (None but for ours), `modalities`, `sample_rate` (Hz of the recordings that it
-hears), and one or both of `loglikelihoods` and `choose`; `generate` for open questions.
+hears), and one or both of `loglikelihoods` and `choose`; `generate` for open questions. By its `fingerprint`, a hash of
+all that it computes with, its answers are told from those of another contender of the same name.
 """
 
 import difflib
-import string
+import functools
+import hashlib
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
+import torch
+
 from salad.errors import SaladError
+from salad.evaluation.choices import parse_choice
 from salad.evaluation.scoring import Prompt, Recording, loglikelihoods
+from store.ids import digest
+
+__all__ = ["KINDS", "Contender", "Ours", "fingerprint", "outside", "parse_choice", "same_tokenizer"]
 
 
 @runtime_checkable
@@ -42,7 +50,7 @@ class Ours:
     scores = True
 
     def __init__(self, model, name: str, run_id: str | None = None, step: int | None = None, teacher: bool = False,
-                 batch: int = 16):  # fmt: skip
+                 batch: int | None = None):  # fmt: skip
         self.model, self.name, self.run_id, self.step = model, name, run_id, step
         self.teacher, self.batch = teacher, batch
         self.modalities = ("text", "cascade") if teacher else ("text", "speech", "cascade")
@@ -50,6 +58,16 @@ class Ours:
     @property
     def sample_rate(self) -> int:
         return self.model.encoder.sample_rate
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Of the weights, the prompt format and the type in which it computes."""
+        return self.teacher_fingerprint if self.teacher else fingerprint(self.model)
+
+    @functools.cached_property
+    def teacher_fingerprint(self) -> str:
+        """Of the original LLM: whose text a gap is taken from."""
+        return fingerprint(self.model, teacher=True)
 
     def loglikelihoods(self, prompts, continuations, progress=None):
         return loglikelihoods(self.model, prompts, continuations, self.teacher, self.batch, progress)
@@ -67,31 +85,26 @@ class Ours:
         return "".join(one.text for one in told).strip()
 
 
-def parse_choice(answer: str, choices: list[str]) -> int | None:
-    """Which choice an answer in words names: by its letter ("B", "(b)", "The answer is B.") or by its own words; None
-    where it names none or more than one. Nothing is guessed."""
-    plain = lambda text: " ".join("".join(c if c.isalnum() else " " for c in text.lower()).split())  # noqa: E731
-    said = plain(answer)
-    exact = [i for i, choice in enumerate(choices) if plain(choice) == said]
-    if len(exact) == 1:
-        return exact[0]
-    letters = string.ascii_uppercase[: len(choices)]
-    words = answer.replace("*", " ").split()
-    stripped = [word.strip("()[]{}.,:;!?\"'`") for word in words]
-    if len(stripped) == 1 and len(stripped[0]) == 1 and stripped[0].upper() in letters:
-        return letters.index(stripped[0].upper())
-    # in a sentence only capitals count; "A" and "I" may be words of English there, and alone they name nothing
-    named, perhaps = set(), set()
-    for place, (word, bare) in enumerate(zip(words, stripped, strict=True)):
-        if len(bare) == 1 and bare in letters:
-            sure = bare not in "AI" or word != bare or place == len(words) - 1
-            (named if sure else perhaps).add(bare)
-    if named and perhaps - named:
-        return None
-    held = {i for i, choice in enumerate(choices) if plain(choice) and f" {plain(choice)} " in f" {said} "}
-    held = {i for i in held if not any(i != j and plain(choices[i]) in plain(choices[j]) for j in held)}
-    found = {letters.index(letter) for letter in named} or held
-    return found.pop() if len(found) == 1 else None
+def fingerprint(model, teacher: bool = False) -> str:
+    """12 hex digits over what a `SpeechLM` computes with: frozen parts (a folder's files, else a hub name and its commit),
+    trained tensors, prompt format, type. `teacher`: over what its original LLM does."""
+    settings, frozen = model.settings, model.frozen()
+    known = {part: found["sha256"] or [found["name"], _commit(model)] for part, found in frozen.items()}
+    made = {name: value for name, value in settings.items() if name not in ("llm", "encoder", "adapter", "answering", "start")}
+    made["dtype"] = settings["llm"]["dtype"]
+    if teacher:
+        return digest([made, known.get("teacher", known["llm"])])
+    trained = hashlib.sha256()
+    for name, tensor in sorted(model.named_parameters()):
+        if tensor.requires_grad:
+            trained.update(f"{name} {tuple(tensor.shape)}\0".encode())
+            trained.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest([made, known, {"encoder": settings["encoder"], "adapter": settings["adapter"]}, trained.hexdigest()])
+
+
+def _commit(model) -> str | None:
+    """The commit of a hub's model that was loaded by its name."""
+    return getattr(model.llm.config, "_commit_hash", None)
 
 
 KINDS = ("teacher", "qwen2-audio:NAME", "qwen2.5-omni:NAME", "endpoint:URL#MODEL", "package.module:name")

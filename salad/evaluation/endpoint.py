@@ -1,12 +1,16 @@
 """A contender behind an OpenAI-compatible chat endpoint that hears audio (vLLM, vendors): it answers in words.
 
-Speech goes as `input_audio` parts, WAV in base64. A key is read from the environment variable SALAD_ENDPOINT_KEY."""
+Speech goes as `input_audio` parts, WAV in base64. A key is read from the environment variable SALAD_ENDPOINT_KEY, the most
+tokens of an answer that names a choice from SALAD_ENDPOINT_TOKENS (16; a reasoning model needs more, for its thoughts count)."""
 
 import base64
+import email.utils
+import http.client
 import io
 import json
 import os
 import string
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -15,25 +19,51 @@ from concurrent.futures import ThreadPoolExecutor
 from salad import interrupts
 from salad.errors import SaladError
 from salad.evaluation.scoring import Prompt, Recording
+from salad.models.decoding import before_stop
+from store.ids import digest
 
-KEY = "SALAD_ENDPOINT_KEY"
+KEY, TOKENS = "SALAD_ENDPOINT_KEY", "SALAD_ENDPOINT_TOKENS"
 ASK = "Which of these continues or answers it best? Say its letter only."
 TRIES, AT_ONCE = 4, 8
+LONGEST_WAIT_S = 600.0  # that one answer waits in all for a server that is busy (429, 503)
+
+
+class Reply(str):
+    """An answer in words; finish_reason: how it ended, as the endpoint says (stop, length, content_filter …)."""
+
+    finish_reason: str | None
+
+    def __new__(cls, text: str, finish_reason: str | None = None) -> "Reply":
+        made = super().__new__(cls, text)
+        made.finish_reason = finish_reason
+        return made
 
 
 class Endpoint:
-    """url: up to and with `/v1`; model: as the endpoint calls it."""
+    """url: up to and with `/v1`; model: as the endpoint calls it.
+
+    A server that refuses `max_tokens` is asked with `max_completion_tokens`. One that is busy (429, 503) is asked again
+    after what it says in `Retry-After`, else after ever longer pauses, for `wait_s` seconds in all; other failures of the
+    server and of the network four times. Then it is a SaladError: what was answered before is kept, and the same
+    command goes on from there."""
 
     scores = False
     modalities = ("text", "speech", "cascade")
     sample_rate = 16_000
     run_id = step = None
+    chunk = 4 * AT_ONCE  # answers that are kept together: they are paid for
 
-    def __init__(self, url: str, model: str, name: str, timeout_s: float = 120.0, pause_s: float = 1.0):
+    def __init__(self, url: str, model: str, name: str, timeout_s: float = 120.0, pause_s: float = 1.0,
+                 wait_s: float = LONGEST_WAIT_S):  # fmt: skip
         if not url.startswith(("http://", "https://")) or not model:
             raise SaladError(f"endpoint {url}#{model}: write it as endpoint:http://HOST:PORT/v1#MODEL")
+        longest = os.environ.get(TOKENS, "16")
+        if not longest.isdecimal() or not int(longest):
+            raise SaladError(f"{TOKENS}={longest}: it is a number of tokens")
         self.url, self.model, self.name = url.rstrip("/") + "/chat/completions", model, name
-        self.timeout_s, self.pause_s = timeout_s, pause_s
+        self.timeout_s, self.pause_s, self.wait_s, self.longest_choice = timeout_s, pause_s, wait_s, int(longest)
+        self._limit = "max_tokens"  # what the server calls the most tokens of an answer
+        self.fingerprint = digest({"endpoint": self.url, "model": model, "asked": [ASK, self.longest_choice]})
 
     def loglikelihoods(self, prompts, continuations, progress=None):
         raise SaladError(f"{self.name} answers in words only: an endpoint gives no log-likelihoods of choices")
@@ -44,41 +74,79 @@ class Endpoint:
             [*prompt, "\n".join(["", "", ASK, *(f"{a}. {c}" for a, c in zip(string.ascii_uppercase, some, strict=False))])]
             for prompt, some in zip(prompts, choices, strict=True)
         ]
-        return self.generate(asked, 16, (), progress=progress)
+        return self.generate(asked, self.longest_choice, (), progress=progress)
 
     def generate(self, prompts, max_new_tokens=64, until=None, temperature=0.0, seed=0, progress=None) -> list[str]:
-        told = []
-        with ThreadPoolExecutor(AT_ONCE) as pool:
-            for text in pool.map(lambda p: self._ask(p, max_new_tokens, until, temperature, seed), prompts):
-                told.append(text)
+        """An answer to each prompt (`Reply`), ending before any of `until`. What a reasoning model thinks is no answer: where
+        it has said nothing beside, the answer is empty."""
+        told, stopped = [], threading.Event()
+        pool = ThreadPoolExecutor(AT_ONCE)
+        try:
+            asked = [pool.submit(self._ask, p, max_new_tokens, until, temperature, seed, stopped) for p in prompts]
+            for answer in asked:
+                told.append(answer.result())
                 if progress is not None:
                     progress(len(told), len(prompts))
+        finally:
+            stopped.set()  # who waits for a busy server waits no more
+            pool.shutdown(wait=False, cancel_futures=True)
         return told
 
-    def _ask(self, prompt: Prompt, max_new_tokens, until, temperature, seed) -> str:
+    def _ask(self, prompt: Prompt, max_new_tokens, until, temperature, seed, stopped: threading.Event) -> Reply:
         body = {
-            "model": self.model, "temperature": temperature, "seed": seed, "max_tokens": max_new_tokens,
+            "model": self.model, "temperature": temperature, "seed": seed,
             "messages": [{"role": "user", "content": self._content(prompt)}],
         }  # fmt: skip
         if until:
             body["stop"] = list(until)[:4]  # the protocol takes four
+        failed, waited = 0, 0.0
+        while not stopped.is_set():
+            limit = self._limit
+            try:
+                return self._reply(self._post(body | {limit: max_new_tokens}), until or ())
+            except urllib.error.HTTPError as error:
+                said = " ".join(error.read(2000).decode(errors="replace").split())[:300]
+                told = f"{error.code} {error.reason}: {said}"
+                if error.code in (400, 422) and limit == "max_tokens" and "max_tokens" in said:
+                    self._limit = "max_completion_tokens"
+                    continue
+                if error.code in (429, 503):
+                    pause = retry_after(error.headers.get("Retry-After"))
+                    pause = self.pause_s * 2 ** min(failed, 6) if pause is None else pause
+                    failed, waited = failed + 1, waited + pause
+                    if waited <= self.wait_s:
+                        stopped.wait(pause)
+                        continue
+                    told += f"; it asks to wait longer than {self.wait_s:.0f} s: the same command goes on later"
+                    break
+                if error.code < 500:
+                    break
+            except (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError, http.client.HTTPException) as error:
+                told = f"{type(error).__name__}: {error}"
+            failed += 1
+            if failed >= TRIES:
+                break
+            stopped.wait(self.pause_s * 2 ** (failed - 1))
+        if stopped.is_set():
+            raise SaladError(f"{self.name} was not asked to the end")
+        raise SaladError(f"{self.name} at {self.url} does not answer: {' '.join(told.split())[:400]}")
+
+    def _post(self, body: dict) -> dict:
         headers = {"Content-Type": "application/json"}
         if os.environ.get(KEY):
             headers["Authorization"] = f"Bearer {os.environ[KEY]}"
         request = urllib.request.Request(self.url, json.dumps(body).encode(), headers)
-        for attempt in range(TRIES):
-            try:
-                with urllib.request.urlopen(request, timeout=self.timeout_s) as answer:
-                    return json.load(answer)["choices"][0]["message"]["content"] or ""
-            except urllib.error.HTTPError as error:
-                told = f"{error.code} {error.reason}: {error.read(200).decode(errors='replace')}"
-                if error.code != 429 and error.code < 500:
-                    break
-            except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
-                told = f"{type(error).__name__}: {error}"
-            if attempt < TRIES - 1:
-                time.sleep(self.pause_s * 2**attempt)
-        raise SaladError(f"{self.name} at {self.url} does not answer: {' '.join(told.split())[:300]}")
+        with urllib.request.urlopen(request, timeout=self.timeout_s) as answer:
+            return json.load(answer)
+
+    @staticmethod
+    def _reply(answer: dict, until) -> Reply:
+        """`content` of the first choice; `reasoning_content` is no answer."""
+        choice = answer["choices"][0]
+        content = choice["message"].get("content") or ""
+        if isinstance(content, list):  # in parts
+            content = "".join(part.get("text") or "" for part in content if part.get("type", "text") in ("text", "output_text"))
+        return Reply(before_stop(content, tuple(until)), choice.get("finish_reason"))
 
     def _content(self, prompt: Prompt) -> list[dict] | str:
         parts: list[dict] = []
@@ -99,3 +167,18 @@ def _wav(recording: Recording, sample_rate: int) -> str:
     file = io.BytesIO()
     soundfile.write(file, recording.samples, sample_rate, format="WAV", subtype="PCM_16")
     return base64.b64encode(file.getvalue()).decode()
+
+
+def retry_after(header: str | None) -> float | None:
+    """Seconds from now that a `Retry-After` says, a number or a date; None where it says neither."""
+    if header is None:
+        return None
+    try:
+        return max(0.0, float(header))
+    except ValueError:
+        pass
+    try:
+        at = email.utils.parsedate_to_datetime(header)
+    except (TypeError, ValueError):
+        return None
+    return max(0.0, at.timestamp() - time.time())

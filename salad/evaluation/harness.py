@@ -28,6 +28,7 @@ from salad.evaluation.scoring import Prompt, Recording
 
 OPEN, CLOSE = "\ue000", "\ue001"  # of Unicode's private area: no text of a benchmark holds them
 MODALITIES = ("text", "speech", "cascade")
+FLOORS = ("deaf", "silent")  # speech that says nothing of the item: another item's recording, or silence
 HERE = Path(__file__).parent / "yaml"
 # What is spoken of the harness' own tasks; of the others, the whole prompt of an item.
 SPOKEN = {
@@ -110,8 +111,14 @@ def _quiet():
             datasets.enable_progress_bars()
 
 
+def _stamp(*folders: str) -> tuple:
+    """What tells that a YAML file of these folders has changed."""
+    files = [path.stat() for folder in folders for path in sorted(Path(folder).glob("*.yaml"))]
+    return tuple((stat.st_ino, stat.st_size, stat.st_mtime_ns) for stat in files)
+
+
 @functools.cache
-def _manager(*folders: str):
+def _manager(*folders: str, stamp: tuple = ()):
     from lm_eval.tasks import TaskManager
 
     with _quiet():
@@ -141,7 +148,8 @@ def _find(lab: Path | str, name: str):
     folders = [None, Path(lm_eval.tasks.__file__).parent / name.split("_")[0]]
     for folder in [*folders, _named]:
         folder = folder().get(name) if callable(folder) else folder
-        manager = _manager(*own, *([str(folder)] if folder and folder.is_dir() else []))
+        here = [*own, *([str(folder)] if folder and folder.is_dir() else [])]
+        manager = _manager(*here, stamp=_stamp(*here))
         if name in manager.task_index:
             return manager
     raise files.unknown(lab, name, [*_manager(*own).all_tasks, *_named()])
@@ -210,7 +218,7 @@ def _loaded(lab: Path, name: str):
         found = files.rows(path)
         ours = files.is_ours(found[0])
         if ours:
-            found, base = [vars(item) | {"choices": list(item.choices)} for item in files.own(path, name, found)], "items"
+            found, base = [vars(item) | {"choices": list(item.choices)} for item in files.own(path, name)], "items"
         examples = path.with_suffix(".examples.jsonl")
         shown = "examples" if examples.is_file() else "test"
         overrides = {
@@ -302,8 +310,8 @@ class HarnessLM(LM):
 
     def __init__(self, contender, modality: str = "text", hear: Callable[[str, str], Recording | str] | None = None):
         super().__init__()
-        if modality not in MODALITIES:
-            raise SaladError(f"no modality {modality!r}; known: {', '.join(MODALITIES)}")
+        if modality not in (*MODALITIES, *FLOORS):
+            raise SaladError(f"no modality {modality!r}; known: {', '.join((*MODALITIES, *FLOORS))}")
         if modality != "text" and hear is None:
             raise SaladError(f"{modality} needs something to hear")
         self.contender, self.modality, self.hear = contender, modality, hear

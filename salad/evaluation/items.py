@@ -8,11 +8,13 @@ items of any task.
 """
 
 import difflib
-import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import store
 from salad.errors import SaladError
+from store import lines
 
 
 @dataclass(frozen=True)
@@ -42,16 +44,35 @@ def unknown(lab: Path | str, task: str, others: list[str] = ()) -> SaladError:
     return SaladError(f"no task {task!r} in {Path(lab) / 'tasks'} or in lm-evaluation-harness; {hint}")
 
 
+def written(path: Path | str) -> Iterator[lines.Line]:
+    """The lines of a text file that people bring, in any encoding that says which it is; one that cannot be read is a
+    SaladError with its number."""
+    path = Path(path)
+    try:
+        for line in lines.lines(path, lines.encoding_of(path)):
+            if line.text is None or lines.has_surrogate(line.text):
+                raise SaladError(f"{path} line {line.number}: {line.fault or 'it holds half of a surrogate pair'}")
+            yield line
+    except store.StoreError as error:
+        if not path.is_file():
+            raise SaladError(f"{path} cannot be read: it is no file") from None
+        raise SaladError(str(error)) from None
+
+
+def objects(path: Path | str) -> Iterator[tuple[int, dict]]:
+    """(line number, object) of JSON lines; a line that is no object is a SaladError with its number. Empty lines are
+    passed over."""
+    for line in written(path):
+        if line.text.strip():
+            found, fault = lines.parsed(line.text)
+            if found is None:
+                raise SaladError(f"{path} line {line.number} is no JSON object: {fault}")
+            yield line.number, found
+
+
 def rows(path: Path) -> list[dict]:
-    """The JSON objects of a file, one a line."""
-    found = []
-    for number, line in enumerate(path.read_text().splitlines(), 1):
-        try:
-            found.append(json.loads(line))
-            if not isinstance(found[-1], dict):
-                raise ValueError("it is no JSON object")
-        except ValueError as error:
-            raise SaladError(f"{path} line {number}: {error}") from None
+    """The objects of a task's file."""
+    found = [row for _, row in objects(path)]
     if not found:
         raise SaladError(f"{path} holds no item")
     return found
@@ -62,11 +83,14 @@ def is_ours(first: dict) -> bool:
     return "context" in first and "choices" in first
 
 
-def own(path: Path, task: str, found: list[dict] | None = None) -> list[Item]:
-    """The items of our own that a file holds (`found`: its rows); a broken item is a SaladError that says which."""
+def own(path: Path, task: str) -> list[Item]:
+    """The items of our own that a file holds; a broken item is a SaladError that says which."""
     items = []
-    for number, raw in enumerate(rows(path) if found is None else found, 1):
+    for number, raw in objects(path):
         try:
+            if not isinstance(raw["choices"], list) or not isinstance(raw["context"], str) or type(raw["answer"]) is not int:
+                wanted = "choices are a list, context is a text, answer the right one's number"
+                raise SaladError(f"{path} line {number}: something is missing or wrong: {wanted}")
             choices = tuple(str(choice) for choice in raw["choices"])
             item = Item(raw["item_id"], task, raw.get("domain", task), raw["context"], choices, raw["answer"])
             check(item, f"{path} line {number}")

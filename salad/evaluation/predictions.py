@@ -1,16 +1,16 @@
 """Answers of systems that are run elsewhere: `salad import-predictions FILE.jsonl`.
 
 One JSON object a line: contender, task, item, modality, and `scores` (a log-probability for each choice) or `text` (an
-answer in words); voice where it is known."""
+answer in words); voice, tts (the synthesiser) and asr (a cascade's recogniser) where they are known."""
 
 import hashlib
-import json
 from pathlib import Path
 
 import store
 from salad.errors import SaladError
 from salad.evaluation import harness
-from salad.evaluation.harness import MODALITIES
+from salad.evaluation.harness import FLOORS, MODALITIES
+from salad.evaluation.items import objects
 from salad.evaluation.run import judged
 from store.ids import hash_id
 
@@ -18,24 +18,20 @@ from store.ids import hash_id
 def read(lab: Path | str, path: Path | str) -> list[dict]:
     """The rows of `evaluations` that a file of predictions makes; anything wrong in it is a SaladError with its line."""
     path = Path(path)
-    try:
-        lines = path.read_text().splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise SaladError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
     tasks: dict[str, tuple] = {}
     rows, seen = [], {}
-    for number, line in enumerate(lines, 1):
+    for number, told in objects(path):
         where = f"{path} line {number}"
         try:
-            told = json.loads(line)
             contender, name, item_id, modality = (told[key] for key in ("contender", "task", "item", "modality"))
-            text, scores, voice = told.get("text"), told.get("scores"), told.get("voice")
-        except (ValueError, TypeError) as error:
-            raise SaladError(f"{where} is no JSON object ({error})") from None
         except KeyError as error:
             raise SaladError(f"{where} lacks {error}") from None
-        if modality not in MODALITIES:
-            raise SaladError(f"{where}: no modality {modality!r}; known: {', '.join(MODALITIES)}")
+        text, scores, voice, tts, asr = (told.get(key) for key in ("text", "scores", "voice", "tts", "asr"))
+        for key, value in (("contender", contender), ("task", name), *(("voice", voice), ("tts", tts), ("asr", asr))):
+            if not isinstance(value, str) and (value is not None or key in ("contender", "task")):
+                raise SaladError(f"{where}: {key} is {value!r}, and must be a text")
+        if modality not in (*MODALITIES, *FLOORS):
+            raise SaladError(f"{where}: no modality {modality!r}; known: {', '.join((*MODALITIES, *FLOORS))}")
         if (text is None) == (scores is None):
             raise SaladError(f"{where}: give either scores or text")
         if name not in tasks:
@@ -48,21 +44,27 @@ def read(lab: Path | str, path: Path | str) -> list[dict]:
         item = task.items[index]
         if scores is None:
             answer = [str(text)] if task.generates else str(text)
-        elif len(scores) != len(item.choices) or not all(isinstance(s, int | float) and s == s for s in scores):
+        elif not isinstance(scores, list) or len(scores) != len(item.choices) or not all(map(_is_score, scores)):
             raise SaladError(f"{where}: item {item_id} has {len(item.choices)} choices, and needs a number for each")
         else:
             answer = [(float(score), False) for score in scores]
-        eval_id = hash_id("e", None, None, contender, name, modality, voice, item.item_id)
+        settings = [] if tts is None and asr is None else [tts, asr]
+        eval_id = hash_id("e", None, None, contender, name, modality, voice, item.item_id, *settings)
         if eval_id in seen:
             raise SaladError(f"{where}: item {item_id} was predicted already, on line {seen[eval_id]}")
         seen[eval_id] = number
         rows.append({
             "eval_id": eval_id, "run_id": None, "step": None, "contender": contender, "task": name, "domain": item.domain,
-            "modality": modality, "voice": voice, "item_id": item.item_id, **judged(task, index, answer, scores is not None),
+            "modality": modality, "voice": voice, "tts": tts, "asr": asr, "item_id": item.item_id,
+            **judged(task, index, answer, scores is not None),
         })  # fmt: skip
     if not rows:
         raise SaladError(f"{path} holds no prediction")
     return rows
+
+
+def _is_score(value) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
 
 
 def import_predictions(lab: Path | str, path: Path | str) -> str:

@@ -5,6 +5,7 @@ prompts begin with in common (few-shot examples) is run once for all of them.
 """
 
 import copy
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +16,10 @@ from salad.models.heads import before_head, head_of
 from salad.models.speech_lm import SpeechLM, Teacher
 
 SHORTEST_SHARED = 16  # units: prompts that agree on as many begin with the same examples
+BUDGET = 4096  # positions, padding included, that a CPU runs at once: more is no faster there, and takes memory
+GPU_SHARE = 0.5  # of a GPU's free memory that a batch's keys, values and hidden states may take
+HEARD_AT_ONCE = 16  # recordings
+LOGITS_AT_ONCE = 1 << 26  # numbers: 256 MB in float32
 
 
 @dataclass(frozen=True)
@@ -36,13 +41,14 @@ Prompt = list  # of texts (str) and Recordings, in order
 
 @torch.no_grad()
 def loglikelihoods(model: SpeechLM, prompts: list[Prompt], continuations: list[list[str]], teacher: bool = False,
-                   batch: int = 16, progress=None) -> list[list[tuple[float, bool]]]:  # fmt: skip
+                   batch: int | None = None, progress=None) -> list[list[tuple[float, bool]]]:  # fmt: skip
     """(summed log-probability in nats, whether it is what greedy decoding gives) of each continuation of each prompt.
 
     A continuation begins with its delimiter (" Paris."). Tokens are those of the checkpoint's prompt format
     (`salad.models.prompts`): in `plain`, lm-evaluation-harness' own. Probabilities are over the whole output head, as
-    the harness has them. `teacher`: the original LLM answers, and prompts must be text. `batch`: prompts at once.
-    Raises SaladError for a prompt longer than the LLM's context.
+    the harness has them. `teacher`: the original LLM answers, and prompts must be text. `batch`: prompts at once; by
+    default as many as BUDGET positions hold, on a GPU as its memory does. What is asked together does not matter to the
+    scores (1e-4 in float32). Raises SaladError for a prompt longer than the LLM's context.
     """
     return _Scorer(model, model.teacher if teacher else Teacher(model.llm)).score(
         prompts, continuations, batch, progress or (lambda done, total: None)
@@ -57,6 +63,7 @@ class _Scorer:
 
     def score(self, prompts, continuations, batch, progress) -> list[list[tuple[float, bool]]]:
         laid = [self._units(*one) for one in zip(prompts, continuations, strict=True)]
+        self._hear(unit for units, _ in laid for unit in units if isinstance(unit, Recording))
         alike: dict[tuple, list[int]] = {}
         for i, (units, _) in enumerate(laid):
             alike.setdefault(tuple(units[:SHORTEST_SHARED]), []).append(i)
@@ -67,17 +74,61 @@ class _Scorer:
         told: list[list[tuple[float, bool]]] = [[]] * len(prompts)
         done = 0
         for members in [*groups, rest]:
-            members.sort(key=lambda i: (len(laid[i][0]), i))
+            members.sort(key=lambda i: (len(laid[i][0]) + max(map(len, laid[i][1]), default=0), i))
             shared = _common([laid[i][0] for i in members]) if members is not rest else 0
             head = self._run_head(laid[members[0]][0][:shared]) if shared else None
-            for start in range(0, len(members), batch):
-                part = members[start : start + batch]
+            waiting = self._parts([laid[i] for i in members], shared, batch)
+            waiting = [[members[n] for n in part] for part in waiting]
+            while waiting:
+                part = waiting.pop(0)
                 pieces = [(laid[i][0][shared:], laid[i][1]) for i in part]
-                for i, scores in zip(part, self._batch(pieces, head), strict=True):
+                try:
+                    found = self._batch(pieces, head)
+                except torch.OutOfMemoryError:
+                    if len(part) == 1:
+                        raise SaladError("the GPU's memory does not hold a single prompt with its choices") from None
+                    waiting[:0] = [part[: len(part) // 2], part[len(part) // 2 :]]
+                    torch.cuda.empty_cache()
+                    continue
+                for i, scores in zip(part, found, strict=True):
                     told[i] = scores
                 done += len(part)
                 progress(done, len(prompts))
         return told
+
+    def _parts(self, laid: list[tuple[list, list[list[int]]]], shared: int, batch: int | None) -> list[list[int]]:
+        """Numbers of prompts that are run together, in order: `batch` of them, or as many as the budget holds."""
+        if batch is not None:
+            return [list(range(start, min(start + batch, len(laid)))) for start in range(0, len(laid), batch)]
+        budget = self._budget()
+        lengths = [self._length(units[shared:]) for units, _ in laid]
+        parts: list[list[int]] = []
+        longest = width = rows = 0
+        for n, (_, some) in enumerate(laid):
+            sizes = max(longest, lengths[n]), max(width, *map(len, some)), rows + len(some)
+            count = len(parts[-1]) + 1 if parts else 1
+            if parts and count * sizes[0] + sizes[2] * (shared + sizes[0] + sizes[1]) <= budget:
+                parts[-1].append(n)
+                longest, width, rows = sizes
+            else:
+                parts.append([n])
+                longest, width, rows = lengths[n], max(map(len, some)), len(some)
+        return parts
+
+    def _length(self, units: list) -> int:
+        """Positions of units."""
+        return sum(1 if isinstance(unit, int) else len(self._frames(unit)) for unit in units)
+
+    def _budget(self) -> int:
+        """Positions that are run at once."""
+        if self.model.device.type != "cuda":
+            return BUDGET
+        config = self.source.llm.config.get_text_config()
+        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        numbers = 2 * config.num_hidden_layers * heads * width + 12 * config.hidden_size  # twice: a cache is copied to rows
+        free, _ = torch.cuda.mem_get_info(self.model.device)
+        return max(BUDGET, int(GPU_SHARE * free / (2 * numbers * self.embed.weight.element_size())))
 
     # --- what goes in ---
 
@@ -107,12 +158,23 @@ class _Scorer:
     def _frames(self, recording: Recording) -> torch.Tensor:
         """What the adapter makes of a recording, [F, H], made once."""
         if recording not in self._heard:
-            samples = torch.as_tensor(np.asarray(recording.samples, dtype=np.float32), device=self.model.device)
-            frames = self.model.encoder(samples)
-            if not len(frames):
-                raise SaladError(f"recording {recording.key} is too short to be heard: not one frame")
-            self._heard[recording] = self.model.adapter(frames[None].to(self.embed.weight.dtype))[0]
+            self._hear([recording])
         return self._heard[recording]
+
+    def _hear(self, recordings: Iterable[Recording]) -> None:
+        """Encode recordings, and run the adapter over them, many at a time: each comes out as if it were alone."""
+        fresh = sorted((r for r in dict.fromkeys(recordings) if r not in self._heard), key=lambda r: len(r.samples))
+        for start in range(0, len(fresh), HEARD_AT_ONCE):
+            some = fresh[start : start + HEARD_AT_ONCE]
+            sounds = [torch.as_tensor(np.asarray(r.samples, dtype=np.float32), device=self.model.device) for r in some]
+            frames = self.model.encoder.each(sounds)
+            for recording, found in zip(some, frames, strict=True):
+                if not len(found):
+                    raise SaladError(f"recording {recording.key} is too short to be heard: not one frame")
+            # the adapter is causal: what pads a shorter one behind its end changes nothing before it
+            padded = torch.nn.utils.rnn.pad_sequence(frames, batch_first=True).to(self.embed.weight.dtype)
+            adapted = self.model.adapter(padded)
+            self._heard |= {r: made[: len(f)] for r, made, f in zip(some, adapted, frames, strict=True)}
 
     # --- running it ---
 
@@ -168,11 +230,13 @@ class _Scorer:
             hidden = before_head(self.source.llm, hidden)
         lengths = torch.tensor([len(some) for some in flat], device=device)
         real = torch.arange(width, device=device) < lengths[:, None]
-        logits = output.logits(hidden[real])
-        wanted, row = ids[real], real.nonzero()[:, 0]
-        chosen = logits.log_softmax(-1).gather(1, wanted[:, None])[:, 0]
-        sums = torch.zeros(len(flat), device=device).index_add_(0, row, chosen)
-        missed = torch.zeros(len(flat), device=device).index_add_(0, row, (logits.argmax(-1) != wanted).float())
+        wanted, row, hidden = ids[real], real.nonzero()[:, 0], hidden[real]
+        sums, missed = (torch.zeros(len(flat), device=device) for _ in range(2))
+        step = max(1, LOGITS_AT_ONCE // self.source.head.shape[0])
+        for at in range(0, len(hidden), step):
+            logits, some, of = output.logits(hidden[at : at + step]).float(), wanted[at : at + step], row[at : at + step]
+            sums.index_add_(0, of, logits.log_softmax(-1).gather(1, some[:, None])[:, 0])
+            missed.index_add_(0, of, (logits.argmax(-1) != some).float())
         pairs = list(zip(sums.tolist(), (missed == 0).tolist(), strict=True))
         ends = np.cumsum([0, *counts])
         return [pairs[a:b] for a, b in zip(ends, ends[1:], strict=False)]

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 
 from salad.errors import SaladError
-from salad.models.names import quiet, resolve
+from salad.models.names import folder_sha256, quiet, resolve
+from store.ids import digest
 
 TYPES = {"qwen2-audio": ("qwen2_audio",), "qwen2.5-omni": ("qwen2_5_omni", "qwen2_5_omni_thinker")}
 MARKS = {
@@ -52,6 +53,8 @@ class TransformersSpeech:
         except (OSError, ValueError) as error:
             raise SaladError(f"{kind}:{name} cannot be loaded: {str(error).splitlines()[0]}") from None
         self.device, self.sample_rate = device, self.features.sampling_rate
+        weights = folder_sha256(folder) if Path(folder).is_dir() else [name, getattr(self.model.config, "_commit_hash", None)]
+        self.fingerprint = digest({"kind": kind, "weights": weights, "dtype": str(dtype)})
         self._begin, self._audio, self._end = (self.tokenizer.convert_tokens_to_ids(mark) for mark in MARKS[kind])
         ids, unknown = (self._begin, self._audio, self._end), self.tokenizer.unk_token_id
         if None in ids or unknown in ids:

@@ -16,13 +16,14 @@ def evaluate(
     tasks: str | None = None,
     modality: str = "text,speech,cascade",
     voices: str | None = None,
-    tts: str = "espeak",
+    tts: str | None = None,
     asr: str | None = None,
     limit: int | None = None,
     transcribe: int = 16,
     against: str | None = None,
-    batch: int = 16,
+    batch: int | None = None,
     device: str | None = None,
+    seed: int = 0,
 ) -> int:
     """Evaluate a checkpoint on tasks, as text, as speech and through a cascade, item by item into the store.
 
@@ -36,14 +37,17 @@ def evaluate(
             package.module:name.
         name: the contender's name; by default the run's own.
         tasks: comma-separated; by default all of lab/tasks.
-        modality: comma-separated, of text, speech and cascade.
+        modality: comma-separated, of text, speech and cascade, and of two floors for what is heard: deaf (another item's
+            recording) and silent.
         voices: comma-separated, of the TTS, or recorded; by default those in which the lab has the tasks.
-        tts: what speaks contexts that are not spoken yet.
+        tts: whose speech is heard, and what speaks contexts that are not spoken yet; by default who has spoken the tasks
+            here, else espeak.
         asr: the recogniser of the cascade; by default lab/models/recogniser.
         limit: only the first items of each task.
+        seed: draws whose recording is heard in modality deaf.
         transcribe: recordings of lab/speech/heldout for the transcription check; 0 leaves it out.
         against: another contender (NAME, NAME@run or NAME@run:step) to compare with, item by item.
-        batch: prompts at once.
+        batch: prompts at once; by default as many as memory holds.
         device: by default cuda where there is one, else cpu.
     """
     import store
@@ -59,10 +63,14 @@ def evaluate(
     split = lambda text: [part.strip() for part in text.split(",")]  # noqa: E731
     with progress_bar(who.name) as progress:
         evaluation.evaluate(lab, who, wanted, tuple(split(modality)), spoken.listed(voices), tts, asr, limit,
-                            progress=progress)  # fmt: skip
+                            progress=progress, seed=seed)  # fmt: skip
     store.renew(lab)
-    side = (who.name, who.run_id, who.step)
-    tables.show(tables.rounded(statistics.summary(lab, *side, wanted)), None)
+    side = (who.name, who.run_id or getattr(who, "fingerprint", None), who.step)
+    rows = statistics.summary(lab, *side, wanted)
+    tables.show(tables.rounded([{name: value for name, value in row.items() if name != "hearing"} for row in rows]), None)
+    for row in rows:
+        if row["hearing"]:
+            print(f"{row['task']}, heard share: {statistics.share_in_words(row)}")
     for title, rows in (
         (f"{who.name}'s other sides against its text, item by item:", statistics.modalities(lab, side, wanted)),
         (f"{who.name} against {against}, item by item:", other and statistics.comparisons(lab, side, other, wanted)),
@@ -109,7 +117,7 @@ def answer(
     name: str | None = None,
     modality: str = "text,speech",
     voice: str | None = None,
-    tts: str = "espeak",
+    tts: str | None = None,
     asr: str | None = None,
     max_new_tokens: int = 64,
     temperature: float = 0.0,
@@ -126,7 +134,7 @@ def answer(
         name: the contender's name; by default the run's own.
         modality: comma-separated, of text, speech and cascade.
         voice: whose, of the TTS; by default its first.
-        tts: what speaks the questions.
+        tts: what speaks the questions; by default who has spoken them here, else espeak.
         asr: the recogniser of the cascade; by default lab/models/recogniser.
         max_new_tokens: at most, of an answer; it ends at a new line before that.
         temperature: 0 answers greedily.
@@ -141,7 +149,7 @@ def answer(
 
     lab = store.lab_path(lab)
     asked = answers.read_questions(questions)
-    who = _contender(lab, run, step, contender, name, 16, device)
+    who = _contender(lab, run, step, contender, name, None, device)
     with progress_bar(who.name) as progress:
         rows = answers.answer(lab, who, asked, tuple(part.strip() for part in modality.split(",")), voice, tts, asr,
                               max_new_tokens, temperature=temperature, seed=seed, progress=progress)  # fmt: skip

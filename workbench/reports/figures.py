@@ -14,7 +14,7 @@ from salad.errors import SaladError
 from workbench import charts
 from workbench.arena import preferences
 from workbench.reports.measures import accuracies, published_means
-from workbench.reports.tables import HEADS, cells_of
+from workbench.reports.tables import cells_of, heads_of
 
 
 class Figure(NamedTuple):
@@ -43,8 +43,8 @@ class Figure(NamedTuple):
 
 def shown(rows: pd.DataFrame) -> pd.DataFrame:
     """Report.rows as a person reads them: value ± standard error."""
-    cells = [[row["group"], row["contender"], *cells_of(row), row["n_items"]] for row in rows.to_dict("records")]
-    return pd.DataFrame(cells, columns=["group", "contender", *HEADS.values(), "items"])
+    cells = [[row["group"], row["contender"], *cells_of(row, rows), row["n_items"]] for row in rows.to_dict("records")]
+    return pd.DataFrame(cells, columns=["group", "contender", *heads_of(rows), "items"])
 
 
 def by_domain(con, study: dict) -> pd.DataFrame:

@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from salad.analysis import ALL, by_domain, by_group, read_study
+from salad.analysis import ALL, DOMAIN, by_domain, by_group, read_study
+from salad.evaluation import statistics
 from workbench.reports.tables import steady
 
 ORDER = ("teacher", "stage1", "stage2_active", "stage2_uniform")
@@ -20,14 +21,17 @@ def measured(lab: Path, con, chosen: pd.DataFrame) -> tuple[dict, pd.DataFrame]:
 
 
 def checkpoints(con, runs: list[str] | None = None) -> pd.DataFrame:
-    """contender, run_id, step: the newest evaluated checkpoint of each contender (by the run's end, then its step)."""
+    """contender, run_id, step, who (its run or fingerprint): the newest evaluated checkpoint of each contender (by the
+    run's end, then its step; of several that are no runs the one that answered most)."""
+    statistics.answered(con)
     rows = con.execute(
         """
-        SELECT e.contender, e.run_id, e.step FROM
-            (SELECT DISTINCT contender, run_id, step FROM evaluations) AS e LEFT JOIN runs AS r USING (run_id)
+        SELECT e.contender, e.run_id, e.step, e.who FROM
+            (SELECT contender, run_id, step, who, count(*) AS n FROM answered GROUP BY ALL) AS e
+            LEFT JOIN runs AS r USING (run_id)
         WHERE $1 IS NULL OR e.run_id IN (SELECT unnest($1)) OR e.contender = 'teacher'
         QUALIFY row_number() OVER (PARTITION BY e.contender
-            ORDER BY r.ended_at DESC NULLS LAST, e.step DESC, e.run_id) = 1
+            ORDER BY r.ended_at DESC NULLS LAST, e.step DESC, e.run_id, e.n DESC, e.who) = 1
         """,
         [runs],
     ).df()
@@ -89,7 +93,7 @@ def beside_published(con, rows: pd.DataFrame) -> pd.DataFrame:
     theirs = pd.DataFrame(out)
     theirs["whose"] = "published"
     own = by_domain(con)
-    tasks = dict(con.execute("SELECT DISTINCT coalesce(domain, task), task FROM evaluations").fetchall())
+    tasks = dict(con.execute(f"SELECT DISTINCT {DOMAIN}, regexp_replace(task, '@.*', '') FROM evaluations").fetchall())
     mine = []
     for contender in rows.contender.unique():
         whole = rows[(rows.group == ALL) & (rows.contender == contender)].iloc[0]
@@ -99,8 +103,12 @@ def beside_published(con, rows: pd.DataFrame) -> pd.DataFrame:
             row = {"system": contender, "model": "this lab", "modality": modality, "source": "this lab", "whose": "ours"}
             for head, names in BENCHMARKS.items():
                 part = own[(own.contender == contender) & own.domain.map(lambda d, n=names: tasks.get(d) in n)]
-                value, gap = (part[part.measure == x].value for x in (modality, "gap"))
-                row[head] = _pair(100 * value.mean(), 100 * gap.mean() if modality == "speech" else np.nan)
+                cells = []
+                for setting, of in part.groupby(part.domain.str.extract("(@.*)$", expand=False).fillna("")):
+                    value, gap = (of[of.measure == x].value for x in (modality, "gap"))
+                    pair = _pair(100 * value.mean(), 100 * gap.mean() if modality == "speech" else np.nan)
+                    cells += [f"{pair} {setting}".strip()] if len(value) else []
+                row[head] = "; ".join(cells) or "–"
             row["mean"] = _pair(100 * whole[modality], 100 * whole.gap if modality == "speech" else np.nan)
             mine.append(row)
     made = pd.concat([pd.DataFrame(mine), theirs], ignore_index=True)

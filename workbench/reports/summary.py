@@ -14,14 +14,16 @@ from salad.selection.exclusion import left_out, speech_by_cluster
 from workbench import charts, review
 from workbench.reports.figures import Figure, figures
 from workbench.reports.measures import arms_of, beside_published, checkpoints, measured
-from workbench.reports.tables import HEADS, ReportTable, as_csv, cells_of, latex, markdown_table, words_of
+from workbench.reports.tables import ReportTable, as_csv, cells_of, heads_of, latex, markdown_table, words_of
 
 EXPLAIN = (
     "Accuracies (length-normalised) and the gap are in per cent, ± one standard error over items; M and F are nats per "
     "text position on held-out text, token-weighted within a domain, ± one standard error over texts. The gap is the "
     "teacher's accuracy on text minus the contender's on speech, paired by item. “All domains” weights each domain by "
     "its mass under P_web; in the other rows a group's domains weigh the same. “Broad” is what natural speech does not "
-    "cover at all."
+    "cover at all. The heard share, where a contender was asked deaf too, is (speech − deaf) / (text − deaf) in per cent, "
+    "deaf with another item's recording, with its 95 % interval by paired bootstrap over items: where that holds 0, nothing "
+    "shows that the contender hears."
 )
 
 
@@ -45,13 +47,13 @@ class Report:
         from rich.table import Table
 
         table = Table(box=None, pad_edge=False, header_style="bold")
-        for i, head in enumerate(("group", "contender", *HEADS.values())):
+        for i, head in enumerate(("group", "contender", *heads_of(self.rows))):
             table.add_column(head, justify="left" if i < 2 else "right", no_wrap=True)
         last = None
         for row in self.rows.to_dict("records"):
             if last not in (None, row["group"]):
                 table.add_section()
-            table.add_row(row["group"] if row["group"] != last else "", row["contender"], *cells_of(row))
+            table.add_row(row["group"] if row["group"] != last else "", row["contender"], *cells_of(row, self.rows))
             last = row["group"]
         console = Console(markup=False, highlight=False)
         console = console if console.is_terminal else Console(markup=False, highlight=False, width=150)
@@ -110,8 +112,8 @@ def _figures(con, lab, study: dict, rows: pd.DataFrame) -> list:
 
 def _grids(rows, arms, published) -> list[ReportTable]:
     """The report's tables, the same for Markdown, HTML, LaTeX and CSV."""
-    main = [[row["group"], row["contender"], *cells_of(row), str(row["n_items"])] for row in rows.to_dict("records")]
-    out = [ReportTable("results", "Results", ["group", "contender", *HEADS.values(), "items"], main)]
+    main = [[row["group"], row["contender"], *cells_of(row, rows), str(row["n_items"])] for row in rows.to_dict("records")]
+    out = [ReportTable("results", "Results", ["group", "contender", *heads_of(rows), "items"], main)]
     if len(arms):
         names = ("contender", "run_id", "strategy", "gamma", "selected_h", "texts", "steps", "seconds")
         heads = ["contender", "run", "selection", "γ", "hours selected", "texts", "steps", "seconds"]

@@ -19,7 +19,26 @@ class ReportTable(NamedTuple):
     cells: list[list[str]]
 
 
-def cells_of(row: dict) -> list[str]:
+def heads_of(rows: pd.DataFrame) -> list[str]:
+    """The heads of Report.rows' measures; the heard share where a contender was asked deaf."""
+    return [*HEADS.values(), *(["heard share"] if _asked_deaf(rows) else [])]
+
+
+def _asked_deaf(rows: pd.DataFrame) -> bool:
+    return "heard_n" in rows and bool(rows.heard_n.gt(0).any())
+
+
+def heard_cell(row: dict) -> str:
+    """A heard share in per cent with its 95 % interval, saying where that holds 0, or that there is none."""
+    if not row["heard_n"] > 0:
+        return "–"
+    if not np.isfinite(row["heard"]):
+        return "text no better than deaf"
+    low, high = (f"{steady(100 * x):.0f}" if np.isfinite(x) else "∞" for x in (row["heard_low"], row["heard_high"]))
+    return f"{steady(100 * row['heard']):.0f} ({low} to {high})" + ("" if row["heard_low"] > 0 else ", holds 0")
+
+
+def cells_of(row: dict, rows: pd.DataFrame) -> list[str]:
     out = []
     for measure in MEASURES:
         value, se = row[measure], row[f"{measure}_se"]
@@ -29,7 +48,7 @@ def cells_of(row: dict) -> list[str]:
             out.append(f"{steady(value):.3f} ± {steady(se):.3f}")
         else:
             out.append(f"{steady(100 * value):.1f} ± {steady(100 * se):.1f}")
-    return out
+    return out + ([heard_cell(row)] if _asked_deaf(rows) else [])
 
 
 def steady(value: float) -> float:
