@@ -15,7 +15,8 @@ from salad.errors import SaladError
 from salad.models.names import DTYPES, load_object, quiet, resolve
 from salad.objective import whole_float32
 
-TOGETHER_S = 120.0  # seconds of speech, padding included, that an encoder with look-ahead takes at a time
+TOGETHER_S = (30.0, 600.0)  # seconds of speech that an encoder with look-ahead takes at a time, on a CPU and on a GPU
+ALIKE = 0.8  # of the longest: shorter parts are not encoded beside it, for they would be padding
 
 
 class SpeechEncoder(nn.Module):
@@ -163,7 +164,10 @@ class LookAhead(Pretrained):
         encoded: dict[int, torch.Tensor] = {}
         with whole_float32:
             while order:
-                size = max(1, int(TOGETHER_S * self.sample_rate / len(parts[order[0]][1])))
+                longest = len(parts[order[0]][1])
+                room = TOGETHER_S[parts[0][1].device.type == "cuda"] * self.sample_rate
+                alike = (n for n, k in enumerate(order) if len(parts[k][1]) < ALIKE * longest or (n + 1) * longest > room)
+                size = max(1, next(alike, len(order)))
                 group, order = order[:size], order[size:]
                 encoded |= zip(group, self.encode([parts[n][1] for n in group]), strict=True)
         joined: list[list[torch.Tensor]] = [[] for _ in samples]
@@ -225,10 +229,8 @@ class Whisper(LookAhead):
         hidden = hidden + model.embed_positions.weight[: hidden.shape[1]]
         positions = (lengths + 1) // 2
         unheard_BP = torch.arange(hidden.shape[1], device=device) >= positions[:, None]
-        mask = None
-        if unheard_BP.any():
-            mask = hidden.new_zeros(unheard_BP.shape).masked_fill(unheard_BP, torch.finfo(hidden.dtype).min)
-            mask = mask[:, None, None].expand(-1, -1, hidden.shape[1], -1)
+        mask = hidden.new_zeros(unheard_BP.shape).masked_fill(unheard_BP, torch.finfo(hidden.dtype).min)
+        mask = mask[:, None, None].expand(-1, -1, hidden.shape[1], -1)  # alone, too: attention takes the same way then
         for layer in model.layers:
             hidden = layer(hidden, mask)
         hidden = model.layer_norm(hidden).float()
