@@ -112,7 +112,8 @@ def restore(run: RunFolder, code: dict, to: Path, root: Path = ROOT) -> Path:
     if archive is None:
         raise SaladError(f"{root} lacks commit {code['commit'][:12]}; fetch it with git, then try again")
     with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
-        tar.extractall(to, filter="data")
+        safe = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}  # Python 3.11.4; Debian 12 has 3.11.2
+        tar.extractall(to, **safe)
     diff = (run.path / "code.diff").read_bytes()
     if diff:
         applied = subprocess.run(
