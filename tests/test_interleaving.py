@@ -4,11 +4,13 @@ import math
 
 import numpy as np
 import pytest
+import tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from salad import SaladError
 from salad.config import SequenceConfig
 from salad.data.interleaving import (
     Unit,
@@ -116,3 +118,78 @@ def test_scoring_patterns_are_complementary_and_fixed(n, seed):
     one, two = scoring_patterns(seed, "sabc", n)
     assert all(a != b for a, b in zip(one, two, strict=True))
     assert (one, two) == scoring_patterns(seed, "sabc", n)
+
+
+# --- tokenizers of every kind ---
+
+MIXED = "The otter eats fish, and  her sister\nlikes 42 plums at 7 o'clock. It isn't cold."
+
+
+def trained(core, trainer):
+    from transformers import PreTrainedTokenizerFast
+
+    core.train_from_iterator([*tiny.TEXTS * 4, MIXED], trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<end>")
+
+
+def byte_level(trim: bool, prefix: bool):
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
+
+    core = Tokenizer(models.BPE())
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=prefix, trim_offsets=trim)
+    core.post_processor = processors.ByteLevel(trim_offsets=trim, add_prefix_space=prefix)
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    return trained(core, trainers.BpeTrainer(vocab_size=400, initial_alphabet=alphabet, special_tokens=["<end>"]))
+
+
+def sentencepiece(scheme: str, split: bool = True):
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+
+    core = Tokenizer(models.Unigram())
+    core.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme, split=split)
+    return trained(core, trainers.UnigramTrainer(vocab_size=120, special_tokens=["<end>", "<unk>"], unk_token="<unk>"))
+
+
+def word_piece():
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+
+    core = Tokenizer(models.WordPiece(unk_token="<unk>"))
+    core.normalizer, core.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
+    return trained(core, trainers.WordPieceTrainer(vocab_size=200, special_tokens=["<end>", "<unk>"]))
+
+
+@pytest.mark.parametrize("made", [
+    lambda: byte_level(False, False), lambda: byte_level(True, False), lambda: byte_level(False, True),
+    lambda: byte_level(True, True), lambda: sentencepiece("always"), lambda: sentencepiece("first"),
+    lambda: sentencepiece("never"), word_piece,
+], ids=["plain", "trimmed", "prefix", "trimmed prefix", "always", "first", "never", "WordPiece"])  # fmt: skip
+def test_every_kind_of_tokenizer_is_cut_at_every_word(made):
+    tokenizer, spoken = made(), tiny.spoken_text(MIXED)[0]
+    ids, offsets = token_offsets(tokenizer, MIXED)
+    cut = units(MIXED, offsets, spoken.words, spoken.duration_s)
+    assert len(cut) == len(spoken.words) == 16
+    for unit, (word, *_) in zip(cut, spoken.words, strict=True):  # a blank belongs to the word after it
+        start, end = offsets[unit.token_start][0], offsets[unit.token_end - 1][1]
+        assert MIXED[start:end].strip() == word and not MIXED[:end].endswith((" ", "\n"))
+    assert [unit.token_start for unit in cut] == [0, *(unit.token_end for unit in cut[:-1])] and cut[-1].token_end == len(ids)
+
+
+def test_blanks_of_several_characters_go_to_the_word_after_them():
+    tokenizer = byte_level(True, False)
+    for text in ("one   two", "one\n\n two", "one \u3000two", " one two"):
+        _, offsets = token_offsets(tokenizer, text)
+        assert [offsets[0][0], *(b for _, b in offsets)][-1] == len(text) and offsets[0][0] == 0
+        assert all(a[1] >= b[0] for a, b in zip(offsets, offsets[1:], strict=False)), (text, offsets)
+
+
+def test_a_corpus_whose_words_cannot_be_cut_is_refused_and_the_tokenizer_named():
+    from salad.data.layout import check_cut, lay_out
+    from salad.models.prompts import PromptFormat
+
+    spoken = [tiny.spoken_text(text, i)[0] for i, text in enumerate(tiny.TEXTS)]
+    whole = sentencepiece("never", split=False)  # its tokens go across words
+    layouts = [lay_out(PromptFormat(whole), one, 12.5) for one in spoken]
+    assert sum(len(one.units) for one in layouts) < sum(one.words for one in layouts) / 2
+    with pytest.raises(SaladError, match=r"natural: only \d+ of \d+ words can be cut .* tokenizer of 'some/llm'"):
+        check_cut(layouts, "some/llm", "natural")
+    check_cut([lay_out(PromptFormat(byte_level(True, True)), one, 12.5) for one in spoken], "another", "natural")

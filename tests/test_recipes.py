@@ -150,3 +150,15 @@ def test_a_setting_that_joined_later_is_stored_only_where_it_is_not_the_default(
     changed = apply_overrides(Whole(), {"part.new": 3, "names": ["a"]})
     assert changed.model_dump(mode="json") == {"part": {"old": 1, "new": 3}, "names": ["a"]}
     assert Whole.model_validate(changed.model_dump(mode="json")) == changed
+
+
+def test_rates_are_those_of_their_kind():
+    """The adapter's are above the LLM's, LoRA's above full fine-tuning's, and Stage II's no higher than Stage I's."""
+    for name in recipes.names():
+        optim = recipes.get(name).optim
+        assert optim.lr_adapter >= optim.lr_llm, name
+        if name.endswith("_stage2"):
+            first = recipes.get(name.replace("_stage2", "_stage1")).optim
+            assert optim.lr_llm <= first.lr_llm and optim.lr_adapter <= first.lr_adapter, name
+        if "_lora_" in name:
+            assert optim.lr_llm > recipes.get(name.replace("_lora", "")).optim.lr_llm, name

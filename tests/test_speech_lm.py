@@ -268,6 +268,28 @@ def test_a_checkpoint_whose_teacher_has_changed_is_refused(tmp_path):
         SpeechLM.from_pretrained(tmp_path / "saved", tmp_path)
 
 
+def test_a_chat_template_that_has_changed_is_refused_and_an_older_checkpoint_stays_readable(tmp_path):
+    from salad.models.names import folder_sha256
+
+    folder, settings = teacher(tmp_path / "models" / "teacher"), tmp_path / "saved" / "speech_lm.json"
+    encoder(tmp_path / "models" / "encoder")
+    (folder / "chat_template.jinja").write_text("{{ messages }}")
+    SpeechLM.build(config(), tmp_path).save_trained(tmp_path / "saved")
+    SpeechLM.from_pretrained(tmp_path / "saved", tmp_path)
+    (folder / "additional_chat_templates").mkdir()
+    for path in (folder / "additional_chat_templates" / "tool.jinja", folder / "chat_template.jinja"):
+        before = path.read_text() if path.exists() else None
+        path.write_text("{{ messages }} and more")
+        with pytest.raises(SaladError, match="its files have changed"):
+            SpeechLM.from_pretrained(tmp_path / "saved", tmp_path)
+        path.unlink() if before is None else path.write_text(before)
+    SpeechLM.from_pretrained(tmp_path / "saved", tmp_path)
+    told = json.loads(settings.read_text())  # as it was written before templates counted
+    told["frozen"]["llm"] = {"name": "models/teacher", "sha256": folder_sha256(folder, templates=False)}
+    settings.write_text(json.dumps(told))
+    SpeechLM.from_pretrained(tmp_path / "saved", tmp_path)
+
+
 def test_a_tokenizer_without_bos_begins_with_its_end_of_text_token(tmp_path):
     teacher(tmp_path / "models" / "teacher", bos=False)
     encoder(tmp_path / "models" / "encoder")

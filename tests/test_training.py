@@ -182,6 +182,33 @@ def test_stage2_starts_from_before_the_parents_decay(place, whole):
 
 
 @pytest.mark.compiler
+def test_resolving_and_a_dry_run_write_nothing_and_a_launch_freezes(place, whole):
+    from salad.engines import launch
+
+    con = store.connect(place)
+    spoken = con.execute("select sample_id from samples order by 1").fetchall()[:3]
+    drawn = {"selection_id": "l00000000000d", "strategy": "active", "budget_h": 0.001}
+    store.publish(place, "selections", [drawn], {"l": "drawn"})
+    store.publish(place, "selected", [
+        {"selection_id": "l00000000000d", "sample_id": s, "draw": i, "estimated_s": 3.0} for i, (s,) in enumerate(spoken)
+    ], {"l": "drawn"})  # fmt: skip
+    speech = con.execute("select * from syntheses where sample_id in (select unnest(?))", [[s for (s,) in spoken]]).df()
+    speech = speech.drop_duplicates("sample_id").assign(tts="espeak", speech="spoken")
+    speech["synthesis_id"] = [store.ids.synthesis_id(s, "espeak", "v", 0) for s in speech.sample_id]
+    store.publish(place, "syntheses", speech.to_dict("records"), {"speech": "spoken"})
+    child = config(kind="stage2", contender="stage2", parent=whole.run_id, selection="l00000000000d")
+    listing = lambda: sorted(str(p.relative_to(place)) for p in place.rglob("*") if "log" not in p.parts)  # noqa: E731
+    before = listing()
+    resolved = training.resolve(place, child)
+    assert resolved.selection not in (None, "l00000000000d") and listing() == before
+    plan = launch(child, on="here", lab=place, dry_run=True)
+    assert isinstance(plan, str) and listing() == before
+    run = training.prepare(place, child, "tiny")
+    assert run.record["selection_id"] == resolved.selection
+    con = store.connect(place)
+    assert con.execute("select count(*) from selected where selection_id = ?", [resolved.selection]).fetchone()[0] > 0
+
+
 def test_a_compiled_objective_gives_the_losses_of_one_that_is_not(place):
     compiler()
     found = []

@@ -285,3 +285,40 @@ def test_augmentation_keeps_words_where_they_are_heard():
         assert abs(np.flatnonzero(loud)[0] / rate - later.words[0][3]) < 0.03, one
         assert not np.array_equal(heard[: len(sound)], sound[: len(heard)])
     assert augmentation.draw(np.random.default_rng(0), AugmentConfig()) is None
+
+
+class Recorder:
+    """A tracker that keeps what it is sent: trackers that users have are packages that are not installed here."""
+
+    requires_logging_directory = True
+    made: list = []
+
+    def __init__(self, name, logging_dir):
+        self.name, self.folder, self.sent = name, logging_dir, []
+        Recorder.made.append(self)
+
+    def start(self):
+        self.sent.append("start")
+
+    def store_init_configuration(self, values):
+        self.sent.append(values["contender"])
+
+    def log(self, values, step):
+        self.sent.append((step, values["loss"]))
+
+    def finish(self):
+        self.sent.append("finish")
+
+
+def test_a_tracker_gets_every_logged_step_and_leaves_the_processes_alone(place, monkeypatch):
+    import accelerate.tracking
+    from accelerate.state import PartialState
+
+    monkeypatch.setitem(accelerate.tracking.LOGGER_TYPE_TO_CLASS, "tensorboard", Recorder)
+    monkeypatch.setattr(accelerate.tracking, "get_available_trackers", lambda: ["tensorboard"])
+    run = training.prepare(place, config(trackers=("tensorboard",), seed=21), "tiny")
+    training.train(place, run.run_id)
+    (tracker,) = Recorder.made
+    steps = [(row["step"], row["values"]["loss"]) for row in run.metrics()]
+    assert tracker.sent == ["start", "stage1", *steps, "finish"] and tracker.folder == str(run.path)
+    assert PartialState._shared_state == {}  # accelerate took no hold of this process, so it can end nobody's group

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from salad.errors import SaladError
 from salad.speech.words import runs
 from store.ids import digest
 
@@ -36,9 +37,25 @@ class Span(NamedTuple):
 
 
 def token_offsets(tokenizer, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-    """Token ids of `text` without special tokens, and their character offsets [start, end), spaces included."""
-    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    return encoded["input_ids"], [tuple(pair) for pair in encoded["offset_mapping"]]
+    """Token ids of `text` without special tokens, and their character offsets [start, end), spaces included.
+
+    Tokenizers differ in where they say that a token with a blank before it begins: RoBERTa's and many sentencepieces trim the
+    blank, BERT's drop it. Here a blank that no token claims belongs to the token after it. SaladError where a tokenizer
+    gives no offsets."""
+    try:
+        encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    except NotImplementedError:
+        raise SaladError(
+            f"tokenizer {tokenizer.name_or_path!r} does not say where its tokens stand in a text, so speech cannot be cut at "
+            "words; it needs a tokenizer.json"
+        ) from None
+    offsets, before = [], 0
+    for start, end in encoded["offset_mapping"]:
+        if start > before and text[before:start].isspace():
+            start = before
+        offsets.append((start, end))
+        before = max(before, end)
+    return encoded["input_ids"], offsets
 
 
 def units(text: str, offsets: list[tuple[int, int]], words, duration_s: float) -> list[Unit]:

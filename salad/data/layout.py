@@ -1,20 +1,24 @@
 """A spoken text laid out once: its tokens as the prompt's format has them, its units, and the sequences of its patterns."""
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from salad.data.augmentation import Alteration
 from salad.data.corpora import SpokenText
 from salad.data.interleaving import Sequence, Span, Unit, interleave, units
+from salad.errors import SaladError
 from salad.models.prompts import PromptFormat, Written
 
 
 class Layout(NamedTuple):
-    """`written`: the tokens; `units`: those of them that may be speech, each with its time in the recording."""
+    """`written`: the tokens; `units`: those of them that may be speech, each with its time in the recording; `words`: how many
+    words the voice says in them."""
 
     spoken: SpokenText
     written: Written
     units: list[Unit]
     frame_rate: float
+    words: int
 
     def spans(self, pattern: list[bool]) -> list[Span]:
         """Spans of a pattern over the units; frames beyond the recording's last are left out, an answer stays text."""
@@ -38,7 +42,7 @@ def lay_out(prompt: PromptFormat, spoken: SpokenText, frame_rate: float, written
     if written.answer:  # what stands behind is text, whatever the recording holds there
         end_s = next((word[3] for word in words if word[1] >= written.stop), end_s)
         words, offsets = [word for word in words if word[2] <= written.stop], offsets[: written.answer]
-    return Layout(spoken, written, units(spoken.text[: written.stop], offsets, words, end_s), frame_rate)
+    return Layout(spoken, written, units(spoken.text[: written.stop], offsets, words, end_s), frame_rate, len(words))
 
 
 class Member(NamedTuple):
@@ -50,3 +54,16 @@ class Member(NamedTuple):
     spans: list[Span] = []
     recording: SpokenText | None = None
     alteration: Alteration | None = None
+
+
+def check_cut(layouts: Iterable[Layout], tokenizer_name: str, source: str) -> None:
+    """SaladError where fewer than half of the words of these recordings can be cut from their neighbours: training would
+    hardly see any speech."""
+    layouts = [one for one in layouts if one.words > 1]
+    words, cut = sum(one.words for one in layouts), sum(len(one.units) for one in layouts)
+    if 2 * cut < words:
+        raise SaladError(
+            f"{source}: only {cut:,} of {words:,} words can be cut from the next under the tokenizer of {tokenizer_name!r}, "
+            "whose tokens do not end where words do: almost all would stay text. Take another LLM, or look at the "
+            "word times of these recordings"
+        )

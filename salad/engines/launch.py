@@ -55,9 +55,9 @@ def launch(
         dumped = resolved.model_dump(mode="json")
         while (lab / "runs" / store.ids.run_id(dumped, resolved.parent, repetition)).exists():
             repetition += 1
-        run = training.prepare(lab, config, name, repetition)
+        run = training.prepare(lab, config, name, repetition, dry_run)
     else:
-        run = training.prepare(lab, config, name)
+        run = training.prepare(lab, config, name, dry_run=dry_run)
     try:
         return launch_run(run, dry_run=dry_run, **fields)
     except BaseException:

@@ -61,15 +61,31 @@ def load_object(spec: str):
         raise SaladError(f"{spec}: module {module!r} has no {name!r}") from None
 
 
-def folder_sha256(folder: Path | str) -> str:
-    """SHA-256 over a model folder's weights and tokenizer: names and bytes, in order."""
-    total = hashlib.sha256()
-    for path in sorted(Path(folder).iterdir()):
-        if path.suffix in (".safetensors", ".json", ".txt", ".model") and path.is_file():
-            total.update(path.name.encode() + b"\0")
+def folder_sha256(folder: Path | str, templates: bool = True) -> str:
+    """SHA-256 over a model folder's weights and tokenizer, chat templates included: names and bytes, in order.
+
+    `templates=False` leaves chat_template.jinja and additional_chat_templates/ out, as checkpoints from before those counted
+    have it."""
+    total, folder = hashlib.sha256(), Path(folder)
+    found = [path for path in folder.iterdir() if path.suffix in (".safetensors", ".json", ".txt", ".model")]
+    if templates:
+        found += [*folder.glob("*.jinja"), *folder.glob("additional_chat_templates/*.jinja")]
+    for path in sorted(found):
+        if path.is_file():
+            total.update(path.relative_to(folder).as_posix().encode() + b"\0")
             with open(path, "rb") as file:
                 total.update(hashlib.file_digest(file, "sha256").digest())
     return total.hexdigest()
+
+
+def remembered(name: str, folder: Path | str) -> dict:
+    """What a checkpoint keeps of a frozen model folder: its name and SHA-256. `templates`: chat templates count in it."""
+    return {"name": name, "sha256": folder_sha256(folder), "templates": True}
+
+
+def is_unchanged(folder: Path | str, kept: dict) -> bool:
+    """Whether a model folder is the one that `remembered` saw."""
+    return folder_sha256(folder, kept.get("templates", False)) == kept["sha256"]
 
 
 def quiet() -> None:

@@ -23,7 +23,7 @@ from salad.models.adapter import Adapter
 from salad.models.encoders import load_encoder
 from salad.models.heads import head_of, hidden_of, understand
 from salad.models.lora import add_lora
-from salad.models.names import DTYPES, folder_sha256, quiet, resolve
+from salad.models.names import DTYPES, is_unchanged, quiet, remembered, resolve
 from salad.models.prompts import PromptFormat
 from salad.objective.projection import Head
 from store import atomic
@@ -158,8 +158,8 @@ class SpeechLM(nn.Module):
         for part, name in names.items():
             if name is not None and part not in self._frozen:
                 folder = resolve(name, self.lab) if ":" not in name and name != "logmel" else name
-                sha256 = folder_sha256(folder) if Path(folder).is_dir() else None
-                self._frozen[part] = {"name": name, "sha256": sha256}
+                there = Path(folder).is_dir()
+                self._frozen[part] = remembered(name, folder) if there else {"name": name, "sha256": None}
         return dict(self._frozen)
 
     def save_trained(self, folder: Path | str, trained: dict[str, torch.Tensor] | None = None) -> None:
@@ -217,7 +217,7 @@ class SpeechLM(nn.Module):
             lab = next((p.parent for p in folder.resolve().parents if p.name == "runs"), None)
         for part in frozen or {}:
             path = Path(resolve(frozen[part]["name"], lab)) if frozen[part]["sha256"] else None
-            if path is not None and path.is_dir() and folder_sha256(path) != frozen[part]["sha256"]:
+            if path is not None and path.is_dir() and not is_unchanged(path, frozen[part]):
                 raise SaladError(f"{folder} was trained with another {path}: its files have changed since")
         model = cls._load(settings, lab, folder)
         model._frozen = frozen or {}

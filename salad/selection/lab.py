@@ -452,11 +452,12 @@ def is_frozen(con, selection_id: str) -> bool:
     )
 
 
-def freeze(lab, selection_id: str, budget_h: float | None = None) -> str:
+def freeze(lab, selection_id: str, budget_h: float | None = None, publish: bool = True) -> str:
     """The child selection that a Stage II trains on: texts that are kept and spoken, in draw order, up to and with
     the first that reaches the budget (by default the selection's own). Its id is the hash of parent and sorted
     sample ids, so freezing the same texts again gives the same selection; a frozen one with nothing dropped since is
-    itself. One that is over 1 % short says so in a warning of the log. SaladError where nothing is spoken."""
+    itself. One that is over 1 % short says so in a warning of the log. `publish=False` only says what its id would be.
+    SaladError where nothing is spoken."""
     con = store.connect(lab)
     info = _selection(con, selection_id)
     rows, dropped_ids = _carried(con, selection_id)
@@ -481,11 +482,12 @@ def freeze(lab, selection_id: str, budget_h: float | None = None) -> str:
     name = _frozen_id(selection_id, rows.sample_id)
     child = {**info, "budget_h": budget_h, "parent_selection_id": selection_id}
     del child["selection_id"]
-    _publish(lab, name, child, rows.reset_index(), {"pass": "freeze", "parent": selection_id, "selection_id": name})
+    if publish:
+        _publish(lab, name, child, rows.reset_index(), {"pass": "freeze", "parent": selection_id, "selection_id": name})
     return name
 
 
-def frozen(lab, selection_id: str) -> str:
+def frozen(lab, selection_id: str, publish: bool = True) -> str:
     """The selection itself where it is frozen already, whatever was dropped since; else `freeze`."""
     con = store.connect(lab)
-    return selection_id if is_frozen(con, selection_id) else freeze(lab, selection_id)
+    return selection_id if is_frozen(con, selection_id) else freeze(lab, selection_id, publish=publish)

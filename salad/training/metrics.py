@@ -43,7 +43,7 @@ class Meter:
         self.waited, self._since, self._tokens, self._flops = 0.0, time.monotonic(), tokens, 0.0
         self._window: dict[str, list[float]] = defaultdict(list)
         self._writer = run.metrics_writer(step + 1)
-        self._trackers = _trackers(run, config) if run.leader else None
+        self._trackers = _trackers(run, config) if processes.rank == 0 else []
         self._cost = lambda taken: flops(model, config, taken.tokens, taken.text_tokens, taken.positions)
         self._peak = None
         if processes.device.type == "cuda":
@@ -87,8 +87,8 @@ class Meter:
                 f"{self.run.path}: metrics could not be written ({error.strerror}); the last checkpoint stands. Make room "
                 "and resume the run"
             ) from None
-        if self._trackers is not None:
-            self._trackers.log(told, step=step)
+        for tracker in self._trackers:
+            tracker.log(told, step=step)
         self._since, self._tokens, self._flops, self.waited = now, self.tokens, 0.0, 0.0
         self._window.clear()
         return means
@@ -101,21 +101,29 @@ class Meter:
 
     def close(self) -> None:
         self._writer.close()
-        if self._trackers is not None:
-            self._trackers.end_training()
+        for tracker in self._trackers:
+            tracker.finish()
 
 
-def _trackers(run: RunFolder, config: RunConfig):
-    """accelerate with the trackers that the configuration names; None where it names none."""
+def _trackers(run: RunFolder, config: RunConfig) -> list:
+    """The trackers that the configuration names, begun; accelerate's own classes.
+
+    Without its Accelerator, which would take the processes' group for its own and destroy it at the end of the run. Only the
+    first process makes them, so each may write wherever it is (`main_process_only` asks for a group of processes too)."""
     if not config.trackers:
-        return None
-    from accelerate import Accelerator
-    from accelerate.tracking import get_available_trackers
+        return []
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 
     there = {str(getattr(name, "value", name)) for name in get_available_trackers()}
     missing = [name for name in config.trackers if name not in there]
     if missing:
         raise SaladError(f"trackers: {', '.join(missing)} is not installed here: pip install {' '.join(missing)}")
-    told = Accelerator(cpu=not torch.cuda.is_available(), log_with=list(config.trackers), project_dir=str(run.path))
-    told.init_trackers("salad", {"run_id": run.run_id, "kind": config.kind, "contender": config.contender})
-    return told
+    begun = []
+    for name in config.trackers:
+        kind = LOGGER_TYPE_TO_CLASS[name]
+        tracker = kind("salad", logging_dir=str(run.path)) if kind.requires_logging_directory else kind("salad")
+        tracker.main_process_only = False
+        tracker.start()
+        tracker.store_init_configuration({"run_id": run.run_id, "kind": config.kind, "contender": config.contender})
+        begun.append(tracker)
+    return begun

@@ -10,6 +10,7 @@ from salad.config import RunConfig, validate
 from salad.data import corpora
 from salad.data.frame_source import FrameSource
 from salad.data.frames import Frames
+from salad.data.layout import check_cut, lay_out
 from salad.data.loading import Loader
 from salad.errors import SaladError
 from salad.models.lora import describe
@@ -19,13 +20,19 @@ from salad.training import checkpoints
 from salad.training.distributed import Processes
 from salad.training.schedule import decay_start
 
+CHECKED = 256  # recordings of a source that are looked at before a run: whether their words can be cut
+
 
 def resolve(lab: Path | str, config: RunConfig) -> RunConfig:
-    """The configuration with its parent named by run id and its selection frozen, as a run stores it.
+    """The configuration with its parent named by run id and its selection frozen, as a run stores it; writes nothing.
 
-    `parent="stage1"` is the lab's newest finished Stage I run. A selection that was only drawn is frozen: its texts
-    that are kept and synthesised become a child selection (METHOD.md, "From selection to training, exactly").
+    `parent="stage1"` is the lab's newest finished Stage I run. A selection that was only drawn is named by the child that
+    freezing makes of it: its texts that are kept and synthesised (METHOD.md, "From selection to training, exactly").
     """
+    return _resolved(lab, config, publish=False)
+
+
+def _resolved(lab: Path | str, config: RunConfig, publish: bool) -> RunConfig:
     update: dict = {}
     if config.parent is not None and not config.parent.startswith("r"):
         update["parent"] = lookup.newest_run(lab, config.parent, "train one first, or name a run id as `parent`")
@@ -34,13 +41,14 @@ def resolve(lab: Path | str, config: RunConfig) -> RunConfig:
     if config.selection is not None:
         from salad.selection import frozen
 
-        update["selection"] = frozen(lab, config.selection)
+        update["selection"] = frozen(lab, config.selection, publish)
     return config.model_copy(update=update)
 
 
-def prepare(lab: Path | str, config: RunConfig, recipe: str, repetition: int = 0) -> RunFolder:
-    """The run's folder, made or found again: the same configuration again resumes its run."""
-    config = resolve(lab, config)
+def prepare(lab: Path | str, config: RunConfig, recipe: str, repetition: int = 0, dry_run: bool = False) -> RunFolder:
+    """The run's folder, made or found again: the same configuration again resumes its run. Its selection is frozen, unless
+    this is a `dry_run`, whose folder the caller removes."""
+    config = _resolved(lab, config, publish=not dry_run)
     return RunFolder.create(
         lab, config.kind, recipe, config.model_dump(mode="json"), config.parent, config.selection, repetition
     )
@@ -83,6 +91,9 @@ def load_data(
     size_gb = hours * 3600 * model.encoder.frame_rate * model.encoder.dim * 4 / 1e9
     cached = Frames(lab, model.encoder)
     frames = FrameSource(lab, model.prompt, model.encoder, size_gb <= config.data.keep_gb, config.data.workers, cached)
+    for source, some in ((", ".join(config.data.natural), natural), (f"selection {config.selection}", selected)):
+        chosen = range(0, len(some), max(1, len(some) // CHECKED))
+        check_cut((lay_out(model.prompt, some[i], model.encoder.frame_rate) for i in chosen), config.llm.name, source)
     return Loader(config, frames, natural, selected, texts, processes.rank, processes.world)
 
 
