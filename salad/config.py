@@ -114,6 +114,9 @@ class SequenceConfig(Frozen):
         0, ge=0, description="answered items that the A/B app puts before a question: a base model answers after some"
     )
     system: str | None = Field(None, description="chat: the system prompt; without one, what the template itself puts")
+    template: dict[str, bool | int | float | str | None] = Field(
+        {}, description='chat: arguments of the tokenizer\'s template, as {"enable_thinking": false}'
+    )
     span_units: tuple[int, int] = Field((1, 6), description="shortest and longest span, in units, uniform")
     span_weights: tuple[float, ...] = Field(
         (), description="how likely each length from the shortest to the longest is; empty: all equally"

@@ -353,3 +353,107 @@ def test_a_recording_in_a_chat_takes_the_place_of_the_words(place, trained):
         frames = model.adapter(model.encoder(torch.from_numpy(samples))[None])[0]
         before, between = (model.llm.get_input_embeddings()(torch.tensor(x)) for x in model.prompt.write("A. B.")[0:4:3])
     assert torch.equal(told, torch.cat([before, frames, between]))
+
+
+# --- templates of the wild ---
+
+QWEN3 = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n"
+    "{% if m['role'] == 'assistant' and loop.last %}<think>\n\n</think>\n\n{% endif %}{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n"
+    "{% if enable_thinking is defined and enable_thinking is false %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
+)  # as Qwen3's: a last answer has an empty block before it
+OPEN = (
+    "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'user' %}<|user|>{{ m['content'] }}"
+    "{% elif m['role'] == 'assistant' %}<|assistant|>{{ m['content'].split('</think>')[-1] }}<|im_end|>{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% if thinking is not defined or thinking %}<think>\n{% endif %}{% endif %}"
+)  # as DeepSeek-R1's: asks with a block left open, writes an answer down without one
+ALWAYS_OPEN = OPEN.replace("{% if thinking is not defined or thinking %}<think>\n{% endif %}", "<think>\n")
+INST = (
+    "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'user' %}[INST] {{ m['content'].strip() }} [/INST]"
+    "{% else %} {{ m['content'].strip() }}<|im_end|>{% endif %}{% endfor %}"
+)  # as Llama 2's: no generation prompt of its own, a blank before the answer
+DATED = "{{ 'Today: ' + strftime_now('%d %b %Y') + '\n' }}" + CHATML
+DEAF = HEADERS.replace("{% for m in messages %}", "{% for m in messages if m['role'] != 'system' %}")
+
+
+def wild(template):
+    made = tiny.tokenizer(bos=True)
+    made.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>", "<|user|>", "<|assistant|>"]})
+    made.chat_template = template
+    return made
+
+
+@pytest.mark.parametrize(("template", "given", "lead"), [
+    (QWEN3, {}, "<think>\n\n</think>\n\n"), (QWEN3, {"enable_thinking": False}, ""), (OPEN, {"thinking": False}, ""),
+    (INST, {}, " "), (DATED, {}, ""), (CHATML, {}, ""),
+], ids=["thinks", "told not to", "open, told not to", "blank", "dated", "plain"])  # fmt: skip
+def test_training_and_asking_lay_out_what_the_template_itself_writes_down(template, given, lead):
+    tokenizer = wild(template)
+    prompt = PromptFormat(tokenizer, "chat", template=given)
+    question, answer = "What does the otter eat?", "Fish, and no more."
+    told = prompt.write(question, answer)
+    ids = told.sequence().text_ids.tolist()
+    messages = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+    if template is DATED:  # the same on every day
+        tokenizer.chat_template = "Today: 26 Jul 2024\n" + CHATML
+    whole = tokenizer.apply_chat_template(messages, tokenize=False, **given)
+    assert whole.startswith(tokenizer.decode(ids)) and answer in tokenizer.decode(ids)[-len(answer) - 10 :]
+    assert tokenizer.decode(told.ids[told.answer :]).strip().startswith(answer)
+    assert prompt.rendered().endswith(lead) and prompt.rendered().count("\N{OBJECT REPLACEMENT CHARACTER}") == 1
+    units, after = prompt.units([question], [answer])
+    scored = units + after[0]
+    assert tokenizer.decode(scored) == tokenizer.decode(ids[: len(scored)]) and scored == ids[: len(scored)]
+
+
+@pytest.mark.parametrize(("template", "system", "why"), [
+    (OPEN, None, r"otherwise than it writes one down.*--set 'sequences.template=\{\"thinking\": false\}' it does"),
+    (ALWAYS_OPEN, None, "otherwise than it writes one down.*use another LLM"),
+    (NO_SYSTEM, "You listen.", "System role not supported"),
+    (DEAF, "You listen.", "leaves the system prompt out"),
+])  # fmt: skip
+def test_a_template_whose_answers_cannot_be_told_apart_is_refused(template, system, why):
+    with pytest.raises(SaladError, match=why) as error:
+        PromptFormat(wild(template), "chat", system)
+    assert "\n" not in str(error.value)
+
+
+def test_arguments_are_the_templates_alone():
+    with pytest.raises(SaladError, match="add_generation_prompt is not the template's"):
+        PromptFormat(wild(CHATML), "chat", template={"add_generation_prompt": False})
+    with pytest.raises(SaladError, match="sequences.prompt=chat"):
+        PromptFormat(wild(CHATML), template={"enable_thinking": False})
+
+
+def test_a_text_that_the_template_changes_is_left_out_and_the_others_stay():
+    prompt = PromptFormat(wild(CHATML.replace("{{ m['content'] }}", "{{ m['content'].replace('&', 'and') }}")), "chat")
+    with pytest.warns(UserWarning, match="changes this text"):
+        told = prompt.write("Bread & butter?", "Yes.")
+    assert told.ids == [] and len(told.sequence().rows) == 0
+    assert len(prompt.write("Bread and butter?", "Yes.").sequence().rows) > 0
+
+
+def test_a_checkpoint_keeps_the_arguments_with_what_they_rendered(tmp_path):
+    import json
+
+    folder = tiny.teacher(tmp_path / "models" / "teacher")
+    tiny.encoder(tmp_path / "models" / "encoder")
+    made = wild(QWEN3)
+    made.save_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text())
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    Qwen2ForCausalLM(Qwen2Config(**config | {"vocab_size": len(made) + 4})).save_pretrained(folder)
+    run = tiny.config(sequences=SequenceConfig(prompt="chat", template={"enable_thinking": False}))
+    model = SpeechLM.build(run, tmp_path)
+    model.save_pretrained(tmp_path / "alone")
+    settings = json.loads((tmp_path / "alone" / "speech_lm.json").read_text())
+    assert settings["template"] == {"enable_thinking": False} and settings["rendered"].endswith("<think>\n\n</think>\n\n")
+    assert SpeechLM.from_pretrained(tmp_path / "alone").prompt.template == {"enable_thinking": False}
+    for path in (tmp_path / "alone").rglob("chat_template.jinja"):
+        path.write_text(path.read_text().replace("</think>\n\n", "</think>\n"))
+    with pytest.raises(SaladError, match="renders a question otherwise than when this was trained"):
+        SpeechLM.from_pretrained(tmp_path / "alone")
+    settings.pop("rendered")  # as it was written before this was kept
+    (tmp_path / "alone" / "speech_lm.json").write_text(json.dumps(settings))
+    SpeechLM.from_pretrained(tmp_path / "alone")

@@ -58,7 +58,7 @@ def speech_lm(config: RunConfig, lab: Path | str | None = None, device: str = "m
     dtype, settings = DTYPES[config.llm.dtype], settings_of(config)
     llm_config, tokenizer = sizes(config.llm.name, lab)
     if isinstance(tokenizer, TokenizerSizes):  # shapes do not depend on the prompt's format, which needs a template
-        settings |= {"prompt": "plain", "system": None}
+        settings |= {"prompt": "plain", "system": None, "template": {}}
     with torch.device(device):
         llm = AutoModelForCausalLM.from_config(llm_config, dtype=dtype)
         original = None

@@ -24,7 +24,7 @@ from salad.models.encoders import load_encoder
 from salad.models.heads import head_of, hidden_of, understand
 from salad.models.lora import add_lora
 from salad.models.names import DTYPES, is_unchanged, quiet, remembered, resolve
-from salad.models.prompts import PromptFormat
+from salad.models.prompts import CHANGED, PromptFormat
 from salad.objective.projection import Head
 from store import atomic
 
@@ -67,7 +67,15 @@ class SpeechLM(nn.Module):
         self.llm, self.encoder, self.adapter = llm, encoder, adapter
         self.tokenizer, self.settings, self.lab = tokenizer, settings, lab
         try:
-            self.prompt = PromptFormat(tokenizer, settings.get("prompt", "plain"), settings.get("system"))
+            name, system = settings.get("prompt", "plain"), settings.get("system")
+            self.prompt = PromptFormat(tokenizer, name, system, settings.get("template"))
+            if self.prompt.changes_text:
+                raise SaladError(CHANGED)
+            if settings.setdefault("rendered", self.prompt.rendered()) != self.prompt.rendered():
+                raise SaladError(
+                    "its chat template renders a question otherwise than when this was trained: "
+                    f"{self.prompt.rendered()!r}, and it was {settings['rendered']!r}"
+                )
         except SaladError as error:
             raise SaladError(f"{settings['llm']['name']!r}: {error}") from None
         self.prefix = self.prompt.prefix
@@ -90,8 +98,8 @@ class SpeechLM(nn.Module):
         It goes on with the same parts. One change is allowed: where the parent was trained in full, LoRA may be put on
         top of its LLM; the teacher stays the original, which is then loaded beside it. Raises SaladError."""
         settings, wanted = _read_settings(folder), settings_of(config)
-        for part in ("encoder", "adapter", "prompt", "system"):
-            if settings.get(part) != wanted.get(part):
+        for part in ("encoder", "adapter", "prompt", "system", "template"):
+            if (settings.get(part) or None) != (wanted.get(part) or None):
                 raise SaladError(f"parent {config.parent} was trained with another {part}; a child goes on with the same")
         before, after = LLMConfig(**settings["llm"]), config.llm
         if before == after:
@@ -431,6 +439,7 @@ def settings_of(config: RunConfig) -> dict:
         "adapter": config.adapter.model_dump(mode="json"),
         "prompt": config.sequences.prompt,
         "system": config.sequences.system,
+        "template": dict(config.sequences.template),
         "answering": {"shots": config.sequences.shots},
     }
 
