@@ -192,10 +192,12 @@ def test_resolving_and_a_dry_run_write_nothing_and_a_launch_freezes(place, whole
     store.publish(place, "selected", [
         {"selection_id": "l00000000000d", "sample_id": s, "draw": i, "estimated_s": 3.0} for i, (s,) in enumerate(spoken)
     ], {"l": "drawn"})  # fmt: skip
-    speech = con.execute("select * from syntheses where sample_id in (select unnest(?))", [[s for (s,) in spoken]]).df()
-    speech = speech.drop_duplicates("sample_id").assign(tts="espeak", speech="spoken")
-    speech["synthesis_id"] = [store.ids.synthesis_id(s, "espeak", "v", 0) for s in speech.sample_id]
-    store.publish(place, "syntheses", speech.to_dict("records"), {"speech": "spoken"})
+    speech = con.execute("select * from syntheses where sample_id in (select unnest(?))", [[s for (s,) in spoken]])
+    rows = {row["sample_id"]: row for row in speech.to_arrow_table().to_pylist()}
+    store.publish(place, "syntheses", [
+        row | {"tts": "espeak", "speech": "spoken", "synthesis_id": store.ids.synthesis_id(s, "espeak", "v", 0)}
+        for s, row in rows.items()
+    ], {"speech": "spoken"})  # fmt: skip
     child = config(kind="stage2", contender="stage2", parent=whole.run_id, selection="l00000000000d")
     listing = lambda: sorted(str(p.relative_to(place)) for p in place.rglob("*") if "log" not in p.parts)  # noqa: E731
     before = listing()
