@@ -10,7 +10,8 @@ import torch
 
 from salad import SaladError
 from salad.speech import load_tts
-from salad.speech.kokoro import PIECE, Kokoro, pieces
+from salad.speech.kokoro import PIECE, Kokoro
+from salad.speech.words import pieces
 
 
 def tagger(folder):
@@ -110,12 +111,12 @@ def test_words_have_times_and_characters(tts):
 
 def test_a_long_text_is_split_at_sentences_and_its_times_go_on(tts, monkeypatch):
     text = "The cat sat on the mat. Then it ran away, as cats do! " * 15
-    spans = pieces(text)
+    spans = pieces(text, PIECE)
     assert len(spans) > 2 and all(end - start <= PIECE for start, end in spans)
     assert "".join(text[start:end] for start, end in spans) == text
     monkeypatch.setattr("salad.speech.kokoro.PIECE", 60)
     text = text[:130]
-    spans = pieces(text)
+    spans = pieces(text, 60)
     assert len(spans) == 3
     utterance = tts.speak(text, "af_heart", 0)
     check(utterance, text)

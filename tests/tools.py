@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import sysconfig
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,7 +31,7 @@ MARKER_OF = {
     "munged": "slurm", "sbatch": "slurm", "slurmctld": "slurm", "slurmd": "slurm",
     "ssh": "sshd", "ssh-keygen": "sshd", "sshd": "sshd", "useradd": "sshd", "fish": "sshd", "tcsh": "sshd",
 }  # fmt: skip
-MARKERS = {*MARKER_OF.values(), "sky", "root", "data", "real"}
+MARKERS = {*MARKER_OF.values(), "sky", "root", "onnx", "data", "real"}
 NEEDS_SHARED = {"data", "real"}
 running: pytest.Item | None = None  # the test that runs now; conftest.py keeps it
 
@@ -120,6 +121,14 @@ def compiler() -> None:
     require("g++")
     if not Path(sysconfig.get_path("include"), "Python.h").is_file():
         refuse("Python's headers are not installed (python3-dev); .ci/tools.sh installs them on Debian", "compiler")
+
+
+def onnx() -> None:
+    """Skip unless the extra `onnx` is installed."""
+    demand_marker("onnx", "onnx()")
+    missing = [name for name in ("onnx", "onnxruntime") if find_spec(name) is None]
+    if missing:
+        refuse(f"{', '.join(missing)} not installed: pip install -e '.[onnx]'", "onnx")
 
 
 def shared(name: str) -> Path:

@@ -1,7 +1,7 @@
 """Speech: text that can be spoken, voices behind one interface, Shar folders, the ASR check, alignment.
 
-A voice is named by a specification: `espeak`, `kokoro`, `kokoro:<folder or repository>` or the user's own
-`package.module:name` (see `load_tts`)."""
+An engine is named by a specification: `espeak`, `kokoro`, `kokoro:<folder or repository>`, `kokoro-onnx:<folder>`,
+`piper:<folder>` or the user's own `package.module:name` (see `load_tts`)."""
 
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -61,7 +61,8 @@ class TTS(Protocol):
 
 def load_tts(spec: str) -> TTS:
     """The engine that `spec` names: "espeak", "kokoro" (hexgrad/Kokoro-82M), "kokoro:<folder or repository>",
-    or "package.module:name", a class or function called without arguments. Raises SaladError."""
+    "kokoro-onnx:<folder>" and "piper:<folder>" (either with "::<recogniser>", which aligns words where the model does not
+    tell durations), or "package.module:name", a class or function called without arguments. Raises SaladError."""
     if spec == "espeak":
         from salad.speech.espeak import Espeak
 
@@ -70,10 +71,26 @@ def load_tts(spec: str) -> TTS:
         from salad.speech.kokoro import Kokoro
 
         return Kokoro(spec.partition(":")[2] or "hexgrad/Kokoro-82M")
+    engine, _, where = spec.partition(":")
+    if engine in ("kokoro-onnx", "piper"):
+        folder, _, recogniser = where.partition("::")
+        if not folder:
+            raise SaladError(f'TTS "{spec}" lacks its folder: say {engine}:<folder>')
+        if engine == "piper":
+            from salad.speech.piper import Piper
+
+            return Piper(folder, recogniser or None)
+        from salad.speech.kokoro_onnx import KokoroOnnx
+
+        return KokoroOnnx(folder, recogniser or None)
+    if engine.startswith(("piper@", "kokoro-onnx@")):
+        kind, _, content = spec.partition("@")
+        raise SaladError(f"{spec} is known by its content ({content}), not by where it lies: say {kind}:<folder>")
     module, colon, name = spec.partition(":")
     if not colon:
         raise SaladError(
-            f'unknown TTS "{spec}": say espeak, kokoro, kokoro:<folder or repository> or package.module:name'
+            f'unknown TTS "{spec}": say espeak, kokoro, kokoro:<folder or repository>, kokoro-onnx:<folder>, '
+            "piper:<folder> or package.module:name"
         )
     try:
         engine = getattr(import_module(module), name)()

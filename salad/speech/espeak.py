@@ -17,7 +17,7 @@ import re
 import tempfile
 import threading
 from bisect import bisect_left
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +32,7 @@ PARAMETERS = {"rate": (1, 80, 450), "pitch": (3, 0, 99), "range": (4, 0, 99), "g
 
 _SYNCHRONOUS, _DONT_EXIT, _PHONEME_EVENTS = 2, 0x8000, 0x0001
 _UTF8, _KEEP_FINAL_PAUSE = 1, 0x1000  # without the final pause, the end of a spoken question cannot be heard
+_IPA = 2
 _END, _WORD, _PHONEME = 0, 1, 7
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")  # espeak takes \x01 for a command, \x00 for the end
 
@@ -251,6 +252,27 @@ class Espeak:
             return Utterance(np.zeros(0, np.float32), SAMPLE_RATE, [], ["empty"], [])
         samples = np.clip(soxr.resample(sound, NATIVE_RATE, SAMPLE_RATE), -1, 1)
         return Utterance(samples, SAMPLE_RATE, words, [], phones)
+
+
+@lru_cache(50_000)
+def ipa(text: str, voice: str = "en-us") -> str:
+    """What `text` sounds like in a voice's language, in the International Phonetic Alphabet with stress marks, words apart
+    by blanks ("ðə kˈæt"). espeak may say several words as one. Raises SaladError for a voice that espeak does not have."""
+    name, _ = parse_voice(voice)
+    with _lock:
+        library = _load(0)
+        try:
+            if library.espeak_SetVoiceByName(name.encode()) != 0:
+                raise _no_voice(name)
+            library.espeak_TextToPhonemes.restype = ctypes.c_char_p
+            library.espeak_TextToPhonemes.argtypes = [ctypes.POINTER(ctypes.c_char_p), ctypes.c_int, ctypes.c_int]
+            rest, found = ctypes.c_char_p(_CONTROL.sub(" ", text).encode("utf-8", "replace")), []
+            while rest:
+                found.append((library.espeak_TextToPhonemes(ctypes.byref(rest), _UTF8, _IPA) or b"").decode("utf-8", "replace"))
+        finally:
+            library.espeak_Terminate()
+            _unload()
+    return " ".join(re.sub(r"\([a-z-]+\)", "", " ".join(found)).split())  # (en): a switch to another language
 
 
 def _phones(events, total_s: float) -> list[Phone]:

@@ -7,7 +7,6 @@ Kokoro cannot batch: scale by processes. English needs spaCy's en_core_web_sm, w
 (without a network: install its wheel beforehand).
 """
 
-import re
 from functools import cached_property
 from pathlib import Path
 
@@ -16,7 +15,7 @@ import numpy as np
 from salad.errors import SaladError
 from salad.speech import SAMPLE_RATE, Utterance, Word
 from salad.speech.shar import to_rate
-from salad.speech.words import runs, words_of
+from salad.speech.words import pieces, runs, words_of
 
 NATIVE_RATE = 24_000
 VOICES = tuple(
@@ -26,7 +25,6 @@ VOICES = tuple(
 )
 WEIGHTS = "kokoro-v1_0.pth"
 PIECE = 350  # characters; Kokoro takes at most 510 phonemes at once, and speaks long pieces worse
-_SENTENCE = re.compile(r".+?(?:[.!?…]+[\"'”’)]*(?=\s)|$)\s*", re.S)
 _BRACKETS = str.maketrans("[]", "()")  # Kokoro reads [x](…) as an override of x's phonemes: same length, no meaning
 
 
@@ -110,7 +108,7 @@ class Kokoro:
         sound, flags, tokens, length = [], set(), [], 0
         with torch.random.fork_rng(), torch.no_grad():
             torch.manual_seed(seed)  # the vocoder draws its noise
-            for start, end in pieces(text):
+            for start, end in pieces(text, PIECE):
                 cursor = start
                 for result in pipeline(text[start:end], voice=style, speed=speed, split_pattern=None):
                     cursor = self._take(result, text, cursor, end, length / NATIVE_RATE, tokens, flags)
@@ -144,18 +142,6 @@ class Kokoro:
             elif spoken:
                 flags.add("truncated")
         return cursor
-
-
-def pieces(text: str) -> list[tuple[int, int]]:
-    """Spans of whole sentences of up to `PIECE` characters together; a longer sentence is left to Kokoro's own cuts
-    at commas."""
-    spans: list[list[int]] = []
-    for match in _SENTENCE.finditer(text):
-        if spans and match.end() - spans[-1][0] <= PIECE:
-            spans[-1][1] = match.end()
-        else:
-            spans.append([match.start(), match.end()])
-    return [(start, end) for start, end in spans if text[start:end].strip()]
 
 
 def _words(text: str, tokens: list, total_s: float) -> list[Word]:

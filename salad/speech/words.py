@@ -8,6 +8,7 @@ from salad.speech import Word
 from salad.speech.languages import UNSPACED
 
 _OPENING = frozenset("\"'([{“‘«「『《〈（【〔")
+_SENTENCE = re.compile(r".+?(?:[.!?…]+[\"'”’)]*(?=\s)|[。！？]+[”’）]*|$)\s*", re.S)
 _UNSPACED = re.compile(f"[{UNSPACED}]")
 
 
@@ -18,6 +19,17 @@ def runs(text: str) -> list[tuple[int, int]]:
     if _UNSPACED.search(text):
         return [piece for start, end in spans for piece in _cut(text, start, end)]
     return spans
+
+
+def pieces(text: str, longest: int) -> list[tuple[int, int]]:
+    """Spans of whole sentences of up to `longest` characters together; a longer sentence stays whole."""
+    spans: list[list[int]] = []
+    for match in _SENTENCE.finditer(text):
+        if spans and match.end() - spans[-1][0] <= longest:
+            spans[-1][1] = match.end()
+        else:
+            spans.append([match.start(), match.end()])
+    return [(start, end) for start, end in spans if text[start:end].strip()]
 
 
 def is_unspaced(character: str) -> bool:
