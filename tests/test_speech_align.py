@@ -7,7 +7,10 @@ import pytest
 
 from salad import SaladError
 from salad.speech import Word
-from salad.speech.align import align, delays, viterbi
+from salad.speech.align import align, delays, monotonic, viterbi
+from salad.speech.check import load_recogniser
+from salad.speech.spoken import spoken_form, text_words
+from tests import tools
 from tests.tones import hears_tones, tones
 
 
@@ -61,7 +64,7 @@ def test_words_come_out_at_their_times_and_numbers_as_they_are_spoken(recogniser
 def test_what_cannot_be_aligned_is_refused(recogniser):
     with pytest.raises(SaladError, match="knows none of its letters"):
         align(np.zeros(16_000, np.float32), "日本", recogniser)
-    with pytest.raises(SaladError, match="is no CTC model"):
+    with pytest.raises(SaladError, match="is neither a CTC nor a Whisper-type model"):
         align(np.zeros(16_000, np.float32), "A cat.", type("Other", (), {"name": "other"})())
 
 
@@ -102,3 +105,42 @@ def test_a_full_stop_that_fires_in_the_pause_does_not_lengthen_its_word(recognis
     words = align(samples, "cat. dog", recogniser, wider).words
     assert [w.word for w in words] == ["cat.", "dog"]
     assert words[0].end_s == pytest.approx(times[0][1], abs=0.041)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (2, 2), (3, 6), (2, 7)])
+def test_consecutive_stretches_have_the_largest_sum_of_all(shape):
+    weights = np.random.default_rng(sum(shape)).normal(size=shape)
+    n, frames = shape
+    sums = {}
+    for cuts in itertools.combinations(range(1, frames), n - 1):
+        edges = [0, *cuts, frames]
+        sums[tuple(edges)] = sum(weights[i, edges[i] : edges[i + 1]].sum() for i in range(n))
+    spans = monotonic(weights)
+    assert [*spans[:, 0].tolist(), frames] == list(max(sums, key=sums.get))
+    assert (spans[1:, 0] == spans[:-1, 1] + 1).all() and spans[-1, 1] == frames - 1
+    with pytest.raises(SaladError, match="3 tokens cannot be aligned with 2 frames"):
+        monotonic(np.zeros((3, 2)))
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("name", ["whisper-tiny.en", "whisper-base"])
+def test_word_times_by_whisper_are_near_those_that_the_voice_told(name):
+    from salad.speech import load_tts
+
+    recogniser = load_recogniser(str(tools.real_model(name)))
+    errors = []
+    texts = ["The cat sat on the mat, and then it ran away.", "It cost $1,000 in 1998, far too much for a boat."]
+    for seed, text in enumerate(texts):
+        form = spoken_form(text)
+        utterance = load_tts("espeak").speak(form.spoken, "en-us", seed)
+        true = text_words(utterance.words, form, text)
+        found = align(utterance.samples, text, recogniser)
+        assert found.score > align(utterance.samples, "Something wholly different is written here.", recogniser).score + 1
+        starts, ends = {w.char_start: w.start_s for w in true}, {w.char_end: w.end_s for w in true}
+        for word in found.words:
+            assert text[word.char_start : word.char_end] == word.word and word.start_s < word.end_s
+            errors += [abs(word.start_s - starts[word.char_start])] if word.char_start in starts else []
+            errors += [abs(word.end_s - ends[word.char_end])] if word.char_end in ends else []
+    assert len(errors) > 30 and np.median(errors) <= 0.06
+    with pytest.raises(SaladError, match="aligns at most 30 s at once"):
+        align(np.zeros(31 * 16_000, np.float32), "A cat.", recogniser)

@@ -1,22 +1,27 @@
-"""Word times of natural speech: forced alignment of a text under a CTC model (Graves et al., 2006; Viterbi path).
+"""Word times of natural speech: forced alignment of a text under a recogniser.
 
     align(samples, text, load_recogniser("lab/models/recogniser")).words
+
+Under a CTC model by the Viterbi path of its letters (Graves et al., 2006). Under Whisper and its kin by cross-attention:
+the heads whose weights follow the sound (`alignment_heads` of its generation_config) are averaged, and each token gets the
+frames at which they look while it is written, in order (after Radford et al., 2023, whisper/timing.py).
 """
 
+from bisect import bisect_right
 from typing import NamedTuple
 
 import numpy as np
 
 from salad.errors import SaladError
 from salad.speech import SAMPLE_RATE, Word
-from salad.speech.check import CTCRecogniser
+from salad.speech.check import CTCRecogniser, WhisperRecogniser
 from salad.speech.spoken import spoken_form, text_words
 from salad.speech.words import runs, words_of
 
 
 class Alignment(NamedTuple):
-    """words: of the text handed in. score: mean log-probability (nats) a frame of the path; a text that does not match
-    its recording stands out by a low one."""
+    """words: of the text handed in. score: mean log-probability (nats) a frame of a CTC path, or a token of Whisper's; a
+    text that does not match its recording stands out by a low one."""
 
     words: list[Word]
     score: float
@@ -58,7 +63,53 @@ def viterbi(log_probs_TV: np.ndarray, labels_N: np.ndarray, blank: int) -> tuple
     return spans_N2, score
 
 
-def delays(recogniser: CTCRecogniser, spoken: list[tuple[np.ndarray, str, list[Word]]]) -> tuple[float, float]:
+def monotonic(weight_NT: np.ndarray) -> np.ndarray:
+    """The cut of T frames into N consecutive stretches, one for each row and none empty, with the largest sum of weights.
+
+    Returns int [N, 2], the first and last frame of each. Raises SaladError where there are fewer frames than rows."""
+    n, frames = weight_NT.shape
+    if frames < n:
+        raise SaladError(f"{n} tokens cannot be aligned with {frames} frames of speech")
+    best_N = np.full(n, -np.inf)
+    best_N[0] = weight_NT[0, 0]
+    moved_TN = np.zeros((frames, n), bool)
+    for t in range(1, frames):
+        before = np.concatenate([[-np.inf], best_N[:-1]])
+        moved_TN[t] = before > best_N
+        best_N = np.maximum(best_N, before) + weight_NT[:, t]
+    spans_N2 = np.zeros((n, 2), int)
+    row, spans_N2[n - 1, 1] = n - 1, frames - 1
+    for t in range(frames - 1, 0, -1):
+        if moved_TN[t, row]:
+            spans_N2[row, 0] = t
+            row -= 1
+            spans_N2[row, 1] = t - 1
+    return spans_N2
+
+
+def _by_attention(samples: np.ndarray, text: str, recogniser: WhisperRecogniser, language: str) -> tuple[dict, float]:
+    """(run of the text -> its start and end in seconds, mean log-probability of a token) by cross-attention."""
+    encoded = recogniser.processor.tokenizer(f" {text}", add_special_tokens=False, return_offsets_mapping=True)
+    ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
+    if not ids or not any(c.isalnum() for c in text):
+        raise SaladError(f"nothing in {text[:60]!r} can be aligned")
+    weights, log_probs = recogniser.attention(samples, ids, language)
+    # the weights as they are: whisper/timing.py's z-score over the tokens and median filter of 7 double the error here
+    spans_N2 = monotonic((weights / np.maximum(weights.sum(-1, keepdims=True), 1e-9)).mean(0))
+    hop_s, spans = 0.02, runs(text)
+    timed: dict[int, tuple[float, float]] = {}
+    for (first, last), (start, end) in zip(spans_N2[: len(ids)], offsets, strict=True):
+        inside = [i for i in range(max(start - 1, 0), end - 1) if not text[i].isspace()]
+        letters = [i for i in inside if text[i].isalnum()]
+        if not letters:  # a comma is written in the pause
+            continue
+        run = bisect_right([begin for begin, _ in spans], letters[0]) - 1
+        begin_s = timed[run][0] if run in timed else first * hop_s
+        timed[run] = (begin_s, (last + 1) * hop_s)
+    return timed, float(log_probs.mean())
+
+
+def delays(recogniser, spoken: list[tuple[np.ndarray, str, list[Word]]]) -> tuple[float, float]:
     """How late `recogniser` fires, in seconds: the medians of (aligned - true) word starts and ends over speech whose
     word times are known (a voice with word events). CTC says when a letter is sure, not when it begins; a causal
     encoder is later still. Put them into the model's configuration as `word_delay_s`, and `align` takes them off.
@@ -83,16 +134,23 @@ def delays(recogniser: CTCRecogniser, spoken: list[tuple[np.ndarray, str, list[W
     return float(np.median(starts)), float(np.median(ends))
 
 
-def align(
-    samples: np.ndarray, text: str, recogniser: CTCRecogniser, log_probs_TV: np.ndarray | None = None, language: str = "en"
-) -> Alignment:
-    """samples: float32 [T] at 16 kHz; text: what is said; log_probs_TV: what the recogniser made of it, where it has
-    heard it already (`CTCRecogniser.hear`). Numbers and the like are aligned as they are spoken
-    (`spoken_form`); letters that the model has not are left out. Raises SaladError where the recogniser is no CTC
-    model, the text has no letter that it knows, or the recording is too short for it."""
-    if not isinstance(recogniser, CTCRecogniser):
-        raise SaladError(f"{recogniser.name} is no CTC model: alignment needs one")
+def align(samples: np.ndarray, text: str, recogniser, log_probs_TV: np.ndarray | None = None,
+          language: str = "en") -> Alignment:  # fmt: skip
+    """samples: float32 [T] at 16 kHz; text: what is said, in `language`; recogniser: a CTC or a Whisper-type model;
+    log_probs_TV: what a CTC model made of it, where it has heard it already (`hear`). Numbers and the like are aligned as
+    they are spoken (`spoken_form`); letters that a CTC model has not are left out. Raises SaladError where the recogniser is
+    of another kind, the text has no letter that it knows, or the recording is too short for it (Whisper: above 30 s)."""
+    if not isinstance(recogniser, CTCRecogniser | WhisperRecogniser):
+        raise SaladError(f"{recogniser.name} is neither a CTC nor a Whisper-type model: alignment needs one")
     spoken = spoken_form(text, language)
+    if isinstance(recogniser, WhisperRecogniser):
+        found, score = _by_attention(samples, spoken.spoken, recogniser, language)
+        (late_s, over_s), total_s = recogniser.delay_s, len(samples) / SAMPLE_RATE
+        timed = {}
+        for run, (start, end) in found.items():
+            start = min(max(start - late_s, 0.0), total_s)
+            timed[run] = (start, min(max(end - over_s, start + 0.02), total_s))
+        return Alignment(text_words(words_of(spoken.spoken, timed), spoken, text), score)
     vocabulary = recogniser.processor.tokenizer.get_vocab()
     gap = vocabulary.get(recogniser.processor.tokenizer.word_delimiter_token)
     labels: list[int] = []

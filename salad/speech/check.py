@@ -26,6 +26,7 @@ SPEAKING_RATE = (4 / 15, 2.0)  # letters and digits of what is spoken, re what i
 LONGEST_PAUSE_S = 1.5
 NO_SOUND = 1e-3  # RMS of the louder frames below which nothing is heard
 EXPECTED = (0.5, 2.0)  # of the expected duration
+WHISPER_DELAY_S = (0.06, 0.09)  # word starts and ends by cross-attention, aligned - true: medians on Piper and espeak
 
 
 class Recogniser(Protocol):
@@ -301,6 +302,53 @@ class WhisperRecogniser(_Batched):
     """Whisper and its kin, greedy, in the language that is spoken; above 30 s by its own long form."""
 
     WINDOW = 30 * SAMPLE_RATE
+
+    @property
+    def delay_s(self) -> tuple[float, float]:
+        """How late word starts and ends come out by cross-attention (salad.speech.align.delays), from the model's
+        configuration; else what was measured with tiny.en and base on Piper's and espeak's exact times."""
+        start, end = getattr(self.model.config, "word_delay_s", None) or WHISPER_DELAY_S
+        return float(start), float(end)
+
+    def hear(self, samples: list[np.ndarray], languages: list[str] | None = None) -> list[tuple[str, None]]:
+        """(transcript, None) of each: alignment looks at the sound and its text together, after this."""
+        return [(transcript, None) for transcript in self.transcribe(samples, languages)]
+
+    def attention(self, samples: np.ndarray, ids: list[int], language: str = "en") -> tuple[np.ndarray, np.ndarray]:
+        """How the decoder looks at the sound while it writes a text: (cross-attention of the model's alignment heads float32
+        [heads, tokens + 1, frames of 20 ms], one row for each token that is predicted, the last for the end; log-probability
+        float32 [tokens] of each token). Raises SaladError
+        for more than 30 s, or more tokens than the decoder takes."""
+        import torch
+
+        if len(samples) > self.WINDOW:
+            raise SaladError(f"{len(samples) / SAMPLE_RATE:.1f} s of speech: {self.name} aligns at most 30 s at once")
+        tokens, how = self.model.generation_config, self._how(language)
+        prefix = [tokens.decoder_start_token_id]
+        if how:
+            prefix += [tokens.lang_to_id[f"<|{language}|>"], tokens.task_to_id["transcribe"]]
+        prefix.append(tokens.no_timestamps_token_id)
+        fed = [*prefix, *ids, self.model.config.eos_token_id]
+        if len(fed) > self.model.config.max_target_positions:
+            raise SaladError(f"{len(ids)} tokens of text: {self.name} takes at most {self.model.config.max_target_positions}")
+        before = self.model.config._attn_implementation
+        self.model.set_attn_implementation("eager")  # the others do not give their weights
+        try:
+            with torch.inference_mode():
+                out = self.model(**self._features([samples]), decoder_input_ids=torch.tensor([fed], device=self.model.device),
+                                 output_attentions=True)  # fmt: skip
+        finally:
+            self.model.set_attn_implementation(before)
+        layers = self.model.config.decoder_layers
+        heads = getattr(tokens, "alignment_heads", None) or [
+            [layer, head] for layer in range(layers // 2, layers) for head in range(self.model.config.decoder_attention_heads)
+        ]
+        frames = max(min(-(-len(samples) // 320), out.cross_attentions[0].shape[-1]), 1)
+        weights = torch.stack([out.cross_attentions[layer][0, head] for layer, head in heads])
+        log_probs = out.logits[0].float().log_softmax(-1)
+        at = torch.arange(len(ids))
+        found = log_probs[at + len(prefix) - 1, torch.tensor(ids, dtype=torch.long)]
+        return weights[:, len(prefix) - 1 : -1, :frames].float().cpu().numpy(), found.cpu().numpy()
 
     def _how(self, language: str) -> dict:
         """What `generate` is told. Raises SaladError where the model knows no such language."""
