@@ -70,8 +70,8 @@ def newest_clustering(lab: Path | str) -> str:
 def scoring_spans(lab: Path | str, run_id: str) -> tuple[int, int]:
     """(shortest, longest) span in which a run is scored, in units: one range a study, so that its contenders compare.
 
-    What lab/study.json says (`scoring.span_units`), else what the run's Stage I was trained in. SaladError for a run that
-    is no training, or a study.json that cannot be read."""
+    What lab/study.json says (`scoring.span_units`), else what the run's Stage I was trained in; of a run that is not in
+    this lab (1, 4). SaladError for a run that is no training, or a study.json that cannot be read."""
     from salad.config import RunConfig, validate
 
     path = Path(lab) / "study.json"
@@ -85,9 +85,12 @@ def scoring_spans(lab: Path | str, run_id: str) -> tuple[int, int]:
                 raise ValueError(f"{spans} is not (shortest, longest)")
         except (ValueError, TypeError, AttributeError) as error:
             raise SaladError(f"{path}: scoring.span_units cannot be read ({error})") from None
-    run = RunFolder.open(lab, run_id)
-    while run.record.get("parent_run_id"):
-        run = RunFolder.open(lab, run.record["parent_run_id"])
+    parent: str | None = run_id
+    while parent:
+        if not (Path(lab) / "runs" / parent).is_dir():
+            return 1, 4
+        run = RunFolder.open(lab, parent)
+        parent = run.record.get("parent_run_id")
     return validate(RunConfig, run.config).sequences.span_units
 
 

@@ -109,6 +109,7 @@ def test_a_run_is_scored_in_the_spans_that_its_stage_1_was_trained_in(tmp_path):
               "optim": {"steps": 1, "lr_adapter": 1e-3, "lr_llm": 1e-3}}  # fmt: skip
     second = RunFolder.create(tmp_path, "stage2", "a recipe", config, first).run_id
     assert lookup.scoring_spans(tmp_path, second) == lookup.scoring_spans(tmp_path, first) == (5, 25)
+    assert lookup.scoring_spans(tmp_path, "r000000000000") == (1, 4)  # of another lab: nothing here says more
     store.atomic.write_json(tmp_path / "study.json", {"scoring": {"span_units": [2, 9]}})
     assert lookup.scoring_spans(tmp_path, second) == (2, 9)
     store.atomic.write_json(tmp_path / "study.json", {"scoring": {"span_units": [9]}})
