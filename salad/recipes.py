@@ -162,9 +162,10 @@ def qwen2_5_7b_stage2() -> RunConfig:
 
 def miniature():
     """The embedded default's whole study: what `salad demo` runs. Returns a StudyConfig."""
-    from salad.study.config import StudyConfig
+    from salad.study.config import ScoringConfig, StudyConfig
 
-    return StudyConfig(stage1=miniature_stage1(), stage2=miniature_stage2())
+    scoring = ScoringConfig(span_units=(1, 4))  # as its published figures and landed labs are
+    return StudyConfig(stage1=miniature_stage1(), stage2=miniature_stage2(), scoring=scoring)
 
 
 RUNS = {

@@ -136,25 +136,26 @@ def test_spans_that_are_null_count_as_1_to_4(tmp_path):
 def test_a_study_says_in_which_spans_it_is_scored_and_one_from_before_goes_on_in_its_own(tmp_path):
     from salad import recipes
     from salad.study import graph
+    from salad.study.config import ScoringConfig
 
     study = recipes.miniature()
-    told = study.stage1.sequences.span_units
-    graph.claim(tmp_path / "new", study)
     spans = lambda lab: tuple(json.loads((lab / "study.json").read_text())["scoring"]["span_units"])  # noqa: E731
-    assert spans(tmp_path / "new") == told != (1, 4)
-    other = study.model_copy(update={"scoring": study.scoring.model_copy(update={"span_units": (5, 25)})})
+    graph.claim(tmp_path / "demo", study)
+    assert spans(tmp_path / "demo") == (1, 4)  # as its published figures are
+    graph.claim(tmp_path / "default", study.model_copy(update={"scoring": ScoringConfig()}))
+    assert spans(tmp_path / "default") == study.stage1.sequences.span_units != (1, 4)
+    other = study.model_copy(update={"scoring": ScoringConfig(span_units=(5, 25))})
     graph.claim(tmp_path / "other", other)
     assert spans(tmp_path / "other") == (5, 25)
-    with pytest.raises(SaladError, match="scoring.span_units is null there"):
-        graph.claim(tmp_path / "new", other)
-    for scored_already, expected in ((False, told), (True, (1, 4))):
-        lab = tmp_path / f"old-{scored_already}"
-        graph.claim(lab, study)
-        before = json.loads((lab / "study.json").read_text())
-        del before["scoring"], before["config"]["scoring"]
-        store.atomic.write_json(lab / "study.json", before)
-        if scored_already:
-            store.publish(lab, "divergences", scored(None, 1.0), {"a": 1})
-        graph.claim(lab, study)
-        graph.claim(lab, study)
-        assert spans(lab) == expected
+    with pytest.raises(SaladError, match=r"scoring.span_units is \[1, 4\] there, \[5, 25\] asked for"):
+        graph.claim(tmp_path / "demo", other)
+    lab = tmp_path / "old"  # as the demo of commit 4f4aa4b wrote it
+    graph.claim(lab, study)
+    before = json.loads((lab / "study.json").read_text())
+    del before["scoring"], before["config"]["scoring"]
+    store.atomic.write_json(lab / "study.json", before)
+    with pytest.raises(SaladError, match="holds another study"):
+        graph.claim(lab, other)
+    graph.claim(lab, study)
+    graph.claim(lab, study)
+    assert spans(lab) == (1, 4)

@@ -3,10 +3,9 @@
 import json
 from pathlib import Path
 
-import store
 from salad.errors import SaladError
 from salad.miniature.world import BROAD
-from salad.study.config import ScoringConfig, StudyConfig
+from salad.study.config import StudyConfig
 from salad.study.runner import Step
 from store import atomic
 
@@ -26,7 +25,7 @@ def claim(lab: Path | str, config: StudyConfig, user_corpus: Path | str | None =
     }
     if path.exists():
         there = json.loads(path.read_text())
-        there["config"] = {"scoring": ScoringConfig().model_dump(mode="json"), **(there.get("config") or {})}
+        there["config"] = {"scoring": {"span_units": [1, 4]}, **(there.get("config") or {})}  # from before a study said so
         # the seed of the study is that of all its parts: shown once
         asked = {key: record[key] for key in ("study", "config", "corpus")}
         found = _differences({key: there.get(key) for key in asked}, asked)
@@ -36,10 +35,8 @@ def claim(lab: Path | str, config: StudyConfig, user_corpus: Path | str | None =
                 f"{lab} holds another study: {'; '.join(differences[:4])}. "
                 "Give another --lab, or the options that it was made with"
             )
-        if "scoring" not in there:  # from before a study said so; what was scored then had spans of 1 to 4 units
-            scored = store.connect(lab).execute("select 1 from raw.divergences limit 1").fetchone()
-            there["scoring"] = {"span_units": [1, 4]} if scored else record["scoring"]
-            atomic.write_json(path, there)
+        if "scoring" not in there:
+            atomic.write_json(path, there | {"scoring": record["scoring"]})
         return
     if (Path(lab) / "runs").exists():
         raise SaladError(f"{lab} holds runs but no study.json, so it is not the demo's; give another --lab")
