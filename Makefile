@@ -19,7 +19,7 @@ test: .venv/installed
 	$(BIN)/python -m pytest -q -rs -n $(JOBS) --dist loadfile
 
 # what runs on a machine with Python, make and git alone, and what needs more (tests/tools.py); CI runs one after the other
-MARKED := chromium or compiler or slurm or sshd or rsync or sky or root or data or real
+MARKED := chromium or compiler or slurm or sshd or rsync or sky or root or onnx or data or real
 test-bare: .venv/installed
 	$(BIN)/python -m pytest -q -rs -n $(JOBS) --dist loadfile -m "not ($(MARKED))"
 

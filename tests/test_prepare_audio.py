@@ -252,7 +252,7 @@ def test_whatever_a_header_says_there_are_samples_or_a_reason(data, changes, kep
 ])  # fmt: skip
 def test_the_shared_cases_are_read_at_their_real_length(case, name, seconds):
     if not CASES.is_dir():
-        refuse(f"{CASES} is absent")
+        refuse(f"{CASES} is absent", "data")
     if seconds is None:
         with pytest.raises(Unusable, match="truncated"):
             decode(CASES / case / name)

@@ -200,7 +200,7 @@ CLEAN = {"line-separator": ("en", {"read": 2, "kept": 2}), "nel": ("en", {"read"
 @pytest.mark.parametrize("case", sorted(CLEAN))
 def test_the_shared_cases_of_texts_come_out_right(tmp_path, case):
     if not CASES.is_dir():
-        refuse(f"{CASES} is absent")
+        refuse(f"{CASES} is absent", "data")
     code, wanted = CLEAN[case]
     counts = prepare_text(tmp_path, CASES / f"{case}.jsonl", "c", TextOptions(language=code))
     assert counts["documents"] == wanted

@@ -428,7 +428,7 @@ WANTED = {  # case -> (kept: seconds by text's first word and speaker, reasons)
 @pytest.mark.parametrize("case", sorted(WANTED))
 def test_the_shared_cases_of_recordings_come_out_right(recogniser, tmp_path, case):  # noqa: F811
     if not CASES.is_dir():
-        refuse(f"{CASES} is absent")
+        refuse(f"{CASES} is absent", "data")
     seconds, reasons = WANTED[case]
     counts = prepare_speech(tmp_path, CASES / case, "case", recogniser, EVERYTHING)
     assert aside(tmp_path, "case") == reasons and counts["listed"] == len(seconds) + len(reasons)
