@@ -164,6 +164,30 @@ def test_a_ctc_model_loads_and_batches_change_nothing(ctc_folder):
     assert recogniser.transcribe([]) == []
 
 
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("norm", ["group", "layer"])
+def test_a_ctc_model_hears_a_recording_alone_as_in_a_batch_whatever_its_norm_and_mask(ctc_folder, tmp_path, norm, masked):
+    """facebook/wav2vec2-base-960h has a group norm and no attention mask; HuBERT's and XLS-R's kinds differ in either."""
+    from transformers import Wav2Vec2Config, Wav2Vec2ForCTC, Wav2Vec2Processor
+
+    config = Wav2Vec2Config.from_pretrained(ctc_folder, feat_extract_norm=norm, do_stable_layer_norm=norm == "layer")
+    torch.manual_seed(1)
+    model = Wav2Vec2ForCTC(config).eval()
+    model.save_pretrained(tmp_path)
+    processor = Wav2Vec2Processor.from_pretrained(ctc_folder)
+    processor.feature_extractor.return_attention_mask = masked
+    processor.save_pretrained(tmp_path)
+    recogniser = load_recogniser(str(tmp_path))
+    recordings = [spoken, spoken[5_000:15_000], spoken[:20_000], spoken[1_000:9_000]]
+    together = recogniser.log_probs(recordings)
+    for one, found in zip(recordings, together, strict=True):
+        given = processor.feature_extractor(one, sampling_rate=16_000, return_tensors="pt")  # as the processor itself does
+        assert ("attention_mask" in given) == masked
+        with torch.no_grad():
+            wanted = model(**given).logits[0].log_softmax(-1).numpy()
+        assert found.shape == wanted.shape and np.abs(found - wanted).max() < 1e-4
+
+
 @pytest.fixture(scope="module")
 def whisper_folder(tmp_path_factory):
     from tokenizers.pre_tokenizers import ByteLevel

@@ -222,9 +222,14 @@ class _Batched:
     def __init__(self, name: str, model, processor, batch_s: float):
         self.name, self.model, self.processor, self.batch_s = name, model, processor, batch_s
 
+    @property
+    def _masks(self) -> bool:
+        """Whether the model is given an attention mask."""
+        return True
+
     def _features(self, samples: list[np.ndarray], **how):
         return self.processor.feature_extractor(
-            samples, sampling_rate=SAMPLE_RATE, return_tensors="pt", return_attention_mask=True, **how
+            samples, sampling_rate=SAMPLE_RATE, return_tensors="pt", return_attention_mask=self._masks, **how
         ).to(self.model.device)
 
     def transcribe(self, samples: list[np.ndarray], languages: list[str] | None = None) -> list[str]:
@@ -254,7 +259,19 @@ class _Batched:
 
 
 class CTCRecogniser(_Batched):
-    """The best path of a CTC model, decoded by its own tokenizer."""
+    """The best path of a CTC model, decoded by its own tokenizer.
+
+    A model of the wav2vec2-base kind normalises each channel over the whole recording and was trained without an attention
+    mask, as its processor says; padding would change what it hears, so it takes one recording at a time."""
+
+    @property
+    def _masks(self) -> bool:
+        """As the processor has it: a model that was trained without a mask is given none."""
+        return bool(getattr(self.processor.feature_extractor, "return_attention_mask", True))
+
+    @property
+    def _alone(self) -> bool:
+        return not self._masks or getattr(self.model.config, "feat_extract_norm", None) == "group"
 
     @cached_property
     def hop(self) -> float:
@@ -279,6 +296,8 @@ class CTCRecogniser(_Batched):
         """float32 [frames, vocabulary] of each, without the frames of the padding."""
         import torch
 
+        if self._alone and len(samples) > 1:
+            return [self.log_probs([one])[0] for one in samples]
         with torch.inference_mode():
             logits = self.model(**self._features(samples, padding=True)).logits.float().log_softmax(-1).cpu()
         if hasattr(self.model, "_get_feat_extract_output_lengths"):
