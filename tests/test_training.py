@@ -136,6 +136,23 @@ def test_a_loader_taken_up_anywhere_goes_on_with_the_same_batches(place):
             assert fed(again.next()) == wanted
 
 
+def test_packed_steps_are_drawn_at_random_whatever_their_length(place):
+    """A step of long texts alone and one of short ones alone would be steps of two domains."""
+    import numpy as np
+
+    base = slowed()
+    packed = base.model_copy(update={"optim": base.optim.model_copy(update={"batch_tokens": 300})})
+    loader = training.load_data(place, packed, training.start_model(place, packed))
+    within, between = [], []
+    for _ in range(60):
+        lengths = [n for batch in loader.next().batches for _, _, n in batch.texts]
+        if len(lengths) > 1:
+            within.append(np.var(lengths, ddof=1))
+            between.append(np.mean(lengths))
+    assert len(within) > 40  # as much spread within a step as chance gives; sorted by length there would be far less
+    assert np.mean(within) > 2 * np.var(between)
+
+
 def test_a_damaged_checkpoint_is_passed_over(place, whole):
     run = training.prepare(place, slowed(), "tiny", repetition=9)
     training.train(place, run.run_id)

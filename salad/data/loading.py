@@ -19,7 +19,7 @@ from salad.data.layout import Member
 from salad.data.sampler import Sampler, sample_rng
 from salad.errors import SaladError
 
-POOL = 8  # batches that are drawn together and sorted by length, so that little of a batch is padding
+POOL = 8  # batches that are drawn together; unpacked, they are sorted by length, so that little of a batch is padding
 
 
 class StepBatches(NamedTuple):
@@ -126,12 +126,12 @@ class Loader:
             laid, counts = self._drawn_by_tokens(kind)
         else:
             laid, counts = self._drawn_by_samples(kind)
-        laid.sort(key=lambda one: len(one.laid.ids))
-        if self.config.optim.batch_tokens:
+        if self.config.optim.batch_tokens:  # as they were drawn: packed rows have little padding whatever stands beside what
             ends = np.cumsum([len(one.laid.ids) for one in laid])
             parts = max(1, round(ends[-1] / self.config.optim.batch_tokens))
             edges = [0, *np.searchsorted(ends, ends[-1] * np.arange(1, parts) / parts), len(laid)]
         else:
+            laid.sort(key=lambda one: len(one.laid.ids))
             edges = [*range(0, len(laid), self.config.optim.batch), len(laid)]
         batches = [laid[a:b] for a, b in zip(edges, edges[1:], strict=False) if a < b]
         return [batches[i] for i in self._rng(kind).permutation(len(batches))], counts
