@@ -1,14 +1,15 @@
 """What a study knows: Parquet units, events, and DuckDB views over both. See docs/store.md."""
 
-from . import atomic, ids, schema
+from . import atomic, history, ids, schema
 from .bundles import export, import_
 from .compact import compact
-from .connection import DamagedWarning, audio, connect, query, refresh, renew, renew_soon, version
-from .errors import Damage, StoreError, UserError
-from .events import append
+from .connection import audio, connect, query, refresh, renew, renew_soon, version
+from .decisions import append
+from .errors import Damage, DamagedWarning, StoreError, UserError
+from .history import rows as log
 from .lab import lab_path
 from .units import Unit, exists, publish, unit_id
-from .verify import verify
+from .verify import prefer, verify
 
 __all__ = [
     "Damage",
@@ -23,9 +24,12 @@ __all__ = [
     "connect",
     "exists",
     "export",
+    "history",
     "ids",
     "import_",
     "lab_path",
+    "log",
+    "prefer",
     "publish",
     "query",
     "refresh",

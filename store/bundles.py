@@ -1,7 +1,9 @@
 """Carrying a run, a selection or a table to a colleague's lab: a bundle is a small lab, and an import is a merge.
 
-Ids are kept and nothing comes twice: units that are carried whole keep their id, other rows are told apart by key."""
+A bundle's manifest is written last, and nothing is read that is no plain file. Ids and times are kept, so that units
+merge as the log orders them, in whichever direction they go."""
 
+import contextlib
 import fnmatch
 import hashlib
 import json
@@ -13,11 +15,16 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from . import catalogue, connection, events, ids, schema, units, verification
+from . import atomic, catalogue, connection, events, history, ids, keys, schema, units, verification
 from .compact import rows_of
-from .errors import StoreError
-from .lab import lab_path, seal_line
-from .verify import verify
+from .errors import Damage, StoreError
+from .lab import is_whole, lab_path, seal, seal_line
+from .runs import read_document
+from .verification import MEMBER
+from .verify import inspect
+
+MANIFEST = "bundle.json"
+ROOMS = ("tables", "log", "events", "runs", "speech")
 
 # What belongs to the wanted runs, selections and clusterings, by table; `wanted` holds (kind, id, step).
 _BELONGS = {
@@ -80,15 +87,22 @@ def _want(con, what: str) -> None:
 
 
 def _copy(source: Path, target: Path) -> int:
-    """Copy a file through a temporary name; bytes copied. Raises OSError."""
+    """Copy a file through a temporary name, times included; bytes copied. Raises OSError."""
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
         shutil.copyfile(source, temporary)
+        shutil.copystat(source, temporary)
         os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
     return target.stat().st_size
+
+
+def _inside(lab: Path, name: str) -> Path | None:
+    """The file of this name, relative to the lab, or None where it is not inside the lab, by links too."""
+    path = lab / name
+    return path if path.is_file() and path.resolve().is_relative_to(lab.resolve()) else None
 
 
 # What of a run's folder is carried. Not its log, code.diff and launch.json, nor what engines keep there: they may hold
@@ -96,17 +110,14 @@ def _copy(source: Path, target: Path) -> int:
 CARRIED = ("config.json", "status.json", "status-*.json", "metrics-*.jsonl", "packages.txt", "checkpoints/*")
 
 
-def _copy_folder(source: Path, target: Path, names: tuple[str, ...] = ("*",)) -> int:
-    """Copy a folder's files of these names (patterns) that the target lacks; `config.json`, which makes a run exist, last."""
-    found = (path for path in source.rglob("*") if path.is_file() and not path.name.endswith(".tmp"))
-    files = sorted(
-        (path for path in found if any(fnmatch.fnmatch(path.relative_to(source).as_posix(), name) for name in names)),
+def _run_files(folder: Path, lab: Path) -> list[Path]:
+    """The files of a run's folder that are carried, `config.json`, which makes a run exist, last. Links out of the lab are
+    none."""
+    found = (path for path in folder.rglob("*") if not path.name.endswith(".tmp"))
+    found = (path for path in found if any(fnmatch.fnmatch(path.relative_to(folder).as_posix(), name) for name in CARRIED))
+    return sorted(
+        (path for path in found if _inside(lab, str(path.relative_to(lab)))),
         key=lambda path: (path.name == "config.json", path),
-    )
-    return sum(
-        _copy(path, target / path.relative_to(source))
-        for path in files
-        if not (target / path.relative_to(source)).exists()
     )
 
 
@@ -114,55 +125,99 @@ def export(lab, what: str, to) -> dict:
     """Write a run (r...), a selection (l...) or a table into the folder `to`, with all that it rests on.
 
     The bundle is a lab of its own: parents, clustering, texts, speech, divergences, decisions, run folders with their
-    checkpoints. Returns what is in it: rows by table, bytes of audio and run folders. Raises StoreError where there
-    is no such thing, `to` holds something, or the disk refuses."""
+    checkpoints, and the log of its units. Its manifest, `bundle.json`, is written last: it names every file and its
+    sha256, and an export that was killed has none that is complete. Returns what is in it: rows by table, bytes of audio
+    and run folders. Raises StoreError where there is no such thing, `to` holds something, or the disk refuses."""
     lab, to = lab_path(lab), Path(to).expanduser().resolve()
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise StoreError(f"{to} is there already and not empty; name a new folder")
     con = connection.connect(lab)
     _want(con, what)
     found, _ = units.scan(lab)
+    past = history.read(lab)
     told: dict = {"bundle": str(to)}
     try:
+        atomic.write_json(to / MANIFEST, seal({"complete": False, "what": what}))
         names = [what] if what in schema.TABLES else list(_BELONGS)
+        carried: list[dict] = []
         for name in names:
             rows = 0
             for unit in found.get(name, []):
-                rows += _export_unit(con, to, unit, _BELONGS[name] if what not in schema.TABLES else "true")
+                rows += _export_unit(con, to, unit, _BELONGS[name] if what not in schema.TABLES else "true", past, carried)
             if rows:
                 told[name] = rows
+        history.carry(to, carried)
         audio = {
             row["audio_path"]
             for unit in units.scan(to)[0].get("syntheses", [])
             for row in pq.read_table(unit.path, columns=["audio_path"]).to_pylist()
             if row["audio_path"]
         }
-        told["audio_bytes"] = sum(_copy_shar(lab, to, name) for name in sorted(audio) if (lab / name).is_file())
+        told["audio_bytes"] = sum(_copy_shar(lab, to, name) for name in sorted(audio) if _inside(lab, name))
         folders = [r[0] for r in con.execute("SELECT DISTINCT id FROM wanted WHERE kind = 'folder'").fetchall()]
         if what == "runs":
             folders = [r[0] for r in con.execute("SELECT run_id FROM runs").fetchall()]
         told["run_bytes"] = sum(
-            _copy_folder(lab / "runs" / run, to / "runs" / run, CARRIED)
+            _copy(path, to / path.relative_to(lab))
             for run in folders
-            if run and (lab / "runs" / run).is_dir()
+            if run and run == Path(run).name and (lab / "runs" / run).is_dir()
+            for path in _run_files(lab / "runs" / run, lab)
         )
         told["events"] = _export_events(con, lab, to, what)
+        listed = {
+            str(path.relative_to(to)): {"bytes": path.stat().st_size, "sha256": verification.sha256(path)}
+            for path in _parts(to)
+        }
+        atomic.write_json(to / MANIFEST, seal({"complete": True, "what": what, "files": listed}))
     except OSError as error:
         raise StoreError(f"could not write {to}: {error}") from error
     return told
 
 
-def _export_unit(con, to: Path, unit: units.Unit, condition: str) -> int:
-    con.register("_unit_rows", rows_of(unit).drop_columns([units.MEMBER]))
+def _parts(bundle: Path) -> list[Path]:
+    """The files of a bundle, or of a lab, that an import looks at."""
+    found = []
+    for room in ROOMS:
+        for folder, folders, files in os.walk(bundle / room):
+            folders.sort()
+            names = [*files, *(name for name in folders if (Path(folder) / name).is_symlink())]
+            found += [Path(folder) / name for name in sorted(names) if not name.endswith(".tmp")]
+    return found
+
+
+def _export_unit(con, to: Path, unit: units.Unit, condition: str, past: history.History, carried: list[dict]) -> int:
+    con.register("_unit_rows", rows_of(unit).drop_columns([MEMBER]))
     rows = con.sql(f"SELECT * FROM _unit_rows WHERE {condition}").to_arrow_table()
     con.unregister("_unit_rows")
     if rows.num_rows == unit.rows and not unit.without:  # whole: it keeps its id
-        place = to / "tables" / unit.table / unit.path.parent.name
-        _copy(unit.path, place / unit.path.name)
-        _copy(unit.path.parent / f"unit-{unit.unit_id}.json", place / f"unit-{unit.unit_id}.json")
+        _copy_unit(unit, to)
+        for name, sha in {unit.unit_id: unit.manifest["sha256"], **unit.members}.items():
+            version = past.versions.get((unit.table, name), {}).get(sha)
+            carried += [version.entry] if version else []
     elif rows.num_rows:
-        units.publish(to, unit.table, rows, made_from={"part_of": unit.unit_id, "keys": _keys(unit.table, rows)})
+        made_from = {"part_of": unit.unit_id, "keys": _keys(unit.table, rows)}
+        units.publish(to, unit.table, rows, made_from, since=_since(unit, past))
     return rows.num_rows
+
+
+def _since(unit: units.Unit, past: history.History) -> int:
+    """When a unit was published, by the log or by its manifest's time; of a merged one the latest of its members."""
+    versions = [
+        version.clock
+        for name, sha in (unit.members or {unit.unit_id: unit.manifest["sha256"]}).items()
+        if (version := past.versions.get((unit.table, name), {}).get(sha))
+    ]
+    return max(versions, default=None) or unit.manifest_path.stat().st_mtime_ns // 1000
+
+
+def _copy_unit(unit: units.Unit, lab: Path) -> None:
+    """Bring a unit into another lab, bytes, id and times unchanged. Raises OSError."""
+    place = lab / "tables" / unit.table / unit.path.parent.name
+    name = f"unit-{unit.unit_id}-{unit.manifest['sha256'][:8]}"
+    _copy(unit.path, place / f"{name}.parquet")
+    times = unit.manifest_path.stat()
+    manifest = atomic.write_json(place / f"{name}.json", seal({**unit.manifest, "file": f"{name}.parquet"}))
+    os.utime(manifest, ns=(times.st_atime_ns, times.st_mtime_ns))
 
 
 def _keys(table: str, rows: pa.Table) -> str:
@@ -173,9 +228,10 @@ def _keys(table: str, rows: pa.Table) -> str:
 
 def _copy_shar(source: Path, target: Path, name: str) -> int:
     """The tar file `name` of a Shar and the files of the same number beside it (cuts)."""
-    number = Path(name).name.split(".")[1:2]
-    beside = [path for path in (source / name).parent.glob(f"*.{number[0]}.*")] if number else [source / name]
-    return sum(_copy(path, target / path.relative_to(source)) for path in beside)
+    path = source / name
+    number = path.name.split(".")[1:2]
+    beside = [p for p in path.parent.iterdir() if p.name.split(".")[1:2] == number] if number else [path]
+    return sum(_copy(p, target / p.relative_to(source)) for p in beside if _inside(source, str(p.relative_to(source))))
 
 
 def _export_events(con, lab: Path, to: Path, what: str) -> int:
@@ -202,18 +258,58 @@ def _export_events(con, lab: Path, to: Path, what: str) -> int:
     return len(lines)
 
 
+def _checked_list(bundle: Path) -> None:
+    """StoreError unless everything in a bundle is a plain file and as its manifest says. A lab has no such manifest."""
+    for path in _parts(bundle):
+        if path.is_symlink() or not path.is_file():
+            name = path.relative_to(bundle)
+            raise StoreError(f"{bundle} holds {name}, which is no plain file; nothing was imported: links are not followed")
+    if (bundle / MANIFEST).is_symlink():
+        raise StoreError(f"{bundle / MANIFEST} is a link; nothing was imported")
+    try:
+        manifest = json.loads((bundle / MANIFEST).read_bytes())
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError, RecursionError):
+        raise StoreError(f"{bundle / MANIFEST} cannot be read; export it again") from None
+    if not isinstance(manifest, dict) or "sum" not in manifest or not is_whole(manifest):
+        raise StoreError(f"{bundle / MANIFEST}: its checksum does not agree with its content; export it again")
+    if manifest.get("complete") is not True:
+        raise StoreError(f"{bundle} is half an export, which was interrupted; export it again into a new folder")
+    files = manifest.get("files")
+    if not isinstance(files, dict) or not all(
+        isinstance(told, dict) and isinstance(told.get("sha256"), str) and Path(name).parts[:1] and ".." not in Path(name).parts
+        and Path(name).parts[0] in ROOMS for name, told in files.items()
+    ):  # fmt: skip
+        raise StoreError(f"{bundle / MANIFEST}: its list of files cannot be read; export it again")
+    for name, told in sorted(files.items()):
+        path = bundle / name
+        if not path.is_file():
+            raise StoreError(f"the bundle is damaged: {name} is missing; copy it again, or export it again")
+        if path.stat().st_size != told.get("bytes") or verification.sha256(path) != told["sha256"]:
+            raise StoreError(f"the bundle is damaged: the bytes of {name} changed; copy it again, or export it again")
+
+
 def import_(lab, bundle) -> dict:
     """Bring a bundle, or a whole other lab, into this one; what is here already does not come twice.
 
-    Speech whose file name is taken by other bytes goes to a folder of its own. Returns rows brought by table, run
-    folders and events. Raises StoreError, before anything is written, where the bundle is damaged."""
+    Units come as they are, with their place in the log: whichever of two labs imports the other, both then answer the
+    same. Where both say something else of one key the later published is shown, and the conflict is in `damaged`. Of a
+    run that both hold the further one stays. Speech whose file name is taken by other bytes goes to a folder of its own.
+    Returns rows brought by table, runs brought or brought on, events, and conflicts where there are any. Raises
+    StoreError, before anything is written, where the bundle is damaged, half an export, or holds links."""
     lab, bundle = lab_path(lab), Path(bundle).expanduser().resolve()
     if not bundle.is_dir():
         raise StoreError(f"no bundle at {bundle}")
     if bundle == lab:
         raise StoreError(f"{bundle} is this lab itself")
-    damaged = verify(bundle)
-    damaged = [item for item in damaged if not item.reason.startswith(("orphaned", "its last line is torn"))]
+    _checked_list(bundle)
+    damaged = [
+        item
+        for kind, items in inspect(bundle).items()
+        for item in items
+        if kind in ("units", "events", "runs", "audio") and not item.reason.startswith(("its last line is torn", "conflict"))
+    ]
     if damaged:
         raise StoreError(
             f"the bundle is damaged: {damaged[0].path}: {damaged[0].reason}"
@@ -222,21 +318,54 @@ def import_(lab, bundle) -> dict:
         )
     told: dict = {}
     try:
+        before = set(_conflicts(lab))
         moved = _import_speech(lab, bundle)
         found, _ = units.scan(bundle)
+        there = history.read(bundle)
+        if not history.read(lab).exists:
+            units.adopt(lab)
         for name in found:
-            told[name] = sum(_import_unit(lab, unit, moved) for unit in found[name])
-        told["runs"] = 0
+            told[name] = sum(_import_unit(lab, unit, moved, there) for unit in found[name])
+        _carry_log(lab, there)
+        told["runs"], refused = 0, []
         for folder in sorted((bundle / "runs").glob("*/config.json")):
-            target = lab / "runs" / folder.parent.name
-            if not (target / "config.json").exists():
-                _copy_folder(folder.parent, target, CARRIED)
-                told["runs"] += 1
+            changed, clashes = _import_run(folder.parent, lab / "runs" / folder.parent.name)
+            told["runs"] += changed
+            refused += clashes
         told["events"] = _import_events(lab, bundle)
+        conflicts = sorted(set(_conflicts(lab)) - before)
+        if conflicts or refused:
+            told["conflicts"] = [f"{item.table}: {item.path}: {item.reason}" for item in conflicts] + refused
+        if any(told.values()):
+            with contextlib.suppress(OSError):
+                said = {key: len(value) if key == "conflicts" else value for key, value in told.items() if value}
+                history.append(lab, [{"op": "import", "bundle": bundle.name, "brought": said}])
     except OSError as error:
         raise StoreError(f"could not import into {lab}: {error}") from error
     connection.renew(lab)
     return told
+
+
+def _conflicts(lab: Path) -> list[Damage]:
+    """What `damaged` says of conflicts in a lab."""
+    found, damaged = units.scan(lab)
+    _, conflicts = keys.overlaps(lab, found, history.read(lab))
+    return [item for item in [*damaged, *conflicts] if item.reason.startswith("conflict")]
+
+
+def _carry_log(lab: Path, there: history.History) -> None:
+    """Log what the other lab's log says of units that are here now, and of what was preferred."""
+    here = history.read(lab)
+    present = {(v.table, v.unit_id, v.sha256) for known in here.versions.values() for v in known.values()}
+    for table in schema.TABLES:
+        for _, manifest in units.read_manifests(lab, table):
+            if isinstance(manifest, dict):
+                parts = [manifest, *manifest.get("members", [])]
+                present |= {(table, part["unit_id"], part["sha256"]) for part in parts}
+    history.carry(lab, [
+        entry for node, entry in there.entries.items() if node not in here.entries and (
+            entry["op"] in ("publish", "found") and (entry["table"], entry["unit_id"], entry["sha256"]) in present
+            or entry["op"] == "prefer")])  # fmt: skip
 
 
 def _import_speech(lab: Path, bundle: Path) -> dict[str, str]:
@@ -253,7 +382,9 @@ def _import_speech(lab: Path, bundle: Path) -> dict[str, str]:
             name = f"{folder.name}-{ids.digest([[f.name, verification.sha256(f)] for f in files])}"
             moved[f"speech/{folder.name}/"] = f"speech/{name}/"
             target = lab / "speech" / name
-        _copy_folder(folder, target)
+        for file in files:
+            if not (target / file.relative_to(folder)).exists():
+                _copy(file, target / file.relative_to(folder))
     return moved
 
 
@@ -261,34 +392,85 @@ def _same(one: Path, other: Path) -> bool:
     return one.stat().st_size == other.stat().st_size and verification.sha256(one) == verification.sha256(other)
 
 
-def _import_unit(lab: Path, unit: units.Unit, moved: dict[str, str]) -> int:
-    """Bring the rows of one unit that the lab lacks; whole and verbatim where it lacks them all."""
-    if units.exists(lab, unit.table, unit.manifest["made_from"]):
+def _import_unit(lab: Path, unit: units.Unit, moved: dict[str, str], there: history.History) -> int:
+    """Bring a unit that the lab lacks, as it is; returns how many of its rows have a key that was not here."""
+    table, found = schema.TABLES[unit.table], units.scan(lab)[0].get(unit.table, [])
+    sha = unit.manifest["sha256"]
+    if any(u.unit_id == unit.unit_id and u.manifest["sha256"] == sha or u.members.get(unit.unit_id) == sha for u in found):
         return 0
-    table, rows = schema.TABLES[unit.table], rows_of(unit).drop_columns([units.MEMBER])
+    if units.version_is_here(lab, unit):
+        return 0
+    rows = rows_of(unit).drop_columns([MEMBER])
+    after = None
+    if unit.table == "syntheses" and moved:
+        paths = rows["audio_path"].to_pylist()
+        after = [next((to + p[len(old) :] for old, to in moved.items() if p and p.startswith(old)), p) for p in paths]
+        after = None if after == paths else after
+    made_from = {"imported": unit.unit_id, "sha256": sha, "moved": ids.digest(after)}
+    if after is not None and units.exists(lab, unit.table, made_from):
+        return 0
     con = duckdb.connect()
     con.register("incoming", rows)
-    here = catalogue.select_of(table, units.scan(lab)[0].get(unit.table, []))
+    here = catalogue.select_of(table, found)
     same = " AND ".join(f'h."{name}" IS NOT DISTINCT FROM i."{name}"' for name in table.key)
-    new = con.sql(
-        f"SELECT i.* FROM incoming i WHERE NOT EXISTS (SELECT 1 FROM ({here}) h WHERE {same})"
-    ).to_arrow_table()
-    rewritten = False
-    if unit.table == "syntheses" and moved:
-        paths = new["audio_path"].to_pylist()
-        after = [next((to + p[len(old) :] for old, to in moved.items() if p and p.startswith(old)), p) for p in paths]
-        rewritten = paths != after
-        new = new.set_column(new.schema.get_field_index("audio_path"), "audio_path", pa.array(after, pa.string()))
-    if new.num_rows == unit.rows and not rewritten and not unit.members:
-        units.publish(lab, unit.table, new, made_from=unit.manifest["made_from"])
-    elif new.num_rows:
-        units.publish(
-            lab,
-            unit.table,
-            new,
-            made_from={"imported": unit.unit_id, "sha256": unit.manifest["sha256"], "keys": _keys(unit.table, new)},
-        )
-    return new.num_rows
+    query = f"SELECT count(*) FROM incoming i WHERE NOT EXISTS (SELECT 1 FROM ({here}) h WHERE {same})"
+    new = con.execute(query).fetchone()[0]
+    if after is not None:
+        rows = rows.set_column(rows.schema.get_field_index("audio_path"), "audio_path", pa.array(after, pa.string()))
+        units.publish(lab, unit.table, rows, made_from, since=_since(unit, there))
+    else:
+        _copy_unit(unit, lab)
+    return new
+
+
+def _import_run(source: Path, target: Path) -> tuple[bool, list[str]]:
+    """Bring a run's folder: (whether anything came, files that both hold and that neither continues)."""
+    changed, refused = False, []
+    whole = not (target / "config.json").exists()
+    ahead = whole or _further(source / "status.json", target / "status.json")
+    for path in _run_files(source, source.parent.parent):
+        place = target / path.relative_to(source)
+        if not place.exists():
+            _copy(path, place)
+            changed = True
+        elif not _same(path, place):
+            grows = path.suffix in (".jsonl", ".txt")
+            if path.name == "status.json":
+                if ahead:
+                    _copy(path, place)
+                    changed = True
+            elif grows and _continues(path, place):
+                _copy(path, place)
+                changed = True
+            elif not (grows and _continues(place, path)):
+                name = path.relative_to(source.parent.parent)
+                refused.append(f"runs: {name}: both labs have this file, and neither continues the other; this lab's stays")
+    return changed, refused
+
+
+def _further(one: Path, other: Path) -> bool:
+    """Whether a run's status is of later than another's."""
+
+    def order(path):
+        status = read_document(path)
+        status = status if isinstance(status, dict) else {}
+        step = status.get("step")
+        times = [str(status.get(name) or "") for name in ("heartbeat_at", "ended_at", "started_at")]
+        return max(times), step if isinstance(step, (int, float)) else -1, status.get("state") not in ("starting", "running")
+
+    return order(one) > order(other)
+
+
+def _continues(longer: Path, shorter: Path) -> bool:
+    """Whether a file begins with all that another holds, and goes on."""
+    size = shorter.stat().st_size
+    if longer.stat().st_size <= size:
+        return False
+    with open(longer, "rb") as file, open(shorter, "rb") as start:
+        while piece := start.read(1 << 20):
+            if file.read(len(piece)) != piece:
+                return False
+    return True
 
 
 def _import_events(lab: Path, bundle: Path) -> int:

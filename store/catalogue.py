@@ -3,15 +3,17 @@
 import csv
 import functools
 import json
+import re
 from pathlib import Path
 
 import duckdb
 import pyarrow as pa
 
 from . import schema
-from .errors import Damage
+from .errors import Damage, StoreError
 from .rows import fit
-from .units import MEMBER, Unit
+from .units import Unit
+from .verification import MEMBER
 
 _HERE = Path(__file__).parent
 QUESTIONS = {path.stem: path.read_text() for path in sorted((_HERE / "questions").glob("*.sql"))}
@@ -23,12 +25,26 @@ def quoted(value: str) -> str:
     return "'" + value.replace("'", "''") + "'"
 
 
-def select_of(table: schema.Table, found: list[Unit]) -> str:
-    """SQL that reads the units of a table: one scan per schema version, older ones filled up with defaults."""
+def file_list(paths: list[Path | str]) -> str:
+    """These files, and no others, as a list for read_parquet: what stands for other names in a path is escaped.
+
+    Raises StoreError for a path that DuckDB cannot be given: with a backslash beside one of * ? [."""
+    told = []
+    for path in map(str, paths):
+        if "\\" in path and any(c in path for c in "*?["):
+            raise StoreError(f"{path}: DuckDB cannot open a path with a backslash and one of * ? [ in it; rename the folder")
+        told.append(quoted(re.sub(r"[*?\[]", lambda found: f"[{found[0]}]", path)))
+    return f"[{', '.join(told)}]"
+
+
+def select_of(table: schema.Table, found: list[Unit], hidden: dict[str, list[int]] | None = None) -> str:
+    """SQL that reads the units of a table: one scan per schema version, older ones filled up with defaults.
+
+    `hidden`: files of which rows are left out, those that the table raw.hidden names."""
 
     def columns(version):
         return ", ".join(
-            (f'CAST("{c.name}" AS JSON)' if c.json else f'"{c.name}"') + f' AS "{c.name}"'
+            (f'TRY_CAST("{c.name}" AS JSON)' if c.json else f'"{c.name}"') + f' AS "{c.name}"'
             if c.since <= version
             else f'CAST({"NULL" if c.default is None else c.default} AS {schema.column_type(c)}) AS "{c.name}"'
             for c in table.columns
@@ -37,17 +53,27 @@ def select_of(table: schema.Table, found: list[Unit]) -> str:
     groups: dict[tuple, list[str]] = {}
     for unit in found:
         if unit.rows:
-            key = (min(unit.manifest["schema"], table.version), unit.without)
-            groups.setdefault(key, []).append(str(unit.path))
+            path = str(unit.path)
+            key = (min(unit.manifest["schema"], table.version), unit.without, path if path in (hidden or ()) else "")
+            groups.setdefault(key, []).append(path)
     parts = []
-    for (version, without), paths in sorted(groups.items()):
-        part = f"SELECT {columns(version)} FROM read_parquet([{', '.join(map(quoted, paths))}], hive_partitioning=false)"
-        if without:
-            part += f" WHERE {MEMBER} NOT IN ({', '.join(map(quoted, without))})"
-        parts.append(part)
+    for (version, without, partly), paths in sorted(groups.items()):
+        if partly and len(hidden[partly]) == pq_rows(found, partly):
+            continue
+        rows = ", file_row_number=true" if partly else ""
+        part = f"SELECT {columns(version)} FROM read_parquet({file_list(paths)}, hive_partitioning=false{rows})"
+        conditions = [f"{MEMBER} NOT IN ({', '.join(map(quoted, without))})"] if without else []
+        if partly:
+            conditions.append(f"file_row_number NOT IN (SELECT row FROM raw.hidden WHERE path = {quoted(partly)})")
+        parts.append(part + (f" WHERE {' AND '.join(conditions)}" if conditions else ""))
     if not parts:
         return f"SELECT {columns(0)} WHERE false"
     return "\nUNION ALL\n".join(parts)
+
+
+def pq_rows(found: list[Unit], path: str) -> int:
+    """The rows of the unit in this file."""
+    return next(unit.rows for unit in found if str(unit.path) == path)
 
 
 @functools.cache
@@ -61,7 +87,7 @@ def published() -> pa.Table:
     return fit("published", rows)
 
 
-def _put(con, name: str, table: schema.Table, rows: pa.Table) -> None:
+def put(con, name: str, table: schema.Table, rows: pa.Table) -> None:
     """An in-memory table of these rows."""
     con.register("_incoming", rows)
     types = ", ".join(f'CAST("{c.name}" AS {schema.column_type(c)}) AS "{c.name}"' for c in table.columns)
@@ -75,7 +101,7 @@ SPANS = "coalesce(span_min, 1) AS span_min, coalesce(span_max, 4) AS span_max"
 @functools.lru_cache(256)
 def _ranges_of(paths: tuple[str, ...]) -> dict[tuple[int, int], int]:
     """The ranges of spans in these Parquet files, and how many checkpoints each was scored on."""
-    files = f"read_parquet([{', '.join(map(quoted, paths))}], hive_partitioning=false)"
+    files = f"read_parquet({file_list(list(paths))}, hive_partitioning=false)"
     with duckdb.connect() as con:
         found = con.sql(f"SELECT DISTINCT {SPANS} FROM {files}").fetchall()
         if len(found) > 1:
@@ -116,33 +142,45 @@ def scoring_spans(lab: Path, found: dict[str, list[Unit]], ran: pa.Table) -> tup
     return max(there, key=lambda spans: (there[spans], spans), default=(1, 4))
 
 
-def build(con, found: dict[str, list[Unit]], tables: dict[str, pa.Table], rules: str, spans: tuple[int, int],
-          fresh: set[str]) -> None:  # fmt: skip
-    """(Re)create tables and views; names in `fresh` stand already and stay. `spans`: those of `scoring_spans`."""
+def build(
+    con, found: dict[str, list[Unit]], tables: dict[str, pa.Table], rules: str, spans: tuple[int, int], fresh: set[str],
+    hidden: dict[str, list[int]] | None = None,
+) -> None:  # fmt: skip
+    """(Re)create tables and views; names in `fresh` stand already and stay. `spans`: those of `scoring_spans`; `hidden`:
+    rows of units that no view shows."""
+    hidden = hidden or {}
     con.execute("CREATE SCHEMA IF NOT EXISTS raw")
     for name, rows in tables.items():
         if name not in fresh:
-            _put(con, name, schema.TABLES[name], rows)
+            put(con, name, schema.TABLES[name], rows)
     names = {table.name: "raw.divergences" if table.name == "divergences" else table.name for table in schema.UNITS}
     first = "questions" not in fresh
+    if "hidden" not in fresh:
+        rows = pa.table({
+            "path": pa.array([path for path, rows in hidden.items() for _ in rows], schema.TEXT),
+            "row": pa.array([row for rows in hidden.values() for row in rows], schema.BIG)})  # fmt: skip
+        con.register("_incoming", rows)
+        con.execute("CREATE OR REPLACE TABLE raw.hidden AS FROM _incoming")
+        con.unregister("_incoming")
     if first:
-        _put(con, "raw.published", schema.PUBLISHED, published())
+        put(con, "raw.published", schema.PUBLISHED, published())
         # A view is bound when it is made, and binding looks at every file: so first over empty tables.
         con.execute(
             "".join(f"CREATE OR REPLACE VIEW {names[table.name]} AS {select_of(table, [])};\n" for table in schema.UNITS)
         )
         con.execute(_of_spans(spans) + _newest(None) + (_HERE / "views.sql").read_text() + "".join(QUESTIONS.values()))
     if "rules" not in fresh and (rules or not first):
-        con.execute(f"CREATE OR REPLACE VIEW rule_matches AS {rules or NO_MATCHES}")
+        matches, failures = json.loads(rules) if rules else (NO_MATCHES, NO_MATCHES)
+        con.execute(f"CREATE OR REPLACE VIEW rule_matches AS {matches}; CREATE OR REPLACE VIEW rule_failures AS {failures}")
     for table in schema.UNITS:
         if table.name not in fresh and (found.get(table.name) or not first):
-            con.execute(f"CREATE OR REPLACE VIEW {names[table.name]} AS {select_of(table, found.get(table.name, []))}")
+            con.execute(f"CREATE OR REPLACE VIEW {names[table.name]} AS {select_of(table, found.get(table.name, []), hidden)}")
     if not first and "spans" not in fresh:
         con.execute(_of_spans(spans))
     if "published" not in fresh:
         con.execute(
             "CREATE OR REPLACE VIEW published AS FROM raw.published UNION ALL BY NAME "
-            + select_of(schema.PUBLISHED, found.get("published", []))
+            + select_of(schema.PUBLISHED, found.get("published", []), hidden)
         )
     if not {"clusters", "assignments", "runs"} <= fresh and found.get("clusters"):
         newest = con.sql("""
@@ -174,7 +212,7 @@ def _newest(clustering_id: str | None) -> str:
 
 def damaged_table(found: list[Damage]) -> pa.Table:
     """The rows of `damaged`."""
-    rows = [item._asdict() for item in found]
+    rows = [{key: text.encode("utf-8", "replace").decode() for key, text in item._asdict().items()} for item in found]
     return pa.Table.from_pylist(rows, schema=schema.DAMAGED.arrow()) if rows else schema.DAMAGED.arrow().empty_table()
 
 

@@ -8,12 +8,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from . import connection, events, ids, schema, units
+from . import connection, events, history, ids, schema, units
 from .errors import StoreError
 from .jsonl import parse_lines
 from .lab import lab_path
 from .rows import fit
-from .units import MEMBER, Unit
+from .units import Unit
+from .verification import MEMBER
 from .verify import GRACE_S, leftovers
 
 SMALL_BYTES, BATCH_BYTES = 16 << 20, 64 << 20
@@ -64,20 +65,26 @@ def merge(lab: Path, batch: list[Unit]) -> Unit:
     )
 
 
-def replaced(lab: Path, table: str) -> list[tuple[Path, Unit, float]]:
-    """Units whose rows another unit tells, with their manifests, and when the last of those others was published."""
+def replaced(lab: Path, table: str) -> list[tuple[Path, Unit, float, str]]:
+    """Units whose rows another unit tells, or another version of them, with their manifests, when the last of those others
+    was published, and which it is."""
     found = []
     for path, manifest in units.read_manifests(lab, table):
-        if isinstance(manifest, dict):
+        if isinstance(manifest, dict) and manifest["table"] == table:
             unit = Unit(table, manifest["unit_id"], path.parent / manifest["file"], manifest)
             if units.check(lab, unit.path, manifest) is None:
                 found.append((path, unit))
-    kept = {unit.path for unit in units.resolve([unit for _, unit in found])}
-    since: dict[str, float] = {}  # unit -> when the merged unit that tells it was published
+    kept = {unit.path for unit in units.scan(lab)[0].get(table, [])}
+    since: dict[str, tuple[float, str]] = {}  # unit -> when the unit that tells it was published, and its name
     for path, unit in found:
         if unit.path in kept:
-            since.update(dict.fromkeys([*unit.members, *unit.manifest.get("replaces", [])], path.stat().st_mtime))
-    return [(path, unit, since.get(unit.unit_id, 0.0)) for path, unit in found if unit.path not in kept]
+            told = (path.stat().st_mtime, unit.path.stem)
+            since.update(dict.fromkeys([unit.unit_id, *unit.members, *unit.manifest.get("replaces", [])], told))
+    return [
+        (path, unit, *since[unit.unit_id])
+        for path, unit in found
+        if unit.path not in kept and unit.unit_id in since  # one whose successor is missing stays
+    ]
 
 
 def _compact_events(lab: Path, grace_s: float) -> tuple[int, int]:
@@ -91,7 +98,7 @@ def _compact_events(lab: Path, grace_s: float) -> tuple[int, int]:
                 data = path.read_bytes()
                 rows, end, wrong = parse_lines(data)
                 if not wrong and len(data) >= least.get(path.name, 0):  # damage stays where `verify` names it
-                    finished[path] = data[:end].splitlines(keepends=True)
+                    finished[path] = [line + b"\n" for line in data[:end].split(b"\n")[:-1]]
         except FileNotFoundError:
             continue
     removed = 0
@@ -127,12 +134,16 @@ def compact(lab=None, grace_s: float = GRACE_S) -> dict:
     lab = lab_path(lab)
     joined = removed = 0
     try:
+        units.adopt(lab)
         for table in schema.UNITS:
-            for path, unit, since in replaced(lab, table.name):
-                if time.time() - since >= grace_s:
-                    path.unlink(missing_ok=True)  # manifest first: without it the unit does not exist
-                    unit.path.unlink(missing_ok=True)
-                    removed += 1
+            gone = [item for item in replaced(lab, table.name) if time.time() - item[2] >= grace_s]
+            history.append(lab, [
+                {"op": "remove", "table": table.name, "unit_id": unit.unit_id, "sha256": unit.manifest["sha256"],
+                 "why": f"compact: {by} has its rows, or newer ones"} for _, unit, _, by in gone])  # fmt: skip
+            for path, unit, _, _ in gone:
+                path.unlink(missing_ok=True)  # manifest first: without it the unit does not exist
+                unit.path.unlink(missing_ok=True)
+                removed += 1
         for item in leftovers(lab, max(grace_s, 60.0)):
             (lab / item.path).unlink(missing_ok=True)
             removed += 1

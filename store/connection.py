@@ -3,7 +3,10 @@
 import atexit
 import contextlib
 import os
+import shutil
+import tempfile
 import threading
+import time
 import warnings
 import weakref
 import zlib
@@ -12,22 +15,20 @@ from pathlib import Path
 import duckdb
 import pyarrow as pa
 
-from . import catalogue, events, runs, schema, sql, units
+from . import catalogue, events, history, keys, runs, schema, sql, units
 from .atomic import fsync_folder
-from .errors import Damage, StoreError
+from .errors import Damage, DamagedWarning, StoreError
 from .lab import lab_path
-from .rules import rule_matches
+from .rules import failures, rule_matches
 
 _state: "weakref.WeakKeyDictionary[duckdb.DuckDBPyConnection, dict]" = weakref.WeakKeyDictionary()
+ATTEMPTS = 5  # at reading a lab whose files are being joined and removed meanwhile
+ASKED = {"rules", "samples", "selected", "selections", "syntheses", "divergences", "clusters"}  # what a rule's answer rests on
 _lock = threading.RLock()
 _warned: set[tuple] = set()
 _soon: dict[str, threading.Timer] = {}
 _renewing: set[threading.Thread] = set()
 _soon_lock = threading.Lock()
-
-
-class DamagedWarning(UserWarning):
-    """A unit or a line was left out; the view `damaged` lists them all."""
 
 
 def _warn(lab: Path, found: list[Damage]) -> None:
@@ -45,89 +46,122 @@ def _warn(lab: Path, found: list[Damage]) -> None:
 
 def refresh(con) -> None:
     """Pick up what others have published, said and logged since. What is damaged is left out, with a warning."""
-    if isinstance(con, sql.LockedConnection) or hasattr(con, "_con"):
-        con = con._con
+    if type(con) is sql.LockedConnection:
+        con.mark_stale()
+        con = con.bare
     with _lock:
         state = _state.get(con)
         con = con.cursor()  # the caller may still be fetching from theirs
         if state is None:
             row = con.execute("SELECT path FROM raw.lab").fetchone()
             state = {"lab": Path(row[0])}
-        lab = state["lab"]
-        found, damaged = units.scan(lab)
-        said, torn = events.read(lab)
-        ran, lost = runs.read(lab, said["run_notes"])
-        rules, unasked = rule_matches(said["decisions"])
-        damaged = damaged + torn + lost + unasked
-        tables = {**ran, **said, "damaged": catalogue.damaged_table(damaged)}
-        now = {
-            **{
-                name: [(u.path, u.without, u.manifest["sum"]) for u in found.get(name, [])]
-                for name in ("published", *(t.name for t in schema.UNITS))
-            },
-            **tables,
-            "questions": catalogue.QUESTIONS,
-            "rules": rules,
-            "spans": catalogue.scoring_spans(lab, found, ran["runs"]),
-        }
-        for name in ("divergences", "token_divergences"):  # whoever keeps what it computed from them asks for their version
-            now[name].append(now["spans"])
-        before = state.get("seen", {})
-        fresh = {
-            name
-            for name, value in now.items()
-            if name in before and (value.equals(before[name]) if isinstance(value, pa.Table) else value == before[name])
-        }
-        _warn(lab, damaged)
-        if len(fresh) < len(now):
-            con.execute("BEGIN")
+        for more in reversed(range(ATTEMPTS)):
             try:
-                catalogue.build(con, found, tables, rules, now["spans"], fresh)
-                con.execute("COMMIT")
-            except BaseException:
-                with contextlib.suppress(duckdb.TransactionException):  # a full disk has ended the transaction already
-                    con.execute("ROLLBACK")
-                raise
-            state["seen"] = now
-            state["changes"] = {name: state.get("changes", {}).get(name, 0) + (name not in fresh) for name in now}
+                return _refresh(con, state)
+            except (FileNotFoundError, duckdb.IOException) as error:  # somebody compacts: the files have other names now
+                if not more:
+                    raise StoreError(f"{state['lab']}: {sql.one_line(error)}") from error
+                time.sleep(0.01)
+
+
+def _refresh(con, state: dict) -> None:
+    lab, as_of = state["lab"], state.get("as_of")
+    found, damaged = units.scan(lab, as_of=as_of)
+    past = history.read(lab)
+    hidden, conflicts = keys.overlaps(lab, found, past if as_of is None else past.until(as_of))
+    said, torn = events.read(lab, as_of)
+    ran, lost = runs.read(lab, said["run_notes"], as_of)
+    rules, unasked = rule_matches(said["decisions"])
+    damaged = damaged + conflicts + torn + lost + unasked
+    tables = {**ran, **said, "damaged": catalogue.damaged_table(damaged)}
+    now = {
+        **{
+            name: [(u.path, u.without, u.manifest["sum"], hidden.get(str(u.path))) for u in found.get(name, [])]
+            for name in ("published", *(t.name for t in schema.UNITS))
+        },
+        **tables,
+        "questions": catalogue.QUESTIONS,
+        "rules": rules,
+        "spans": catalogue.scoring_spans(lab, found, ran["runs"]),
+        "hidden": hidden,
+    }
+    for name in ("divergences", "token_divergences"):  # whoever keeps what it computed from them asks for their version
+        now[name].append(now["spans"])
+    before = state.get("seen", {})
+    fresh = {
+        name
+        for name, value in now.items()
+        if name in before and (value.equals(before[name]) if isinstance(value, pa.Table) else value == before[name])
+    }
+    _warn(lab, damaged)
+    if len(fresh) == len(now):
+        return
+    failing = state.get("failures", [])
+    con.execute("BEGIN")
+    try:
+        catalogue.build(con, found, tables, rules, now["spans"], fresh, hidden)
+        if not ASKED <= fresh:
+            failing = failures(con) if rules else []
+        if failing != state.get("failures", []) or (failing and "damaged" not in fresh):
+            catalogue.put(con, "damaged", schema.DAMAGED, catalogue.damaged_table(damaged + failing))
+        con.execute("COMMIT")
+    except BaseException:
+        with contextlib.suppress(duckdb.TransactionException):  # a full disk has ended the transaction already
+            con.execute("ROLLBACK")
+        raise
+    _warn(lab, failing)
+    if state.get("failures", []) != failing:
+        fresh.discard("damaged")
+    state["failures"], state["seen"] = failing, now
+    state["changes"] = {name: state.get("changes", {}).get(name, 0) + (name not in fresh) for name in now}
+
+
+def _bare(con) -> duckdb.DuckDBPyConnection:
+    """The connection under a locked one, for what this package asks itself."""
+    return con.bare if type(con) is sql.LockedConnection else con
 
 
 def version(con, *tables: str) -> tuple:
     """Equal as long as these tables hold the same under this connection (`connect`'s): `refresh` changes it where
     somebody has published or said something. For what is computed from tables once and kept."""
-    changes = _state[getattr(con, "_con", con)]["changes"]
+    changes = _state[_bare(con)]["changes"]
     return tuple(changes[name] for name in tables)
 
 
-def connect(lab=None, locked: bool = False, timeout_s: float = 30, memory: str = "2GB"):
+def connect(lab=None, locked: bool = False, timeout_s: float = 30, memory: str = "2GB", as_of=None):
     """An in-memory DuckDB connection with every table of the lab as a view; it holds no lock on the lab.
 
     An empty or missing lab gives empty tables. `locked=True` is for SQL that people type: only SELECT and EXPLAIN,
-    no file outside the lab, no network, `timeout_s` seconds and `memory` for a query."""
+    no file outside the lab, no network, `timeout_s` seconds and `memory` for a query. `as_of`: a time (ISO 8601 with
+    its zone, or an aware datetime); the lab as it was then: units, events, metrics, and runs that had started. What
+    compact or a user has removed since is in `damaged`."""
+    then = None if as_of is None else history.moment(as_of)
+    lab = lab_path(lab)
+    worker = sql.Worker(lab, memory, as_of) if locked else None
+    if worker:
+        worker.start()  # it makes itself ready while this process does
     con = duckdb.connect()
     con.execute("SET GLOBAL TimeZone='UTC'")
     con.execute("SET enable_progress_bar=false")
     con.execute("SET parquet_metadata_cache=true")
-    lab = lab_path(lab)
     con.execute("CREATE SCHEMA raw; CREATE TABLE raw.lab (path VARCHAR)")
     con.execute("INSERT INTO raw.lab VALUES (?)", [str(lab)])
-    _state[con] = {"lab": lab}
+    _state[con] = {"lab": lab, "as_of": then}
     refresh(con)
     if locked:
-        sql.lock(con, lab)
-        return sql.LockedConnection(con, timeout_s, memory)
+        return sql.LockedConnection(con, worker, timeout_s)
     return con
 
 
-def query(lab, text: str, timeout_s: float = 30) -> pa.Table:
+def query(lab, text: str, timeout_s: float = 30, as_of=None) -> pa.Table:
     """The answer to one SELECT or EXPLAIN on a locked connection. StoreError where it may not run, or fails."""
-    with connect(lab, locked=True, timeout_s=timeout_s) as con:
+    with connect(lab, locked=True, timeout_s=timeout_s, as_of=as_of) as con:
         return con.table(text)
 
 
 def audio(con, synthesis_id: str) -> bytes:
     """The FLAC file of a synthesis, read out of its Shar without unpacking. StoreError where there is none."""
-    raw = getattr(con, "_con", con)
+    raw = _bare(con)
     cursor = raw.cursor()
     row = cursor.execute(
         "SELECT audio_path, audio_offset, audio_bytes, audio_crc32 FROM syntheses WHERE synthesis_id = ?", [synthesis_id]
@@ -202,7 +236,11 @@ def renew(lab=None) -> Path:
     temporary = lab / f".store.{os.getpid()}-{threading.get_ident()}.tmp"
     try:
         lab.mkdir(parents=True, exist_ok=True)
-        with duckdb.connect(str(temporary)) as con:
+        units.adopt(lab)  # of units that were copied here, or whose publisher was killed, too
+        made = temporary
+        if "?" in str(lab):  # DuckDB takes what follows for options, and puts its journal before it
+            made = Path(tempfile.mkdtemp(prefix="store-")) / temporary.name
+        with duckdb.connect(str(made)) as con:
             con.execute("SET GLOBAL TimeZone='UTC'")
             con.execute("CREATE SCHEMA raw; CREATE TABLE raw.lab (path VARCHAR)")
             con.execute("INSERT INTO raw.lab VALUES (?)", [str(lab)])
@@ -210,6 +248,9 @@ def renew(lab=None) -> Path:
             refresh(con)
             catalogue.comment(con)
             con.execute("CHECKPOINT")
+        if made != temporary:
+            shutil.copyfile(made, temporary)
+            shutil.rmtree(made.parent)
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, final)
@@ -217,6 +258,7 @@ def renew(lab=None) -> Path:
     except (OSError, duckdb.IOException, duckdb.TransactionException, duckdb.FatalException) as error:
         raise StoreError(f"could not write {final}: {error}") from error
     finally:
-        temporary.unlink(missing_ok=True)
-        Path(f"{temporary}.wal").unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+            Path(f"{temporary}.wal").unlink(missing_ok=True)
     return final

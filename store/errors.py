@@ -17,3 +17,7 @@ class Damage(NamedTuple):
     table: str
     path: str
     reason: str
+
+
+class DamagedWarning(UserWarning):
+    """A unit, a line or a row was left out; the view `damaged` lists them all."""

@@ -5,30 +5,31 @@ written after its first line, says that there is one."""
 
 import contextlib
 import datetime
-import getpass
 import json
 import os
 import re
 import secrets
-import socket
 import threading
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import pyarrow as pa
 
-from . import atomic, schema
+from . import atomic, jsonl, schema
 from .errors import Damage, StoreError
-from .jsonl import read_new
-from .lab import lab_path, seal, seal_line
+from .history import LATEST_CLOCK, author, moment, next_clock
+from .jsonl import host
+from .lab import is_whole, lab_path, seal, seal_line
 from .rows import fit
 from .rules import check_rule
 from .units import read_manifest
 
 IDLE_DAYS = 7  # an event file of another machine counts as finished when untouched this long
 _lock = threading.RLock()
-_writers: dict[tuple, "_Writer"] = {}
-_read: dict[str, dict[str, tuple]] = {}  # lab -> file -> (inode, bytes read, events, damage)
+_writers: dict[tuple, jsonl.Appender] = {}
+_named: set[Path] = set()  # event files whose manifest is written
+_read: dict[str, dict[str, "_File"]] = {}  # lab -> file -> what has been read of it
 _made: dict[tuple[str, str], tuple[list[dict], pa.Table]] = {}  # lab, table -> what was read last: events, as Arrow
 
 CHOICES = {
@@ -37,11 +38,6 @@ CHOICES = {
 }
 AUTHOR = {"decisions": "reviewer", "votes": "voter", "run_notes": "author"}
 ID = {"decisions": "event_id", "votes": "vote_id", "run_notes": "event_id"}
-
-
-def host() -> str:
-    """This machine's name, as file names have it."""
-    return re.sub(r"[^A-Za-z0-9_.]", "_", socket.gethostname())[:60]
 
 
 def _manifest(path: Path) -> None:
@@ -56,54 +52,13 @@ def write_whole(path: Path, lines: list[bytes]) -> None:
     _manifest(path)
 
 
-class _Writer:
-    """This process's file in lab/events; one line is one write, flushed to the disk."""
-
-    def __init__(self, lab: Path):
-        self.path = lab / "events" / f"{host()}-{os.getpid()}-{time.time_ns()}.jsonl"
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.handle = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL, 0o644)
-        self.size = 0
-        self.named = False
-
-    def write(self, line: bytes) -> None:
-        try:
-            done = 0
-            while done < len(line):
-                done += os.write(self.handle, line[done:])
-            os.fsync(self.handle)
-        except OSError:
-            os.ftruncate(self.handle, self.size)  # half a line must not spoil the next one
-            raise
-        self.size += len(line)
-        if not self.named:
-            with contextlib.suppress(OSError):  # the event is on the disk; the next one tries again
-                _manifest(self.path)
-                self.named = True
-
-    def is_there(self) -> bool:
-        """False where someone moved, removed or cut the file: writing on would lose events, or hide a loss."""
-        try:
-            found = os.stat(self.path)
-            return found.st_ino == os.fstat(self.handle).st_ino and found.st_size == self.size
-        except OSError:
-            return False
-
-
-def _author() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):
-        return "unknown"
-
-
 def _checked(table: str, fields: dict) -> dict:
     """The event with id, time and author filled in, or StoreError that says what is wrong with it."""
     if table not in ID:
         raise StoreError(f"no events of {table!r}; there are {', '.join(ID)}")
     event = {
         ID[table]: ("v" if table == "votes" else "e") + secrets.token_hex(6),
-        AUTHOR[table]: _author(),
+        AUTHOR[table]: author(),
         **{name: value for name, value in fields.items() if value is not None},
     }
     event.setdefault("at", datetime.datetime.now(datetime.UTC))
@@ -132,6 +87,7 @@ def _checked(table: str, fields: dict) -> dict:
                 )
         if event.get("target") == "rule" and event.get("verdict") != "undo":
             check_rule(event["rule"])
+    event["clock"] = 0  # set where it is written
     fitted = fit(table, [event]).to_pylist()[0]
     fitted["at"] = fitted["at"].isoformat(timespec="microseconds")
     return {name: value for name, value in fitted.items() if value is not None}
@@ -140,17 +96,22 @@ def _checked(table: str, fields: dict) -> dict:
 def append(lab, table: str, **fields) -> dict:
     """Say something: an event of `decisions`, `votes` or `run_notes`, on the disk when this returns.
 
-    Id, time (UTC) and author are filled in where they are not given. Returns the event as written. Raises
+    Id, time (UTC), author and clock are filled in (the first three where they are not given). `clock` is later than that of
+    every event in the lab, whatever the machine's time is: what is said last stands. Returns the event as written. Raises
     StoreError where a field is unknown, missing or of the wrong kind, and where the disk refuses."""
     lab, event = lab_path(lab), _checked(table, fields)
-    line = seal_line({"table": table, **event})
     with _lock:
         key = (os.getpid(), str(lab))
         try:
             writer = _writers.get(key)
             if writer is None or not writer.is_there():
-                writer = _writers[key] = _Writer(lab)
-            writer.write(line)
+                writer = _writers[key] = jsonl.Appender(lab / "events")
+            event["clock"] = next_clock(_latest_clock(lab))
+            writer.write(seal_line({"table": table, **event}))
+            if writer.path not in _named:
+                with contextlib.suppress(OSError):  # the event is on the disk; the next one tries again
+                    _manifest(writer.path)
+                    _named.add(writer.path)
         except OSError as error:
             raise StoreError(
                 f"could not write to {lab / 'events'}: {error.strerror or error}; the event was not recorded"
@@ -193,8 +154,17 @@ def close_writers() -> None:
     """Write to a new file from the next event on, as another process would."""
     with _lock:
         for writer in _writers.values():
-            os.close(writer.handle)
+            writer.close()
         _writers.clear()
+
+
+def _manifest_fault(manifest) -> str | None:
+    if not isinstance(manifest, dict) or "sum" not in manifest or not is_whole(manifest):
+        return "its manifest's checksum does not agree"
+    file, size = manifest.get("file"), manifest.get("bytes")
+    if not isinstance(file, str) or not re.fullmatch(r"[^/\0]+\.jsonl", file):
+        return "its manifest names no file of events: a name without a folder, such as host-1-1.jsonl"
+    return None if isinstance(size, int) and not isinstance(size, bool) else "its manifest has no number of bytes"
 
 
 def lengths(lab: Path, entries: list[str]) -> tuple[dict[str, int], list[Damage]]:
@@ -202,7 +172,9 @@ def lengths(lab: Path, entries: list[str]) -> tuple[dict[str, int], list[Damage]
     least, damaged = {}, []
     for name in entries:
         if name.endswith(".json") and not name.startswith("."):
-            manifest = read_manifest(lab / "events" / name)
+            manifest = read_manifest(lab / "events" / name, _manifest_fault)
+            if isinstance(manifest, dict) and Path(manifest["file"]).stem != Path(name).stem:
+                manifest = "it is not where its manifest says"
             if isinstance(manifest, str):
                 damaged.append(Damage("events", f"events/{name}", manifest))
             elif manifest is not None:
@@ -210,8 +182,101 @@ def lengths(lab: Path, entries: list[str]) -> tuple[dict[str, int], list[Damage]
     return least, damaged
 
 
-def read(lab: Path) -> tuple[dict[str, pa.Table], list[Damage]]:
-    """Every event by table, each once, in time order, and the lines that had to be left out."""
+def _fault(event: dict) -> str | None:
+    """What is wrong with an event that somebody wrote, or None; `at` and `clock` are put in order."""
+    table = event.get("table")
+    if table not in ID or not isinstance(event.get(ID[table]), str):
+        return "an event of an unknown table"
+    for column in schema.TABLES[table].columns:
+        value, type = event.get(column.name), column.type
+        if value is None:
+            if column.required and column.name != "clock":
+                return f"{column.name} is missing"
+        elif column.json:
+            if not isinstance(value, str):
+                continue
+            try:
+                jsonl.plain(json.loads(value))
+            except (ValueError, RecursionError):
+                return f"{column.name}: {value!r:.40} is no JSON"
+        elif type == schema.TIME:
+            try:
+                event[column.name] = value = datetime.datetime.fromisoformat(value)
+                moment(value)
+            except (TypeError, ValueError, OverflowError, StoreError):
+                return f"{column.name}: {value!r:.40} is no time"
+        else:
+            fits = {
+                schema.TEXT: isinstance(value, str),
+                schema.FLAG: isinstance(value, bool),
+                schema.NUMBER: isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e300,
+                schema.INT: isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**31,
+                schema.BIG: isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63,
+            }
+            if not fits[type]:
+                return f"{column.name}: {value!r:.40} is no {schema.sql_type(type)}"
+    if event.get("clock") is None:  # written before there was one
+        event["clock"] = max(0, moment(event["at"]))
+    elif not 0 <= event["clock"] <= LATEST_CLOCK:
+        return f"clock: {event['clock']} is out of range"
+    try:
+        jsonl.plain({name: value for name, value in event.items() if name != "at"})
+    except (ValueError, RecursionError) as error:
+        return str(error)
+    return None
+
+
+def is_event(line: bytes) -> bool:
+    """Whether a line, its newline included, is a whole event that a reader takes."""
+    found, _, wrong = jsonl.parse_lines(line)
+    return bool(found) and not wrong and _fault(dict(found[0])) is None
+
+
+class _File(NamedTuple):
+    """What has been read of an event file: its lines, the events in them, what is wrong with which, the latest clock."""
+
+    mark: tuple
+    lines: jsonl.Lines
+    events: list[dict]
+    damage: list[str]
+    clock: int
+
+
+def _read_file(path: Path, known: _File | None, stat: os.stat_result) -> _File:
+    """An event file, taking up where `known` ended. Raises OSError."""
+    mark = (stat.st_ino, stat.st_size, stat.st_mtime_ns)
+    if known and known.mark == mark:
+        return known
+    lines = jsonl.read_new(path, known.lines if known else None)
+    grown = known and lines.lines[: len(known.lines.lines)] == known.lines.lines
+    found, wrong, clock = (list(known.events), list(known.damage), known.clock) if grown else ([], [], 0)
+    for line in lines.lines[len(known.lines.lines) if grown else 0 :]:
+        event = dict(line)
+        fault = _fault(event)
+        if fault:
+            wrong.append(f"line {line.number}: {fault}; it is left out")
+        else:
+            found.append(event)
+            clock = max(clock, event["clock"])
+    return _File(mark, lines, found, wrong, clock)
+
+
+def _latest_clock(lab: Path) -> int:
+    """The latest clock among the lab's events."""
+    cache = _read.setdefault(str(lab), {})
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        for name in os.listdir(lab / "events"):
+            if name.endswith(".jsonl"):
+                with contextlib.suppress(OSError):
+                    path = lab / "events" / name
+                    cache[name] = _read_file(path, cache.get(name), path.stat())
+    return max((file.clock for file in cache.values()), default=0)
+
+
+def read(lab: Path, as_of: int | None = None) -> tuple[dict[str, pa.Table], list[Damage]]:
+    """Every event by table, each once, in the order of their clocks, and the lines that had to be left out.
+
+    `as_of`: a reading of the clock; what was said until then."""
     by_id = {name: {} for name in ID}
     with _lock:
         cache = _read.setdefault(str(lab), {})
@@ -223,8 +288,8 @@ def read(lab: Path) -> tuple[dict[str, pa.Table], list[Damage]]:
         for name in sorted({*least, *(name for name in entries if name.endswith(".jsonl"))}):
             path = lab / "events" / name
             try:
-                state = cache[name] = read_new(path, cache.get(name))
-                size = path.stat().st_size
+                stat = path.stat()
+                state = cache[name] = _read_file(path, cache.get(name), stat)
             except FileNotFoundError:
                 if path.with_suffix(".json").exists():  # what compact joins, it removes manifest first
                     damaged.append(Damage("events", f"events/{name}", "is missing"))
@@ -232,22 +297,21 @@ def read(lab: Path) -> tuple[dict[str, pa.Table], list[Damage]]:
             except OSError as error:
                 damaged.append(Damage("events", f"events/{name}", f"cannot be read ({error.strerror})"))
                 continue
-            damaged += [Damage("events", f"events/{name}", reason) for reason in state[4]]
-            if size < least.get(name, 0):
-                reason = f"truncated: {size} bytes, there were {least[name]} or more"
+            damaged += [Damage("events", f"events/{name}", reason) for reason in [*state.lines.damage, *state.damage]]
+            if stat.st_size < least.get(name, 0):
+                reason = f"truncated: {stat.st_size} bytes, there were {least[name]} or more"
                 damaged.append(Damage("events", f"events/{name}", reason))
-            elif size > state[1]:
+            elif stat.st_size > state.lines.size:
                 damaged.append(Damage("events", f"events/{name}", "its last line is torn and left out"))
-            for event in state[3]:
-                table = event.get("table")
-                if table in by_id and ID[table] in event:
-                    by_id[table][event[ID[table]]] = event
-                else:
-                    damaged.append(Damage("events", f"events/{name}", "an event of an unknown table"))
+            for event in state.events:
+                by_id[event["table"]][event[ID[event["table"]]]] = event
     tables = {}
     for name, events in by_id.items():
         declared = schema.TABLES[name]
-        rows = sorted(events.values(), key=lambda event: (event.get("at", ""), event[ID[name]]))
+        rows = sorted(events.values(), key=lambda event: (event["clock"], event[ID[name]]))
+        if as_of is not None:
+            tables[name] = _arrow(declared, [event for event in rows if event["clock"] <= as_of])
+            continue
         known, table = _made.get((str(lab), name), ([], None))
         if table is None or rows[: len(known)] != known:
             table = _arrow(declared, rows)
@@ -264,11 +328,7 @@ def _arrow(declared: schema.Table, rows: list[dict]) -> pa.Table:
 
     def value(column, row):
         value = row.get(column.name)
-        if value is not None and column.type == schema.TIME:
-            return datetime.datetime.fromisoformat(value)
-        if column.json and value is not None and not isinstance(value, str):
-            return json.dumps(value)
-        return value
+        return json.dumps(value) if column.json and value is not None and not isinstance(value, str) else value
 
     return pa.table(
         [pa.array([value(c, row) for row in rows], c.type) for c in declared.columns], schema=declared.arrow()

@@ -1,46 +1,131 @@
-"""JSON lines that grow while they are read: whole lines are taken, torn and damaged ones named."""
+"""JSON lines that grow while they are read: whole lines are taken, torn and damaged ones named. And the file of them
+that one process appends to."""
 
 import json
 import os
+import re
+import socket
+import time
 from pathlib import Path
+from typing import NamedTuple
 
 from .lab import line_is_whole
 
 
-def parse_lines(data: bytes, start_line: int = 1) -> tuple[list[dict], int, list[str]]:
+class Line(dict):
+    """What one whole line holds; `number` is the line's in its file, from 1."""
+
+    __slots__ = ("number",)
+
+    def __init__(self, number: int, value: dict):
+        super().__init__(value)
+        self.number = number
+
+
+class Lines(NamedTuple):
+    """What has been read of a growing file: the bytes and lines up to the last newline, and what is wrong with which."""
+
+    inode: int
+    size: int
+    count: int
+    lines: list[Line]
+    damage: list[str]
+    mtime_ns: int
+
+
+def parse_lines(data: bytes, start_line: int = 1) -> tuple[list[Line], int, list[str]]:
     """JSON lines of `data`: the dicts, the bytes up to the last whole line, and what is wrong with which line."""
     end = data.rfind(b"\n") + 1
     rows, wrong = [], []
-    for number, line in enumerate(data[:end].splitlines(keepends=True), start_line):
+    for number, line in enumerate(data[:end].split(b"\n")[:-1], start_line):
         try:
             if not line_is_whole(line):
                 raise ValueError
             row = json.loads(line)
             if not isinstance(row, dict):
                 raise ValueError
-            rows.append(row)
+            rows.append(Line(number, row))
         except (ValueError, RecursionError):
             if line.strip():
                 wrong.append(f"line {number} is damaged and left out")
     return rows, end, wrong
 
 
-def read_new(path: Path, known: tuple | None) -> tuple:
-    """(inode, bytes, lines, items, damage) of a growing JSONL file, taking up where `known` ended."""
+def read_new(path: Path, known: Lines | None) -> Lines:
+    """What a growing JSONL file holds, taking up where `known` ended. Raises OSError."""
     with open(path, "rb") as file:
         stat = os.fstat(file.fileno())
-        if known and known[0] == stat.st_ino and known[1] <= stat.st_size and known[5] == stat.st_mtime_ns:
+        if known and known.inode == stat.st_ino and known.size <= stat.st_size and known.mtime_ns == stat.st_mtime_ns:
             return known
-        if not known or known[0] != stat.st_ino or known[1] >= stat.st_size:  # new, or not merely grown
-            known = (stat.st_ino, 0, 0, [], [], 0)
-        file.seek(known[1])
+        if not known or known.inode != stat.st_ino or known.size >= stat.st_size:  # new, or not merely grown
+            known = Lines(stat.st_ino, 0, 0, [], [], 0)
+        file.seek(known.size)
         data = file.read()
-    rows, end, wrong = parse_lines(data, known[2] + 1)
-    return (
-        stat.st_ino,
-        known[1] + end,
-        known[2] + data[:end].count(b"\n"),
-        known[3] + rows,
-        known[4] + wrong,
+    rows, end, wrong = parse_lines(data, known.count + 1)
+    return Lines(
+        stat.st_ino, known.size + end, known.count + data[:end].count(b"\n"), known.lines + rows, known.damage + wrong,
         stat.st_mtime_ns,
-    )
+    )  # fmt: skip
+
+
+def plain(value, depth: int = 0):
+    """`value`, as `json` reads it, where every other reader takes it too; else ValueError: a text that is no Unicode, a
+    number that is not finite or no 64-bit integer, nesting beyond 100."""
+    if depth > 100:
+        raise ValueError("nested too deeply")
+    if isinstance(value, str):
+        if not value.isascii() and re.search("[\ud800-\udfff]", value):
+            raise ValueError("a text that is no Unicode")
+    elif isinstance(value, dict):
+        for key, child in value.items():
+            plain(key, depth + 1)
+            plain(child, depth + 1)
+    elif isinstance(value, list):
+        for child in value:
+            plain(child, depth + 1)
+    elif isinstance(value, float):
+        if value - value != 0:
+            raise ValueError("a number that is not finite")
+    elif isinstance(value, int) and not -(2**63) <= value < 2**64:
+        raise ValueError("a number beyond 64 bits")
+    return value
+
+
+def host() -> str:
+    """This machine's name, as file names have it."""
+    return re.sub(r"[^A-Za-z0-9_.]", "_", socket.gethostname())[:60]
+
+
+class Appender:
+    """A JSONL file that this process alone writes, named after it; one line is one write, flushed to the disk."""
+
+    def __init__(self, folder: Path):
+        folder.mkdir(parents=True, exist_ok=True)
+        self.path = folder / f"{host()}-{os.getpid()}-{time.time_ns()}.jsonl"
+        self.handle = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL, 0o644)
+        self.size = 0
+        self.lines = 0
+
+    def write(self, line: bytes) -> None:
+        """Append one line, or several. Raises OSError, and then nothing of them is there."""
+        try:
+            done = 0
+            while done < len(line):
+                done += os.write(self.handle, line[done:])
+            os.fsync(self.handle)
+        except OSError:
+            os.ftruncate(self.handle, self.size)  # half a line must not spoil the next one
+            raise
+        self.size += len(line)
+        self.lines += line.count(b"\n")
+
+    def is_there(self) -> bool:
+        """False where someone moved, removed or cut the file: writing on would lose lines, or hide a loss."""
+        try:
+            found = os.stat(self.path)
+            return found.st_ino == os.fstat(self.handle).st_ino and found.st_size == self.size
+        except OSError:
+            return False
+
+    def close(self) -> None:
+        os.close(self.handle)

@@ -111,6 +111,8 @@ def _is_constant(column: pa.ChunkedArray) -> bool:
     """Whether a column says the same in every row."""
     if column.null_count:
         return column.null_count == len(column)
+    if len(column) > 1 and column[0] != column[-1]:
+        return False
     return not len(column) or pc.all(pc.equal(column, column[0])).as_py() is not False
 
 
@@ -127,11 +129,18 @@ def _gathered(column: pa.ChunkedArray, indices: np.ndarray) -> pa.Array | pa.Chu
     return column.take(pa.array(indices))
 
 
-def order_of(table: schema.Table, rows: pa.Table) -> np.ndarray | None:
-    """Indices that put rows in the table's order, or None where they stand so."""
+def constants(table: schema.Table, rows: pa.Table) -> dict[str, str | int | None]:
+    """Of the columns that sort a table or tell its rows apart, those that say the same in every row, and what."""
+    names = dict.fromkeys([*(name.lstrip("-") for name in table.sort), *table.key])
+    return {name: rows[name][0].as_py() if len(rows) else None for name in names if _is_constant(rows[name])}
+
+
+def order_of(table: schema.Table, rows: pa.Table, constant: set[str]) -> np.ndarray | None:
+    """Indices that put rows in the table's order, or None where they stand so. `constant`: columns that say the same
+    in every row."""
     keys = []
     for key in table.sort:
-        if not _is_constant(rows[key.lstrip("-")]):  # a key that is the same in every row costs nothing
+        if key.lstrip("-") not in constant:  # a key that is the same in every row costs nothing
             keys.append((key.lstrip("-"), "descending" if key[0] == "-" else "ascending"))
     if not keys:
         return None

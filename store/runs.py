@@ -12,8 +12,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from . import schema
-from .errors import Damage
-from .jsonl import read_new
+from .errors import Damage, StoreError
+from .history import moment
+from .jsonl import plain, read_new
 from .lab import is_whole
 
 _lock = threading.RLock()
@@ -22,7 +23,7 @@ _metrics: dict[str, tuple] = {}  # path -> state of read_new
 _tables: dict[str, tuple] = {}  # run folder -> states, Arrow table
 
 
-def _document(path: Path) -> dict | str | None:
+def read_document(path: Path) -> dict | str | None:
     """A JSON document, or why it cannot be read, or None where there is none."""
     try:
         stat = path.stat()
@@ -43,8 +44,10 @@ def _document(path: Path) -> dict | str | None:
 
 
 def clear_cache() -> None:
-    """Forget the documents that this process has read, as a new process would."""
+    """Forget the documents and metrics that this process has read, as a new process would."""
     _documents.clear()
+    _metrics.clear()
+    _tables.clear()
 
 
 def _time(value) -> datetime.datetime | None:
@@ -54,41 +57,91 @@ def _time(value) -> datetime.datetime | None:
     return time if time.tzinfo else time.replace(tzinfo=datetime.UTC)
 
 
-def _row(folder: str, config: dict, status: dict) -> dict:
-    """A row of `runs`. Raises ValueError where a field is of the wrong kind."""
-    both = {**{k: v for k, v in status.items() if k not in ("sum", "state")}, **config, "status": status.get("state")}
+def _cell(column: schema.Column, value):
+    """A field of config.json or status.json as its column has it. Raises ValueError or TypeError."""
+    if value is None:
+        return None
+    if column.json:
+        return json.dumps(plain(value), ensure_ascii=False)
+    if isinstance(value, (dict, list)):
+        raise ValueError(f"{str(value)!r:.40} is no {schema.sql_type(column.type)}")
+    if column.type == schema.TIME:
+        time = _time(value)
+        moment(time)
+        return time
+    if column.type == schema.NUMBER:
+        value = float(value)
+        return value if math.isfinite(value) else None
+    if column.type in (schema.BIG, schema.INT):
+        number, bits = int(value), 63 if column.type == schema.BIG else 31
+        if not -(2**bits) <= number < 2**bits:
+            raise ValueError(f"{number} has more than {bits + 1} bits")
+        return number
+    return plain(str(value))
+
+
+def _cells(document: dict, renamed: dict[str, str]) -> dict:
+    """The columns of `runs` that a document fills. Raises ValueError naming the field that is of the wrong kind."""
     row = {}
     for column in schema.TABLES["runs"].columns:
-        value = both.get(column.name)
-        if column.type == schema.TIME:
-            value = _time(value)
-        elif column.json and value is not None:
-            value = json.dumps(value, ensure_ascii=False)
-        elif column.type in (schema.BIG, schema.INT, schema.NUMBER) and value is not None:
-            value = float(value) if column.type == schema.NUMBER else int(value)
-        elif column.type == schema.TEXT and value is not None:
-            value = str(value)
-        row[column.name] = value
-    if row["run_id"] != folder:
-        raise ValueError(f"names the run {row['run_id']}")
+        name = renamed.get(column.name, column.name)
+        if name in document:
+            try:
+                row[column.name] = _cell(column, document[name])
+            except (ValueError, TypeError, OverflowError, RecursionError, StoreError) as error:
+                raise ValueError(f"{name}: {error}") from None
     return row
 
 
-def _values(lines: list[dict]) -> list[tuple]:
-    """(step, tokens, name, value, at) of a file's lines; of a value logged twice at a step, the later."""
-    latest = {}
-    for line in lines:
-        step, at = int(line["step"]), _time(line.get("at"))
-        for name, value in line["values"].items():
+def _of_config(folder: str, config: dict) -> dict:
+    row = _cells({key: value for key, value in config.items() if key not in ("sum", "status")}, {})
+    if row.get("run_id") != folder:
+        raise ValueError(f"names the run {row.get('run_id')}")
+    return row
+
+
+def _of_status(status: dict) -> dict:
+    told = {key: value for key, value in status.items() if key not in ("sum", "status", "run_id")}
+    names = told.get("metrics_files") or []
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError("metrics_files: is no list of names")
+    return {"status": None, **_cells(told, {"status": "state"})}
+
+
+def _values(line: dict) -> list[tuple]:
+    """(step, tokens, name, value, at) of a metrics file's line. Raises ValueError where it is none."""
+    step, tokens, values = line.get("step"), line.get("tokens"), line.get("values")
+    for name, number in (("step", step), ("tokens", tokens)):
+        if isinstance(number, float) and number.is_integer():
+            number = int(number)
+        if (number is not None or name == "step") and (
+            not isinstance(number, int) or isinstance(number, bool) or abs(number) >= 2**63
+        ):
+            raise ValueError(f"{name}: {number!r:.40} is no number of {name}s")
+    if not isinstance(values, dict):
+        raise ValueError("it has no values")
+    try:
+        at = _time(line.get("at"))
+        if at is not None:
+            moment(at)
+    except (ValueError, TypeError, OverflowError, StoreError):
+        raise ValueError(f"at: {line.get('at')!r:.40} is no time") from None
+    found = []
+    for name, value in values.items():
+        if value is not None and not isinstance(value, (int, float)):
+            raise ValueError(f"{name}: {value!r:.40} is no number")
+        try:
             value = None if value is None or not math.isfinite(value) else float(value)
-            latest[step, name] = (step, line.get("tokens"), name, value, at)
-    return list(latest.values())
+        except OverflowError:
+            value = None
+        found.append((int(step), tokens if tokens is None else int(tokens), plain(name), value, at))
+    return found
 
 
 def _named(status) -> set[str]:
     """The metrics files in which a run has logged something, as its status.json says."""
     names = status.get("metrics_files") if isinstance(status, dict) else None
-    return {name for name in names or () if re.fullmatch(r"metrics-\d+\.jsonl", str(name))}
+    return {name for name in names if re.fullmatch(r"metrics-\d{1,18}\.jsonl", str(name))} if isinstance(names, list) else set()
 
 
 def _metrics_of(folder: Path, files: list[str], status: dict) -> tuple[pa.Table, list[Damage]]:
@@ -99,18 +152,19 @@ def _metrics_of(folder: Path, files: list[str], status: dict) -> tuple[pa.Table,
         where = f"runs/{folder.name}/{name}"
         try:
             _metrics[str(path)] = states[name] = read_new(path, _metrics.get(str(path)))
+            size = path.stat().st_size
         except FileNotFoundError:
-            if name in _named(_document(folder / "status.json")):  # as it is now: a resumed run takes names back
+            states.pop(name, None)
+            if name in _named(read_document(folder / "status.json")):  # as it is now: a resumed run takes names back
                 damaged.append(Damage("metrics", where, "is missing"))
             continue
         except OSError as error:
             damaged.append(Damage("metrics", where, f"cannot be read ({error.strerror})"))
             continue
-        damaged += [Damage("metrics", where, reason) for reason in states[name][4]]
-        size = path.stat().st_size
-        if size == 0 and name in _named(_document(folder / "status.json")):
+        damaged += [Damage("metrics", where, reason) for reason in states[name].damage]
+        if size == 0 and name in _named(read_document(folder / "status.json")):
             damaged.append(Damage("metrics", where, "is empty"))
-        if not growing and size > states[name][1]:
+        if not growing and size > states[name].size:
             damaged.append(Damage("metrics", where, "its last line is torn and left out"))
     known = _tables.get(str(folder))
     if known and known[0].keys() == states.keys() and all(known[0][k] is states[k] for k in states):
@@ -119,10 +173,14 @@ def _metrics_of(folder: Path, files: list[str], status: dict) -> tuple[pa.Table,
     starts = {name: int(re.fullmatch(r"metrics-(\d+)\.jsonl", name)[1]) for name in states}
     for name, start in starts.items():
         until = min((other for other in starts.values() if other > start), default=math.inf)
-        try:
-            rows += [row for row in _values(states[name][3]) if row[0] < until]
-        except (KeyError, TypeError, ValueError, AttributeError):
-            wrong.append(Damage("metrics", f"runs/{folder.name}/{name}", "a line is no metric"))
+        latest = {}  # of a value logged twice at a step, the later
+        for line in states[name].lines:
+            try:
+                latest.update({(value[0], value[2]): value for value in _values(line) if value[0] < until})
+            except (ValueError, RecursionError) as error:
+                reason = f"line {line.number}: {error}; it is left out"
+                wrong.append(Damage("metrics", f"runs/{folder.name}/{name}", reason))
+        rows += latest.values()
     columns = list(zip(*rows, strict=True)) or [()] * 5
     names = ["step", "tokens", "name", "value", "at"]
     declared = schema.TABLES["metrics"].arrow()
@@ -137,8 +195,11 @@ def _metrics_of(folder: Path, files: list[str], status: dict) -> tuple[pa.Table,
     return table, damaged + wrong
 
 
-def read(lab: Path, notes: pa.Table) -> tuple[dict[str, pa.Table], list[Damage]]:
-    """The tables `runs` (with the latest of `notes`, the run_notes) and `metrics`, and what was left out."""
+def read(lab: Path, notes: pa.Table, as_of: int | None = None) -> tuple[dict[str, pa.Table], list[Damage]]:
+    """The tables `runs` (with the latest of `notes`, the run_notes) and `metrics`, and what was left out.
+
+    `as_of`: a reading of the clock. Runs that had started by then, and what they had logged; a status is the last one
+    known, for it is written over."""
     rows, metrics, damaged = [], [], []
     with _lock:
         try:
@@ -151,21 +212,28 @@ def read(lab: Path, notes: pa.Table) -> tuple[dict[str, pa.Table], list[Damage]]
                 files = sorted(entry.name for entry in os.scandir(folder))
             except FileNotFoundError:
                 continue
-            config = _document(folder / "config.json")
-            status = _document(folder / "status.json")
+            config = read_document(folder / "config.json")
+            status = read_document(folder / "status.json")
             if isinstance(status, str):
                 damaged.append(Damage("runs", f"runs/{name}/status.json", status))
                 status = None
-            if config is None and any(re.fullmatch(r"metrics-\d+\.jsonl|status\.json", file) for file in files):
+            if config is None and any(re.fullmatch(r"metrics-\d{1,18}\.jsonl|status\.json", file) for file in files):
                 config = "is missing"
+            row, told = None, {}
+            try:
+                told = _of_status(status) if status else {}
+            except ValueError as error:
+                damaged.append(Damage("runs", f"runs/{name}/status.json", f"{error}; it is left out"))
+                status = None
             if isinstance(config, str):
                 damaged.append(Damage("runs", f"runs/{name}/config.json", config))
             elif config is not None:
                 try:
-                    rows.append(_row(name, {k: v for k, v in config.items() if k != "sum"}, status or {}))
-                except (ValueError, TypeError) as error:
-                    damaged.append(Damage("runs", f"runs/{name}", f"config.json or status.json: {error}"))
-            logged = [file for file in files if re.fullmatch(r"metrics-\d+\.jsonl", file)]
+                    row = told | _of_config(name, config)
+                    rows.append(row)
+                except ValueError as error:
+                    damaged.append(Damage("runs", f"runs/{name}/config.json", f"{error}; the run is left out"))
+            logged = [file for file in files if re.fullmatch(r"metrics-\d{1,18}\.jsonl", file)]
             table, wrong = _metrics_of(folder, logged, status or {})
             metrics.append(table)
             damaged += wrong
@@ -178,6 +246,10 @@ def read(lab: Path, notes: pa.Table) -> tuple[dict[str, pa.Table], list[Damage]]
     declared = {name: schema.TABLES[name].arrow() for name in ("runs", "metrics")}
     runs = pa.Table.from_pylist(rows, schema=declared["runs"]) if rows else declared["runs"].empty_table()
     metric = pa.concat_tables(metrics) if metrics else declared["metrics"].empty_table()
+    if as_of is not None:
+        then = pa.scalar(as_of, pa.int64()).cast(pa.timestamp("us")).cast(schema.TIME)
+        metric = metric.filter(pc.less_equal(metric["at"], then))
+        runs = runs.filter(pc.less_equal(runs["started_at"], then))
     if metric.num_rows:
         metric = metric.take(
             pc.sort_indices(metric, [("run_id", "ascending"), ("step", "ascending"), ("name", "ascending")])

@@ -1,4 +1,5 @@
-"""Every table of a lab, declared once: columns with type, unit and meaning, sort order and folder key.
+"""Every table of a lab, declared once: columns with type, unit and meaning, sort order and folder key. One list, and so
+longer than other modules.
 
 `python -m store.docs` writes the data dictionary in docs/store.md from this file."""
 
@@ -9,9 +10,7 @@ import pyarrow as pa
 TEXT, INT, BIG, NUMBER, FLAG = pa.string(), pa.int32(), pa.int64(), pa.float64(), pa.bool_()
 TIME = pa.timestamp("us", tz="UTC")
 TEXTS, NUMBERS, VECTOR = pa.list_(TEXT), pa.list_(NUMBER), pa.list_(pa.float32())
-WORDS = pa.list_(
-    pa.struct([("word", TEXT), ("char_start", INT), ("char_end", INT), ("start_s", NUMBER), ("end_s", NUMBER)])
-)
+WORDS = pa.list_(pa.struct([("word", TEXT), ("char_start", INT), ("char_end", INT), ("start_s", NUMBER), ("end_s", NUMBER)]))
 TOP = pa.list_(pa.struct([("token", TEXT), ("p", NUMBER)]))
 
 
@@ -344,6 +343,8 @@ UNITS = (
     ),
 )
 
+_CLOCK = Column("clock", BIG, "order of events: the wall clock, but later than every event seen by its writer", "µs since 1970")
+
 EVENTS = (
     Table(
         "decisions",
@@ -362,9 +363,10 @@ EVENTS = (
             Column("note", TEXT, "why, in words"),
             _key("reviewer", "who"),
             _key("at", "when, UTC", TIME),
+            _CLOCK,
         ),
         kind="event",
-        sort=("at", "event_id"),
+        sort=("clock", "event_id"),
     ),
     Table(
         "votes",
@@ -388,9 +390,10 @@ EVENTS = (
             _json("latencies", "seconds that each side took to answer"),
             Column("seed", BIG, "that chose question and sides"),
             _key("at", "when, UTC", TIME),
+            _CLOCK,
         ),
         kind="event",
-        sort=("at", "vote_id"),
+        sort=("clock", "vote_id"),
     ),
     Table(
         "run_notes",
@@ -402,9 +405,10 @@ EVENTS = (
             Column("note", TEXT, "in words"),
             _key("author", "who"),
             _key("at", "when, UTC", TIME),
+            _CLOCK,
         ),
         kind="event",
-        sort=("at", "event_id"),
+        sort=("clock", "event_id"),
     ),
 )
 

@@ -1,13 +1,20 @@
 """SQL that people type: one SELECT or EXPLAIN, files of the lab only, no network, limits on time and memory."""
 
+import contextlib
 import difflib
 import functools
 import json
 import os
+import pickle
 import re
+import select
+import struct
+import subprocess
+import sys
 import tempfile
 import threading
-from concurrent.futures import ThreadPoolExecutor, wait
+import time
+import weakref
 from pathlib import Path
 
 import duckdb
@@ -42,6 +49,8 @@ FETCHES = {
     "fetch_arrow_reader",
 }
 QUESTIONS = {path.stem for path in Path(__file__).parent.joinpath("questions").glob("*.sql")}
+GRACE_S = 2.0  # from when a query's time is over until its process is killed
+START_S = 60.0  # what a process may take to be ready, on a busy machine
 _parser_lock = threading.Lock()
 
 
@@ -106,9 +115,10 @@ def check_statement(sql: str) -> None:
 def lock(con: duckdb.DuckDBPyConnection, lab, memory: str = "2GB") -> None:
     """Shut a connection in: the lab's files only, no extensions, no settings. The order matters."""
     folder = str(lab).replace("'", "''")
+    escaped = re.sub(r"[*?\[]", lambda found: f"[{found[0]}]", folder)  # as the views name it, see catalogue.file_list
     temporary = os.path.join(tempfile.gettempdir(), f"store-{os.getpid()}").replace("'", "''")
     for setting in (
-        f"allowed_directories=['{folder}']",
+        f"allowed_directories=['{folder}', '{escaped}']",
         "autoinstall_known_extensions=false",
         "autoload_known_extensions=false",
         "allow_community_extensions=false",
@@ -122,57 +132,142 @@ def lock(con: duckdb.DuckDBPyConnection, lab, memory: str = "2GB") -> None:
         con.execute(f"SET {setting}")
 
 
-def _bytes(size: str) -> float:
+def size_in_bytes(size: str) -> float:
     """ "2GB" as a number of bytes."""
     number, unit = re.fullmatch(r"\s*([\d.]+)\s*([KMGT]?B)\s*", size, re.IGNORECASE).groups()
     return float(number) * 1000 ** "BKMGT".index(unit[0].upper())
 
 
+def one_line(error: BaseException) -> str:
+    """What DuckDB says, without the picture of where."""
+    return " ".join(str(error).split("LINE 1:")[0].split())
+
+
+def too_long(limit: float) -> str:
+    return f"stopped after {limit:g} s: narrow the query down, or give it more time"
+
+
+def _end(worker: dict) -> None:
+    """Kill a worker's process; `worker` holds its attributes, so that this can run when it is gone."""
+    process, worker["process"] = worker["process"], None
+    if process is not None and worker["owner"] == os.getpid():
+        process.kill()
+        process.wait()
+        for handle in (worker["questions"], worker["answers"]):
+            with contextlib.suppress(OSError):
+                os.close(handle)
+
+
+class Worker:
+    """The process that runs the queries of a locked connection; started when asked, and again after it had to be killed."""
+
+    def __init__(self, lab: Path, memory: str, as_of):
+        self.start_with = {"lab": str(lab), "memory": memory, "as_of": as_of}
+        self.memory = memory
+        self.lock = threading.RLock()
+        self.stale = False  # whether it has to look for what is new before it answers
+        self.process: subprocess.Popen | None = None
+        self.owner = 0
+        weakref.finalize(self, _end, self.__dict__)
+
+    def start(self) -> None:
+        """Start the process, where none runs; it makes itself ready while this one goes on."""
+        with self.lock:
+            if self.process is not None and self.owner == os.getpid() and self.process.poll() is None:
+                return
+            self.stop()
+            (theirs, self.questions), (self.answers, yours) = os.pipe(), os.pipe()
+            home = str(Path(__file__).resolve().parent.parent)
+            path = os.pathsep.join([home, *filter(None, [os.environ.get("PYTHONPATH")])])
+            try:
+                self.process = subprocess.Popen(
+                    [sys.executable, "-P", "-m", "store.worker", str(theirs), str(yours)], pass_fds=(theirs, yours),
+                    stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                    start_new_session=True, env={**os.environ, "PYTHONPATH": path},
+                )  # fmt: skip
+            finally:
+                os.close(theirs)
+                os.close(yours)
+            self.owner, self.stale = os.getpid(), False
+            self._send(self.start_with)
+
+    def stop(self) -> None:
+        """Kill the process."""
+        _end(self.__dict__)
+
+    def _send(self, value: dict) -> None:
+        data = pickle.dumps(value)
+        data = struct.pack("<q", len(data)) + data
+        with contextlib.suppress(BrokenPipeError):  # it has ended: the answer will be missing
+            while data:
+                data = data[os.write(self.questions, data) :]
+
+    def _receive(self, size: int, until: float) -> bytes:
+        parts = []
+        while size:
+            if not select.select([self.answers], [], [], max(0.0, until - time.monotonic()))[0]:
+                raise TimeoutError
+            part = os.read(self.answers, min(size, 1 << 20))
+            if not part:
+                raise EOFError
+            parts.append(part)
+            size -= len(part)
+        return b"".join(parts)
+
+    def ask(self, sql: str, parameters, limit: float) -> pa.Table:
+        """The answer to a query. StoreError where it may not run, fails, or takes too long or too much."""
+        with self.lock:
+            self.start()
+            question = {"sql": sql, "parameters": parameters, "timeout_s": limit, "refresh": self.stale}
+            self.stale, whole = False, False
+            try:
+                self._send(question)
+                until = time.monotonic() + limit + GRACE_S + (START_S if not self.warm else 0)
+                head, body = struct.unpack("<qq", self._receive(16, until))
+                self.warm = True
+                told = json.loads(self._receive(head, until + GRACE_S))
+                data = self._receive(body, until + limit + GRACE_S)
+                whole = not told.get("fatal")
+            except TimeoutError:
+                raise StoreError(too_long(limit)) from None
+            except (EOFError, OSError):
+                raise StoreError(f"SQL: stopped: it needs more memory than {self.memory}, or DuckDB failed at it") from None
+            finally:
+                if not whole:  # too late, dead, or interrupted: a hard stop
+                    self.stop()
+                    self.warm = False
+        if "error" in told:
+            raise StoreError(told["error"])
+        return pa.ipc.open_stream(data).read_all()
+
+    warm = False  # whether it has answered yet: the first question waits for it to have started
+
+
 class LockedConnection:
-    """A DuckDB connection that runs SELECT and EXPLAIN only, each within `timeout_s` seconds.
+    """A DuckDB connection that runs SELECT and EXPLAIN only, each within `timeout_s` seconds and `memory`, in a process of
+    its own that is killed where it takes more.
 
     Takes the place of a DuckDBPyConnection where a tool wants one (mo.sql, embedding-atlas)."""
 
-    def __init__(self, con: duckdb.DuckDBPyConnection, timeout_s: float, memory: str):
-        self._con, self._timeout_s, self._memory = con, timeout_s, memory
+    def __init__(self, con: duckdb.DuckDBPyConnection, worker: Worker, timeout_s: float):
+        self.bare, self._worker, self._timeout_s = con, worker, timeout_s  # `bare` runs nothing that a person typed
         self._result = con
 
     @property
     def __class__(self):  # mo.sql asks isinstance(engine, DuckDBPyConnection)
         return duckdb.DuckDBPyConnection
 
-    def _run(self, sql, parameters=None, timeout_s=None):
+    def _run(self, sql, parameters=None, timeout_s=None) -> pa.Table:
         if not isinstance(sql, str):
             raise StoreError("SQL is given as text here")
-        check_statement(sql)
-        limit = timeout_s or self._timeout_s
-        con = self._con.cursor()
-        # in a thread of its own: this one, which waits, hears the clock and a Ctrl-C; one inside DuckDB would not
-        with ThreadPoolExecutor(1, "sql") as pool:
-            answer = pool.submit(self._read, con, sql, parameters)
-            try:
-                return answer.result(limit)
-            except TimeoutError:
-                raise StoreError(f"stopped after {limit:g} s: narrow the query down, or give it more time") from None
-            except (duckdb.Error, pa.ArrowException, OSError) as error:
-                raise StoreError(f"SQL: {' '.join(str(error).split('LINE 1:')[0].split())}") from None
-            finally:
-                while not answer.done():  # again and again: DuckDB forgets one that comes before the query has begun
-                    con.interrupt()
-                    wait([answer], 0.02)
+        return self._worker.ask(sql, parameters, timeout_s or self._timeout_s)
 
-    def _read(self, con, sql, parameters) -> pa.Table:
-        reader = con.sql(sql, params=parameters).to_arrow_reader()
-        batches, size = [], 0
-        for batch in reader:  # a result is outside DuckDB's own memory limit
-            batches.append(batch)
-            size += batch.nbytes
-            if size > _bytes(self._memory):
-                raise StoreError(f"the answer is larger than {self._memory}: aggregate, or add a LIMIT")
-        return pa.Table.from_batches(batches, reader.schema)
+    def mark_stale(self) -> None:
+        """The next query sees what others have published and said since."""
+        self._worker.stale = True
 
     def execute(self, query, parameters=None, timeout_s=None):
-        result = self._con.cursor()
+        result = self.bare.cursor()
         result.register("_result", self._run(query, parameters, timeout_s))
         self._result = result.execute("FROM _result")
         return self
@@ -183,7 +278,7 @@ class LockedConnection:
         raise AttributeError(f"a locked connection has no {name}; it runs SELECT and EXPLAIN")
 
     def sql(self, query, alias="", params=None, **_):
-        return self._con.from_arrow(self._run(query, params))
+        return self.bare.from_arrow(self._run(query, params))
 
     query = sql
 
@@ -192,13 +287,14 @@ class LockedConnection:
         return self._run(query, parameters, timeout_s)
 
     def cursor(self):
-        return LockedConnection(self._con.cursor(), self._timeout_s, self._memory)
+        return LockedConnection(self.bare.cursor(), self._worker, self._timeout_s)
 
     def interrupt(self):
-        self._con.interrupt()
+        self._worker.stop()
 
     def close(self):
-        self._con.close()
+        self._worker.stop()
+        self.bare.close()
 
     def __enter__(self):
         return self

@@ -3,8 +3,10 @@
 A unit exists when its manifest does. Writing goes Parquet first, manifest last, each through a temporary name."""
 
 import concurrent.futures
+import contextlib
 import json
 import os
+import re
 import secrets
 import urllib.parse
 from pathlib import Path
@@ -13,13 +15,13 @@ from typing import NamedTuple
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from . import atomic, ids, schema
+from . import atomic, history, ids, schema
 from .errors import Damage, StoreError
 from .lab import code_version, is_whole, lab_path, seal
-from .rows import CHUNK, fit, order_of, table_named, write_parquet
-from .verification import check, checked_files, relative, remember, save_checked, sha256
+from .rows import CHUNK, constants, fit, order_of, table_named, write_parquet
+from .verification import MEMBER, check, checked_files, relative, remember, save_checked, sha256
 
-MEMBER = "_unit"  # column of a merged unit: which unit a row came from; no view shows it
+ATTEMPTS = 4  # at reading a lab in which units are being joined and removed
 _manifests: dict[str, tuple] = {}  # path -> (size, mtime_ns, ctime_ns), manifest or reason
 
 
@@ -35,6 +37,12 @@ class Unit(NamedTuple):
     @property
     def rows(self) -> int:
         return self.manifest["rows"]
+
+    @property
+    def manifest_path(self) -> Path:
+        """Where its manifest is: beside the file, under the file's name or, in older labs, the unit's alone."""
+        path = self.path.with_suffix(".json")
+        return path if path.exists() else self.path.parent / f"unit-{self.unit_id}.json"
 
     @property
     def members(self) -> dict[str, str]:
@@ -60,16 +68,20 @@ def _folder(lab: Path, table: schema.Table, rows: pa.Table) -> Path:
 
 
 def _manifest_paths(lab: Path, table: str, unit: str) -> list[Path]:
-    return sorted((lab / "tables" / table).glob(f"*/unit-{unit}.json"))
+    found = (lab / "tables" / table).glob(f"*/unit-{unit}*.json")
+    return sorted(path for path in found if path.stem == f"unit-{unit}" or path.stem.startswith(f"unit-{unit}-"))
 
 
-def publish(lab, table: str, rows, made_from: dict, merge: dict | None = None) -> Unit:
+def publish(
+    lab, table: str, rows, made_from: dict, merge: dict | None = None, since: int | None = None
+) -> Unit:
     """Write `rows` as one unit of `table` and return it.
 
     `made_from` names the work (ids of inputs, configuration hash, seed, shard) and nothing about when or by which
     code: the same `made_from` is the same unit, and publishing it again replaces it. Atomic: a process that dies
     leaves nothing that a reader sees. Raises StoreError where a row does not fit, and where the disk refuses.
-    `merge` is compact's: the members of a merged unit, and the merged units that it replaces."""
+    `merge` is compact's: the members of a merged unit, and the merged units that it replaces. `since`: a reading of the
+    log's clock, where these are another unit's rows: when that was published."""
     lab, declared = lab_path(lab), table_named(table)
     if declared.kind not in ("unit", "package"):
         raise StoreError(f"{table} is not published as units; see docs/store.md for what writes it")
@@ -79,7 +91,8 @@ def publish(lab, table: str, rows, made_from: dict, merge: dict | None = None) -
         fitted = fitted.append_column(MEMBER, merged)
     if fitted.num_rows > CHUNK:
         fitted = fitted.combine_chunks()
-    order = order_of(declared, fitted)
+    constant = constants(declared, fitted)
+    order = order_of(declared, fitted, set(constant))
     unit = unit_id(table, made_from)
     folder = _folder(lab, declared, fitted)
     codes = [
@@ -108,16 +121,14 @@ def publish(lab, table: str, rows, made_from: dict, merge: dict | None = None) -
         keys = [name.lstrip("-") for name in declared.sort[: number + 1]]  # behind a number with few ties all is mixed
         write_parquet(temporary, fitted, order, codes + [MEMBER] * bool(merge), keys)
         sha = sha256(temporary)
-        path = folder / f"unit-{unit}.parquet"
-        if path.exists() and path.with_suffix(".json").exists() and sha256(path) != sha:
-            # readers may hold the old file: the new manifest names the new one, and the switch is one rename
-            path = folder / f"unit-{unit}.{sha[:8]}.parquet"
+        path = folder / f"unit-{unit}-{sha[:8]}.parquet"  # readers may hold an older one
         manifest = seal(
             {
                 "table": table,
                 "unit_id": unit,
                 "made_from": made_from,
                 "file": path.name,
+                "keys": {name: constant[name] for name in declared.key if name in constant},
                 "rows": fitted.num_rows,
                 "bytes": temporary.stat().st_size,
                 "sha256": sha,
@@ -130,18 +141,26 @@ def publish(lab, table: str, rows, made_from: dict, merge: dict | None = None) -
         )
         os.replace(temporary, path)
         atomic.fsync_folder(folder)
-        manifest_path = folder / f"unit-{unit}.json"
-        atomic.write_json(manifest_path, manifest)
-        for old in _manifest_paths(lab, table, unit):  # the same work, once filed under another key
-            if old != manifest_path:
-                old.unlink(missing_ok=True)
+        atomic.write_json(path.with_suffix(".json"), manifest)
+        old = folder / f"unit-{unit}.json"  # the same bytes under the name that older versions gave
+        known = read_manifest(old)
+        if isinstance(known, dict) and known["sha256"] == sha:
+            old.unlink(missing_ok=True)
     except OSError as error:
         raise StoreError(
             f"could not write a unit of {table} under {folder}: {error.strerror or error}; nothing of it was published"
         ) from error
     finally:
-        temporary.unlink(missing_ok=True)
-    remember(lab, path, sha)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+    remember(lab, path, manifest)
+    with contextlib.suppress(OSError):  # the unit is there; whoever writes next finds and logs it
+        if not history.read(lab).exists:
+            adopt(lab, but=unit)
+        entry = history.of_manifest(manifest, folder.name)
+        others = sorted(set(history.read(lab).versions.get((table, unit), {})) - {sha})
+        history.append(lab, [
+            entry | ({"supersedes": others} if others else {}) | ({"clock": since} if since is not None else {})])  # fmt: skip
     return Unit(table, unit, path, manifest)
 
 
@@ -167,11 +186,54 @@ def exists(lab, table: str, made_from: dict) -> bool:
     )
 
 
+def version_is_here(lab: Path, unit: Unit) -> bool:
+    """Whether a unit with these very bytes is in the lab, shown or not."""
+    told = (read_manifest(path) for path in _manifest_paths(lab, unit.table, unit.unit_id))
+    return any(isinstance(manifest, dict) and manifest["sha256"] == unit.manifest["sha256"] for manifest in told)
+
+
 # -------------------------------------------------------------------------------------------- reading
 
 
-def read_manifest(path: Path) -> dict | str | None:
-    """A manifest, or why it cannot be read, or None where it is gone. Remembered while the file stays."""
+NAME = re.compile(r"unit-(?P<unit>[A-Za-z0-9_]+)(?:[-.](?P<sha8>[0-9a-f]{8}))?\.parquet")
+
+
+def manifest_fault(manifest) -> str | None:
+    """What is wrong with a manifest, or None. One that comes from elsewhere may say anything."""
+    if not isinstance(manifest, dict) or "sum" not in manifest or not is_whole(manifest):
+        return "its manifest's checksum does not agree"
+
+    def number(value, least=0):
+        return isinstance(value, int) and not isinstance(value, bool) and least <= value < 2**62
+
+    table, unit, file = (manifest.get(name) for name in ("table", "unit_id", "file"))
+    named = NAME.fullmatch(file) if isinstance(file, str) else None
+    if not isinstance(table, str) or not isinstance(unit, str):
+        return "its manifest names no table or unit"
+    if named is None:
+        return "its manifest names no file of a unit: a name without a folder, such as unit-u0123456789ab-01234567.parquet"
+    if named["unit"] != unit:
+        return "it is not where its manifest says"
+    if not re.fullmatch(r"[0-9a-f]{64}", str(manifest.get("sha256"))):
+        return "its manifest has no sha256"
+    if not (number(manifest.get("rows")) and number(manifest.get("bytes")) and number(manifest.get("schema"), 1)):
+        return "its manifest has no number of rows, bytes and schema version"
+    if not isinstance(manifest.get("made_from"), dict) or not isinstance(manifest.get("keys", {}), dict):
+        return "its manifest does not say what it was made from"
+    members, replaces = manifest.get("members", []), manifest.get("replaces", [])
+    if not isinstance(members, list) or not all(
+        isinstance(m, dict) and isinstance(m.get("unit_id"), str) and isinstance(m.get("sha256"), str) for m in members
+    ):
+        return "its manifest's list of members cannot be read"
+    if not isinstance(replaces, list) or not all(isinstance(name, str) for name in replaces):
+        return "its manifest's list of what it replaces cannot be read"
+    return None
+
+
+def read_manifest(path: Path, fault=manifest_fault) -> dict | str | None:
+    """A manifest, or why it cannot be read, or None where it is gone. Remembered while the file stays.
+
+    `fault(value)` says what is wrong with what the file holds, or None."""
     try:
         name = str(path)
         stat = os.stat(name)
@@ -181,8 +243,7 @@ def read_manifest(path: Path) -> dict | str | None:
             return known[1]
         with open(name, "rb") as file:
             manifest = json.loads(file.read())
-        if not isinstance(manifest, dict) or "sum" not in manifest or not is_whole(manifest):
-            manifest = "its manifest's checksum does not agree"
+        manifest = fault(manifest) or manifest
     except FileNotFoundError:
         return None
     except (ValueError, RecursionError):
@@ -214,17 +275,31 @@ def read_manifests(lab: Path, table: str):
                     yield path, manifest
 
 
-def scan(lab: Path, remembered: bool = True) -> tuple[dict[str, list[Unit]], list[Damage]]:
-    """Every unit that a reader may show, by table, and what has to be left out. Each new file's sha256 is checked."""
+def scan(lab: Path, remembered: bool = True, as_of: int | None = None) -> tuple[dict[str, list[Unit]], list[Damage]]:
+    """Every unit that a reader may show, by table, and what has to be left out or is missing. Each new file's sha256 is
+    checked. `as_of`: a reading of the log's clock; what was published until then."""
+    for _ in range(ATTEMPTS):
+        seen = len(history.read(lab).entries)
+        found, damaged, missing = _scan(lab, remembered, as_of)
+        if not missing or len(history.read(lab).entries) == seen:
+            break  # else somebody has joined units and removed their files while we looked
+    return found, damaged + missing
+
+
+def _scan(lab: Path, remembered: bool, as_of: int | None) -> tuple[dict[str, list[Unit]], list[Damage], list[Damage]]:
     known = checked_files(lab)
     before = len(known)
+    past = history.read(lab)
+    then = past if as_of is None else past.until(as_of)
     found: list[tuple[Path, Unit]] = []
-    damaged: list[Damage] = []
+    damaged = [*past.damaged, *past.lost()]
     for name, table in schema.TABLES.items():
         if table.kind not in ("unit", "package"):
             continue
         for path, manifest in read_manifests(lab, name):
-            if isinstance(manifest, dict) and (manifest["table"], f"unit-{manifest['unit_id']}") != (name, path.stem):
+            if isinstance(manifest, dict) and (
+                manifest["table"] != name or path.stem not in (f"unit-{manifest['unit_id']}", Path(manifest["file"]).stem)
+            ):
                 manifest = "it is not where its manifest says"
             if isinstance(manifest, str):
                 damaged.append(Damage(name, relative(lab, path), manifest))
@@ -242,37 +317,128 @@ def scan(lab: Path, remembered: bool = True) -> tuple[dict[str, list[Unit]], lis
                 reasons = list(pool.map(checked, found))
         except RuntimeError:  # the interpreter is about to end and starts no more threads
             reasons = list(map(checked, found))
-    good: dict[str, list[Unit]] = {}
+    good: dict[str, list[tuple[Unit, int]]] = {}
     for (path, unit), reason in zip(found, reasons, strict=True):
-        if reason and not path.exists():
+        try:
+            since = path.stat().st_mtime_ns // 1000
+        except FileNotFoundError:
             continue  # replaced and cleaned up while we looked
         if reason:
             damaged.append(Damage(unit.table, relative(lab, unit.path), reason))
         else:
-            good.setdefault(unit.table, []).append(unit)
+            good.setdefault(unit.table, []).append((unit, since))
     if len(known) != before:
         save_checked(lab)
-    return {name: resolve(units) for name, units in good.items()}, damaged
+    named = {(item.table, item.path.rpartition(".")[0]) for item in damaged}
+    resolved, missing = {}, []
+    for name in {*good, *(table for table, _ in then.versions)}:
+        resolved[name], gone = _resolve(then, past, name, good.get(name, []), as_of)
+        missing += [item for item in gone if (item.table, item.path.rpartition(".")[0]) not in named]
+    return {name: units for name, units in sorted(resolved.items()) if units}, damaged, missing
 
 
-def resolve(units: list[Unit]) -> list[Unit]:
-    """Units of one table such that every row is told once, whatever has been merged, replaced or copied.
+def _resolve(
+    then: history.History, past: history.History, table: str, units: list[tuple[Unit, int]], as_of: int | None = None
+) -> tuple[list[Unit], list[Damage]]:
+    """Units of one table such that every row is told once, whatever has been merged, replaced or copied; and those that
+    the log names and that are gone. `units` come with the times of their manifests, for those that no log knows.
 
-    A merged unit stands for its members, unless one was published again with other bytes since."""
-    single = {}
-    for unit in sorted((u for u in units if not u.members), key=lambda u: u.path.stat().st_mtime_ns):
-        single[unit.unit_id] = unit  # filed twice under two keys: the later one
-    kept, told = [], {}
-    merged = [unit for unit in units if unit.members]
-    replaced = {name for unit in merged for name in unit.manifest["replaces"]}
-    for unit in sorted((u for u in merged if u.unit_id not in replaced), key=lambda u: (-len(u.members), u.unit_id)):
-        fresh = {
-            m: sha
-            for m, sha in unit.members.items()
-            if m not in told and (m not in single or single[m].manifest["sha256"] == sha)
-        }
-        told.update(fresh)
+    Of a unit that was published more than once, the version published last stands. A merged unit stands for its
+    members, unless one was published again since."""
+    order: dict[str, dict[str, tuple]] = {}  # unit -> sha256 -> when it was published
+
+    def publish(unit: str, sha: str, since: int) -> None:
+        version = then.versions.get((table, unit), {}).get(sha)
+        if version is not None:
+            order.setdefault(unit, {})[sha] = version.order
+        elif (as_of is None or since <= as_of) and sha not in past.versions.get((table, unit), {}):
+            order.setdefault(unit, {}).setdefault(sha, (since, "", 0))
+
+    merged = [unit for unit, _ in units if unit.members]
+    for unit in merged:
+        for member, sha in unit.members.items():
+            publish(member, sha, 0)  # what was published on its own again is later
+    for unit, since in units:
+        if not unit.members:
+            publish(unit.unit_id, unit.manifest["sha256"], since)
+    for (name, unit), versions in then.versions.items():
+        if name == table and not any(v.entry.get("members") for v in versions.values()):
+            for sha, version in versions.items():
+                order.setdefault(unit, {})[sha] = version.order
+    wanted = {}
+    for unit, versions in order.items():
+        preferred = then.preferred_version(table, unit)
+        wanted[unit] = preferred if preferred in versions else max(versions, key=versions.get)
+    kept, told = [], set()
+    for unit in sorted(merged, key=lambda u: (-len(u.members), u.unit_id)):
+        fresh = {m for m, sha in unit.members.items() if m not in told and wanted.get(m) == sha}
+        told |= fresh
         if fresh:
-            kept.append(unit._replace(without=tuple(sorted(set(unit.members) - set(fresh)))))
-    kept += [unit for unit in single.values() if unit.unit_id not in told]
-    return sorted(kept, key=lambda unit: str(unit.path))
+            kept.append(unit._replace(without=tuple(sorted(set(unit.members) - fresh))))
+    for unit, _ in sorted(units, key=lambda item: str(item[0].path)):
+        if not unit.members and unit.unit_id not in told and wanted.get(unit.unit_id) == unit.manifest["sha256"]:
+            told.add(unit.unit_id)
+            kept.append(unit)
+    missing = [item for unit in sorted(wanted) for item in _clashes(then, table, unit, wanted[unit])]
+    for unit in sorted(wanted.keys() - told):
+        version = then.versions.get((table, unit), {}).get(wanted[unit])
+        if version is None:
+            continue
+        if not past.stands(version):  # removed: since then, or long ago and known
+            why = past.removed[table, unit, version.sha256][1]
+            if as_of is not None and then.stands(version):
+                missing.append(Damage(table, f"tables/{table}/{version.entry['file']}", f"was removed since: {why}"))
+        elif then.stands(version):
+            missing.append(Damage(table, f"tables/{table}/{version.entry['file']}", _told_missing(version)))
+    for (name, unit), versions in sorted(then.versions.items()):
+        if name == table and any(v.entry.get("members") for v in versions.values()):
+            version = max(versions.values(), key=lambda v: v.order)
+            here = any(u.unit_id == unit for u in merged)
+            if not here and then.stands(version) and past.stands(version):
+                missing.append(Damage(table, f"tables/{table}/{version.entry['file']}", _told_missing(version)))
+    return sorted(kept, key=lambda unit: str(unit.path)), missing
+
+
+def _clashes(then: history.History, table: str, unit: str, shown: str) -> list[Damage]:
+    """Versions of a unit that another lab published, without having seen the one that is shown, or the other way."""
+    versions = then.versions.get((table, unit), {})
+    if len(versions) < 2 or shown not in versions or then.preferred_version(table, unit):
+        return []
+    winner = versions[shown].entry
+    return [
+        Damage(table, f"tables/{table}/{version.entry['file']}", (
+            f"conflict: two labs published unit {unit} with other content; the later one, {shown[:8]}, is shown until "
+            f"`salad verify --prefer {unit}-{sha[:8]}` or `--prefer {unit}-{shown[:8]}` decides"))
+        for sha, version in sorted(versions.items())
+        if sha != shown and (winner.get("carried") or version.entry.get("carried"))
+        and sha not in winner.get("supersedes", []) and then.stands(version)
+    ]  # fmt: skip
+
+
+def _told_missing(version: history.Version) -> str:
+    made = json.dumps(version.entry["made_from"], ensure_ascii=False) if "made_from" in version.entry else "unknown"
+    return (
+        f"is missing: {version.entry.get('rows', '?')} rows, published by {version.entry.get('by', '?')} "
+        f"({version.writer}) at {version.entry.get('at', '?')}, made from {made:.200}; copy it back, do that work again, "
+        "or let `salad verify --repair` write it off"
+    )
+
+
+def adopt(lab: Path, but: str | None = None) -> int:
+    """Log the units that no log names: those of a lab from before there were logs, and those whose publisher was killed
+    in between. Returns how many. `but`: a unit that is about to be logged. Raises OSError where the lab cannot be written."""
+    past, entries = history.read(lab), []
+    for name, table in schema.TABLES.items():
+        if table.kind in ("unit", "package"):
+            for path, manifest in read_manifests(lab, name):
+                if (
+                    isinstance(manifest, dict)
+                    and manifest["table"] == name
+                    and manifest["unit_id"] != but
+                    and manifest["sha256"] not in past.versions.get((name, manifest["unit_id"]), {})
+                ):
+                    with contextlib.suppress(FileNotFoundError):
+                        since = path.stat().st_mtime_ns // 1000
+                        entries.append(history.of_manifest(manifest, path.parent.name, "found") | {"since": since})
+    history.append(lab, entries)
+    return len(entries)

@@ -1,6 +1,7 @@
 """Checksums of files: read once, remembered beside the lab (in memory where it cannot be written), asked again when
 a file's size or times change."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -8,13 +9,31 @@ import threading
 import time
 from pathlib import Path
 
-from . import atomic
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from . import atomic, schema
 from .lab import lab_path
 
+MEMBER = "_unit"  # column of a merged unit: which unit a row came from; no view shows it
 SAVE_S = 5.0  # seconds between two writings of what was checked, where files are checked one by one
 _verified: dict[str, dict[str, list]] = {}  # lab -> relative path -> [size, mtime_ns, ctime_ns, sha256]
 _saved: dict[str, float] = {}  # lab -> when what `remembered` knows was last put beside it
+_writes = True
 _lock = threading.RLock()
+
+
+def keep_in_memory() -> None:
+    """Write nothing beside labs from now on: for a process that must not."""
+    global _writes
+    _writes = False
+
+
+def write_beside(lab: Path, name: str, value) -> None:
+    """Put what was found out beside the lab, as JSON; not where it cannot be written, or this process must not."""
+    if _writes:
+        with contextlib.suppress(OSError):
+            atomic.write_bytes(lab / ".store-cache" / name, json.dumps(value, indent=0).encode())
 
 
 def sha256(path: Path) -> str:
@@ -29,8 +48,9 @@ def _cache_file(lab: Path) -> Path:
 
 def _load_verified(lab: Path) -> dict[str, list]:
     try:
-        return json.loads(_cache_file(lab).read_bytes())
-    except (OSError, ValueError):
+        known = json.loads(_cache_file(lab).read_bytes())
+        return known if isinstance(known, dict) else {}
+    except (OSError, ValueError, RecursionError):
         return {}
 
 
@@ -57,20 +77,22 @@ def relative(lab: Path, path: Path) -> str:
     return str(path)[len(str(lab)) + 1 :]
 
 
-def remember(lab: Path, path: Path, sha: str) -> None:
-    """Note that this file's bytes have this SHA-256, as it stands now."""
-    with _lock:
-        checked_files(lab)[relative(lab, path)] = [*_fingerprint(path.stat()), sha]
+def remember(lab: Path, path: Path, manifest: dict) -> None:
+    """Note that this Parquet file is what its manifest says, as it stands now."""
+    with contextlib.suppress(OSError), _lock:
+        checked_files(lab)[relative(lab, path)] = [*_fingerprint(path.stat()), _seen(manifest)]
+
+
+def _seen(manifest: dict) -> str:
+    """What a Parquet file was compared with."""
+    return f"{manifest['sha256']} {manifest['rows']} {manifest['schema']}"
 
 
 def save_checked(lab: Path) -> None:
     """Remember beside the lab what was checked; in memory only where the lab cannot be written."""
     known = checked_files(lab)
     merged = {path: value for path, value in {**_load_verified(lab), **known}.items() if (lab / path).exists()}
-    try:
-        atomic.write_bytes(_cache_file(lab), json.dumps(merged, indent=0).encode())
-    except OSError:
-        pass
+    write_beside(lab, "verified.json", merged)
 
 
 def remembered(lab: Path | str, path: Path, key: str, check) -> str | None:
@@ -96,10 +118,23 @@ def forget(lab: Path, name: str) -> None:
     with _lock:
         known = checked_files(lab)
         if known.pop(name, None) is not None:
-            try:
-                atomic.write_bytes(_cache_file(lab), json.dumps(known, indent=0).encode())
-            except OSError:
-                pass
+            write_beside(lab, "verified.json", known)
+
+
+def _unlike(path: Path, manifest: dict) -> str | None:
+    """Why a Parquet file whose bytes are as its manifest says is none of its table, or None."""
+    table = schema.TABLES[manifest["table"]]
+    try:
+        with pq.ParquetFile(path) as file:
+            columns, rows = file.schema_arrow, file.metadata.num_rows
+    except (OSError, pa.ArrowException) as error:
+        return f"it is no Parquet file ({str(error).splitlines()[0]:.80})"
+    if rows != manifest["rows"]:
+        return f"its manifest says {manifest['rows']} rows, it has {rows}"
+    for field in table.arrow(min(manifest["schema"], table.version)):
+        if field.name not in columns.names or columns.field(field.name).type != field.type:
+            return f"it has no column {field.name!r} of the type that {table.name} of version {manifest['schema']} has"
+    return None if "members" not in manifest or MEMBER in columns.names else f"it has no column {MEMBER!r}"
 
 
 def check(lab: Path, path: Path, manifest: dict, remembered: bool = True) -> str | None:
@@ -113,7 +148,7 @@ def check(lab: Path, path: Path, manifest: dict, remembered: bool = True) -> str
     if stat.st_size != manifest["bytes"]:
         return f"truncated or changed: {stat.st_size} bytes instead of {manifest['bytes']}"
     known = checked_files(lab).get(relative(lab, path))
-    if remembered and known == [*_fingerprint(stat), manifest["sha256"]]:
+    if remembered and known == [*_fingerprint(stat), _seen(manifest)]:
         return None
     try:
         sha = sha256(path)
@@ -122,6 +157,8 @@ def check(lab: Path, path: Path, manifest: dict, remembered: bool = True) -> str
     if sha != manifest["sha256"]:
         forget(lab, relative(lab, path))
         return "its bytes changed: sha256 does not agree with the manifest"
-    with _lock:
-        checked_files(lab)[relative(lab, path)] = [*_fingerprint(stat), sha]
-    return None
+    reason = _unlike(path, manifest)
+    if reason is None:
+        with _lock:
+            checked_files(lab)[relative(lab, path)] = [*_fingerprint(stat), _seen(manifest)]
+    return reason

@@ -1,5 +1,6 @@
 """`verify` reads every byte of a lab again and says what is damaged, missing or orphaned; `--repair` moves it away."""
 
+import contextlib
 import os
 import shutil
 import time
@@ -8,9 +9,8 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from . import connection, events, runs, schema, units, verification
+from . import connection, events, history, keys, runs, schema, units, verification
 from .errors import Damage, StoreError
-from .jsonl import parse_lines
 from .lab import lab_path
 from .rules import rule_matches
 from .units import Unit
@@ -56,6 +56,9 @@ def _audio(lab: Path, found: dict[str, list[Unit]]) -> list[Damage]:
     wrong = []
     for name, places in sorted(pointed.items()):
         end = max(offset + size for offset, size in places)
+        if not (lab / name).resolve().is_relative_to(lab):
+            wrong.append(Damage("syntheses", name, "its audio file is outside the lab, and not looked at"))
+            continue
         try:
             with open(lab / name, "rb") as file:
                 size = os.fstat(file.fileno()).st_size
@@ -95,9 +98,7 @@ def _mend_events(lab: Path, name: str) -> None:
     lines = []
     if path.exists():
         data = path.read_bytes()
-        lines = [
-            line for line in data.splitlines(keepends=True) if line.endswith(b"\n") and not parse_lines(line)[2]
-        ]
+        lines = [line + b"\n" for line in data.split(b"\n")[:-1] if events.is_event(line + b"\n")]
         place = lab / "damaged" / "events" / path.name
         place.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(path, place)
@@ -109,41 +110,48 @@ def _mend_events(lab: Path, name: str) -> None:
         path.unlink(missing_ok=True)
 
 
-def verify(lab=None, repair: bool = False, grace_s: float = GRACE_S) -> list[Damage]:
-    """Read every unit, event and run again and return what is damaged, missing or orphaned (table, path, reason).
-
-    `repair=True` moves damaged and orphaned files to lab/damaged/, so that the work that made them can be done
-    again; nothing is deleted. Audio and run folders are reported only: the pass or preparation that made a damaged
-    Shar finds it and makes it again."""
-    lab = lab_path(lab)
+def inspect(lab: Path, grace_s: float = GRACE_S) -> dict[str, list[Damage]]:
+    """What is wrong with a lab, every byte read again, by kind: units, conflicts, events, runs, rules, audio, orphans."""
     units.clear_cache()
     runs.clear_cache()
     events.clear_cache(lab)
+    history.clear_cache()
     found, damaged = units.scan(lab, remembered=False)
+    _, conflicts = keys.overlaps(lab, found, history.read(lab))
     said, torn = events.read(lab)
     _, lost = runs.read(lab, said["run_notes"])
     _, unasked = rule_matches(said["decisions"])
-    orphans = leftovers(lab, grace_s)
-    result = damaged + torn + lost + unasked + _audio(lab, found) + orphans
+    return {
+        "units": damaged, "conflicts": conflicts, "events": torn, "runs": lost, "rules": unasked,
+        "audio": _audio(lab, found), "orphans": leftovers(lab, grace_s),
+    }  # fmt: skip
+
+
+def verify(lab=None, repair: bool = False, grace_s: float = GRACE_S) -> list[Damage]:
+    """Read every unit, event and run again and return what is damaged, missing, in conflict or orphaned (table, path,
+    reason). Units that no log names are logged, so that a lab from before there were logs gets one.
+
+    `repair=True` moves damaged and orphaned files to lab/damaged/, so that the work that made them can be done
+    again, and writes off in the log what is missing; nothing is deleted, and nothing outside the lab is touched. Audio
+    and run folders are reported only: the pass or preparation that made a damaged Shar finds it and makes it again."""
+    lab = lab_path(lab)
+    with contextlib.suppress(OSError):  # a lab that cannot be written is looked at all the same
+        units.adopt(lab)
+    told = inspect(lab, grace_s)
+    result = [item for items in told.values() for item in items]
     if repair:
         try:
-            for item in damaged:
+            _write_off(lab, [item for item in told["units"] if item.table in schema.TABLES])
+            for item in told["units"]:
                 path = lab / item.path
-                manifest = next(
-                    (
-                        p
-                        for p, m in units.read_manifests(lab, item.table)
-                        if p == path or (isinstance(m, dict) and p.parent / m["file"] == path)
-                    ),
-                    None,
-                )
-                for file in {manifest, path if path.suffix == ".parquet" else path.with_suffix(".parquet")}:
-                    if file is not None and file.exists():
-                        _away(lab, file)
-            for name in {Path(item.path).name for item in torn}:
+                if path.parent.parent.parent == lab / "tables":
+                    for file in {path.with_suffix(".json"), path.with_suffix(".parquet"), *_old_manifest(path)}:
+                        if file.exists() or file.is_symlink():
+                            _away(lab, file)
+            for name in {Path(item.path).name for item in told["events"]}:
                 if events.finished(lab / "events" / name):
                     _mend_events(lab, name)
-            for item in orphans:
+            for item in told["orphans"]:
                 if (lab / item.path).exists():
                     _away(lab, lab / item.path)
         except OSError as error:
@@ -151,3 +159,53 @@ def verify(lab=None, repair: bool = False, grace_s: float = GRACE_S) -> list[Dam
         if result:
             connection.renew(lab)
     return result
+
+
+def _old_manifest(path: Path) -> list[Path]:
+    """The manifest that names this Parquet file under the name that older versions gave it, if it does."""
+    named = units.NAME.fullmatch(path.name)
+    manifest = path.parent / f"unit-{named['unit']}.json" if named else None
+    known = units.read_manifest(manifest) if manifest else None
+    return [manifest] if isinstance(known, dict) and known["file"] == path.name else []
+
+
+def _write_off(lab: Path, damaged: list[Damage]) -> None:
+    """Log that damaged units are moved away and missing ones given up."""
+    past, entries = history.read(lab), []
+    by_file = {
+        f"tables/{version.table}/{version.entry['file']}": version
+        for known in past.versions.values()
+        for version in known.values()
+    }
+    for item in damaged:
+        for name in (item.path, str(Path(item.path).with_suffix(".parquet"))):
+            if version := by_file.get(name):
+                entries.append({"op": "remove", "table": version.table, "unit_id": version.unit_id,
+                                "sha256": version.sha256, "why": f"salad verify --repair: {item.reason:.200}"})  # fmt: skip
+                break
+    history.append(lab, entries)
+
+
+def prefer(lab, unit: str) -> list[str]:
+    """Decide a conflict: the rows of this unit (its id, or id-sha8 for one of its versions) are shown where others have
+    their keys. Returns the tables it is in. Raises StoreError where the lab's log names no such unit, or cannot be written."""
+    lab = lab_path(lab)
+    name, _, sha8 = unit.removeprefix("unit-").removesuffix(".parquet").partition("-")
+    try:
+        units.adopt(lab)
+        found = [
+            version
+            for (_, unit_id), known in sorted(history.read(lab).versions.items())
+            for version in known.values()
+            if unit_id == name and version.sha256.startswith(sha8)
+        ]
+        if not found:
+            raise StoreError(f"no unit {unit} in the log of {lab}; `salad log` lists them")
+        tables = sorted({version.table for version in found})
+        for table in tables:
+            shas = {version.sha256 for version in found if version.table == table}
+            history.append(lab, [{"op": "prefer", "table": table, "unit_id": name,
+                                  **({"sha256": min(shas)} if sha8 and len(shas) == 1 else {})}])  # fmt: skip
+    except OSError as error:
+        raise StoreError(f"could not write to {lab / 'log'}: {error.strerror or error}; nothing was decided") from error
+    return tables

@@ -61,14 +61,16 @@ LEFT JOIN (
 
 CREATE OR REPLACE VIEW rule_rows AS FROM rule_rows_of('drawn');
 
--- Which rule holds for which text; written at refresh, one branch per rule.
+-- Which rule holds for which text, and for which it cannot be told because it fails; written at refresh, one branch
+-- per rule.
 CREATE OR REPLACE VIEW rule_matches AS
 SELECT ''::VARCHAR AS event_id, ''::VARCHAR AS selection_id, ''::VARCHAR AS sample_id WHERE false;
+CREATE OR REPLACE VIEW rule_failures AS FROM rule_matches;
 
 -- The verdict that stands on each text of `candidates` (a table like `drawn`), with `matches` like rule_matches: the one
 -- rule for what is drawn and for what might be. An event holds for its own selection and for those that come from it; undo takes an
 -- event back wherever it was said. A sample's goes before a rule's and a rule's before a cluster's, whatever their
--- times; among equals the latest. A cluster's holds where the text was drawn from the same clustering.
+-- times; among equals the latest by clock. A cluster's holds where the text was drawn from the same clustering.
 CREATE OR REPLACE MACRO standing_decisions(candidates, matches) AS TABLE
 WITH standing AS (
     SELECT * FROM decisions
@@ -94,9 +96,9 @@ WITH standing AS (
     WHERE e.target = 'cluster' AND l.clustering_id IS NOT DISTINCT FROM there.clustering_id
 )
 SELECT selection_id, sample_id, reviewer, verdict, weight, reason, note, "at", event_id,
-    CASE rank WHEN 1 THEN 'sample' WHEN 2 THEN 'rule' ELSE 'cluster' END AS target
+    CASE rank WHEN 1 THEN 'sample' WHEN 2 THEN 'rule' ELSE 'cluster' END AS target, clock
 FROM said
-QUALIFY row_number() OVER (PARTITION BY selection_id, sample_id, reviewer ORDER BY rank, "at" DESC, event_id DESC) = 1;
+QUALIFY row_number() OVER (PARTITION BY selection_id, sample_id, reviewer ORDER BY rank, clock DESC, event_id DESC) = 1;
 
 CREATE OR REPLACE VIEW current_decisions AS FROM standing_decisions('drawn', 'rule_matches');
 
@@ -124,6 +126,6 @@ LEFT JOIN samples s ON s.sample_id = v.sample_id
 LEFT JOIN syntheses y ON y.synthesis_id = v.synthesis_id
 LEFT JOIN clusters c ON c.clustering_id = v.clustering_id AND c.cluster_id = v.cluster_id
 LEFT JOIN (
-    SELECT sample_id, CASE WHEN bool_or(verdict = 'drop') THEN 'drop' ELSE arg_max(verdict, "at") END AS decision
+    SELECT sample_id, CASE WHEN bool_or(verdict = 'drop') THEN 'drop' ELSE arg_max(verdict, clock) END AS decision
     FROM current_decisions GROUP BY sample_id
 ) k ON k.sample_id = v.sample_id;

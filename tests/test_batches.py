@@ -18,6 +18,7 @@ from salad.data.interleaving import (
     training_pattern,
     units,
 )
+from salad.errors import SaladError
 from salad.models.speech_lm import SpeechLM
 
 
@@ -145,3 +146,15 @@ def test_span_lengths_follow_their_weights_and_whole_sequences_their_probabiliti
     whole = config().sequences.model_copy(update={"p_speech_first": 0.0, "p_all_text": 0.3, "p_all_speech": 0.3})
     drawn = [training_pattern(rng, 20, whole) for _ in range(600)]
     assert 0.24 < np.mean([not any(p) for p in drawn]) < 0.36 and 0.24 < np.mean([all(p) for p in drawn]) < 0.36
+
+
+def test_a_recording_that_is_shorter_than_its_row_says_is_one_line(model):
+    """However little is missing: frames are laid out up to the recording's end, as its row has it."""
+    laid, speech, names = documents(model)
+    spoken = next(b for b, x in enumerate(speech) if x is not None)
+    fed = int(laid[spoken].frames.max()) + 1
+    for missing in (1, 2, fed):
+        cut = [x if b != spoken else x[: fed - missing] for b, x in enumerate(speech)]
+        with pytest.raises(SaladError, match=f"{names[spoken]}.*{fed - missing} frames") as error:
+            collate(laid, cut, names)
+        assert len(str(error.value).splitlines()) == 1

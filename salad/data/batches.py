@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from salad.data.interleaving import Sequence
+from salad.errors import SaladError
 
 
 @dataclass
@@ -77,6 +78,11 @@ def collate(
     if spoken:
         speech_PFD = np.zeros((len(spoken), max(fed), speech[spoken[0]].shape[1]), dtype=np.float32)
         for p, b in enumerate(spoken):
+            if len(speech[b]) < fed[b]:
+                raise SaladError(
+                    f"{sample_ids[b]}: its recording gives {len(speech[b])} frames and {fed[b]} are laid out: it is shorter "
+                    "than its row in `syntheses` says; run its pass again"
+                )
             speech_PFD[p, : fed[b]] = speech[b][: fed[b]]
     ids = np.full((len(rows), longest), -1, dtype=np.int64)
     frames = np.full((len(rows), longest), -1, dtype=np.int64)

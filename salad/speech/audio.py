@@ -115,7 +115,7 @@ def _libsndfile(source, start_s: float, duration_s: float | None, longest_s: flo
 
     try:
         file = soundfile.SoundFile(source)
-    except (soundfile.LibsndfileError, OSError, TypeError, ValueError) as error:
+    except (soundfile.LibsndfileError, OSError, TypeError, ValueError, IndexError) as error:
         raise _NotKnown(str(getattr(error, "error_string", error))) from None
     with file:
         rate, total = file.samplerate, file.frames
@@ -134,7 +134,7 @@ def _libsndfile(source, start_s: float, duration_s: float | None, longest_s: flo
             while left > 0 and len(part := file.read(min(BLOCK, left), dtype="float32", always_2d=True)):
                 parts.append(part)
                 left -= len(part)
-        except (soundfile.LibsndfileError, RuntimeError, ValueError) as error:
+        except (soundfile.LibsndfileError, RuntimeError, ValueError, IndexError) as error:  # its binding raises the last, too
             why = str(getattr(error, "error_string", error))
             raise Unusable("unreadable" if "psf_fseek" in why else "truncated", why) from None
         samples_TC = np.concatenate(parts) if parts else np.zeros((0, file.channels), np.float32)

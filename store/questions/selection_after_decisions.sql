@@ -4,7 +4,7 @@
 -- the same in every row, is KL(kept || intended) over clusters, the notebook's. Hours are synthesised, else estimated.
 CREATE OR REPLACE MACRO selection_after_decisions(of_selection) AS TABLE
 WITH verdicts AS (
-    SELECT sample_id, bool_or(verdict = 'drop') AS dropped, arg_max(weight, "at") FILTER (verdict = 'reweight') AS weight
+    SELECT sample_id, bool_or(verdict = 'drop') AS dropped, arg_max(weight, clock) FILTER (verdict = 'reweight') AS weight
     FROM current_decisions WHERE selection_id = of_selection GROUP BY sample_id
 ), heard AS (
     SELECT sample_id, arg_min(duration_s, synthesis_id) AS duration_s FROM syntheses GROUP BY sample_id

@@ -1,4 +1,4 @@
-"""`salad sql`, `index`, `verify`, `compact`, `export` and `import`: the lab itself."""
+"""`salad sql`, `index`, `log`, `verify`, `compact`, `export` and `import`: the lab itself."""
 
 import sys
 
@@ -17,6 +17,7 @@ def sql(
     parquet: File = None,
     timeout: float = 30.0,
     width: int = 0,
+    as_of: str | None = None,
 ) -> int:
     """Ask the lab a question: one SELECT over its tables, printed as a table.
 
@@ -32,11 +33,13 @@ def sql(
         parquet: write a Parquet file instead of printing.
         timeout: seconds before the question is given up.
         width: characters that a column of the table may take at most; 0 sets no limit.
+        as_of: a time with its zone, such as 2026-11-27T10:00Z: the lab as it was then.
     """
     import store
     from workbench import tables
 
-    rows = store.query(store.lab_path(lab), sys.stdin.read() if statement == "-" else statement, timeout_s=timeout)
+    text = sys.stdin.read() if statement == "-" else statement
+    rows = store.query(store.lab_path(lab), text, timeout_s=timeout, as_of=as_of)
     if parquet:
         tables.write_parquet(rows, parquet)
         print(f"{parquet}: {rows.num_rows:,} rows")
@@ -59,26 +62,57 @@ def index(*, lab: Lab = None) -> int:
 
 
 @command
-def verify(*, lab: Lab = None, repair: bool = False) -> int:
+def log(*, lab: Lab = None, n: int = 50, as_of: str | None = None, json: bool = False) -> int:
+    """Who published, removed, preferred and imported what, the latest last.
+
+    Args:
+        n: how many entries, from the end; 0 for all.
+        as_of: a time with its zone: the log as it was then.
+        json: print one JSON object a line, with what each unit was made from.
+    """
+    import json as json_
+
+    import store
+
+    entries = store.log(store.lab_path(lab), as_of)[-n:]
+    for entry in entries:
+        if json:
+            print(json_.dumps({key: value for key, value in entry.items() if key != "sum"}, ensure_ascii=False))
+        else:
+            print(" · ".join(str(part) for part in store.history.in_words(entry)))
+    if not entries and not json:
+        print("nothing is logged yet; `salad verify` logs what is there")
+    return 0
+
+
+@command
+def verify(*, lab: Lab = None, repair: bool = False, prefer: str | None = None) -> int:
     """Check every file of the store, and the recordings that it names, against their checksums; exit 1 if one is damaged.
 
     Args:
-        repair: move what is damaged out of the way, so that the work that made it can be done again. Recordings stay: the
-            pass or preparation that made them, run again, makes the damaged ones anew.
+        repair: move what is damaged out of the way, so that the work that made it can be done again, and write off what is
+            missing. Recordings stay: the pass or preparation that made them, run again, makes the damaged ones anew.
+        prefer: decide a conflict for this unit (its id, or id-sha8 for one of its versions): its rows are shown.
     """
     import store
+
+    if prefer is not None:
+        print(f"{prefer} is preferred in {', '.join(store.prefer(store.lab_path(lab), prefer))}")
 
     found = store.verify(store.lab_path(lab), repair=repair)
     for damage in found:
         print(" · ".join(str(part) for part in (damage.values() if isinstance(damage, dict) else damage)))
     audio = sum(damage.table == "syntheses" and damage.path.startswith("speech/") for damage in found)
-    if files := len(found) - audio:
+    open_ = sum(damage.reason.startswith("conflict") or damage.path.startswith("event ") for damage in found)
+    if open_:
+        print(f"{open_} to be decided: `salad verify --prefer UNIT`, or undo the rule")
+    if files := len(found) - audio - open_:
         print(f"{files} " + ("moved out of the way" if repair else "damaged; `salad verify --repair` moves them out of the way"))
     if audio:
         print(f"{audio} of the recordings' files damaged: run the pass, or `salad prepare speech`, that made them again")
     if not found:
         print("nothing is damaged")
-    return 1 if audio or (found and not repair) else 0
+    return 1 if audio or open_ or (found and not repair) else 0
 
 
 @command
@@ -113,5 +147,8 @@ def import_(bundle: tyro.conf.Positional[str], *, lab: Lab = None) -> int:
     """
     import store
 
-    print(in_words(store.import_(store.lab_path(lab), bundle)))
+    told = store.import_(store.lab_path(lab), bundle)
+    for conflict in told.pop("conflicts", []):
+        print(conflict)
+    print(in_words(told))
     return 0

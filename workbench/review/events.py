@@ -8,7 +8,7 @@ import duckdb
 import pandas as pd
 
 import store
-from store.rules import check_rule
+from store.rules import holds, try_rule
 from workbench.review.held import texts_with_verdicts, verdicts_of
 
 REASONS = ("bad synthesis", "not speakable", "duplicate", "off-topic", "unsafe", "other")
@@ -79,7 +79,7 @@ def standing_events(con, selection_id: str, reviewer: str | None = None, target:
         SELECT * FROM decisions WHERE selection_id = $1 AND verdict <> 'undo' AND ($2 IS NULL OR reviewer = $2)
             AND ($3 IS NULL OR target = $3) AND ($4 IS NULL OR event_id = $4)
             AND event_id NOT IN (SELECT undoes FROM decisions WHERE undoes IS NOT NULL)
-        ORDER BY "at" DESC, event_id DESC {"" if limit is None else f"LIMIT {int(limit)}"}""",
+        ORDER BY clock DESC, event_id DESC {"" if limit is None else f"LIMIT {int(limit)}"}""",
         [selection_id, reviewer, target, event_id],
     ).df()
 
@@ -87,10 +87,11 @@ def standing_events(con, selection_id: str, reviewer: str | None = None, target:
 def rule_preview(con, selection_id: str, predicate: str, examples: int = 20) -> tuple[int, pd.DataFrame]:
     """How many of the selection's texts a predicate would drop, and some of them; StoreError if it is no predicate.
 
-    The store accepts a predicate only: no query of its own, no function that reads files.
+    The store accepts a predicate over one row only: no query of its own, nothing that says something else each time. One
+    that fails on some texts does not hold for them; one that fails on all is refused.
     """
-    check_rule(predicate)
-    source = f"FROM rule_rows WHERE selection_id = $selection AND ({predicate}\n)"
+    try_rule(con, predicate, selection_id)
+    source = f"FROM rule_rows WHERE selection_id = $selection AND {holds(predicate)}"
     try:
         count = con.execute(f"SELECT count(*) {source}", {"selection": selection_id}).fetchone()[0]
         rows = con.execute(

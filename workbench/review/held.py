@@ -102,7 +102,7 @@ def verdicts_of(con, selection_id: str) -> tuple[str, tuple]:
     name = f'"verdicts {selection_id.replace(chr(34), "")}"'
     if held.get(("verdicts", selection_id)) != key:
         con.execute(
-            f"""CREATE OR REPLACE TEMP TABLE {name} AS SELECT sample_id, reviewer, verdict, reason, "at"
+            f"""CREATE OR REPLACE TEMP TABLE {name} AS SELECT sample_id, reviewer, verdict, reason, "at", clock
                 FROM current_decisions WHERE selection_id = $selection""",
             {"selection": selection_id},
         )
@@ -114,7 +114,7 @@ def texts_with_verdicts(con, selection_id: str) -> str:
     """SQL: a WITH clause that ends in `texts`, a selection's texts and what stands about them."""
     return f"""WITH verdicts AS (
         SELECT sample_id, bool_or(verdict = 'drop') AS dropped, bool_or(verdict = 'keep') AS kept,
-            arg_max(reason, "at") FILTER (WHERE verdict = 'drop') AS reason,
+            arg_max(reason, clock) FILTER (WHERE verdict = 'drop') AS reason,
             string_agg(DISTINCT reviewer, ', ') AS reviewers
         FROM {verdicts_of(con, selection_id)[0]} GROUP BY sample_id
     ), texts AS (

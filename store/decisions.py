@@ -1,0 +1,27 @@
+"""Saying something about a lab: an event; a rule is tried on the texts that it is about before it is set."""
+
+import warnings
+
+from . import connection, events
+from .errors import DamagedWarning
+from .lab import lab_path
+from .rules import check_rule, try_rule
+
+
+def append(lab, table: str, **fields) -> dict:
+    """Say something: an event of `decisions`, `votes` or `run_notes`, on the disk when this returns.
+
+    Id, time (UTC) and author are filled in where they are not given. `clock` is later than that of every event in the
+    lab, whatever the machine's time is: what is said last stands. A rule is tried first: one that fails on every text is
+    refused, one that fails on some is set with a DamagedWarning. Returns the event as written. Raises StoreError where a
+    field is unknown, missing or of the wrong kind, and where the disk refuses."""
+    if table == "decisions" and fields.get("target") == "rule" and fields.get("verdict") != "undo" and fields.get("rule"):
+        check_rule(fields["rule"])
+        lab = lab_path(lab)
+        if lab.is_dir():
+            with connection.connect(lab) as con:
+                trial = try_rule(con, fields["rule"], fields.get("selection_id"))
+            if trial.failures:
+                told = f"the rule {fields['rule']!r:.200} fails on {trial.failures} of {trial.rows} texts ({trial.error})"
+                warnings.warn(f"{told}; it does not hold for them", DamagedWarning, stacklevel=2)
+    return events.append(lab, table, **fields)
