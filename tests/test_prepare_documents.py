@@ -135,6 +135,14 @@ def test_german_and_chinese_go_through_and_another_language_is_refused_with_thos
     assert prepare_text(tmp_path / "any", source, "c", TextOptions(language="any"))["documents"]["kept"] == 3
 
 
+def test_a_name_that_is_no_folder_is_refused(tmp_path):
+    source = write(tmp_path / "d.jsonl", [{"text": RIVER}])
+    for name in ("", "..", "a/b", "../x", ".hidden", "a\nb"):
+        with pytest.raises(SaladError, match="no name for a folder"):
+            prepare_text(tmp_path / "lab", source, name)
+    assert not (tmp_path / "lab").exists()
+
+
 def test_sentences_of_german_and_chinese_end_where_they_end():
     assert [GERMAN[a:b] for a, b in sentences(GERMAN, "de")] == [
         "Am 3. Mai 1998 kam Dr. Meier z. B. um 5 Uhr an.", "Er wohnt in der Hauptstr. 5 in Bonn.",

@@ -1,9 +1,12 @@
-"""What every layout of recordings gives: one recording that is listed, not decoded yet."""
+"""What every layout of recordings gives: one recording that is listed, not decoded yet. Names and texts of anybody's."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
+
+from salad.errors import SaladError
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,12 @@ class Recorded:
     place: str = ""
     own_id: bool = True
     file: str | None = None
+
+
+def check_name(name: str) -> None:
+    """SaladError for a name of a corpus that is not one folder's."""
+    if not name or name != Path(name).name or name.startswith(".") or any(ord(c) < 32 for c in name):
+        raise SaladError(f"--name {name!r} is no name for a folder: take letters, digits, - and _")
 
 
 def plain(text: str) -> str:

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 import store
 from salad.errors import SaladError
 from salad.prepare.duplicates import Seen
-from salad.prepare.recorded import Recorded, plain
+from salad.prepare.recorded import Recorded, check_name, plain
 from salad.prepare.recordings import count, not_listed, recordings, refuse_nothing
 from salad.speech import SAMPLE_RATE, Utterance, shar
 from salad.speech.align import align
@@ -76,7 +76,7 @@ def prepare_speech(lab: Path | str, source: Path | str, name: str, recogniser: C
     lab, options = Path(lab), options or SpeechOptions()
     if not isinstance(recogniser, CTCRecogniser):
         raise SaladError(f"{recogniser.name} is no CTC model: word times need one (a wav2vec 2.0 for instance)")
-    _check_name(name)
+    check_name(name)
     refuse_nothing(source, options.layout, options.language)
     _ = options.spoken_as  # refused before anything is written
     work = lab / "speech" / f"{name}.prepared"
@@ -132,11 +132,6 @@ def _write_where_new(path: Path, data: bytes) -> None:
     there = path.read_bytes() if path.exists() else b""
     if data != there:
         atomic.write_bytes(path, data)
-
-
-def _check_name(name: str) -> None:
-    if not name or name != Path(name).name or name.startswith(".") or any(ord(c) < 32 for c in name):
-        raise SaladError(f"--name {name!r} is no name for a folder: take letters, digits, - and _")
 
 
 def _shards(found: Iterator[Recorded], size: int) -> Iterator[list[Recorded]]:

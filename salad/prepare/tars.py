@@ -52,9 +52,11 @@ def find(source: Path, language: str) -> list[Path]:
         return [source]
     found = sorted([*source.rglob("*.tar"), *source.rglob("*.tar.gz"), *source.rglob("*.tgz")])
 
+    code = re.split("[-_]", language)[0].upper()
+
     def of_language(path: Path) -> bool:
         name = path.parent.name
-        return not (len(name) == 2 and name.isupper()) or name == language.upper()
+        return not (len(name) == 2 and name.isupper()) or name == code or code == "ANY"
 
     kept = [path for path in found if of_language(path)]
     if not kept or all(path.suffix != ".tar" for path in kept):

@@ -30,6 +30,7 @@ from salad.prepare import duplicates
 from salad.prepare.documents import Document
 from salad.prepare.overlap import NGRAM, Benchmarks
 from salad.prepare.passages import passages, sentences, whole
+from salad.prepare.recorded import check_name
 from salad.speech.languages import language as row_of
 from salad.speech.speakability import speakability
 from salad.speech.spoken import spoken_form
@@ -94,6 +95,7 @@ def prepare_text(lab: Path | str, source: Path | str, name: str, options: TextOp
     Returns the counts, which are also in lab/corpora/<name>.json; they reconcile. The same call takes up what was
     killed, does nothing where all is done, and makes again what is missing (what is damaged, after `salad verify
     --repair`). SaladError where the source cannot be read, or the name is taken."""
+    check_name(name)
     lab, options = Path(lab), options or TextOptions()
     files = reading.find(source)
     benchmarks = Benchmarks.of_lab(lab, tasks, options.ngram)
