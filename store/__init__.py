@@ -1,6 +1,6 @@
 """What a study knows: Parquet units, events, and DuckDB views over both. See docs/store.md."""
 
-from . import atomic, history, ids, schema
+from . import atomic, files, history, ids, schema
 from .bundles import export, import_
 from .compact import compact
 from .connection import audio, connect, query, refresh, renew, renew_soon, version
@@ -24,6 +24,7 @@ __all__ = [
     "connect",
     "exists",
     "export",
+    "files",
     "history",
     "ids",
     "import_",

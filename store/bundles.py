@@ -308,7 +308,8 @@ def import_(lab, bundle) -> dict:
         item
         for kind, items in inspect(bundle).items()
         for item in items
-        if kind in ("units", "events", "runs", "audio") and not item.reason.startswith(("its last line is torn", "conflict"))
+        if kind in ("units", "events", "runs", "audio", "checkpoints")
+        and not item.reason.startswith(("its last line is torn", "conflict"))
     ]
     if damaged:
         raise StoreError(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from . import connection, events, history, keys, runs, schema, units, verification
+from . import connection, events, files, history, keys, runs, schema, units, verification
 from .errors import Damage, StoreError
 from .lab import lab_path
 from .rules import rule_matches
@@ -111,7 +111,8 @@ def _mend_events(lab: Path, name: str) -> None:
 
 
 def inspect(lab: Path, grace_s: float = GRACE_S) -> dict[str, list[Damage]]:
-    """What is wrong with a lab, every byte read again, by kind: units, conflicts, events, runs, rules, audio, orphans."""
+    """What is wrong with a lab, every byte read again, by kind: units, conflicts, events, runs, rules, audio, orphans,
+    checkpoints (and encoder frames), files (corpora, tasks, models, cuts)."""
     units.clear_cache()
     runs.clear_cache()
     events.clear_cache(lab)
@@ -124,6 +125,7 @@ def inspect(lab: Path, grace_s: float = GRACE_S) -> dict[str, list[Damage]]:
     return {
         "units": damaged, "conflicts": conflicts, "events": torn, "runs": lost, "rules": unasked,
         "audio": _audio(lab, found), "orphans": leftovers(lab, grace_s),
+        "checkpoints": [*files.checkpoints(lab), *files.frames(lab)], "files": files.rooms(lab, history.read(lab))[0],
     }  # fmt: skip
 
 
@@ -138,6 +140,8 @@ def verify(lab=None, repair: bool = False, grace_s: float = GRACE_S) -> list[Dam
     with contextlib.suppress(OSError):  # a lab that cannot be written is looked at all the same
         units.adopt(lab)
     told = inspect(lab, grace_s)
+    with contextlib.suppress(OSError):
+        history.append(lab, files.rooms(lab, history.read(lab))[1])
     result = [item for items in told.values() for item in items]
     if repair:
         try:

@@ -505,6 +505,43 @@ def test_a_lab_whose_path_has_what_stands_for_other_names_reads_its_own_rows(tmp
     assert store.audio(store.connect(tmp_path / f"there {name}"), "yx1") == b"fLaC-two-two"
 
 
+# -------------------------------------------------------------------------- what is no unit, and no event
+
+
+def test_verify_finds_a_bit_that_flipped_in_a_corpus_task_model_list_of_cuts_checkpoint_or_frame(lab):
+    rng, written = random.Random(4), {}
+    for name in (
+        "corpora/natural/part-0.parquet",
+        "tasks/piqa.jsonl",
+        "models/teacher/model.safetensors",
+        "speech/x/cuts.000000.jsonl",
+        "runs/r1/checkpoints/step-5/model/adapter.safetensors",
+        "frames/x/0123-float32/recording.000000.safetensors",
+    ):
+        path = lab / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(rng.randbytes(500))
+        written[path] = path.read_bytes()
+    sha = {path: store.verification.sha256(path) for path in written}
+    *_, weights, frames = written
+    manifest = {"step": 5, "sha256": {"model/adapter.safetensors": sha[weights]}}
+    (lab / "runs/r1/checkpoints/step-5/manifest.json").write_text(json.dumps(manifest))
+    frames.with_suffix(".json").write_text(json.dumps({"sha256": sha[frames]}))
+    assert store.verify(lab) == [] and store.verify(lab) == []
+    for path, data in written.items():
+        for _ in range(ROUNDS):
+            times, at = path.stat(), rng.randrange(len(data))
+            path.write_bytes(data[:at] + bytes([data[at] ^ 1 << rng.randrange(8)]) + data[at + 1 :])
+            os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))  # as a disk does it: no program wrote
+            assert [item.path for item in store.verify(lab)] == [str(path.relative_to(lab))]
+            path.write_bytes(data)
+            os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    (lab / "corpora/natural/part-0.parquet").write_bytes(b"prepared anew, by a program")
+    assert store.verify(lab) == []
+    weights.unlink()
+    assert [item.reason for item in store.verify(lab)] == ["is missing"]
+
+
 # ------------------------------------------------------------------------ readers while somebody compacts
 
 

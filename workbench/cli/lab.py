@@ -106,13 +106,16 @@ def verify(*, lab: Lab = None, repair: bool = False, prefer: str | None = None) 
     open_ = sum(damage.reason.startswith("conflict") or damage.path.startswith("event ") for damage in found)
     if open_:
         print(f"{open_} to be decided: `salad verify --prefer UNIT`, or undo the rule")
-    if files := len(found) - audio - open_:
+    others = sum(damage.table in ("checkpoints", "frames", *store.files.ROOMS) for damage in found)
+    if others:
+        print(f"{others} files of checkpoints, frames, corpora, tasks, models or cuts damaged: copy or make them again")
+    if files := len(found) - audio - open_ - others:
         print(f"{files} " + ("moved out of the way" if repair else "damaged; `salad verify --repair` moves them out of the way"))
     if audio:
         print(f"{audio} of the recordings' files damaged: run the pass, or `salad prepare speech`, that made them again")
     if not found:
         print("nothing is damaged")
-    return 1 if audio or open_ or (found and not repair) else 0
+    return 1 if audio or open_ or others or (found and not repair) else 0
 
 
 @command
