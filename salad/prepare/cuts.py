@@ -47,7 +47,7 @@ def _items(path: Path) -> Iterator[tuple[int, dict | None, str | None]]:
                 good = isinstance(item, dict) and not lines.has_surrogate(item)
                 yield number, item if good else None, None if good else "it is no JSON object of characters"
         else:
-            yield from lines.rows(path, lines.encoding_of(path))
+            yield from lines.rows(path, lines.encoding_of(path, whole=False))  # they are large
     except StoreError as error:
         raise SaladError(str(error)) from None
     except (OSError, EOFError, zlib.error, ValueError, RecursionError) as error:
