@@ -107,3 +107,37 @@ def test_one_process_that_dies_ends_the_other_and_the_run_goes_on_exactly(place)
     assert list(rows) == list(range(1, saved + 1)) and saved == run.read_status()["step"] > step
     both = before.keys() & rows.keys()  # steps done twice, or before the death: the same losses
     assert {n: rows[n] for n in both} == {n: before[n] for n in both} and max(both) >= 5
+
+
+TRACKIO = """
+class config:
+    update = lambda values, **how: record(values)
+class Run:
+    def log(self, values, **how): record(values)
+    def finish(self): record("finish")
+def init(project, **how):
+    record(project)
+    return Run()
+def record(what):
+    import json, os
+    with open(os.environ["TRACKED"] + os.environ["RANK"], "a") as file:
+        file.write(json.dumps(what) + "\\n")
+"""
+
+
+def test_two_processes_and_a_tracker_end_well_and_the_first_alone_tracks(place, tmp_path, monkeypatch):
+    (tmp_path / "trackio.py").write_text(TRACKIO)  # a stand-in for the package, which sends to a service
+    (tmp_path / "trackio-1.0.dist-info").mkdir()
+    (tmp_path / "trackio-1.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: trackio\nVersion: 1.0\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setenv("TRACKED", str(tmp_path / "tracked-"))
+    run = training.prepare(place, wanted().model_copy(update={"trackers": ("trackio",), "seed": 3}), "tiny")
+    process = together(place, run)
+    said = process.communicate(timeout=240)[0]
+    assert process.returncode == 0 and run.read_status()["state"] == "done", said
+    assert [path.name for path in tmp_path.glob("tracked-*")] == ["tracked-0"]
+    sent = [json.loads(line) for line in (tmp_path / "tracked-0").read_text().splitlines()]
+    assert sent[0] == "salad" and sent[-1] == "finish"
+    assert [one["loss"] for one in sent if isinstance(one, dict) and "loss" in one] == [
+        row["values"]["loss"] for row in run.metrics()
+    ]

@@ -108,16 +108,18 @@ class Meter:
 def _trackers(run: RunFolder, config: RunConfig) -> list:
     """The trackers that the configuration names, begun; accelerate's own classes.
 
-    Without its Accelerator, which would take the processes' group for its own and destroy it at the end of the run. Only the
-    first process makes them, so each may write wherever it is (`main_process_only` asks for a group of processes too)."""
+    Without its Accelerator, whose end_training destroys the processes' group; accelerate's state alone, which its loggers ask
+    for, takes the group as it is. Only the first process makes them, so none has to ask which process it is in."""
     if not config.trackers:
         return []
+    from accelerate import PartialState
     from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 
     there = {str(getattr(name, "value", name)) for name in get_available_trackers()}
     missing = [name for name in config.trackers if name not in there]
     if missing:
         raise SaladError(f"trackers: {', '.join(missing)} is not installed here: pip install {' '.join(missing)}")
+    PartialState(cpu=not torch.cuda.is_available())
     begun = []
     for name in config.trackers:
         kind = LOGGER_TYPE_TO_CLASS[name]
