@@ -12,6 +12,7 @@ import argparse
 import os
 import sys
 
+from salad import parts
 from salad.engines import Run, codesync, launch, runs
 from store.errors import UserError
 
@@ -185,6 +186,7 @@ def main(argv: list[str] | None = None) -> int:
     """The command line. Returns the exit code; a person's error is one line on stderr and 2."""
     argv = sys.argv[1:] if argv is None else argv
     try:
+        argv = parts.take_flags(argv)
         if argv and argv[0] in RESERVED:
             name, rest = argv[0], argv[1:]
             return _list(rest) if name == "list" else _check(rest) if name == "check" else _one(name, rest)

@@ -238,9 +238,7 @@ def collect(labs: Mapping[object, Path | str], runs: list[str] | None = None) ->
         about = con.execute("""
             SELECT l.selection_id, coalesce(p.strategy, l.strategy) AS strategy, coalesce(p.gamma, l.gamma) AS gamma,
                 (SELECT count(*) FROM clusters c WHERE c.clustering_id = l.clustering_id) AS n_clusters,
-                (SELECT sum(y.duration_s) / 3600 FROM selected t JOIN (SELECT sample_id,
-                    arg_min(duration_s, (seed, synthesis_id)) AS duration_s FROM syntheses WHERE tts <> 'recorded'
-                    GROUP BY 1) y USING (sample_id) WHERE t.selection_id = l.selection_id) AS hours
+                (SELECT sum(seconds) / 3600 FROM selected_speech t WHERE t.selection_id = l.selection_id) AS hours
             FROM selections l LEFT JOIN selections p ON p.selection_id = l.parent_selection_id""").df()
         merged = points.merge(values, on="key").merge(about, on="selection_id", how="left")
         merged["last"] = merged.step == merged.groupby("run_id").step.transform("max")

@@ -198,17 +198,14 @@ def dropped(con, candidates: pa.Table) -> list[str]:
 
     `candidates`: selection_id (whose decisions hold, and those of its ancestors), sample_id, and of the view `drawn` what
     is known already: cluster_id, clustering_id, run_id, step, p_web, d_cluster, estimated_s; the rest reads as null."""
+    con = con.cursor()  # the caller may still be fetching from theirs; what is made here goes with it
     con.register("_candidates", candidates)
     rules, _ = rule_matches(con.sql("FROM decisions").to_arrow_table(), "rule_rows_of('_texts')")
-    matches = json.loads(rules)[0] if rules else catalogue.NO_MATCHES
-    try:
-        con.execute("CREATE OR REPLACE TEMP TABLE _texts AS FROM drawn WHERE false UNION ALL BY NAME FROM _candidates")
-        con.execute(f"CREATE OR REPLACE TEMP TABLE _matches AS {matches}")
-        found = con.execute(
-            "SELECT DISTINCT sample_id FROM standing_decisions('_texts', '_matches') WHERE verdict = 'drop' "
-            "AND (selection_id, sample_id) IN (SELECT (selection_id, sample_id) FROM _texts) ORDER BY 1"
-        ).fetchall()
-        con.execute("DROP TABLE _matches; DROP TABLE _texts")
-    finally:
-        con.unregister("_candidates")
+    con.execute("CREATE TEMP TABLE _texts AS FROM drawn WHERE false UNION ALL BY NAME FROM _candidates")
+    con.execute(f"CREATE TEMP TABLE _matches AS {json.loads(rules)[0] if rules else catalogue.NO_MATCHES}")
+    found = con.execute(
+        "SELECT DISTINCT sample_id FROM standing_decisions('_texts', '_matches') WHERE verdict = 'drop' "
+        "AND (selection_id, sample_id) IN (SELECT (selection_id, sample_id) FROM _texts) ORDER BY 1"
+    ).fetchall()
+    con.close()
     return [sample_id for (sample_id,) in found]

@@ -108,6 +108,20 @@ SELECT l.* FROM selected l
 WHERE NOT EXISTS (SELECT 1 FROM current_decisions c WHERE c.selection_id = l.selection_id
     AND c.sample_id = l.sample_id AND c.verdict = 'drop');
 
+-- The speech of each text in a selection: the synthesis that a frozen selection names, else the text's first by seed and
+-- id; its seconds, estimated where nothing is spoken.
+CREATE OR REPLACE VIEW selected_speech AS
+SELECT t.selection_id, t.sample_id, t.cluster_id, coalesce(o.synthesis_id, f.synthesis_id) AS synthesis_id,
+    coalesce(o.duration_s, f.duration_s, t.estimated_s) AS seconds
+FROM selected t
+LEFT JOIN (SELECT synthesis_id, any_value(duration_s) AS duration_s FROM syntheses GROUP BY synthesis_id) o
+    ON o.synthesis_id = t.own_synthesis_id
+LEFT JOIN (
+    SELECT sample_id, arg_min(synthesis_id, (seed, synthesis_id)) AS synthesis_id,
+        arg_min(duration_s, (seed, synthesis_id)) AS duration_s
+    FROM syntheses WHERE tts <> 'recorded' GROUP BY sample_id
+) f ON f.sample_id = t.sample_id;
+
 -- What users ask for by this name: a sample under a checkpoint, means over the positions of both patterns.
 -- `decision` is `drop` where any reviewer's standing verdict in any selection drops the text, else the latest verdict.
 CREATE OR REPLACE VIEW misalignment AS

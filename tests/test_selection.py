@@ -16,8 +16,19 @@ from hypothesis import strategies as st
 import store
 from salad import recipes, selection
 from salad.errors import SaladError
-from salad.selection import BalancedKMeans, Pool, Texts, draw, target_distribution
+from salad.selection import (
+    BalancedKMeans,
+    Pool,
+    Texts,
+    cluster_means,
+    draw,
+    probe_size,
+    shrink,
+    target_distribution,
+    target_interval,
+)
 from salad.selection.clusters import in_blocks
+from salad.selection.voicing import Voicing, note, voice_of
 from salad.study.graph import plan
 from salad.training import decay_start
 
@@ -128,6 +139,74 @@ def test_bootstrap_interval_covers_the_truth_about_as_often_as_it_says():
     assert 175 <= inside <= 198
 
 
+def noisy(seed, k=128, texts=6, spread=0.0, noise=0.5):
+    """A probe of k clusters: their true d, and d, n, cluster and text of each row."""
+    rng = np.random.default_rng(seed)
+    truth = np.exp(spread * rng.standard_normal(k))
+    cluster = np.repeat(np.arange(k), texts)
+    d = np.maximum(truth[cluster] * (1 + noise * rng.standard_normal(len(cluster))), 0.01)
+    return truth, d, rng.integers(20, 60, len(cluster)), cluster, np.arange(len(cluster))
+
+
+def test_equal_clusters_are_shrunk_together_and_different_ones_stay_apart():
+    for spread in (0.0, 1.5):
+        truth, d, n, cluster, text = noisy(0, spread=spread)
+        means = cluster_means(d, n, cluster, text, 128, draws=0)
+        shrunk = shrink(means["d"], means["d_se"])
+        of = lambda x: target_distribution(np.full(128, 1 / 128), x, 5)  # noqa: E731
+        if spread == 0:  # 128 equal clusters: five to the noise
+            assert of(means["d"]).max() / of(means["d"]).min() > 100 > 10 > of(shrunk).max() / of(shrunk).min()
+        else:
+            assert np.corrcoef(np.log(shrunk), np.log(truth))[0, 1] > 0.9
+        assert ((shrunk - truth) ** 2).mean() < ((means["d"] - truth) ** 2).mean()
+
+
+def test_shrinking_by_hand_and_where_nothing_is_known():
+    # log d of 1, 4, 7 with errors of variance 1: tau² = 9 - 1, and each keeps 8/9 of its distance from 4
+    d, expected = np.exp([1.0, 4.0, 7.0]), np.exp([4 - 8 / 3, 4, 4 + 8 / 3])
+    assert shrink(d, d) == pytest.approx(expected) and shrink(d, d / 2, [1, 1, 1]) != pytest.approx(expected)
+    assert shrink([3.0, 3.1, 2.9], [5.0, 5.0, 5.0]) == pytest.approx([np.exp(np.log([3.0, 3.1, 2.9]).mean())] * 3)
+    assert shrink([1.0, 2.0, 9.0], [np.nan] * 3).tolist() == [1.0, 2.0, 9.0]
+    got = shrink([d[0], np.nan, d[1], d[2], 0.0], [d[0], np.nan, np.nan, d[2], 0.0])  # one text: as unsure as the others
+    assert np.isnan(got[1]) and got[4] == 0 and got[[0, 2, 3]] == pytest.approx(expected)
+    more = shrink(d, d, [1, 1, 100])  # many texts keep more of their own
+    assert more[2] > expected[2]
+
+
+def test_the_standard_error_of_d_is_what_repetition_shows():
+    found = [cluster_means(d, n, c, t, 1, draws=0) for _, d, n, c, t in (noisy(s, k=1, texts=12, noise=0.2) for s in range(400))]
+    assert np.mean([f["d_se"][0] for f in found]) == pytest.approx(np.std([f["d"][0] for f in found]), rel=0.1)
+
+
+@pytest.mark.parametrize("shrunk", [False, True])
+def test_intervals_of_the_shares_hold_them_and_narrow_with_the_probe(shrunk):
+    width = []
+    for texts in (6, 60):
+        _, d, n, cluster, text = noisy(1, k=8, texts=texts, spread=0.5, noise=0.3)
+        means = cluster_means(d, n, cluster, text, 8, draws=0)
+        used = shrink(means["d"], means["d_se"]) if shrunk else means["d"]
+        p_web = np.r_[0.0, np.full(7, 1 / 7)]
+        low, high = target_interval(p_web, d, n, cluster, text, 3.0, shrunk)
+        p = target_distribution(p_web, used, 3.0)
+        assert low[0] == high[0] == 0 and (low <= p + 1e-9).all() and (p <= high + 1e-9).all() and (high[1:] > low[1:]).all()
+        width.append((high - low).sum())
+    assert width[1] < 0.6 * width[0]
+
+
+def test_a_probe_of_the_size_that_is_told_is_as_precise_as_was_wanted():
+    truth, d, n, cluster, text = noisy(2, k=1, texts=400, noise=0.3)
+    first = cluster_means(d[:20], n[:20], cluster[:20], text[:20], 1, draws=0)
+    size = probe_size(first["d"][0], first["d_se"][0], 20, 5.0, 0.5)
+    assert 20 < size < 400
+    ratios = []
+    for seed in range(200):
+        _, d, n, cluster, text = noisy(100 + seed, k=1, texts=size, noise=0.3)
+        ratios.append(cluster_means(d, n, cluster, text, 1, draws=0)["d"][0] ** 5)
+    assert np.percentile(ratios, 97.5) / np.median(ratios) == pytest.approx(1.5, abs=0.2)
+    with pytest.raises(SaladError, match="does not say how many"):
+        probe_size(0.0, 0.1, 20, 5.0, 0.5)
+
+
 def test_regressing_out_recovers_the_domains_own_level():
     rng = np.random.default_rng(1)
     cluster = np.repeat([0, 1, 2], 50)
@@ -231,6 +310,7 @@ def test_strategies():
     )
     share = {name: draw(pool, name, 1, 0.01, 0).p_target_K for name in selection.STRATEGIES}
     np.testing.assert_allclose(share["active"], [1 / 15, 0, 14 / 15])
+    np.testing.assert_allclose(share["active_shrunk"], share["active"])  # no error is known
     np.testing.assert_allclose(share["uniform"], [0.1, 0.2, 0.7])
     np.testing.assert_allclose(share["uniform_clusters"], [1 / 3] * 3)
     np.testing.assert_allclose(share["teacher_nll"], [0.2, 0.8, 0])
@@ -645,6 +725,20 @@ def test_what_a_draw_saw_in_each_cluster_is_in_the_store(lab):
     assert [r[7] for r in rows] == [3, 2, 1, None] and rows[0][1] + rows[1][1] == pytest.approx(1)
 
 
+def test_a_draw_keeps_how_sure_its_shares_are(lab):
+    told = {}
+    for strategy in ("active", "active_shrunk", "uniform"):
+        name = select(lab, strategy=strategy)
+        told[strategy] = store.connect(lab).execute(
+            """SELECT p_target, p_target_low, p_target_high, d_se FROM selection_clusters WHERE selection_id = ?
+               ORDER BY cluster_id""", [name]).fetchall()  # fmt: skip
+    assert all(low <= p + 1e-12 and p <= high + 1e-12 for p, low, high, _ in told["active"][:3])
+    assert all(row[1:3] == (None, None) for row in told["uniform"]) and told["active"][3][1:] == (0, 0, None)
+    assert all(se is not None for *_, se in told["active"][:3])
+    child = selection.refill(lab, select(lab, strategy="active_shrunk"))
+    assert chosen(lab, child)
+
+
 def test_a_refill_keeps_out_the_clusters_that_its_draw_left_out(lab):
     name = select(lab, budget_h=0.05, max_cer=0.5)
     for s in chosen(lab, name):
@@ -807,3 +901,108 @@ def test_what_a_draw_left_out_is_logged(lab, caplog):
     with caplog.at_level(logging.WARNING, "salad.selection"):
         select(lab, budget_h=5)
     assert "ran dry" in caplog.text and "nothing drawn from cluster 3" in caplog.text
+
+
+# ------------------------------------------------------------------------------------ whose speech
+
+
+def said(lab, texts, folder, voices, seed=0, tts="espeak", seconds=10.0, **told):
+    """Texts spoken into a folder, each in its voice of `voices`, without the sound."""
+    rows = [
+        {"sample_id": s, "tts": tts, "voice": v, "seed": seed, "duration_s": seconds, "speech": folder, **told,
+         "synthesis_id": store.ids.synthesis_id(s, tts, v, seed)}
+        for s, v in ((s, voice_of(s, voices, seed)) for s in texts)
+    ]  # fmt: skip
+    store.publish(lab, "syntheses", rows, {"said": folder})
+    return rows
+
+
+def heard_by(lab, name):
+    """What training hears of a selection: text, tts, voice, seed in draw order."""
+    return store.connect(lab).execute(
+        """SELECT l.sample_id, y.tts, y.voice, y.seed FROM selected l JOIN syntheses y ON y.synthesis_id = l.own_synthesis_id
+        WHERE selection_id = ? ORDER BY draw""", [name]).fetchall()  # fmt: skip
+
+
+@pytest.mark.parametrize("noted", [True, False])
+def test_a_frozen_selection_is_heard_as_it_was_spoken_and_not_as_its_texts_were_elsewhere(lab, noted):
+    name = select(lab, strategy="uniform_clusters", budget_h=0.1)
+    texts = chosen(lab, name)
+    said(lab, texts[::2], "another-arm", ("a",))
+    said(lab, texts, f"{name}-123456", ("f3",))
+    if noted:
+        note(lab, f"{name}-123456", name, Voicing("espeak", ("f3",), 0))
+    child = selection.freeze(lab, name)
+    got = heard_by(lab, child)
+    assert len(got) == 36 and {row[1:] for row in got} == {("espeak", "f3", 0)}
+    assert selection.is_frozen(store.connect(lab), child) and selection.freeze(lab, name) == child
+    assert selection.freeze(lab, child) == selection.frozen(lab, child) == child
+    spoken = store.connect(lab).execute(f"SELECT synthesis_id {corpora_tail(child)}").fetchall()
+    assert len(spoken) == 36 and {row for row in spoken} == {
+        (store.ids.synthesis_id(s, "espeak", "f3", 0),) for s, *_ in got}  # fmt: skip
+
+
+def corpora_tail(name):
+    from salad.data import corpora
+
+    return "FROM (SELECT y.*, draw FROM syntheses y " + corpora._OF_SELECTION.replace("?", f"'{name}'") + ")"
+
+
+def test_two_arms_with_one_text_in_two_voices_each_hear_their_own(lab):
+    arms = {voice: select(lab, strategy="uniform", budget_h=0.3, seed=seed) for seed, voice in enumerate(("f3", "m1"))}
+    assert len(set(chosen(lab, arms["f3"])) & set(chosen(lab, arms["m1"]))) > 3
+    for voice, name in arms.items():
+        said(lab, chosen(lab, name), name, (voice,), seconds=10.0 if voice == "f3" else 7.0)
+    for voice, name in arms.items():
+        assert {row[2] for row in heard_by(lab, selection.freeze(lab, name))} == {voice}
+        # and hours are of the arm's own speech, not of whoever spoke the text first
+        kept = store.connect(lab).execute("SELECT sum(seconds) FROM selected_speech WHERE selection_id = ?",
+                                          [selection.freeze(lab, name)]).fetchone()[0]  # fmt: skip
+        assert kept % (10 if voice == "f3" else 7) == 0
+
+
+def test_of_several_voices_each_text_has_the_one_that_it_was_given(lab):
+    name = select(lab, strategy="uniform", budget_h=0.1)
+    texts, voices = chosen(lab, name), ("b", "a", "c")
+    for voice in voices:
+        said(lab, texts, f"probe-{voice}", (voice,))  # all of them in all voices, and nothing anew for the selection
+    note(lab, name, name, Voicing("espeak", voices, 0))
+    got = heard_by(lab, selection.freeze(lab, name))
+    assert got and all(voice == voice_of(s, voices, 0) for s, _, voice, _ in got) and len({v for *_, v, _ in got}) == 3
+
+
+def test_another_speech_of_the_same_texts_is_another_frozen_selection(lab, caplog):
+    name = select(lab, strategy="uniform", budget_h=0.1)
+    texts = chosen(lab, name)
+    said(lab, texts, f"{name}-1", ("a",), seed=-1)
+    first = selection.freeze(lab, name)
+    assert first == store.ids.hash_id("l", name, sorted(chosen(lab, first)))  # METHOD.md's own
+    said(lab, texts, f"{name}-2", ("f3",), seed=6, seconds=10.5)
+    with caplog.at_level(logging.WARNING, "salad.selection"):
+        second = selection.freeze(lab, name)
+    assert "spoken in 2 ways; its speech is that of espeak in f3, seed 6" in caplog.text
+    assert second != first and {row[2:] for row in heard_by(lab, second)} == {("f3", 6)}
+    assert {row[2:] for row in heard_by(lab, first)} == {("a", -1)}  # a run may stand on it
+    con = store.connect(lab)
+    assert selection.is_frozen(con, first) and selection.is_frozen(con, second)
+
+
+def test_a_refilled_selection_has_the_speech_of_the_one_it_came_from_until_it_has_its_own(lab):
+    name = select(lab, strategy="uniform", budget_h=0.1)
+    texts = chosen(lab, name)
+    said(lab, texts, "elsewhere", ("a",), seed=0)
+    said(lab, texts, name, ("f3",), seed=1)
+    drop(lab, name, sample_id=texts[0])
+    child = selection.refill(lab, name)
+    assert {row[2] for row in heard_by(lab, selection.freeze(lab, child))} == {"f3"}
+    said(lab, chosen(lab, child), child, ("m1",), seed=2)
+    got = heard_by(lab, selection.freeze(lab, child))
+    assert {row[2] for row in got} == {"m1"} and len(got) == 36
+
+
+def test_a_frozen_selection_that_a_run_stands_on_keeps_its_budget(lab):
+    name = select(lab, strategy="uniform", budget_h=0.02)
+    said(lab, chosen(lab, name), name, ("a",), seed=3)
+    short = selection.freeze(lab, name, budget_h=5.0)
+    assert selection.freeze(lab, name, budget_h=7.0) == short
+    assert store.connect(lab).execute("SELECT budget_h FROM selections WHERE selection_id = ?", [short]).fetchone() == (5.0,)

@@ -42,6 +42,7 @@ _COLUMNS = """y.sample_id, y.synthesis_id, s.text, y.words, y.duration_s, y.audi
     s.answer from syntheses y join samples s using (sample_id)"""
 _OF_SPEECH = "where y.speech in (select unnest(?)) order by y.synthesis_id"
 _OF_SELECTION = """join selected using (sample_id) where selection_id = ? and y.tts <> 'recorded'
+        and (selected.own_synthesis_id is null or selected.own_synthesis_id = y.synthesis_id)
     qualify row_number() over (partition by y.sample_id order by y.seed, y.synthesis_id) = 1
     order by draw"""
 

@@ -3,6 +3,7 @@
 import importlib
 from typing import Literal, NamedTuple
 
+from salad import parts
 from salad.engines.spec import Spec
 from salad.engines.targets import ENGINES, Target
 from salad.errors import SaladError
@@ -64,10 +65,9 @@ def load(target: Target) -> Engine:
     if name in ENGINES:
         module = importlib.import_module(f"salad.engines.{name}")
         return getattr(module, name.capitalize())(target)
-    module, _, attribute = name.partition(":")
     try:
-        return getattr(importlib.import_module(module), attribute)(target)
-    except (ImportError, AttributeError, ValueError, TypeError):
+        return parts.load(name)(target)
+    except (SaladError, TypeError):
         raise SaladError(
             f"unknown engine {name!r}; there are {', '.join(ENGINES)}, or package.module:Class"
         ) from None

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import store
+from salad import parts
 from salad.engines import base, codesync
 from salad.engines.fetching import verified_checkpoints
 from salad.engines.spec import Spec, secrets
@@ -23,8 +24,13 @@ class Run:
 
     def __init__(self, folder: RunFolder, spec: Spec | None = None):
         self.folder, self.run_id, self.lab = folder, folder.run_id, folder.lab
-        self.spec = spec or Spec.of(folder)
-        self.engine = base.load(self.spec.target) if self.spec else None
+        self.spec, self.refused = spec or Spec.of(folder), None
+        if spec is None and self.spec is not None:  # as its launch.json has it: data
+            try:
+                parts.check(self.spec.target.engine, str(folder.path / "launch.json"))
+            except SaladError as error:
+                self.refused = error
+        self.engine = base.load(self.spec.target) if self.spec and self.refused is None else None
 
     @classmethod
     def open(cls, lab, run_id: str) -> "Run":
@@ -114,10 +120,13 @@ class Run:
         """Take the run up from its last checkpoint, on the same target. A run that lives or is done is left alone.
 
         `changes`: fields of the launch to change, such as max_hours, budget or stall_minutes."""
+        if self.refused is not None:
+            raise self.refused
         if self.spec is None:
             raise SaladError(
                 f"{self.run_id} was not started by launch_gpu.py; launch its config.json to go on with it"
             )
+        parts.check_module(self.spec.module, str(self.folder.path / "launch.json"))
         status = self.status()
         if status["state"] == "done" or self.lives():
             return self

@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+from salad import parts
 from salad.engines import codesync
 from salad.engines.base import load
 from salad.engines.gres import parse_gpus
@@ -73,6 +74,8 @@ def launch_run(
 ) -> Run | str:
     """Start a run whose folder is there. `module` is what runs, with `--lab LAB RUN_ID`; `workers=N` starts N of it,
     each with `--shard i/N`. Other fields: those of `Spec`."""
+    parts.trust(target.engine)
+    parts.allow_module(module)
     spec = Spec(
         run_id=run.run_id, on=on, module=module, **({"engine": target.engine, "target": target} | fields)
     )
@@ -116,7 +119,9 @@ def configuration(recipe):
         raise SaladError(f"{path}: {getattr(error, 'strerror', None) or 'it is not JSON'}") from None
     if not isinstance(record, dict):
         raise SaladError(f"{path}: it is not a run's config.json")
-    return validate(RunConfig, record.get("config", record)), record.get("recipe") or path.stem
+    config = validate(RunConfig, record.get("config", record))
+    parts.check(config.encoder.name, str(path))
+    return config, record.get("recipe") or path.stem
 
 
 def _fields(on, engine, gpus, nodes, max_hours, budget, max_hourly_cost, stall_minutes) -> dict:

@@ -5,6 +5,7 @@ import sys
 
 from pydantic import Field
 
+from salad import parts
 from salad.config import Frozen, validate
 from salad.engines.targets import Target
 from salad.errors import SaladError
@@ -35,7 +36,8 @@ class Spec(Frozen):
 
     @property
     def env(self) -> tuple[str, ...]:
-        return self.target.env
+        handed = (parts.VARIABLE,) if parts.VARIABLE in os.environ and parts.VARIABLE not in self.target.env else ()
+        return self.target.env + handed
 
     @property
     def limits(self) -> Limits:

@@ -123,9 +123,9 @@ def outside(spec: str, name: str | None, lab: Path | str, device: str = "cpu") -
         url, _, model = rest.partition("#")
         return Endpoint(url, model, name or model)
     if rest and "." in kind:
-        from salad.models.names import load_object
+        from salad import parts
 
-        return load_object(spec)()
+        return parts.load(spec)()
     near = difflib.get_close_matches(kind, ["teacher", "qwen2-audio", "qwen2.5-omni", "endpoint"], 1)
     hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(KINDS)}"
     raise SaladError(f"no contender {spec!r}; {hint}")

@@ -26,6 +26,10 @@ class Faulty:
     def planted(self, spoken: str, voice: str, seed: int) -> str | None:
         return fault_of(spoken, voice, seed, self.rate)
 
+    def columns(self, spoken: str, voice: str, seed: int) -> dict[str, str | None]:
+        """The truth about a planted fault, in the table `syntheses`."""
+        return {"planted": self.planted(spoken, voice, seed)}
+
     def speak(self, spoken: str, voice: str, seed: int) -> Utterance:
         fault = self.planted(spoken, voice, seed)
         utterance = self.tts.speak(spoken, WRONG_VOICE if fault == "wrong voice" else voice, seed)

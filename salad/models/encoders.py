@@ -10,9 +10,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from salad import parts
 from salad.config import EncoderConfig
 from salad.errors import SaladError
-from salad.models.names import DTYPES, load_object, quiet, resolve
+from salad.models.names import DTYPES, quiet, resolve
 from salad.objective import whole_float32
 
 TOGETHER_S = (30.0, 600.0)  # seconds of speech that an encoder with look-ahead takes at a time, on a CPU and on a GPU
@@ -265,7 +266,7 @@ def load_encoder(config: EncoderConfig, lab: Path | str | None = None) -> Speech
     if name == "logmel":
         return LogMel()
     if ":" in name:
-        return load_object(name)()
+        return parts.load(name)()
     from transformers import AutoConfig, AutoFeatureExtractor, AutoModel
 
     import salad.models.phone  # noqa: F401  (registers the miniature's encoder with transformers)

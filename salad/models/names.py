@@ -1,7 +1,6 @@
 """Where a model's name leads: a folder of the lab, a folder anywhere, a hub name, or `package.module:name`."""
 
 import hashlib
-import importlib
 import os
 import warnings
 from pathlib import Path
@@ -48,17 +47,6 @@ def is_kept(written: str | None, name: str, lab: Path | str) -> bool:
         return written is not None
     own = kept(name, lab)
     return written == own or own != name and Path(written).is_absolute() and written.endswith(f"/{own}")
-
-
-def load_object(spec: str):
-    """The object that `package.module:name` names; a SaladError says which half is wrong."""
-    module, _, name = spec.partition(":")
-    try:
-        return getattr(importlib.import_module(module), name)
-    except ModuleNotFoundError as error:
-        raise SaladError(f"{spec}: no module {error.name!r} to import") from None
-    except AttributeError:
-        raise SaladError(f"{spec}: module {module!r} has no {name!r}") from None
 
 
 def folder_sha256(folder: Path | str, templates: bool = True) -> str:

@@ -16,6 +16,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from salad import parts
 from salad.config import AdapterConfig, EncoderConfig, LLMConfig, RunConfig
 from salad.errors import SaladError
 from salad.models import decoding
@@ -123,6 +124,8 @@ class SpeechLM(nn.Module):
     def _load(cls, settings: dict, lab, folder: Path | None = None) -> "SpeechLM":
         """Read the parts that `settings` name and join them; what was trained comes from the checkpoint `folder`."""
         config = LLMConfig(**settings["llm"])
+        if folder is not None:
+            parts.check(settings["encoder"]["name"], f"the checkpoint {folder}")
         start = settings.get("start", config.name)  # whose weights the student begins with
         if config.finetune == "full" and folder is not None:
             start = str(folder / "llm")

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import store
-from salad import lookup
+from salad import lookup, parts
 from salad.config import RunConfig, validate
 from salad.data import corpora
 from salad.errors import SaladError
@@ -80,6 +80,8 @@ def synthesise_pass(lab, selection: str, tts: str = "espeak", voices: tuple[str,
     con = store.connect(lab)
     asked = con.execute("select budget_h from selections where selection_id = ?", [selection]).fetchone()
     budget_h = asked[0] if budget_h is None else budget_h
+    if budget_h is None:
+        raise SaladError(f"selection {selection} names no budget in hours, so nothing says how much of it is to be spoken")
     estimated = con.execute("select sample_id, estimated_s from selected where selection_id = ?", [selection]).fetchall()
     engine, jobs = load_tts(tts), jobs_of(texts, tuple(voices), seed)
     made_from = {"seed": seed, "tts": engine.name, "jobs": store.ids.digest([vars(job) for job in jobs])}
@@ -87,7 +89,7 @@ def synthesise_pass(lab, selection: str, tts: str = "espeak", voices: tuple[str,
     asr, load = recogniser_of(lab, asr)
     seconds = synthesise(lab, name, jobs, engine, made_from, load() if asr else None, budget_s=budget_h * 3600,
                          progress=progress, estimated_s={s: e for s, e in estimated if e}, shard=shard,
-                         shards=shards)  # fmt: skip
+                         shards=shards, selection=selection, voices=tuple(voices))  # fmt: skip
     return f"{seconds / 3600:.2f} h of {budget_h:.2f} h spoken; new in lab/speech/{name}"
 
 
@@ -103,7 +105,8 @@ def check_pass(lab, speech: str = "probe", asr: str | None = None, *, shard: int
     row = store.connect(lab).execute(
         "select count(*), avg(cer), count(*) filter (cer > 0.25) from syntheses where speech = ?", [speech]
     ).fetchone()  # fmt: skip
-    return f"{row[0]} recordings of {speech}: mean CER {row[1] or 0:.3f}, {row[2]} above 0.25"
+    mean = "no CER" if row[1] is None else f"mean CER {row[1]:.3f}"
+    return f"{row[0]} recordings of {speech}: {mean}, {row[2]} above 0.25"
 
 
 def score_pass(lab, run_id: str | None = None, step: int | None = None, speech: str = "heldout", seed: int = 0,
@@ -153,10 +156,12 @@ def to_encode(lab, speech: str, run_id: str | None, encoder: str | None):
     if encoder is not None:
         config = EncoderConfig(name=encoder)
     else:
-        run = validate(RunConfig, RunFolder.open(lab, run_id or lookup.newest_run(lab, "stage1")).config)
+        run_id = run_id or lookup.newest_run(lab, "stage1")
+        run = validate(RunConfig, RunFolder.open(lab, run_id).config)
         while run.parent is not None:  # whose encoder it has
             run = validate(RunConfig, RunFolder.open(lab, run.parent).config)
         config = run.encoder
+        parts.check(config.name, f"run {run_id}")
     loaded = load_encoder(config, lab).eval()
     refuse_look_ahead(loaded, config.name)
     return loaded, corpora.of_speech(store.connect(lab), [speech])
@@ -189,6 +194,7 @@ def prepare(lab: Path | str, name: str, options: dict, yes: bool = False, say: C
     if odd:
         raise SaladError(f"the pass {name} has no option {odd[0]}; it has {', '.join(p for p in known if p not in GIVEN)}")
     told = {option: value for option, value in options.items() if value is not None}
+    parts.trust(told.get("tts"), told.get("encoder"))
     if name == "score":  # what is newest may change between the workers' starts
         told["run_id"] = told.get("run_id") or lookup.newest_run(lab, "stage1")
         told["step"] = lookup.checkpoint(lab, told["run_id"], told.get("step")).step
@@ -224,6 +230,8 @@ def _say_size(lab, told: dict, yes: bool, say) -> None:
 def perform(run: RunFolder, shard: int = 0, shards: int = 1, progress: Progress | None = None) -> str:
     """Do a prepared pass, or its shard, in this process; returns what it says."""
     options = dict(run.config)
+    for name in ("tts", "encoder"):
+        parts.check(options.get(name), str(run.path / "config.json"))
     function = PASSES[options.pop("pass")]
     if "run" in inspect.signature(function).parameters:
         options["run"] = run

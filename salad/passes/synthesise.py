@@ -8,6 +8,7 @@ import numpy as np
 import store
 from salad.errors import SaladError
 from salad.passes import Part, Progress, run_parts
+from salad.selection.voicing import Voicing, note, voice_of
 from salad.speech import TTS, shar
 from store.ids import synthesis_id
 
@@ -26,17 +27,14 @@ class Job:
 
 def jobs_of(samples: list[tuple[str, str]], voices: tuple[str, ...], seed: int = 0, per_text: int = 1) -> list[Job]:
     """Jobs for (sample id, text) pairs: each text in `per_text` of the voices, which depend on its id and the seed."""
-    made = []
-    for sample_id, text in samples:
-        first = int(store.ids.digest([seed, sample_id]), 16) % len(voices)
-        made += [Job(sample_id, text, voices[(first + k) % len(voices)], seed) for k in range(per_text)]
-    return made
+    return [Job(sample_id, text, voice_of(sample_id, voices, seed, turn), seed)
+            for sample_id, text in samples for turn in range(per_text)]  # fmt: skip
 
 
 def synthesise(lab: Path | str, name: str, jobs: list[Job], tts: TTS, made_from: dict, recogniser=None,
                budget_s: float | None = None, recorded: bool = False, shard_size: int = 100,
                progress: Progress | None = None, estimated_s: dict[str, float] | None = None, shard: int = 0,
-               shards: int = 1) -> float:  # fmt: skip
+               shards: int = 1, selection: str | None = None, voices: tuple[str, ...] = ()) -> float:  # fmt: skip
     """Speak `jobs` in order into lab/speech/<name> and publish them; returns the seconds spoken that are known here.
 
     `shard_size` jobs are a part: a Shar shard and a unit. `recogniser` (salad.speech.check) gives every synthesis its
@@ -44,9 +42,15 @@ def synthesise(lab: Path | str, name: str, jobs: list[Job], tts: TTS, made_from:
     of its own (`salad.speech.room`). Parts that are done are not made again; a synthesis that another folder of the
     lab holds counts towards the budget and is not made twice.
 
+    `selection`: whose speech this is. It is noted beside it with `voices`, those that `jobs_of` had: what trains on the
+    selection hears these syntheses, however often else its texts are spoken.
+
     With `budget_s`, stops at the first text that reaches that many seconds. How far that is, is known when the parts
     before are: so side by side the workers speak the parts that will surely be needed, by `estimated_s` of each
     sample, and whoever finds all parts before the next one done goes on with that."""
+    if selection is not None:
+        seed = jobs[0].seed if jobs else 0
+        note(lab, name, selection, Voicing(tts.name, tuple(voices) or tuple(dict.fromkeys(job.voice for job in jobs)), seed))
     speaker = _Speaker(lab, name, jobs, tts, made_from, recogniser, budget_s, recorded, shard_size)
     parts = speaker.parts()
     if budget_s is None:
@@ -107,9 +111,9 @@ class _Speaker:
                     return None
                 made, seconds = None, self.elsewhere.get(self.id(job))
                 if seconds is None:
-                    utterance, planted = speak(self.tts, job, self.recorded), planted_in(self.tts, job)
+                    utterance, further = speak(self.tts, job, self.recorded), further_columns(self.tts, job)
                     made = shar.Speech(self.id(job), job.sample_id, job.text, utterance, job.voice, self.tts_name,
-                                       job.seed, planted)  # fmt: skip
+                                       job.seed, further)  # fmt: skip
                     seconds = utterance.duration_s
                 spent += seconds
                 self.heard += seconds
@@ -176,15 +180,15 @@ def speak(tts: TTS, job: Job, recorded: bool):
     return utterance
 
 
-def planted_in(tts: TTS, job: Job) -> dict:
-    """The truth about a fault that the miniature plants on purpose, as a column; {} for every other engine."""
-    if not hasattr(tts, "planted"):
+def further_columns(tts: TTS, job: Job) -> dict:
+    """What an engine has to say of a synthesis besides, as columns of `syntheses`; {} where it has no `columns`."""
+    columns = getattr(tts, "columns", None)
+    if columns is None:
         return {}
     from salad.speech.languages import of_voice
     from salad.speech.spoken import spoken_form
 
-    form = spoken_form(job.text, of_voice(tts.name, job.voice))
-    return {"planted": tts.planted(form.spoken, job.voice, job.seed)}
+    return columns(spoken_form(job.text, of_voice(tts.name, job.voice)).spoken, job.voice, job.seed)
 
 
 def checked(lab, rows: list[dict], texts: dict[str, str], recogniser) -> list[dict]:

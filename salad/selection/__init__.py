@@ -5,25 +5,34 @@ from typing import TYPE_CHECKING
 from .draw import STRATEGIES, Clusters, Draw, Pool, Texts, draw, strategy
 from .lab import (
     Drawn,
-    cluster_divergence,
-    cluster_rankings,
     freeze,
     frozen,
     is_frozen,
-    pool,
     refill,
     select,
     select_told,
     to_synthesise,
 )
+from .probe import cluster_divergence, cluster_rankings, pool
 from .schedule import Round, rounds
-from .target import cluster_means, effective_size, entropy, kl, regress_out, target_distribution, text_and_voice
+from .target import (
+    cluster_means,
+    effective_size,
+    entropy,
+    kl,
+    probe_size,
+    regress_out,
+    shrink,
+    target_distribution,
+    target_interval,
+    text_and_voice,
+)
 
 __all__ = [
     "STRATEGIES", "BalancedKMeans", "Clusters", "Draw", "Drawn", "Pool", "Round", "Texts", "cluster_divergence",
     "cluster_means", "cluster_rankings", "draw", "effective_size", "entropy", "freeze", "frozen", "is_frozen", "kl",
-    "pool", "refill", "regress_out", "rounds", "select", "select_told", "strategy", "target_distribution", "terms",
-    "text_and_voice", "to_synthesise",
+    "pool", "probe_size", "refill", "regress_out", "rounds", "select", "select_told", "shrink", "strategy",
+    "target_distribution", "target_interval", "terms", "text_and_voice", "to_synthesise",
 ]  # fmt: skip
 
 if TYPE_CHECKING:

@@ -4,15 +4,14 @@ A strategy of one's own is a function `(pool, gamma) -> Clusters | Texts`, named
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from importlib import import_module
 from typing import NamedTuple
 
 import numpy as np
 
-from salad import moved
+from salad import parts
 from salad.errors import SaladError
 
-from .target import check_gamma, target_distribution
+from .target import check_gamma, shrink, target_distribution
 
 OVERSHOOT = 1.1  # estimated hours drawn for an hour of budget
 BLOCK = 4_096  # cluster draws made at a time; part of what a seed means
@@ -24,8 +23,9 @@ class Pool:
 
     `d_cluster_K` is NaN where a cluster has no probe position, `d_N` (nats) where a text was not probed, `nll_N` (the
     teacher's mean NLL, nats a token) where it is not known. `open_K`: whether a cluster may be drawn from at all
-    (its speech is well synthesised); `cer_K`: the mean CER of its probe; `probed_N`: whether a text is of the probe.
-    `uncovered`: the domains without natural speech, for the oracle."""
+    (its speech is well synthesised); `cer_K`: the mean CER of its probe; `d_se_K`: d_cluster's standard error (nats);
+    `probed_N`: whether a text is of the probe. `uncovered`: the domains without natural speech, for the oracle: what
+    lab/study.json says of their coverage, else the miniature's."""
 
     sample_ids: list[str]
     cluster_N: np.ndarray
@@ -38,6 +38,7 @@ class Pool:
     open_K: np.ndarray
     probed_N: np.ndarray
     cer_K: np.ndarray
+    d_se_K: np.ndarray
     uncovered: tuple[str, ...] = ("biology", "chemistry", "geography", "cooking", "music")
     notes: list[str] = field(default_factory=list)
 
@@ -55,6 +56,7 @@ class Pool:
             "open_K": np.ones(k, bool),
             "probed_N": np.zeros(n, bool),
             "cer_K": np.full(k, np.nan),
+            "d_se_K": np.full(k, np.nan),
         }
         arrays = {name: np.asarray(known.pop(name, value)) for name, value in default.items()}
         return cls(list(sample_ids), cluster_N, np.asarray(seconds_N, float), **arrays, **known)
@@ -75,6 +77,13 @@ class Texts(NamedTuple):
 def active(pool: Pool, gamma: float) -> Clusters:
     """P_web · d_cluster^gamma (METHOD.md); a cluster without a probe position gets none."""
     return Clusters(target_distribution(_measured(pool, pool.d_cluster_K, "d_cluster"), pool.d_cluster_K, gamma))
+
+
+def active_shrunk(pool: Pool, gamma: float) -> Clusters:
+    """`active` with every d_cluster drawn to their mean as far as its probe's own error asks (salad.selection.shrink)."""
+    probed_K = np.bincount(pool.cluster_N[pool.probed_N], minlength=len(pool.p_web_K))
+    d_K = shrink(pool.d_cluster_K, pool.d_se_K, probed_K)
+    return Clusters(target_distribution(_measured(pool, d_K, "d_cluster"), d_K, gamma))
 
 
 def uniform(pool: Pool, gamma: float) -> Clusters:
@@ -123,6 +132,7 @@ def oracle(pool: Pool, gamma: float) -> Texts:
 # and select(..., parent=what the last round trained on, number=2)
 STRATEGIES: dict[str, Callable[[Pool, float], Clusters | Texts]] = {
     "active": active,
+    "active_shrunk": active_shrunk,
     "active_rounds": active,
     "uniform": uniform,
     "uniform_clusters": uniform_clusters,
@@ -138,12 +148,11 @@ def strategy(name: str | Callable) -> Callable[[Pool, float], Clusters | Texts]:
         return name
     if name in STRATEGIES:
         return STRATEGIES[name]
-    module, _, attribute = name.partition(":")
-    if not attribute:
+    if ":" not in name:
         raise SaladError(f"no strategy {name!r}; there are {', '.join(STRATEGIES)}, or package.module:name")
     try:
-        return getattr(import_module(moved.current(module)), attribute)
-    except (ImportError, AttributeError) as error:
+        return parts.load(name)
+    except SaladError as error:
         raise SaladError(f"strategy {name!r} cannot be loaded: {error}") from error
 
 

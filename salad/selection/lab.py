@@ -1,194 +1,26 @@
-"""Selections in a lab: measure clusters, draw, review, freeze, refill. Everything about a draw is in the store."""
+"""Selections in a lab: draw, review, freeze, refill. Everything about a draw is in the store."""
 
 import logging
 from dataclasses import dataclass
-from typing import NoReturn
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 
 import store
+from salad import parts
 from salad.errors import SaladError
 from store.rules import dropped
 
 from .draw import OVERSHOOT, Clusters, Pool, decide, draw
-from .exclusion import left_out, speech_by_cluster
-from .target import check_gamma, cluster_means, regress_out, text_and_voice
+from .probe import cluster_rankings, pool, probe_rows
+from .target import check_gamma, target_interval
+from .voicing import own_speech
 
 log = logging.getLogger("salad.selection")
 
 SHORT = 0.01  # an arm that lacks more of its budget says so
-
-# one synthesis a text, as training takes it (salad.data.corpora.of_selection)
-_SPOKEN = """(SELECT sample_id, synthesis_id, duration_s FROM syntheses WHERE tts <> 'recorded'
-    QUALIFY row_number() OVER (PARTITION BY sample_id ORDER BY seed, synthesis_id) = 1)"""
-
-_PROBE = """SELECT a.cluster_id, v.sample_id, v.synthesis_id, v.pattern, v.d, v.n_positions, y.cer, y.duration_s,
-        length(coalesce(s.spoken, s.text)) / nullif(y.duration_s, 0) AS rate, v.span_min, v.span_max
-    FROM raw.scored v
-    JOIN assignments a ON a.sample_id = v.sample_id AND a.clustering_id = $clustering
-    JOIN samples s ON s.sample_id = v.sample_id
-    LEFT JOIN syntheses y ON y.synthesis_id = v.synthesis_id
-    WHERE v.run_id = $run AND v.step = $step AND ($speech IS NULL OR y.speech = $speech)
-        AND v.d IS NOT NULL AND v.n_positions > 0
-    ORDER BY v.sample_id, v.synthesis_id, v.pattern"""
-
-
-def _connect(lab_or_con):
-    return lab_or_con if hasattr(lab_or_con, "execute") else store.connect(lab_or_con)
-
-
-def _clusters(con, clustering_id: str) -> pd.DataFrame:
-    table = con.execute(
-        "SELECT cluster_id, size, p_web, terms FROM clusters WHERE clustering_id = ? ORDER BY 1", [clustering_id]
-    ).df()
-    if not len(table):
-        raise SaladError(f"no clustering {clustering_id} in this lab; make one with `salad pass cluster`")
-    if list(table.cluster_id) != list(range(len(table))):
-        raise SaladError(
-            f"clustering {clustering_id}: its clusters are not numbered from 0; is a unit damaged? see `salad verify`"
-        )
-    return table
-
-
-def _probe(con, clustering_id, run_id, step, speech) -> pd.DataFrame:
-    return con.execute(_PROBE, {"clustering": clustering_id, "run": run_id, "step": step, "speech": speech}).df()
-
-
-def cluster_divergence(lab, clustering_id: str, run_id: str, step: int, speech: str | None = None,
-                       draws: int = 1000, seed: int = 0) -> pd.DataFrame:  # fmt: skip
-    """d_cluster of every cluster at a checkpoint, from the texts of the clustering that were scored there.
-
-    `lab`: a folder or a connection. `speech` names the folder of the probe's speech where other texts of the
-    clustering were scored too. One row a cluster: cluster_id, size, p_web, terms, n_texts, n_positions, `d`
-    (token-weighted, nats) with `d_low` and `d_high` (95 %, bootstrap over texts), d_sample_mean. A cluster without a
-    probe position has NaN, and is named in a warning of the log."""
-    con = _connect(lab)
-    rows = _probe(con, clustering_id, run_id, step, speech)
-    return _divergence(con, clustering_id, run_id, step, rows, draws, seed)
-
-
-def _divergence(con, clustering_id, run_id, step, rows: pd.DataFrame, draws: int, seed: int = 0) -> pd.DataFrame:
-    """The same of a probe that was read."""
-    table = _clusters(con, clustering_id)
-    if not len(rows):
-        _nothing_scored(con, clustering_id, run_id, step)
-    for name, value in cluster_means(rows.d, rows.n_positions, rows.cluster_id, rows.sample_id.to_numpy(str),
-                                     len(table), draws, seed).items():  # fmt: skip
-        table[name] = value
-    lacking = table.cluster_id[(table.n_positions == 0) & (table["size"] > 0)]
-    if len(lacking):
-        log.warning("clusters without a probe position: %s", ", ".join(map(str, lacking)))
-    return table
-
-
-def _nothing_scored(con, clustering_id: str, run_id: str, step: int) -> NoReturn:
-    others = con.execute(
-        """SELECT DISTINCT span_min, span_max FROM raw.divergences JOIN assignments USING (sample_id)
-        WHERE clustering_id = ? AND run_id = ? AND step = ? ORDER BY ALL""",
-        [clustering_id, run_id, step],
-    ).fetchall()
-    told = "score the probe first: `salad pass score`"
-    if others:
-        shown = con.execute("SELECT DISTINCT span_min, span_max FROM raw.scored").fetchone() or ("?", "?")
-        told = (
-            f"it was scored in spans of {' and '.join(f'{low} to {high}' for low, high in others)} units only, and this lab "
-            f"compares in spans of {shown[0]} to {shown[1]}: score the probe again, `salad pass score`"
-        )
-    raise SaladError(f"run {run_id}, step {step} has scored no text of clustering {clustering_id}; {told}")
-
-
-def cluster_rankings(lab, clustering_id: str, run_id: str, step: int, speech: str | None = None) -> pd.DataFrame:
-    """Clusters by divergence, as measured and with the speech's CER, duration and rate regressed out.
-
-    One row a cluster: cluster_id, terms, d, rank, d_adjusted, rank_adjusted (1 is the worst), cer, and of the
-    variance of d between syntheses text_variance, voice_variance and text_share (null where no text was spoken
-    twice). `.attrs["slopes"]`: nats per unit of cer, second of duration, character a second. A cluster that falls in
-    the second ranking was bad for its speech rather than its domain."""
-    con = _connect(lab)
-    rows = _probe(con, clustering_id, run_id, step, speech)
-    table = _divergence(con, clustering_id, run_id, step, rows, draws=0)[["cluster_id", "terms", "d"]]
-    rows["dn"] = rows.d * rows.n_positions
-    one = rows.groupby(["cluster_id", "sample_id", "synthesis_id"], as_index=False, dropna=False).agg(
-        dn=("dn", "sum"), n=("n_positions", "sum"), cer=("cer", "first"), duration_s=("duration_s", "first"),
-        rate=("rate", "first"))  # fmt: skip
-    one["d"] = one.dn / one.n
-    names = [name for name in ("cer", "duration_s", "rate") if one[name].notna().any()]
-    table["d_adjusted"], slopes = regress_out(one.d, one[names], one.cluster_id, len(table), one.n)
-    table["cer"] = one.groupby("cluster_id").cer.mean().reindex(table.cluster_id).to_numpy()
-    for name in ("d", "d_adjusted"):
-        table[name.replace("d", "rank", 1)] = table[name].rank(ascending=False, method="min").astype("Int64")
-    split = {k: text_and_voice(part.d, part.sample_id.to_numpy(str)) for k, part in one.groupby("cluster_id")}
-    for name in ("text_variance", "voice_variance", "text_share"):
-        table[name] = [split.get(k, {}).get(name, np.nan) for k in table.cluster_id]
-    table.attrs["slopes"] = dict(zip(names, map(float, slopes), strict=True))
-    return table
-
-
-def _terms_of(table: pd.DataFrame, cluster_id: int) -> list[str]:
-    terms = table.terms[int(cluster_id)]
-    return [] if terms is None else list(terms)
-
-
-def pool(lab, clustering_id: str, run_id: str, step: int, max_cer: float | None = None,
-         speech: str | None = None) -> Pool:  # fmt: skip
-    """What a strategy decides on, read from a lab: texts, estimated seconds, divergences, clusters above `max_cer`.
-
-    A text's seconds are its spoken characters · the probe's seconds per character. The teacher's NLL of texts is what
-    the pass `embed` left beside their embeddings."""
-    con = _connect(lab)
-    table = cluster_divergence(con, clustering_id, run_id, step, speech, draws=0)
-    texts = con.execute(
-        """SELECT a.sample_id, a.cluster_id, s.domain, length(coalesce(s.spoken, s.text)) AS chars, e.nll
-        FROM assignments a JOIN samples s USING (sample_id)
-        LEFT JOIN (SELECT sample_id, any_value(nll) AS nll FROM embeddings GROUP BY 1) e USING (sample_id)
-        WHERE a.clustering_id = ? ORDER BY 1""",
-        [clustering_id],
-    ).df()
-    speech_rows = speech_by_cluster(con, clustering_id, speech, (run_id, step))
-    if not speech_rows.chars.sum() > 0:
-        raise SaladError(f"no probe speech for clustering {clustering_id}: a text's seconds are estimated from it")
-    per_char = speech_rows.seconds.sum() / speech_rows.chars.sum()
-    rows = _probe(con, clustering_id, run_id, step, speech)
-    probed = set(rows.sample_id)
-    total = (rows.d * rows.n_positions).groupby(rows.sample_id).sum()
-    d = total / rows.n_positions.groupby(rows.sample_id).sum()
-    notes, opened = [], np.ones(len(table), bool)
-    if max_cer is not None:
-        if not speech_rows.cer.notna().any():
-            raise SaladError("max_cer: no recording of the probe has a CER; check them first with `salad pass check`, or leave "
-                             "max_cer out")  # fmt: skip
-        unknown = speech_rows.cluster_id[speech_rows.cer.isna()].to_numpy(int)
-        opened[unknown] = False
-        if len(unknown):
-            notes.append(f"left out because no recording of them has a CER: cluster {', '.join(map(str, unknown))}")
-        bad = left_out(speech_rows, max_cer)
-        opened[bad.cluster_id.to_numpy(int)] = False
-        if len(bad):
-            notes.append(
-                f"left out for a CER above {max_cer:g}: cluster "
-                + ", ".join(
-                    f"{row.cluster_id} ({row.cer:.2f}: {', '.join((_terms_of(table, row.cluster_id))[:3])}; "
-                    f"{100 * row.digits:.0f} % digits, {100 * row.symbols:.0f} % symbols, blame: {row.blame})"
-                    for row in bad.itertuples()
-                )
-            )
-    return Pool.of(
-        texts.sample_id.tolist(),
-        texts.cluster_id,
-        texts.chars * per_char,
-        len(table),
-        p_web_K=table.p_web,
-        d_cluster_K=table.d,
-        d_N=d.reindex(texts.sample_id),
-        domain_N=texts.domain.fillna("").to_numpy(str),
-        nll_N=texts.nll.to_numpy(float),
-        open_K=opened,
-        probed_N=texts.sample_id.isin(probed).to_numpy(bool),
-        cer_K=speech_rows.set_index("cluster_id").cer.reindex(table.cluster_id).to_numpy(float),
-        notes=notes,
-    )
+BY_DIVERGENCE = ("active", "active_rounds", "active_shrunk")  # strategies whose P_target rests on the probe alone
 
 
 @dataclass(frozen=True)
@@ -218,8 +50,9 @@ def select_told(lab, clustering_id, run_id, step, strategy="active", gamma=2.0, 
                 speech=None, parent=None, number=None) -> Drawn:  # fmt: skip
     """`select`, with what it has to say."""
     _check_numbers(gamma, budget_h, max_cer)
+    parts.trust(strategy)
     con = store.connect(lab)
-    rows = _probe(con, clustering_id, run_id, step, speech)
+    rows = probe_rows(con, clustering_id, run_id, step, speech)
     made_from = {
         "pass": "select", "clustering_id": clustering_id, "run_id": run_id, "step": step, "strategy": strategy,
         "gamma": gamma, "budget_h": budget_h, "seed": seed, "max_cer": max_cer, "speech": speech, "parent": parent,
@@ -285,8 +118,14 @@ def _publish_clusters(con, lab, name: str, info: dict, texts: Pool, made, skip, 
     rows = ranked[["cluster_id", "d_adjusted", "rank", "rank_adjusted", "text_share"]].assign(
         selection_id=name, p_web=texts.p_web_K, d_cluster=texts.d_cluster_K, p_target=made.p_target_K,
         left_out=[w or None for w in why], texts=got, seconds=np.bincount(cluster, texts.seconds_N[made.rows], k),
-        dry=(may > 0) & (got == may), cer=texts.cer_K,
+        dry=(may > 0) & (got == may), cer=texts.cer_K, d_se=texts.d_se_K,
     )  # fmt: skip
+    if info["strategy"] in BY_DIVERGENCE:
+        probe = probe_rows(con, info["clustering_id"], info["run_id"], info["step"], info["speech"])
+        rows["p_target_low"], rows["p_target_high"] = target_interval(
+            texts.p_web_K * texts.open_K, probe.d, probe.n_positions, probe.cluster_id, probe.sample_id.to_numpy(str),
+            info["gamma"], info["strategy"] == "active_shrunk",
+        )  # fmt: skip
     store.publish(lab, "selection_clusters", rows, made_from)
 
 
@@ -311,8 +150,10 @@ def _published(lab, made_from: dict) -> bool:
 
 def _publish(lab, name: str, info: dict, rows: pd.DataFrame, made_from: dict) -> None:
     rows = rows.assign(selection_id=name, draw=np.arange(len(rows)))
-    columns = ("sample_id", "cluster_id", "draw", "p_web", "p_target", "d_cluster", "estimated_s", "selection_id")
-    store.publish(lab, "selected", rows[list(columns)], made_from)
+    columns = ["sample_id", "cluster_id", "draw", "p_web", "p_target", "d_cluster", "estimated_s", "selection_id"]
+    if made_from["pass"] == "freeze":
+        rows, columns = rows.assign(own_synthesis_id=rows.synthesis_id), [*columns, "own_synthesis_id"]
+    store.publish(lab, "selected", rows[columns], made_from)
     store.publish(lab, "selections", [{"selection_id": name, **info}], made_from)
 
 
@@ -326,12 +167,24 @@ def _selection(con, selection_id: str) -> dict:
     return dict(zip(names, found, strict=True))
 
 
+def _with_speech(con, selection_id: str, rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows of a selection with `seconds` and `synthesis_id` of its own speech; estimated and null where it is not spoken."""
+    own, ways = own_speech(con, selection_id)
+    if len(ways) > 1:
+        log.warning("selection %s was spoken in %d ways; its speech is that of %s in %s, seed %d, which has the most",
+                    selection_id, len(ways), ways[0].tts, ", ".join(ways[0].voices), ways[0].seed)  # fmt: skip
+    own = own.set_index("sample_id").reindex(rows.sample_id)
+    estimated = pd.to_numeric(rows.estimated_s).fillna(0.0).to_numpy(float)
+    seconds = own.duration_s.to_numpy(float)
+    return rows.assign(seconds=np.where(np.isnan(seconds), estimated, seconds), synthesis_id=own.synthesis_id.to_numpy(object))
+
+
 def _carried(con, selection_id: str) -> tuple[pd.DataFrame, list[str]]:
-    """The kept rows of a selection in draw order with their seconds (spoken, else estimated), and its dropped ids."""
+    """The kept rows of a selection in draw order with their seconds (of its own speech, else estimated) and synthesis_id,
+    and its dropped ids."""
     _selection(con, selection_id)
-    rows = con.execute(f"""SELECT k.*, coalesce(y.duration_s, k.estimated_s, 0) AS seconds, y.synthesis_id
-        FROM kept k LEFT JOIN {_SPOKEN} y USING (sample_id) WHERE k.selection_id = ? ORDER BY draw, sample_id""",
-                       [selection_id]).df()  # fmt: skip
+    rows = con.execute("SELECT * FROM kept WHERE selection_id = ? ORDER BY draw, sample_id", [selection_id]).df()
+    rows = _with_speech(con, selection_id, rows)
     found = con.execute(
         """SELECT DISTINCT sample_id FROM current_decisions
         WHERE selection_id = ? AND verdict = 'drop' ORDER BY 1""",
@@ -356,6 +209,7 @@ def _pool_again(con, info: dict) -> Pool:
     """The pool that a selection was drawn from: the same clusters are left out."""
     if info["clustering_id"] is None or info["run_id"] is None:
         raise SaladError(f"selection {info['selection_id']} does not say what it was drawn from; select anew")
+    parts.check(info["strategy"], f"selection {info['selection_id']}")
     return pool(con, info["clustering_id"], info["run_id"], info["step"], info["max_cer"], info["speech"])
 
 
@@ -370,12 +224,12 @@ def refill(lab, selection_id: str) -> str:
     con = store.connect(lab)
     info = _selection(con, selection_id)
     before, dropped_ids = _carried(con, selection_id)
-    lost = con.execute("""SELECT l.sample_id, l.cluster_id, coalesce(y.duration_s, l.estimated_s, 0) AS seconds
-        FROM selected l LEFT JOIN """ + _SPOKEN + """ y USING (sample_id)
+    lost = con.execute("""SELECT l.sample_id, l.cluster_id, l.estimated_s FROM selected l
         WHERE l.selection_id = $1 AND l.sample_id NOT IN (SELECT sample_id FROM kept WHERE selection_id = $1)
         ORDER BY l.draw""", [selection_id]).df()  # fmt: skip
     if not len(lost):
         return selection_id
+    lost = _with_speech(con, selection_id, lost)
     made_from = {"pass": "refill", "parent": selection_id, "dropped": store.ids.digest(sorted(lost.sample_id))}
     name = store.ids.selection_id(made_from)
     if _published(lab, made_from):
@@ -439,25 +293,28 @@ def to_synthesise(lab, selection_id: str) -> list[tuple[str, str]]:
     return [(s, texts[s]) for s in rows.sample_id if s in texts]
 
 
-def _frozen_id(parent: str, sample_ids) -> str:
-    return store.ids.hash_id("l", parent, sorted(sample_ids))
+def _frozen_id(parent: str, sample_ids, synthesis_ids=()) -> str:
+    return store.ids.hash_id("l", parent, sorted(sample_ids), *([sorted(synthesis_ids)] if len(synthesis_ids) else []))
 
 
 def is_frozen(con, selection_id: str) -> bool:
-    """Whether a selection is what a launch froze: its id is then the hash of its parent and its texts."""
-    info = _selection(con, selection_id)
-    found = con.execute("SELECT sample_id FROM selected WHERE selection_id = ?", [selection_id]).fetchall()
-    return bool(info["parent_selection_id"]) and selection_id == _frozen_id(
-        info["parent_selection_id"], [s for (s,) in found]
-    )
+    """Whether a selection is what a launch froze: its id is then the hash of its parent and its texts, and of their
+    speech where that is not each text's first synthesis."""
+    parent = _selection(con, selection_id)["parent_selection_id"]
+    found = con.execute("SELECT sample_id, own_synthesis_id FROM selected WHERE selection_id = ?", [selection_id]).fetchall()
+    if not parent or not found:
+        return False
+    texts, speech = [s for s, _ in found], [y for _, y in found if y is not None]
+    return selection_id in (_frozen_id(parent, texts), _frozen_id(parent, texts, speech))
 
 
 def freeze(lab, selection_id: str, budget_h: float | None = None, publish: bool = True) -> str:
     """The child selection that a Stage II trains on: texts that are kept and spoken, in draw order, up to and with
-    the first that reaches the budget (by default the selection's own). Its id is the hash of parent and sorted
-    sample ids, so freezing the same texts again gives the same selection; a frozen one with nothing dropped since is
-    itself. One that is over 1 % short says so in a warning of the log. `publish=False` only says what its id would be.
-    SaladError where nothing is spoken."""
+    the first that reaches the budget (by default the selection's own), each with the synthesis that was made for this
+    selection (salad.selection.voicing). Its id is the hash of parent and sorted sample ids (and synthesis ids, where those
+    are not each text's first), so freezing the same texts again gives the same selection; a frozen one with nothing
+    dropped since is itself. One that is over 1 % short says so in a warning of the log. `publish=False` only says what its
+    id would be. SaladError where nothing is spoken."""
     con = store.connect(lab)
     info = _selection(con, selection_id)
     rows, dropped_ids = _carried(con, selection_id)
@@ -479,11 +336,17 @@ def freeze(lab, selection_id: str, budget_h: float | None = None, publish: bool 
                 hours,
                 budget_h,
             )
-    name = _frozen_id(selection_id, rows.sample_id)
-    child = {**info, "budget_h": budget_h, "parent_selection_id": selection_id}
-    del child["selection_id"]
-    if publish:
-        _publish(lab, name, child, rows.reset_index(), {"pass": "freeze", "parent": selection_id, "selection_id": name})
+    first = con.execute(
+        """SELECT arg_min(synthesis_id, (seed, synthesis_id)) FROM syntheses WHERE tts <> 'recorded'
+        AND sample_id IN (SELECT unnest(?)) GROUP BY sample_id""", [rows.sample_id.tolist()]
+    ).fetchall()  # fmt: skip
+    usual = {synthesis for (synthesis,) in first} == set(rows.synthesis_id)
+    name = _frozen_id(selection_id, rows.sample_id, () if usual else rows.synthesis_id)
+    made_from = {"pass": "freeze", "parent": selection_id, "selection_id": name}
+    if publish and not _published(lab, made_from):  # a run may stand on it: what it holds stays
+        child = {**info, "budget_h": budget_h, "parent_selection_id": selection_id}
+        del child["selection_id"]
+        _publish(lab, name, child, rows.reset_index(), made_from)
     return name
 
 

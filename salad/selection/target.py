@@ -88,8 +88,9 @@ def cluster_means(d_N, n_N, cluster_N, text_N, n_clusters: int, draws: int = 100
 
     `d_N` nats, `n_N` its positions, `cluster_N` cluster numbers, `text_N` any id of the text: a text's rows
     (patterns, syntheses) are resampled together. Returns [K] arrays: `n_texts`, `n_positions`, `d`, `d_low`,
-    `d_high` (percentiles; NaN under two texts, or with `draws` 0), and `d_sample_mean`, the mean of the texts' own
-    token-weighted values. A cluster without a position has NaN in all of them."""
+    `d_high` (percentiles; NaN under two texts, or with `draws` 0), `d_se` (its standard error over texts, a ratio's,
+    linearised; NaN under two texts), and `d_sample_mean`, the mean of the texts' own token-weighted values. A cluster without
+    a position has NaN in all of them."""
     d_N, n_N, cluster_N = np.asarray(d_N, float), np.asarray(n_N, float), np.asarray(cluster_N, int)
     use = np.isfinite(d_N) & (n_N > 0)
     _, first, text_N = np.unique(np.asarray(text_N)[use], return_index=True, return_inverse=True)
@@ -98,7 +99,7 @@ def cluster_means(d_N, n_N, cluster_N, text_N, n_clusters: int, draws: int = 100
     sum_T = np.bincount(text_N, (d_N * np.where(use, n_N, 0))[use], len(first))
     rng, out = (
         np.random.default_rng(seed),
-        {name: np.full(n_clusters, np.nan) for name in ("d", "d_low", "d_high", "d_sample_mean")},
+        {name: np.full(n_clusters, np.nan) for name in ("d", "d_low", "d_high", "d_se", "d_sample_mean")},
     )
     out["n_texts"] = np.bincount(cluster_T, minlength=n_clusters)
     out["n_positions"] = np.bincount(cluster_T, weight_T, n_clusters).astype(int)
@@ -108,11 +109,85 @@ def cluster_means(d_N, n_N, cluster_N, text_N, n_clusters: int, draws: int = 100
             continue
         s, w = sum_T[inside], weight_T[inside]
         out["d"][k], out["d_sample_mean"][k] = s.sum() / w.sum(), (s / w).mean()
+        if len(inside) > 1:
+            error = s - w * out["d"][k]
+            out["d_se"][k] = np.sqrt((error**2).sum() * len(inside) / (len(inside) - 1)) / w.sum()
         if len(inside) > 1 and draws:
             times = rng.multinomial(len(inside), np.full(len(inside), 1 / len(inside)), draws)
             tail = 50 * (1 - level)
             out["d_low"][k], out["d_high"][k] = np.percentile((times @ s) / (times @ w), [tail, 100 - tail])
     return out
+
+
+def shrink(d_K, se_K, n_K=None) -> np.ndarray:
+    """Each cluster's d drawn to the clusters' mean as far as a probe's error asks, [K] nats: what is raised to γ is else
+    mostly the noise of a small probe.
+
+    Empirical Bayes, normal, on x = log d, which γ multiplies: x_k = θ_k + error of variance v_k, θ_k ~ N(μ, τ²); returns
+    exp(μ + τ²/(τ² + v_k)·(x_k − μ)), τ² by the moments of DerSimonian and Laird (1986), μ weighted by 1/(τ² + v_k). The error
+    of six texts is itself hardly known, so (se/d)² is pooled: its mean over the clusters, per text, divided by the cluster's
+    `n_K` texts (without it the same for all). NaN and 0 stay what they are; without any se, or under three clusters, d
+    comes back as it is."""
+    d, se = np.array(d_K, float), np.asarray(se_K, float)
+    n = np.ones(len(d)) if n_K is None else np.maximum(np.asarray(n_K, float), 1)
+    use, told = np.isfinite(d) & (d > 0), np.isfinite(d) & (d > 0) & np.isfinite(se)
+    if use.sum() < 3 or not told.any():
+        return d
+    pooled = ((se[told] / d[told]) ** 2 * n[told]).mean()
+    x, v = np.log(d[use]), np.maximum(pooled / n[use], 1e-12)
+    w = 1 / v
+    spread = (w * (x - (w * x).sum() / w.sum()) ** 2).sum()
+    tau2 = max(0.0, (spread - (len(x) - 1)) / (w.sum() - (w**2).sum() / w.sum()))
+    w = 1 / (tau2 + v)
+    mean = (w * x).sum() / w.sum()
+    d[use] = np.exp(mean + tau2 / (tau2 + v) * (x - mean))
+    return d
+
+
+def probe_size(d: float, se: float, n_texts: int, gamma: float, within: float, level: float = 0.95) -> int:
+    """Texts that a cluster's probe needs so that P_web·d^γ is known within a factor of 1 ± `within` at `level`.
+
+    `d`, `se`, `n_texts`: of a first probe. By the delta method log d^γ has the standard error γ·se/d, which falls with the
+    root of the texts. SaladError where d is 0 or the first probe tells no error."""
+    from statistics import NormalDist
+
+    if not (d > 0 and se >= 0 and n_texts > 1 and 0 < within):
+        raise SaladError(f"a probe of {n_texts} texts with d {d:g} and error {se:g} does not say how many are needed")
+    wanted = np.log1p(within) / NormalDist().inv_cdf((1 + level) / 2)
+    return max(2, int(np.ceil(n_texts * (gamma * se / d / wanted) ** 2)))
+
+
+def target_interval(p_web_K, d_N, n_N, cluster_N, text_N, gamma: float, shrunk: bool = False, draws: int = 400,
+                    seed: int = 0, level: float = 0.95) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+    """(low [K], high [K]) of every P_target, from a bootstrap over the probe's texts within each cluster.
+
+    Arguments as of `cluster_means`; `shrunk` draws each resample's d together as `shrink` does. A cluster without a probe
+    position, or without mass, has 0 and 0."""
+    d_N, n_N, cluster_N = np.asarray(d_N, float), np.asarray(n_N, float), np.asarray(cluster_N, int)
+    use = np.isfinite(d_N) & (n_N > 0)
+    _, first, text_N = np.unique(np.asarray(text_N)[use], return_index=True, return_inverse=True)
+    cluster_T, weight_T = cluster_N[use][first], np.bincount(text_N, n_N[use], len(first))
+    sum_T, p_web = np.bincount(text_N, (d_N * n_N)[use], len(first)), np.asarray(p_web_K, float)
+    rng, d_BK, se_BK = np.random.default_rng(seed), *np.full((2, draws, len(p_web)), np.nan)
+    for k in range(len(p_web)):
+        inside = np.flatnonzero(cluster_T == k)
+        if not len(inside):
+            continue
+        s, w = sum_T[inside], weight_T[inside]
+        times = rng.multinomial(len(inside), np.full(len(inside), 1 / len(inside)), draws)
+        d_BK[:, k] = (times @ s) / (times @ w)
+        if len(inside) > 1:
+            error = (times * (s - w * d_BK[:, k, None]) ** 2).sum(1) * len(inside) / (len(inside) - 1)
+            se_BK[:, k] = np.sqrt(error) / (times @ w)
+    if shrunk:
+        n_K = np.bincount(cluster_T, minlength=len(p_web))
+        d_BK = np.stack([shrink(d, se, n_K) for d, se in zip(d_BK, se_BK, strict=True)])
+    has = np.isfinite(d_BK).all(0) & (p_web > 0)
+    out = np.zeros((2, len(p_web)))
+    p_BK = [target_distribution(p_web * has, np.where(has, d, 0.0), gamma) for d in d_BK if (d[has] > 0).any()]
+    if p_BK:
+        out[:] = np.percentile(p_BK, [50 * (1 - level), 50 * (1 + level)], axis=0)
+    return out[0], out[1]
 
 
 def regress_out(d_N, covariates_NC, cluster_N, n_clusters: int, n_N=None) -> tuple[np.ndarray, np.ndarray]:

@@ -4,11 +4,11 @@ An engine is named by a specification: `espeak`, `kokoro`, `kokoro:<folder or re
 `piper:<folder>` or the user's own `package.module:name` (see `load_tts`)."""
 
 from dataclasses import dataclass, field
-from importlib import import_module
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
+from salad import parts
 from salad.errors import SaladError
 
 SAMPLE_RATE = 16_000  # of all speech that is written; Hz
@@ -49,7 +49,9 @@ class Utterance:
 
 @runtime_checkable
 class TTS(Protocol):
-    """A text-to-speech engine. The same (spoken, voice, seed) gives the same utterance, whatever came before."""
+    """A text-to-speech engine. The same (spoken, voice, seed) gives the same utterance, whatever came before.
+
+    It may have a method `columns(spoken, voice, seed)` besides: further columns of `syntheses`, as a dict."""
 
     name: str
     voices: tuple[str, ...]
@@ -86,15 +88,14 @@ def load_tts(spec: str) -> TTS:
     if engine.startswith(("piper@", "kokoro-onnx@")):
         kind, _, content = spec.partition("@")
         raise SaladError(f"{spec} is known by its content ({content}), not by where it lies: say {kind}:<folder>")
-    module, colon, name = spec.partition(":")
-    if not colon:
+    if ":" not in spec:
         raise SaladError(
             f'unknown TTS "{spec}": say espeak, kokoro, kokoro:<folder or repository>, kokoro-onnx:<folder>, '
             "piper:<folder> or package.module:name"
         )
     try:
-        engine = getattr(import_module(module), name)()
-    except (ImportError, AttributeError) as error:
+        engine = parts.load(spec)()
+    except SaladError as error:
         raise SaladError(f'TTS "{spec}" cannot be loaded: {error}') from error
     if not isinstance(engine, TTS):
         raise SaladError(f'TTS "{spec}" lacks name, voices or speak(); see salad.speech.TTS')

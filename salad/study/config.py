@@ -1,9 +1,11 @@
 """A whole study as data: `StudyConfig`, from which everything that `salad demo` makes follows."""
 
+import math
 from typing import NamedTuple
 
 from pydantic import Field, model_validator
 
+from salad import parts
 from salad.config import Frozen, RunConfig
 from salad.errors import SaladError
 from salad.miniature.encoder import PhoneEncoderConfig
@@ -79,6 +81,7 @@ class StudyConfig(Frozen):
     def arm(self, spec: str) -> Arm:
         """What an entry of `arms` stands for; SaladError where it says nothing that an arm has."""
         strategy, _, values = spec.partition("@")
+        parts.trust(strategy)
         given = {"gamma": self.gamma, "rounds": self.rounds}
         if strategy in ("uniform", "uniform_clusters", "oracle"):
             given["gamma"] = 0.0  # plays no part
@@ -88,6 +91,8 @@ class StudyConfig(Frozen):
                 given[name] = {"gamma": float, "rounds": int}[name](value)
             except (KeyError, ValueError):
                 raise SaladError(f"arms: {spec!r}: {pair!r} is neither gamma=NUMBER nor rounds=NUMBER") from None
+        if not (math.isfinite(given["gamma"]) and given["gamma"] >= 0 and given["rounds"] > 0):
+            raise SaladError(f"arms: {spec!r}: gamma must be a number from 0 on, and rounds 1 or more")
         if strategy != "active_rounds":
             given["rounds"] = 1
         return Arm(spec, strategy, **given)

@@ -226,7 +226,8 @@ def synthesis(progress: Progress | None, lab: Lab, config: StudyConfig, spec: st
     name = recall(lab, note_name("selection", arm, number))
     jobs = jobs_of(selections.to_synthesise(lab, name), config.voices, config.seed)
     budget_s = round_of(config, arm, number).budget_h * 3600
-    seconds = speak(progress, lab, config, name, jobs, budget_s=budget_s, faults=config.speech_faults)
+    seconds = speak(progress, lab, config, name, jobs, budget_s=budget_s, faults=config.speech_faults, selection=name,
+                    voices=config.voices)  # fmt: skip
     return f"{seconds / 3600:.2f} h"
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from salad import parts
 from salad.config import RunConfig, validate
 from salad.data.loading import ahead
 from salad.models.speech_lm import SpeechLM
@@ -25,6 +26,7 @@ def train(lab: Path | str, run_id: str, progress: Progress | None = None) -> Non
     """Run or resume a run to its end. Raises SaladError, or `salad.runs.Preempted` after a checkpoint."""
     run = RunFolder.open(lab, run_id)
     config = validate(RunConfig, run.config)
+    parts.check(config.encoder.name, f"{run.path / 'config.json'}")
     if config.threads:
         torch.set_num_threads(config.threads)
     processes = Processes()

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 import store
-from salad import lookup
+from salad import lookup, parts
 from salad.config import RunConfig, validate
 from salad.data import corpora
 from salad.data.frame_source import FrameSource
@@ -47,7 +47,8 @@ def _resolved(lab: Path | str, config: RunConfig, publish: bool) -> RunConfig:
 
 def prepare(lab: Path | str, config: RunConfig, recipe: str, repetition: int = 0, dry_run: bool = False) -> RunFolder:
     """The run's folder, made or found again: the same configuration again resumes its run. Its selection is frozen, unless
-    this is a `dry_run`, whose folder the caller removes."""
+    this is a `dry_run`, whose folder the caller removes. A part of the caller's own that `config` names, they allow by that."""
+    parts.trust(config.encoder.name)
     config = _resolved(lab, config, publish=not dry_run)
     return RunFolder.create(
         lab, config.kind, recipe, config.model_dump(mode="json"), config.parent, config.selection, repetition
@@ -111,9 +112,9 @@ def prepared(model: SpeechLM, config: RunConfig, processes: Processes) -> torch.
         for part in (model.llm, model.adapter.transformer):
             part.activation_checkpointing_enable({"use_reentrant": False})
     processes.shard(model, model.dtype)
-    parts = ((model.adapter, optim.lr_adapter), (model.llm, optim.lr_llm))
+    groups = ((model.adapter, optim.lr_adapter), (model.llm, optim.lr_llm))
     return torch.optim.AdamW(
-        [{"params": [p for p in part.parameters() if p.requires_grad], "lr": lr} for part, lr in parts],
+        [{"params": [p for p in part.parameters() if p.requires_grad], "lr": lr} for part, lr in groups],
         betas=optim.betas,
         weight_decay=optim.weight_decay,
         fused=True,

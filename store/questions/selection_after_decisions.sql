@@ -6,12 +6,11 @@ CREATE OR REPLACE MACRO selection_after_decisions(of_selection) AS TABLE
 WITH verdicts AS (
     SELECT sample_id, bool_or(verdict = 'drop') AS dropped, arg_max(weight, clock) FILTER (verdict = 'reweight') AS weight
     FROM current_decisions WHERE selection_id = of_selection GROUP BY sample_id
-), heard AS (
-    SELECT sample_id, arg_min(duration_s, synthesis_id) AS duration_s FROM syntheses GROUP BY sample_id
 ), texts AS (
-    SELECT l.cluster_id, l.p_target, coalesce(h.duration_s, l.estimated_s) AS seconds,
+    SELECT l.cluster_id, l.p_target, s.seconds,
         CASE WHEN v.dropped THEN 0.0 ELSE coalesce(v.weight, 1.0) END AS weight
-    FROM selected l LEFT JOIN verdicts v ON v.sample_id = l.sample_id LEFT JOIN heard h ON h.sample_id = l.sample_id
+    FROM selected l LEFT JOIN verdicts v ON v.sample_id = l.sample_id
+    LEFT JOIN selected_speech s ON s.selection_id = l.selection_id AND s.sample_id = l.sample_id
     WHERE l.selection_id = of_selection
 ), per_cluster AS (
     SELECT cluster_id, max(p_target) AS p_target, count(*) AS n_selected, count(*) FILTER (weight > 0) AS n_kept,

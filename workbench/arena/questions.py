@@ -92,6 +92,7 @@ class Listener:
             found = con.execute(
                 "SELECT tts, voice, count(*) FROM syntheses WHERE tts <> 'recorded' GROUP BY ALL ORDER BY 3 DESC, 1, 2"
             ).fetchall()
+        self._named_by_lab = tts is None
         self.tts_name = tts or (found[0][0] if found else "espeak")
         self.voices = [voice for name, voice, _ in found if name == self.tts_name]
         self._recogniser_name = recogniser
@@ -100,9 +101,12 @@ class Listener:
 
     @property
     def tts(self):
+        from salad import parts
         from salad.speech import load_tts
 
         with self._lock:
+            if self._named_by_lab:
+                parts.check(self.tts_name, f"{self.lab}, in syntheses.tts,")
             self._tts = self._tts or load_tts(self.tts_name)
             return self._tts
 

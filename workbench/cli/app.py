@@ -65,7 +65,8 @@ def in_words(result) -> str:
 
 
 DESCRIPTION = """Adapt text LLMs to speech, and see, sample by sample, where speech understanding still falls behind
-text. Begin with `salad demo`; each command explains itself with --help."""
+text. Begin with `salad demo`; each command explains itself with --help. `--allow-parts package.module:name`, with any
+command, lets a lab's data name code that is not salad's own (also SALAD_ALLOW_PARTS)."""
 
 
 def parse(args: list[str]) -> Callable[[], int | None]:
@@ -122,11 +123,12 @@ def _one_line(box: str) -> str:
 
 def main(args: list[str] | None = None) -> None:
     """Run a command and leave: 0 done, 1 it found something, 2 a user's error in one line, 130 interrupted."""
+    from salad import parts
     from store.errors import UserError
 
     warnings.formatwarning = lambda message, *_, **__: f"salad: {' '.join(str(message).split())}\n"
     try:
-        code = parse(sys.argv[1:] if args is None else list(args))()
+        code = parse(parts.take_flags(sys.argv[1:] if args is None else list(args)))()
         sys.stdout.flush()
     except UserError as error:
         print(f"salad: {' '.join(str(error).split())}", file=sys.stderr)

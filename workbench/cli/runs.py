@@ -200,7 +200,7 @@ def select(
         clustering: by default the lab's newest.
         run: the run whose divergences steer it; by default the newest Stage I.
         step: its checkpoint; by default the last.
-        strategy: active, active_rounds, uniform, uniform_clusters, teacher_nll, sample_level, oracle, or
+        strategy: active, active_shrunk, active_rounds, uniform, uniform_clusters, teacher_nll, sample_level, oracle, or
             package.module:name.
         gamma: exponent on d_cluster; the paper's is 5.
         budget: hours of speech; of a round, with all rounds before it.
@@ -224,6 +224,7 @@ def select(
     tables.show(store.query(lab, f"""select k.cluster_id as cluster, array_to_string(terms[:4], ' ') as terms,
             round(k.p_web, 3) as p_web, round(d_cluster, 3) as d, rank, round(d_adjusted, 3) as d_adjusted,
             rank_adjusted, round(cer, 2) as cer, round(text_share, 2) as text_share, round(p_target, 3) as p_target,
+            round(p_target_low, 3) || '–' || round(p_target_high, 3) as interval,
             texts, round(seconds / 3600, 3) as hours, coalesce(left_out, if(dry, 'dry', '')) as note
         from selection_clusters k join selections using (selection_id) left join clusters c
             on c.clustering_id = selections.clustering_id and c.cluster_id = k.cluster_id

@@ -59,10 +59,8 @@ def paired(con, study: dict) -> pd.DataFrame:
 
     A domain's interval is Student's t over its items; a group's weighs domains as the report does."""
     arms = con.execute("""
-        SELECT contender, sum(coalesce(duration_s, estimated_s)) / 3600 AS hours
-        FROM contenders JOIN runs USING (run_id) LEFT JOIN selected USING (selection_id)
-        LEFT JOIN (SELECT sample_id, arg_min(duration_s, synthesis_id) AS duration_s FROM syntheses GROUP BY 1)
-            USING (sample_id)
+        SELECT contender, sum(seconds) / 3600 AS hours
+        FROM contenders JOIN runs USING (run_id) LEFT JOIN selected_speech USING (selection_id)
         WHERE kind = 'stage2' GROUP BY contender, place ORDER BY place, contender""").df()
     out = []
     for i, one in enumerate(arms.itertuples()):

@@ -53,12 +53,10 @@ def arms_of(con) -> pd.DataFrame:
     """The runs behind the table: what each trained on, for how long."""
     return con.execute("""
         SELECT c.contender, c.run_id, r.kind, l.strategy, l.gamma, r.step AS steps, r.tokens,
-            round(sum(coalesce(y.duration_s, t.estimated_s)) / 3600, 3) AS selected_h, count(t.sample_id) AS texts,
+            round(sum(t.seconds) / 3600, 3) AS selected_h, count(t.sample_id) AS texts,
             round(date_diff('second', any_value(r.started_at), any_value(r.ended_at)), 0) AS seconds
         FROM contenders AS c LEFT JOIN runs AS r USING (run_id) LEFT JOIN selections AS l USING (selection_id)
-        LEFT JOIN selected AS t USING (selection_id)
-        LEFT JOIN (SELECT sample_id, arg_min(duration_s, synthesis_id) AS duration_s FROM syntheses GROUP BY 1) AS y
-            USING (sample_id)
+        LEFT JOIN selected_speech AS t USING (selection_id)
         WHERE c.run_id IS NOT NULL GROUP BY ALL ORDER BY any_value(c.place)""").df()
 
 

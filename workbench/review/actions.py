@@ -12,11 +12,13 @@ BY_HAND = 2**31 - 1  # the seed of speech made here, so that the synthesis pass,
 
 def speak_now(lab: Path, con, sample_id: str) -> None:
     """Speak a text that has no speech yet with the lab's usual engine and voices, and keep it in the lab."""
+    from salad import parts
     from salad.passes.synthesise import jobs_of, synthesise
     from salad.speech import load_tts
 
     voices = con.execute("""SELECT tts, list(DISTINCT voice ORDER BY voice) FROM syntheses WHERE tts <> 'recorded'
         GROUP BY tts ORDER BY count(*) DESC, tts LIMIT 1""").fetchone() or ("espeak", None)
+    parts.check(voices[0], f"{lab}, in syntheses.tts,")
     tts = load_tts(voices[0])
     text = con.execute("SELECT text FROM samples WHERE sample_id = ?", [sample_id]).fetchone()[0]
     jobs = jobs_of([(sample_id, text)], tuple(voices[1] or tts.voices[:1]), BY_HAND)

@@ -24,7 +24,8 @@ scored AS (
 )
 SELECT t.selection_id, t.sample_id, t.draw, t.cluster_id, t.d_cluster, t.p_target, y.synthesis_id, y.tts, y.voice, y.cer,
     coalesce(y.duration_s, t.estimated_s) AS seconds, y.duration_s, coalesce(y.flags, []) AS flags
-FROM mine AS t LEFT JOIN spoken USING (sample_id) LEFT JOIN syntheses AS y USING (synthesis_id)
+FROM mine AS t LEFT JOIN spoken USING (sample_id)
+LEFT JOIN syntheses AS y ON y.synthesis_id = coalesce(t.own_synthesis_id, spoken.synthesis_id)
 """
 # The same with the text, its cluster's words, and its divergences under that checkpoint.
 _READ = """
