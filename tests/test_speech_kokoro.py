@@ -151,6 +151,12 @@ def test_skipped_words_truncation_and_nothing_are_flagged(tts, monkeypatch):
         text = "The xqzptw cat."
         utterance = tts.speak(text, "af_heart", 0)
         assert "skipped words" in utterance.flags and utterance.words[0].word == "The xqzptw"
+    vocab = dict(tts._model.vocab)
+    with monkeypatch.context() as other_espeak:  # one phoneme that Kokoro does not know is no word that is skipped
+        other_espeak.setattr(tts._model, "vocab", {key: value for key, value in vocab.items() if key not in "æɪ"})
+        assert tts.speak("The cat sat.", "af_heart", 0).flags == []
+        other_espeak.setattr(tts._model, "vocab", {key: value for key, value in vocab.items() if key not in "kætˈˌ"})
+        assert tts.speak("The cat ran.", "af_heart", 0).flags == ["skipped words"]
     assert "truncated" in tts.speak("Pay 777" + ",777" * 16 + " now.", "af_heart", 0).flags
     assert tts.speak("  ", "af_heart", 0).flags == ["empty"]
 
@@ -159,6 +165,10 @@ def test_what_is_missing_is_named_in_one_line(tts, folder, tmp_path, monkeypatch
     with pytest.raises(SaladError, match='no voice "af_nobody".*af_heart'):
         tts.speak("A cat.", "af_nobody", 0)
     (tmp_path / "voices").mkdir()
+    for voice in ("zf_xiaobei", "jf_alpha"):
+        (tmp_path / "voices" / f"{voice}.pt").write_bytes((folder / "voices" / "af_heart.pt").read_bytes())
+        with pytest.raises(SaladError, match="reads another language than English.*espeak or piper"):
+            Kokoro(str(tmp_path)).speak("今天", voice, 0)
     (tmp_path / "voices" / "af_heart.pt").write_bytes((folder / "voices" / "af_heart.pt").read_bytes())
     with pytest.raises(SaladError, match="config.json is not in .*hf download hexgrad/Kokoro-82M") as error:
         Kokoro(str(tmp_path)).speak("A cat.", "af_heart", 0)

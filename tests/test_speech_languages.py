@@ -19,7 +19,7 @@ def test_a_language_is_found_by_its_code_and_others_are_refused_with_the_list():
     "tts, voice, code",
     [
         ("espeak", "en-us+f2@rate=170", "en"), ("espeak", "gmw/de", "de"), ("espeak", "de+f3", "de"), ("espeak", "cmn", "zh"),
-        ("espeak", "sit/cmn", "zh"), ("espeak", "fr", "en"), ("kokoro", "af_heart", "en"), ("kokoro", "zf_xiaobei", "zh"),
+        ("espeak", "sit/cmn", "zh"), ("espeak", "fr", "en"), ("kokoro", "af_heart", "en"), ("kokoro@1a", "bm_lewis", "en"),
         ("kokoro-onnx:x", "jf_alpha", "en"), ("piper", "de_DE-thorsten-medium", "de"), ("piper", "en_US-joe-medium", "en"),
         ("recorded", "anyone", "en"), ("package.module:name", "de", "en"),
     ],

@@ -1,7 +1,7 @@
 """`salad prepare speech`: recordings with transcripts → a Lhotse Shar with FLAC, word times and licences, and the
 tables `syntheses` and `samples`.
 
-Shard by shard: decode, hear once (a CTC model: its transcript checks the text, its log-probabilities align the words),
+Shard by shard: decode, hear once (a CTC model or Whisper: its transcript checks the text, its log-probabilities align the words),
 write. What cannot be used is set aside with its reason, in lab/speech/<name>.prepared/aside.*.jsonl. A shard that is
 done is not done again; parts of the shards may go to other processes or machines.
 """
@@ -27,7 +27,7 @@ from salad.prepare.recordings import count, not_listed, recordings, refuse_nothi
 from salad.speech import SAMPLE_RATE, Utterance, shar
 from salad.speech.align import align
 from salad.speech.audio import Unusable
-from salad.speech.check import MIN_S, CTCRecogniser, check_many, is_silent
+from salad.speech.check import MIN_S, CTCRecogniser, WhisperRecogniser, check_many, is_silent
 from salad.speech.languages import language as row_of
 from salad.speech.speakability import speakability
 from salad.speech.spoken import spoken_form
@@ -56,7 +56,7 @@ class SpeechOptions:
         return "en" if self.language == "any" else row_of(self.language).code
 
 
-def prepare_speech(lab: Path | str, source: Path | str, name: str, recogniser: CTCRecogniser,
+def prepare_speech(lab: Path | str, source: Path | str, name: str, recogniser: CTCRecogniser | WhisperRecogniser,
                    options: SpeechOptions | None = None, *, part: tuple[int, int] = (0, 1), shard_size: int = SHARD,
                    progress: Callable[[int, int | None], None] | None = None) -> dict:  # fmt: skip
     """Prepare the recordings of `source` (layouts: salad.prepare.recordings) as lab/speech/<name>.
@@ -64,18 +64,18 @@ def prepare_speech(lab: Path | str, source: Path | str, name: str, recogniser: C
     Every recording is listed, and then kept or set aside with a reason: missing, unreadable, truncated, empty,
     silence, clipped, too long, no text, not aligned, text does not match, other language, listed twice (the first
     stays), bad number, unclear column, unclear, wrong number of fields, unsupported (docs/inputs.md). The rest is 16 kHz
-    FLAC with word times by CTC forced alignment under `recogniser`, its licence in the cut and in `samples`; a synthesis id is
-    the hash of text and recording, `tts` is "recorded", `voice` the speaker.
+    FLAC with word times by forced alignment under `recogniser` (Whisper: up to 30 s), its licence in the cut and in
+    `samples`; a synthesis id is the hash of text and recording, `tts` is "recorded", `voice` the speaker.
 
     `part` (k, n): only shards k, k + n, …, for a process of its own; the last to finish publishes `samples`. Returns
     the counts (also in lab/speech/<name>.json once all shards are done; before, "shards" says how many are). The
     same call takes up what was killed and repairs a damaged shard. SaladError where the source lists nothing, the
-    recogniser is no CTC model, or the name is taken."""
+    recogniser is neither a CTC nor a Whisper-type model, or the name is taken."""
     from salad.models import names
 
     lab, options = Path(lab), options or SpeechOptions()
-    if not isinstance(recogniser, CTCRecogniser):
-        raise SaladError(f"{recogniser.name} is no CTC model: word times need one (a wav2vec 2.0 for instance)")
+    if not isinstance(recogniser, CTCRecogniser | WhisperRecogniser):
+        raise SaladError(f"{recogniser.name} gives no word times: take a CTC model (a wav2vec 2.0) or a Whisper")
     check_name(name)
     refuse_nothing(source, options.layout, options.language)
     _ = options.spoken_as  # refused before anything is written
@@ -232,7 +232,7 @@ def _kept(listed, name, recogniser, options, asr: str) -> tuple[list[shar.Speech
             heard.append((one, _sound(one, options)))
         except Unusable as error:
             aside.append(_aside(one, error))
-    told = recogniser.hear([samples for _, samples in heard])
+    told = recogniser.hear([samples for _, samples in heard], [options.spoken_as] * len(heard))
     code = options.spoken_as
     spoken = [spoken_form(one.text, code).spoken for one, _ in heard]
     checks = check_many([samples for _, samples in heard], [one.text for one, _ in heard], recogniser, spoken=spoken,

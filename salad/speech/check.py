@@ -307,8 +307,9 @@ class CTCRecogniser(_Batched):
             frames = [round(len(s) / self.hop) for s in samples]
         return [row[: max(int(n), 1)].numpy() for row, n in zip(logits, frames, strict=True)]
 
-    def hear(self, samples: list[np.ndarray]) -> list[tuple[str, np.ndarray]]:
-        """(transcript, log-probabilities float32 [frames, vocabulary]) of each: both from one run of the model."""
+    def hear(self, samples: list[np.ndarray], languages: list[str] | None = None) -> list[tuple[str, np.ndarray]]:
+        """(transcript, log-probabilities float32 [frames, vocabulary]) of each: both from one run of the model, which
+        hears whatever language it has learnt."""
         return [(self._decode(row), row) for row in self._batched(samples, self.log_probs, None)]
 
     def _decode(self, log_probs_TV: np.ndarray) -> str:

@@ -14,6 +14,7 @@ import numpy as np
 
 from salad.errors import SaladError
 from salad.speech import SAMPLE_RATE, Utterance, Word
+from salad.speech.languages import language
 from salad.speech.shar import to_rate
 from salad.speech.words import pieces, runs, words_of
 
@@ -31,9 +32,10 @@ _BRACKETS = str.maketrans("[]", "()")  # Kokoro reads [x](…) as an override of
 class Kokoro:
     """`source`: a repository or a local folder. A speed is drawn for each utterance from 1 ± `jitter` by its seed.
 
-    Flags of an utterance: "truncated" (a piece had over 510 phonemes: its end was not spoken), "skipped words" (out
-    of vocabulary, not spoken), "empty". Output is resampled to 16 kHz. Word times are those of Kokoro's tokens plus
-    the offset of their piece. Raises SaladError, in one line, where weights or spaCy's model are missing."""
+    Flags of an utterance: "truncated" (a piece had over 510 phonemes: its end was not spoken), "skipped words" (a word
+    of which Kokoro has no phoneme; one phoneme that is unknown, as espeak's data differ, is no word), "empty". Output is
+    resampled to 16 kHz. Word times are those of Kokoro's tokens plus the offset of their piece. Raises SaladError, in one line,
+    where weights or spaCy's model are missing."""
 
     name = "kokoro"
 
@@ -75,25 +77,33 @@ class Kokoro:
 
     def _pipeline(self, voice: str):
         """Kokoro's pipeline for the voice's English: a… American, b… British."""
-        language = "b" if voice.startswith("b") else "a"
-        if language not in self._pipelines:
+        accent = "b" if voice.startswith("b") else "a"
+        if accent not in self._pipelines:
             model = self._model
             from kokoro import KPipeline
 
             try:
-                pipeline = KPipeline(language, repo_id="hexgrad/Kokoro-82M", model=model)
+                pipeline = KPipeline(accent, repo_id="hexgrad/Kokoro-82M", model=model)
             except (SystemExit, OSError, ImportError) as error:  # spaCy's download ends the process when it fails
                 raise SaladError(
                     "Kokoro's English needs spaCy's model, which cannot be downloaded now: "
                     "`python -m spacy download en_core_web_sm` where there is a network"
                 ) from error
-            self._pipelines[language] = pipeline
-        return self._pipelines[language]
+            if getattr(pipeline.g2p, "fallback", None) is None:  # Kokoro only logs it, and then leaves out what it has not
+                raise SaladError(
+                    "Kokoro needs espeak for the words that it does not know, and cannot load it: reinstall espeakng-loader "
+                    "and phonemizer-fork (beside another phonemizer it does not work)"
+                )
+            self._pipelines[accent] = pipeline
+        return self._pipelines[accent]
 
     def _style(self, voice: str):
         if voice not in self._styles:
             if voice not in self.voices:
                 raise SaladError(f'Kokoro has no voice "{voice}" in {self.source}; it has {", ".join(self.voices)}')
+            if voice[:1] not in language("en").kokoro:
+                raise SaladError(f'Kokoro\'s voice "{voice}" reads another language than English, for which word times are not '
+                                 f"told: English voices begin with a or b; speak other languages with espeak or piper:<folder>")
             import torch
 
             self._styles[voice] = torch.load(self._file(f"voices/{voice}.pt"), weights_only=True)
@@ -127,15 +137,13 @@ class Kokoro:
         wanted = KPipeline.tokens_to_ps(result.tokens)
         if len(result.phonemes) < len(wanted):
             flags.add("truncated")
-        if any(phoneme not in self._model.vocab for phoneme in result.phonemes):
-            flags.add("skipped words")
         for token in result.tokens:
             found = text.find(token.text, cursor, end)
             if found < 0:
                 continue
             cursor = found + len(token.text)
             spoken = any(c.isalnum() for c in token.text)
-            if spoken and not token.phonemes:
+            if spoken and not any(phoneme in self._model.vocab for phoneme in token.phonemes or ""):
                 flags.add("skipped words")
             elif spoken and token.start_ts is not None and token.end_ts is not None:
                 tokens.append((found, offset_s + token.start_ts, offset_s + token.end_ts))

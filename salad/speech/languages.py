@@ -2,7 +2,7 @@
 
     language("de").espeak        # "de"
     language("sw")               # SaladError that lists the languages that work
-    of_voice("kokoro", "zf_xiaobei")   # "zh": the language in which an engine's voice reads
+    of_voice("espeak", "gmw/de+f2")   # "de": the language in which an engine's voice reads
 
 A further language is a row here, a module of reading rules (`salad.speech.german` is the shortest example), and a test.
 """
@@ -44,7 +44,7 @@ LANGUAGES = {
         Language("en", "English", "en", r"A-Za-z\u00aa-\u024f", 15.0, True, "en-us", "ab", "en"),
         Language("de", "German", "de", r"A-Za-z\u00aa-\u024f", 15.0, True, "de", "", "de"),
         Language("zh", "Chinese", "zh", r"\u3005-\u3007\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff",
-                 4.5, False, "cmn", "z", ""),
+                 4.5, False, "cmn", "", ""),
     )
 }  # fmt: skip
 _ESPEAK = {"cmn": "zh", "zh": "zh"}  # espeak's codes that are not ISO 639-1
@@ -61,7 +61,7 @@ def language(code: str) -> Language:
 
 def of_voice(tts: str, voice: str) -> str:
     """The code of the language in which a voice reads, from an engine's name and the voice's: espeak "de+f2" and
-    "gmw/de" → "de", kokoro "zf_xiaobei" → "zh", piper "de_DE-thorsten-medium" → "de". What names none that works reads
+    "gmw/de" → "de", piper "de_DE-thorsten-medium" → "de". What names none that works reads
     English: voices of one's own, recordings, Kokoro's other voices given English phonemes."""
     engine = tts.partition(":")[0].partition("@")[0]
     code = ""

@@ -56,7 +56,7 @@ def prepare(
         tokenizer: text: a folder or repository whose tokens are counted into samples.n_tokens.
         workers: text: processes.
         layout: speech: how the folder is laid out.
-        recogniser: speech: the CTC model that aligns and checks; by default the lab's own.
+        recogniser: speech: the CTC model or Whisper that aligns and checks; by default the lab's own.
         max_cer: speech: character error rate above which the text does not match.
         domain: speech: of recordings that name none.
         device: speech: where the recogniser runs.
