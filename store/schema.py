@@ -313,6 +313,7 @@ UNITS = (
             Column("asr", TEXT, "of a cascade: the recogniser, a folder with a hash of its files", since=3),
             Column("seed", BIG, "of modality deaf: drew whose recording is heard", since=3),
             Column("finish_reason", TEXT, "how an endpoint's answer ended, as it says", since=3),
+            Column("at", TIME, "when it was answered; of an item that was edited since, older answers count no more", since=4),
         ),
         folder="contender",
         sort=("contender", "run_id", "step", "task", "modality", "voice", "item_id"),

@@ -47,6 +47,12 @@ def test_a_run_is_evaluated_compared_and_told(place, capsys):
     ]  # fmt: skip
 
 
+def test_the_floor_for_hearing_is_told_beside_accuracy(place, capsys):
+    folder, run_id = place
+    code, out, _ = salad(capsys, "evaluate", "--lab", folder, "--run", run_id, "--modality", "text,speech,deaf,silent")
+    assert code == 0 and "questions, heard share: " in out and "speech − deaf" in out and "deaf − text" in out
+
+
 def test_questions_are_answered_and_predictions_imported(place, capsys, tmp_path):
     folder, run_id = place
     (tmp_path / "asked.txt").write_text("What does the otter eat?\n")

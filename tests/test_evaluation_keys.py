@@ -1,6 +1,7 @@
 """What an evaluation is known by: answers whose number depends on something else are other answers, and stand in no
 figure together."""
 
+import json
 import shutil
 
 import numpy as np
@@ -14,13 +15,14 @@ from tiny import config, lab
 import store
 from salad import SaladError, analysis
 from salad.config import LLMConfig
-from salad.evaluation import spoken, statistics
+from salad.evaluation import predictions, spoken, statistics
 from salad.evaluation.contenders import Ours
 from salad.evaluation.run import evaluate
 from salad.models.speech_lm import SpeechLM
 from salad.runs import RunFolder
 from salad.speech.espeak import Espeak
 from store.ids import hash_id
+from workbench import reports
 
 NAMES = ("otter", "whale", "violin", "pear", "plum", "bread")
 ITEMS = [
@@ -191,7 +193,16 @@ def test_an_item_that_was_changed_is_asked_again(place):
     changed[2]["choices"] = ["Fish.", "A boat.", "Paris."]
     changed[3]["answer"] = 1
     write(place, "keys", changed)
+    other = Ours(ours.model, "other", "r000000000002", 5)
+    evaluate(place, other, ["keys"], ("text",), limit=3)  # it knows the edited item 2, not the edited item 3
+    side = ("stage1", "r000000000001", 5)
+    (row,) = statistics.comparisons(place, side, ("other", "r000000000002", 5))
+    assert row["n"] == 2  # an answer to what is no longer asked is compared with none
     assert counted(place, ours, ["keys"], ("text",)) == 2
+    (row,) = statistics.summary(place, *side)
+    last = dict(store.connect(place).execute(
+        "select item_id, correct_norm from evaluations where contender = 'stage1' order by \"at\"").fetchall())  # fmt: skip
+    assert row["items"] == 6 and row["accuracy"] == pytest.approx(sum(last.values()) / 6)
 
 
 def test_rows_of_before_there_were_fingerprints_are_recognised_where_they_mean_the_same(place, monkeypatch):
@@ -262,3 +273,72 @@ def test_the_heard_share_is_that_of_the_textbook_and_says_where_it_holds_nothing
     hopeless = statistics.heard_share(side(0.5), side(0.5), side(0.5))
     assert hopeless.share is None and "cannot show hearing" in hopeless.verdict
     assert statistics.heard_share(text, text, {"x": 1.0}) is None
+
+
+def test_predictions_brought_in_are_not_the_answers_of_an_endpoint_of_their_name(place):
+    told = [{"contender": "talker", "task": "keys", "item": item["item_id"], "modality": "text", "text": "A"} for item in ITEMS]
+    (place / "told.jsonl").write_text("".join(json.dumps(row) + "\n" for row in told))
+    predictions.import_predictions(place, place / "told.jsonl")
+
+    class Talker:
+        name, run_id, step, modalities, sample_rate, scores, fingerprint = "talker", None, None, ("text",), 16_000, False, "f0"
+
+        def choose(self, prompts, choices, progress=None):
+            return ["B"] * len(prompts)
+
+    assert counted(place, Talker(), ["keys"], ("text",)) == 6 and counted(place, Talker(), ["keys"], ("text",)) == 0
+    with pytest.raises(SaladError, match="several contenders called talker"):
+        statistics.summary(place, "talker", None, None)
+    (row,) = statistics.summary(place, "talker", "f0", None)
+    assert row["items"] == 6 and row["accuracy"] == pytest.approx(2 / 6)
+
+
+def published(place, contender, accuracies, run_id="r000000000001", items=400, seed=0, **columns):
+    """Rows of a contender that is right in so many of the items of a modality."""
+    rng = np.random.default_rng(seed)
+    for modality, share in accuracies.items():
+        right = rng.random(items) < share
+        store.publish(place, "evaluations", [
+            {"eval_id": hash_id("e", contender, run_id, modality, n, columns), "run_id": run_id, "step": 5,
+             "contender": contender, "task": "keys", "domain": "keys", "modality": modality,
+             "voice": None if modality == "text" else "v",
+             "tts": None if modality == "text" else "espeak", "item_id": str(n), "correct": bool(r), "correct_norm": bool(r),
+             "prediction": "x", "answer": "x", "parsed": True} | columns
+            for n, r in enumerate(right)
+        ], {"made": [contender, run_id, modality, columns]})  # fmt: skip
+
+
+def test_reports_and_notebooks_show_the_heard_share_beside_the_gap_and_say_where_it_holds_0(tmp_path):
+    place = tmp_path / "lab"
+    place.mkdir()
+    published(place, "teacher", {"text": 0.9}, "r00000000000a")
+    published(place, "hears", {"text": 0.85, "speech": 0.75, "deaf": 0.5})
+    published(place, "deafened", {"text": 0.85, "speech": 0.5, "deaf": 0.5}, "r000000000002", seed=1)
+    published(place, "easy", {"text": 0.5, "speech": 0.5, "deaf": 0.5}, "r000000000003", seed=2)
+    made = reports.report(place)
+    shown = reports.shown(made.rows).set_index("contender")["heard share"]
+    assert shown["teacher"] == "–" and "holds 0" not in shown["hears"] and shown["hears"].count(" to ") == 1
+    assert shown["deafened"].endswith(", holds 0") and shown["easy"] == "text no better than deaf"
+    for told in ("heard share", shown["hears"], "nothing shows that the contender hears"):
+        assert told in made.markdown
+    told = {row["modality"]: row for row in statistics.summary(place, "hears", "r000000000001", 5)}
+    first = made.rows[(made.rows.contender == "hears")].iloc[0]
+    assert (first.heard, first.heard_low, first.heard_high) == pytest.approx(
+        tuple(told["speech"][name] for name in ("heard_share", "heard_low", "heard_high")))  # fmt: skip
+
+
+def test_two_recognisers_and_two_synthesisers_are_not_averaged_in_a_report(tmp_path):
+    place = tmp_path / "lab"
+    place.mkdir()
+    published(place, "teacher", {"text": 1.0}, "r00000000000a", items=50)
+    published(place, "one", {"text": 1.0, "speech": 1.0}, items=50)
+    published(place, "one", {"speech": 0.0}, items=40, tts="other")
+    published(place, "one", {"cascade": 1.0}, items=50, asr="good")
+    published(place, "one", {"cascade": 0.0}, items=40, asr="bad")
+    (row,) = [row for row in reports.report(place).rows.to_dict("records") if row["contender"] == "one"]
+    assert (row["speech"], row["cascade"], row["gap"]) == (1.0, 1.0, 0.0)
+    told = statistics.summary(place, "one", "r000000000001", 5)
+    assert [(row["modality"], row["tts"], row["asr"], row["accuracy"]) for row in told] == [
+        ("cascade", "espeak", "bad", 0.0), ("cascade", "espeak", "good", 1.0), ("speech", "espeak", None, 1.0),
+        ("speech", "other", None, 0.0), ("text", None, None, 1.0),
+    ]  # fmt: skip

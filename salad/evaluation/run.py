@@ -1,5 +1,6 @@
 """Evaluate a contender on tasks, as text, as speech and through a cascade, item by item into the store."""
 
+import datetime
 import functools
 import json
 import time
@@ -92,15 +93,17 @@ class Job:
 
     def missing(self, con) -> list[int]:
         """The items that have no row yet; in voice `recorded`, of those that someone has spoken."""
-        known = {
-            row[0]
-            for row in con.execute(
-                "select eval_id from evaluations where contender = ? and task = ? and modality = ?",
-                [self.contender.name, self.task.spec.text, self.modality],
-            ).fetchall()
-        }
-        legacy = self._owns_unmarked_rows(con) if known else False
-        return [i for i in self.askable() if not known & {self.eval_id(i), *([self._legacy_id(i)] if legacy else ())}]
+        who = self.contender
+        found = con.execute(
+            """select eval_id, fingerprint is null and (run_id is not null or contender = 'teacher' or compute_s is not null)
+               from evaluations where contender = ? and task = ? and modality = ?""",  # computed: not brought in from a file
+            [who.name, self.task.spec.text, self.modality],
+        ).fetchall()  # fmt: skip
+        known = {eval_id for eval_id, _ in found}
+        unmarked = {eval_id for eval_id, old in found if old or fingerprint(who) is None}
+        unmarked = unmarked if unmarked and self._owns_unmarked_rows(con) else set()
+        return [i for i in self.askable() if self.eval_id(i) not in known
+                and (not unmarked or self._legacy_id(i) not in unmarked)]  # fmt: skip
 
     def askable(self) -> list[int]:
         """The items whose speech there is."""
@@ -170,7 +173,7 @@ class Job:
             prompts = [model.prompt(task.requests[index][0]) for index in part]
             answers = who.choose(prompts, [list(task.items[index].choices) for index in part], progress)
             reasons = [getattr(answer, "finish_reason", None) for answer in answers]
-        seconds = (time.perf_counter() - started) / len(part)
+        seconds, at = (time.perf_counter() - started) / len(part), datetime.datetime.now(datetime.UTC)
         rows = []
         for index, answer, reason in zip(part, answers, reasons, strict=True):
             item, texts = task.items[index], task.spoken_in(index) if self.sound is not None else []
@@ -184,7 +187,8 @@ class Job:
                 "syntheses": [row["synthesis_id"] for row in heard] if texts else None,
                 "asr": self.asr(index) if texts else None, "seed": self.seed if self.modality == "deaf" else None,
                 "speech_s": sum(row["duration_s"] for row in heard) if texts and self.modality != "cascade" else None,
-                "compute_s": seconds, "finish_reason": reason, **judged(task, index, answer, who.scores),
+                "compute_s": seconds, "finish_reason": reason, "at": at,
+                **judged(task, index, answer, who.scores),
             })  # fmt: skip
         return rows
 

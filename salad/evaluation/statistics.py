@@ -14,7 +14,8 @@ from salad.errors import SaladError
 
 Side = tuple[str, str | None, int | None]  # contender, its run or where it has none its fingerprint, step
 
-# Rows of before there were fingerprints and synthesisers take what they can only mean.
+# Rows of before there were fingerprints and synthesisers take what they can only mean. Answers to what an item asked before
+# it was edited, and of a run's checkpoint before it was trained anew, are left out.
 _ANSWERED = """
     create or replace temp view answered as
     with marked as (
@@ -24,11 +25,23 @@ _ANSWERED = """
     engines as (
         select coalesce(voice, tts) as voice, any_value(tts) as only_one from syntheses group by all
         having count(distinct tts) = 1
+    ),
+    asked as (
+        select task, item_id, arg_max(content, coalesce("at", 'epoch'::timestamptz)) as content from evaluations
+        where content is not null group by all
+    ),
+    trained as (
+        select run_id, step, contender, arg_max(fingerprint, coalesce("at", 'epoch'::timestamptz)) as fingerprint from evaluations
+        where run_id is not null and fingerprint is not null group by all
     )
     select e.* exclude (tts),
-        coalesce(e.run_id, e.fingerprint, case when {one_llm} or e.contender <> 'teacher' then m.only_one end) as who,
+        coalesce(e.run_id, e.fingerprint, case when if(e.contender = 'teacher', {one_llm}, e.compute_s is not null)
+            then m.only_one end) as who,
         case when e.modality = 'text' then null else coalesce(e.tts, s.only_one) end as tts
     from evaluations e left join marked m using (contender) left join engines s using (voice)
+        left join asked a using (task, item_id) left join trained t using (run_id, step, contender)
+    where (e.content is null or e.content = a.content)
+        and (e.fingerprint is null or e.fingerprint = coalesce(t.fingerprint, e.fingerprint))
 """
 
 
@@ -99,7 +112,7 @@ def identity(con, contender: str, who: str | None, step: int | None) -> Side:
         "select distinct who from answered where contender = ? and run_id is null order by all", [contender]
     ).fetchall()
     if len(found) > 1:
-        known = ", ".join(f"{contender}@{name}" for (name,) in found if name)
+        known = ", ".join(f"{contender}@{name}" if name else f"{contender} (brought in)" for (name,) in found)
         raise SaladError(f"the lab has several contenders called {contender}: {known}")
     return contender, found[0][0] if found else None, step
 
