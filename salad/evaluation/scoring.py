@@ -230,13 +230,13 @@ class _Scorer:
             hidden = before_head(self.source.llm, hidden)
         lengths = torch.tensor([len(some) for some in flat], device=device)
         real = torch.arange(width, device=device) < lengths[:, None]
-        wanted, row, hidden = ids[real], real.nonzero()[:, 0], hidden[real]
-        sums, missed = (torch.zeros(len(flat), device=device) for _ in range(2))
+        wanted, row, hidden = ids[real], real.nonzero()[:, 0].cpu(), hidden[real]
+        sums, missed = torch.zeros(len(flat), dtype=torch.float64), torch.zeros(len(flat))  # 300 nats have steps of 3e-5
         step = max(1, LOGITS_AT_ONCE // self.source.head.shape[0])
         for at in range(0, len(hidden), step):
             logits, some, of = output.logits(hidden[at : at + step]).float(), wanted[at : at + step], row[at : at + step]
-            sums.index_add_(0, of, logits.log_softmax(-1).gather(1, some[:, None])[:, 0])
-            missed.index_add_(0, of, (logits.argmax(-1) != some).float())
+            sums.index_add_(0, of, logits.log_softmax(-1).gather(1, some[:, None])[:, 0].cpu().double())
+            missed.index_add_(0, of, (logits.argmax(-1) != some).float().cpu())
         pairs = list(zip(sums.tolist(), (missed == 0).tolist(), strict=True))
         ends = np.cumsum([0, *counts])
         return [pairs[a:b] for a, b in zip(ends, ends[1:], strict=False)]
