@@ -32,7 +32,7 @@ class Frozen(BaseModel):
     @model_serializer(mode="wrap")
     def _leave_out_later_defaults(self, handler: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict:
         data = handler(self)
-        if info.mode == "json":
+        if info.mode == "json" and isinstance(self, BaseModel):  # not a dict that `model_copy` put in its place
             for name, field in type(self).model_fields.items():
                 if field.json_schema_extra == LATER and getattr(self, name) == field.get_default(call_default_factory=True):
                     data.pop(name, None)
@@ -115,7 +115,7 @@ class SequenceConfig(Frozen):
     )
     system: str | None = Field(None, description="chat: the system prompt; without one, what the template itself puts")
     template: dict[str, bool | int | float | str | None] = Field(
-        {}, description='chat: arguments of the tokenizer\'s template, as {"enable_thinking": false}'
+        {}, json_schema_extra=LATER, description='chat: arguments of the tokenizer\'s template, as {"enable_thinking": false}'
     )
     span_units: tuple[int, int] = Field((1, 6), description="shortest and longest span, in units, uniform")
     span_weights: tuple[float, ...] = Field(
