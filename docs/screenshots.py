@@ -37,6 +37,7 @@ def arena(lab: Path, folder: Path) -> None:
     from playwright.sync_api import sync_playwright
 
     from workbench import arena as app
+    from workbench.arena.service import SIDES
 
     with tempfile.TemporaryDirectory() as place:
         copy = Path(shutil.copytree(lab, Path(place) / "lab"))
@@ -44,9 +45,9 @@ def arena(lab: Path, folder: Path) -> None:
         study, pool = made.service, [f"{name}/{how}" for name, how in (
             ("teacher", "text"), ("stage2_active", "speech"), ("stage2_uniform", "speech"))]  # fmt: skip
         for seed in range(60):
-            vote = app.blind_comparison(study, pool, seed)
+            vote = study.blind(pool)
             vote.heard, right = True, vote.question.item.choices[vote.question.item.answer]
-            left, other = (vote.answers[side].text.strip() == right for side in app.SIDES)
+            left, other = (vote.answers[side].text.strip() == right for side in SIDES)
             choice = ("left" if left else "right") if left != other else "tie" if left else "both_bad"
             if random.Random(seed).random() < 0.1:
                 choice = "tie"

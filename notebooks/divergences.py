@@ -9,6 +9,7 @@ with app.setup:
     import store
     from workbench import charts, divergences, panels
     from workbench.listening import Reading
+    from workbench.markup import markdown
 
 
 @app.cell
@@ -106,7 +107,7 @@ def _(a_ui, b_ui, compared_ui, con, corpus, measure, order_ui, page_ui, scored, 
 @app.cell(hide_code=True)
 def _(chosen, con):
     readings = [Reading(con, checkpoint, []) for checkpoint in chosen]
-    players = [mo.vstack([mo.md(f"**{reading.checkpoint.label}**"), mo.ui.anywidget(reading)]) for reading in readings]
+    players = [mo.vstack([mo.md(markdown("**{}**", reading.checkpoint.label)), mo.ui.anywidget(reading)]) for reading in readings]
     return players, readings
 
 

@@ -8,6 +8,7 @@ with app.setup:
 
     import store
     from workbench import panels, reports
+    from workbench.markup import markdown
 
 
 @app.cell
@@ -23,7 +24,8 @@ def _(lab):
     mo.stop(advice is not None, mo.callout(mo.md(advice or ""), kind="warn"))
     newest = reports.checkpoints(con)
     contenders_ui = mo.ui.multiselect(newest.contender.tolist(), value=newest.contender.tolist(), label="contenders")
-    mo.vstack([mo.md(f"## What came out?\n`{lab}`. {reports.EXPLAIN}"), contenders_ui, panels.state(con, lab)])
+    mo.vstack([mo.md(markdown("## What came out?\n<code>{}</code>. ", lab) + reports.EXPLAIN), contenders_ui,
+               panels.state(con, lab)])
     return advice, con, contenders_ui, newest
 
 

@@ -38,7 +38,7 @@ def _(drawn, lab):
     mo.vstack([
         mo.md("## What should be synthesised?\nWhere the speech model disagrees with its text teacher, what was drawn "
               "for it, and what you let through. Every decision is an event in the lab, and can be undone."),
-        mo.hstack([selection_ui, reviewer_ui, mo.md(f"`{lab}`")], justify="start", gap=2),
+        mo.hstack([selection_ui, reviewer_ui, panels.lab_name(lab)], justify="start", gap=2),
         panels.state(con, lab),
     ])
     return con, reviewer_ui, selection_ui
@@ -50,7 +50,8 @@ def _(con, lab, reviewer_ui, selection_ui):
     judge = review.Review(lab, selection, reviewer_ui.value or review.reviewer_name())
     mo.stop(*panels.unready(con, selection))
     gamma_ui = mo.ui.slider(0, 6, 0.25, value=panels.own_gamma(con, selection), label="γ", show_value=True, full_width=True)
-    return gamma_ui, judge, selection
+    shown_ui = panels.cluster_filter(con, selection)
+    return gamma_ui, judge, selection, shown_ui
 
 
 @app.cell(hide_code=True)
@@ -62,8 +63,8 @@ def _(con, said, selection):
 
 
 @app.cell(hide_code=True)
-def _(con, selection):
-    cluster_chart = mo.ui.altair_chart(charts.clusters(con, selection))
+def _(con, selection, shown_ui):
+    cluster_chart = mo.ui.altair_chart(charts.clusters(con, selection, **shown_ui.value))
     cluster_view = mo.vstack([cluster_chart])  # a name of its own: what shows the figure is not drawn anew at a click
     cer_ui = mo.ui.slider(0.02, 0.6, 0.02, review.usual_cer(con, selection), label="CER above", show_value=True, debounce=True)
     d_ui = mo.ui.number(0, 100, 0.1, value=round(review.median_d(con, selection), 1), label="D above (at first the median)")
@@ -71,15 +72,14 @@ def _(con, selection):
 
 
 @app.cell(hide_code=True)
-def _(cluster_view, con, gamma_ui, said, selection):
+def _(cluster_view, con, gamma_ui, said, selection, shown_ui):
     said()
-    panels.row(
-        mo.vstack([mo.md("### Clusters\nLeft: where speech disagrees with the text teacher. Right: what the web has, what is "
-                         "intended, drawn, kept. Click a row to read its texts; shift adds one, a double click takes all."),
-                   panels.scrolled(cluster_view, charts.masses(con, selection, gamma_ui.value))]),
-        mo.vstack([mo.md("### γ, live\nP_target ∝ P_web · d_clusterᵞ. Bars: hours at this γ. Green: kept now."),
-                   gamma_ui, panels.gamma_facts(con, selection, gamma_ui.value),
-                   charts.hours(con, selection, gamma_ui.value)]))
+    _gamma, _shown = gamma_ui.value, shown_ui.value
+    panels.main_and_side(
+        panels.clusters(shown_ui, cluster_view, charts.masses(con, selection, _gamma, **_shown)),
+        mo.vstack([mo.md("### γ, live\nP_target ∝ P_web · d_clusterᵞ. Bars: hours at this γ. Green: kept now."), gamma_ui,
+                   panels.gamma_facts(con, selection, _gamma),
+                   panels.scrolled(charts.hours(con, selection, _gamma, **_shown), height=480)]))
     return
 
 

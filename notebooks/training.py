@@ -9,6 +9,7 @@ with app.setup:
     import store
     from salad import recipes
     from workbench import charts, control, panels, review
+    from workbench.markup import markdown, plain, preformatted
 
 
 @app.cell
@@ -37,7 +38,8 @@ def _(lab):
     gpus_ui = mo.ui.text("", label="GPUs", placeholder="2 or H200:8")
     hours_ui = mo.ui.number(0, 10_000, value=0, label="at most hours (0: no limit)", debounce=True)
     budget_ui = mo.ui.number(0, 1_000_000, value=0, label="at most money (0: no limit)", debounce=True)
-    mo.vstack([mo.md(f"## Run it\nStart, watch, stop and take up runs of `{lab}`. A run goes on when this closes."),
+    mo.vstack([mo.md(markdown("## Run it\nStart, watch, stop and take up runs of <code>{}</code>. ", lab)
+                     + "A run goes on when this closes."),
                mo.callout(mo.md(advice), kind="warn") if advice else mo.md(""), panels.state(con, lab)])
     return advice, budget_ui, con, gpus_ui, hours_ui, on_ui, recipe_ui
 
@@ -95,7 +97,7 @@ def _(con, lab, names, names_ui, picked, runs):
         names_ui if names else mo.md("Nothing is logged by the chosen runs yet."),
         panels.row(*(charts.curves(con, name, picked) for name in names_ui.value)),
         mo.md(control.unscored(con, lab, picked)),
-        *(mo.accordion({f"log of {run_id}": mo.plain_text(control.log(lab, run_id))}) for run_id in picked[:3]),
+        *(mo.accordion({markdown("log of {}", run_id): mo.plain_text(control.log(lab, run_id))}) for run_id in picked[:3]),
         panels.differences(control.differences(con, picked))])
     return
 
@@ -122,14 +124,14 @@ def _(budget_ui, changed, form_ui, gpus_ui, hours_ui, lab, on_ui, recipe_ui, say
 
     def _start(dry_run):
         if wrong:
-            return f"Not done: {wrong}"
+            return markdown("Not done: {}", wrong)
         return control.start(lab, recipe_ui.value, changed, on_ui.value, gpus_ui.value, dry_run, **_limits)
 
     mo.vstack([
         mo.md("### Start one\nEvery value of the configuration, as the recipe has it; what you change is an override."),
         mo.hstack([recipe_ui, on_ui, gpus_ui, hours_ui, budget_ui], justify="start", gap=1, wrap=True),
         control.form_laid_out(form_ui),
-        mo.callout(mo.md(wrong), kind="danger") if wrong else mo.md(f"```\n{command}\n```"),
+        mo.callout(mo.md(plain(wrong)), kind="danger") if wrong else mo.md(preformatted(command)),
         mo.hstack([control.button("say what it would cost and do", lambda: _start(True), say),
                    control.button("launch", lambda: _start(False), say, "success")], justify="start", gap=1),
         mo.md(told()[1])])

@@ -7,6 +7,7 @@ import json
 import os
 import pickle
 import re
+import secrets
 import select
 import struct
 import subprocess
@@ -116,7 +117,8 @@ def lock(con: duckdb.DuckDBPyConnection, lab, memory: str = "2GB") -> None:
     """Shut a connection in: the lab's files only, no extensions, no settings. The order matters."""
     folder = str(lab).replace("'", "''")
     escaped = re.sub(r"[*?\[]", lambda found: f"[{found[0]}]", folder)  # as the views name it, see catalogue.file_list
-    temporary = os.path.join(tempfile.gettempdir(), f"store-{os.getpid()}").replace("'", "''")
+    # made by DuckDB when a query has no memory left; a name that nobody can foresee, so that nobody has put a link there
+    temporary = os.path.join(tempfile.gettempdir(), f"store-{os.getpid()}-{secrets.token_hex(16)}").replace("'", "''")
     for setting in (
         f"allowed_directories=['{folder}', '{escaped}']",
         "autoinstall_known_extensions=false",

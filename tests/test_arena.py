@@ -279,7 +279,7 @@ def test_sides_are_shuffled_by_a_seed(study):
 def test_saving_keeps_texts_and_no_sound_and_a_link_opens_nothing_else(study):
     name = study.save(complete(study).id)
     kept = study.saved(name)
-    assert kept["text"] == ITEMS[1][0] and kept["right"]["tokens"][0]["d"] >= 0 and study.history()[0]["comparison"]
+    assert kept["text"] == ITEMS[1][0] and kept["right"]["tokens"][0]["d"] >= 0 and study.history()[0][0]["comparison"]
     assert (study.lab / "arena" / f"{name}.json").stat().st_size < 60_000
     for wrong in ("../study", "a" * 13, "", "a0123456789ab"):
         with pytest.raises(store.UserError, match="no saved comparison"):

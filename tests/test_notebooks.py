@@ -372,6 +372,29 @@ def test_every_figure_is_drawn_from_few_rows(opened):
     assert "<svg" in vl_convert.vegalite_to_svg(charts.curves(con).to_dict())
 
 
+def test_clusters_are_found_by_words_and_many_are_collapsed(opened, monkeypatch):
+    from workbench import panels
+    from workbench.panels import selection as panel
+
+    lab, ids, con = opened
+    table = review.cluster_table(con, ids["active"])
+    word = table.label.iloc[3].split(" ", 1)[1].split(", ")[0]
+
+    def labels(figure, *args, **shown):
+        rows = next(iter(figure(con, ids["active"], *args, **shown).to_dict()["datasets"].values()))
+        return list(dict.fromkeys(row["label"] for row in rows))
+
+    for figure, args in ((charts.clusters, ()), (charts.masses, (3.0,)), (charts.hours, (3.0,))):
+        assert labels(figure, *args) == table.label.tolist()
+        assert labels(figure, *args, top=5) == table.label.tolist()[:5]
+        found = labels(figure, *args, words=f" {word.upper()} ")
+        assert found and found == [label for label in table.label if word in label]
+        assert figure(con, ids["active"], *args, words="no such (word").to_dict()
+    assert panels.cluster_filter(con, ids["active"]).value == {"words": "", "top": None}
+    monkeypatch.setattr(panel, "MANY", 5)
+    assert panels.cluster_filter(con, ids["active"]).value == {"words": "", "top": 5}
+
+
 # ------------------------------------------------------------------------------------- the other notebooks
 
 OTHERS = ("divergences", "training", "results")

@@ -439,6 +439,19 @@ def test_manners_of_scikit_learn_and_clear_refusals(tmp_path):
         model.fit(tmp_path)
 
 
+def test_terms_are_about_the_matter_and_not_how_people_talk():
+    from salad.selection.clusters import terms, words_of
+
+    talk = "Uh, well, he said we've got to go, I don't know, you'll see, she says, yeah."
+    texts = [f"{talk} The otter's river is deep.", f"{talk} Otters fish in rivers.", f"{talk} Mr. O'Brien baked bread."]
+    found = terms(texts, np.array([0, 0, 1]), 2)
+    assert {"otter", "river"} <= set(found[0]) | {w.removesuffix("s") for w in found[0]}
+    assert {"brien", "baked", "bread"} <= set(found[1])
+    talked = {"uh", "well", "said", "ve", "got", "don", "ll", "says", "yeah", "mr"}
+    assert not talked & {word for cluster in found for word in cluster}
+    assert words_of("We\u2019ve 2 don't I'll x Größe O'Brien's 'ere rock'n'roll") == ["größe", "brien", "ere", "rock'n'roll"]
+
+
 def test_terms_tell_the_clusters_apart():
     told = selection.terms(
         ["the cell grows, and cells divide in 12 days", "the cell wall", "the song of the river", "a song", "42"],

@@ -5,6 +5,8 @@ from typing import NamedTuple
 
 import duckdb
 
+from workbench.markup import markdown
+
 EMPTY = (
     "The lab {lab} is empty. Make one with `make demo` (seven minutes), or say which one to open: "
     "`SALAD_LAB=path/to/lab marimo edit notebooks/{notebook}.py`."
@@ -71,6 +73,6 @@ def advice(con: duckdb.DuckDBPyConnection, lab: Path | str, notebook: str) -> st
     if count(need.table):
         return None
     if count(f"runs WHERE {need.going}"):
-        return need.while_going.format(lab=lab)
+        return markdown(need.while_going, lab=lab)
     found = count(need.source)
-    return (need.from_source if found else EMPTY).format(lab=lab, notebook=notebook, count=found)
+    return markdown(need.from_source if found else EMPTY, lab=lab, notebook=notebook, count=found)

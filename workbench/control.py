@@ -7,10 +7,12 @@ from pathlib import Path
 
 import marimo as mo
 import pandas as pd
+from pydantic_core import to_jsonable_python
 
 import store
 from salad import recipes
 from salad.config import RunConfig, apply_overrides
+from workbench.markup import markdown, plain, preformatted
 
 LIVE = ("queued", "starting", "running", "preempted", "stalled")
 FIRST = ("loss", "m", "d_speech", "d_text", "tokens_per_s", "nll")
@@ -34,7 +36,7 @@ def leaves(schema: dict | None = None, definitions: dict | None = None, prefix: 
 
 
 def values(config: RunConfig) -> dict[str, object]:
-    """{"a.b": value} of a configuration, as JSON has them."""
+    """{"a.b": value} of a configuration, as JSON has them; also those that a stored one leaves out at their default."""
     found, known = {}, leaves()
 
     def walk(data, prefix):
@@ -42,7 +44,7 @@ def values(config: RunConfig) -> dict[str, object]:
             is_section = isinstance(value, dict) and prefix + key not in known  # a mapping of its own is a value
             walk(value, f"{prefix}{key}.") if is_section else found.update({prefix + key: value})
 
-    walk(config.model_dump(mode="json"), "")
+    walk(to_jsonable_python(config.model_dump()), "")
     return found
 
 
@@ -191,10 +193,11 @@ def unscored(con, lab: Path | str, run_ids: list[str]) -> str:
     ).fetchall()  # fmt: skip
     if not rows:
         return ""
-    named = ", ".join(f"`{run_id}`" for (run_id,) in rows)
+    named = ", ".join(markdown("<code>{}</code>", run_id) for (run_id,) in rows)
     return (
         f"M and F are of checkpoints, which a pass scores: none is scored yet of {named}. "
-        f"`salad pass score --lab {lab} --run {rows[0][0]} --speech heldout` scores the last, with `--step` another."
+        + markdown("<code>salad pass score --lab {} --run {} --speech heldout</code> scores the last, ", lab, rows[0][0])
+        + "with `--step` another."
     )
 
 
@@ -222,14 +225,14 @@ def note(lab, run_ids: list[str], tags: str, words: str, author: str) -> str:
     for run_id in run_ids:
         store.append(lab, "run_notes", run_id=run_id, tags=tags or None, note=words or None, author=author)
     store.renew_soon(lab)
-    return f"Noted on {', '.join(run_ids)}." if run_ids else "Choose a run in the table first."
+    return markdown("Noted on {}.", ", ".join(run_ids)) if run_ids else "Choose a run in the table first."
 
 
 def stop(lab, run_ids: list[str]) -> str:
     """Ask runs to write a checkpoint and end. Says what came of it."""
     from launch_gpu import Run
 
-    told = [f"{run_id}: {Run.open(lab, run_id).stop()['state']}" for run_id in run_ids]
+    told = [markdown("{}: {}", run_id, Run.open(lab, run_id).stop()["state"]) for run_id in run_ids]
     return f"Asked to stop. {'; '.join(told)}." if told else "Choose a run in the table first."
 
 
@@ -237,7 +240,7 @@ def resume(lab, run_ids: list[str]) -> str:
     """Take runs up from their last checkpoints. Says what came of it."""
     from launch_gpu import Run
 
-    told = [repr(Run.open(lab, run_id).resume()) for run_id in run_ids]
+    told = [plain(repr(Run.open(lab, run_id).resume())) for run_id in run_ids]
     return "; ".join(told) if told else "Choose a run in the table first."
 
 
@@ -249,7 +252,7 @@ def fetch(lab, run_ids: list[str]) -> str:
     for run_id in run_ids:
         came = Run.open(lab, run_id).fetch()
         damaged = f"; damaged: {'; '.join(came['damaged'])}" if came["damaged"] else ""
-        told.append(f"{run_id}: {came['checkpoints']} checkpoints here and whole{damaged}")
+        told.append(markdown("{}: {} checkpoints here and whole{}", run_id, came["checkpoints"], damaged))
     return ". ".join(told) + "." if told else "Choose a run in the table first."
 
 
@@ -264,9 +267,9 @@ def cost(lab, recipe: str, changed: dict, on: str = "here", gpus: str = "") -> s
     hours = told.gpu_hours / max(1, int(number) if number.isdigit() else 1)
     price = targets.resolve(on)[1].price_per_hour
     money = f", {hours * price:,.2f} at {price:g} an hour" if price else ""
-    parts = [f"{hours:,.2f} hours on {gpus or 'one device'}{money}", f"{told.tts_hours:,.1f} hours of TTS",
+    parts = [markdown("{:,.2f} hours on {}{}", hours, gpus or "one device", money), f"{told.tts_hours:,.1f} hours of TTS",
              f"{told.download_gb:,.1f} GB to download", f"{told.disk_gb:,.1f} GB on disk"]  # fmt: skip
-    return f"About **{parts[0]}**; {', '.join(parts[1:])}.\n\n" + "\n".join(f"- {note}" for note in told.notes)
+    return f"About **{parts[0]}**; {', '.join(parts[1:])}.\n\n" + "\n".join(f"- {plain(note)}" for note in told.notes)
 
 
 def start(lab, recipe: str, changed: dict, on: str, gpus: str, dry_run: bool = False, **limits) -> str:
@@ -279,8 +282,8 @@ def start(lab, recipe: str, changed: dict, on: str, gpus: str, dry_run: bool = F
         try:
             told = cost(lab, recipe, changed, on, gpus)
         except store.UserError as error:  # such as a model that is not there yet
-            told = f"No estimate: {error}."
-        return f"{told}\n\n```\n{run}\n```"
+            told = markdown("No estimate: {}.", error)
+        return f"{told}\n\n{preformatted(run)}"
     return f"`{run.run_id}` is {run.status()['state']}; it goes on when this closes."
 
 
@@ -291,6 +294,6 @@ def button(label: str, act, on_told, kind: str = "neutral") -> mo.ui.button:
         try:
             on_told(act())
         except (store.UserError, OSError) as error:
-            on_told(f"Not done: {error}")
+            on_told(markdown("Not done: {}", error))
 
     return mo.ui.button(label=label, kind=kind, on_change=clicked)

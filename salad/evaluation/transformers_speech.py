@@ -44,11 +44,11 @@ class TransformersSpeech:
         folder = resolve(name, lab)
         dtype = dtype or (torch.float32 if device == "cpu" else torch.bfloat16)
         try:
-            found = AutoConfig.from_pretrained(folder).model_type
+            found = AutoConfig.from_pretrained(folder, trust_remote_code=False).model_type
             if found not in TYPES[kind]:  # another model's settings would make one of full size and random weights
                 raise SaladError(f"{kind}:{name} is no {kind}: it is of type {found}")
             self.model = known[kind].from_pretrained(folder, dtype=dtype, use_safetensors=True).to(device).eval()
-            self.tokenizer = AutoTokenizer.from_pretrained(folder)
+            self.tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
             self.features = WhisperFeatureExtractor.from_pretrained(folder)
         except (OSError, ValueError) as error:
             raise SaladError(f"{kind}:{name} cannot be loaded: {str(error).splitlines()[0]}") from None

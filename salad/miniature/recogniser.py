@@ -96,7 +96,7 @@ def train_recogniser(
     from salad.speech.spoken import spoken_form, text_words
 
     folder, encoder = Path(folder), Path(encoder)
-    trunk = AutoModel.from_pretrained(encoder, use_safetensors=True, local_files_only=True).eval()
+    trunk = AutoModel.from_pretrained(encoder, use_safetensors=True, local_files_only=True, trust_remote_code=False).eval()
     made_from = {
         "config": config.model_dump(mode="json"),
         "texts": ids.digest(list(texts)),

@@ -274,11 +274,15 @@ def load_encoder(config: EncoderConfig, lab: Path | str | None = None) -> Speech
     quiet()
     folder = resolve(name, lab)
     try:
-        whole = AutoConfig.from_pretrained(folder)
+        whole = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         if whole.model_type == "mimi":  # the half that turns codes into sound is never built, its weights never read
             whole.decoder_config = None
-        model = AutoModel.from_pretrained(folder, config=whole, dtype=DTYPES[config.dtype], use_safetensors=True)
-        extractor = AutoFeatureExtractor.from_pretrained(folder) if model.config.model_type == "whisper" else None
+        model = AutoModel.from_pretrained(
+            folder, config=whole, dtype=DTYPES[config.dtype], use_safetensors=True, trust_remote_code=False
+        )
+        extractor = None
+        if model.config.model_type == "whisper":
+            extractor = AutoFeatureExtractor.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise SaladError(f"encoder {name!r} cannot be loaded: {str(error).splitlines()[0]}") from None
     return wrap(model, name, extractor, config)

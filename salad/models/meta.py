@@ -37,7 +37,8 @@ def sizes(name: str, lab: Path | str | None = None):
     path = SIZES / f"{name.replace('/', '--').removesuffix('-Instruct')}.json"
     if Path(folder).is_dir() or not path.is_file():
         try:
-            return AutoConfig.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+            config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+            return config, AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         except (OSError, ValueError):
             known = ", ".join(sorted(p.stem.replace("--", "/") for p in SIZES.glob("*.json")))
             raise SaladError(f"the sizes of {name!r} are not at hand; name its folder, or one of {known}") from None
@@ -60,11 +61,11 @@ def speech_lm(config: RunConfig, lab: Path | str | None = None, device: str = "m
     if isinstance(tokenizer, TokenizerSizes):  # shapes do not depend on the prompt's format, which needs a template
         settings |= {"prompt": "plain", "system": None, "template": {}}
     with torch.device(device):
-        llm = AutoModelForCausalLM.from_config(llm_config, dtype=dtype)
+        llm = AutoModelForCausalLM.from_config(llm_config, dtype=dtype, trust_remote_code=False)
         original = None
         if config.llm.finetune == "full" or config.llm.teacher is not None:
             teacher, _ = sizes(config.llm.teacher or config.llm.name, lab)
-            original = AutoModelForCausalLM.from_config(teacher, dtype=dtype)
+            original = AutoModelForCausalLM.from_config(teacher, dtype=dtype, trust_remote_code=False)
         encoder = _encoder(config.encoder, lab)
         adapter = new_adapter(config.adapter, encoder.dim, llm)
         return SpeechLM.join(settings, llm, tokenizer, encoder, adapter, original, lab)
@@ -79,7 +80,10 @@ def _encoder(config: EncoderConfig, lab: Path | str | None) -> SpeechEncoder:
         return load_encoder(config, lab)
     folder = resolve(config.name, lab)
     if Path(folder).is_dir():
-        known = AutoConfig.from_pretrained(folder)
+        try:
+            known = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        except (OSError, ValueError) as error:
+            raise SaladError(f"encoder {config.name!r} cannot be read: {str(error).splitlines()[0]}") from None
     elif config.name == "kyutai/mimi":
         known = MimiConfig()  # transformers' default is that model
     elif config.name in ("openai/whisper-tiny", "openai/whisper-tiny.en"):
@@ -87,4 +91,4 @@ def _encoder(config: EncoderConfig, lab: Path | str | None) -> SpeechEncoder:
     else:
         known = "kyutai/mimi, openai/whisper-tiny or openai/whisper-tiny.en"
         raise SaladError(f"the sizes of encoder {config.name!r} are not at hand; name its folder, or one of {known}")
-    return wrap(AutoModel.from_config(known, dtype=DTYPES[config.dtype]), config.name, config=config)
+    return wrap(AutoModel.from_config(known, dtype=DTYPES[config.dtype], trust_remote_code=False), config.name, config=config)

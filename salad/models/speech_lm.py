@@ -386,9 +386,13 @@ class SpeechLM(nn.Module):
 
 
 def load_tokenizer(name: str, lab: Path | str | None):
+    """The tokenizer of the LLM called `name`; a SaladError where it cannot be had."""
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(resolve(name, lab))
+    try:
+        return AutoTokenizer.from_pretrained(resolve(name, lab), trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise SaladError(f"the tokenizer of {name!r} cannot be loaded: {str(error).splitlines()[0]}") from None
 
 
 def load_llm(config: LLMConfig, lab: Path | str | None, name: str | None = None):
@@ -400,7 +404,9 @@ def load_llm(config: LLMConfig, lab: Path | str | None, name: str | None = None)
     name = name or config.name
     folder = resolve(name, lab)
     try:
-        llm = AutoModelForCausalLM.from_pretrained(folder, dtype=DTYPES[config.dtype], use_safetensors=True)
+        llm = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=DTYPES[config.dtype], use_safetensors=True, trust_remote_code=False
+        )
     except (OSError, ValueError) as error:
         raise SaladError(f"LLM {name!r} cannot be loaded: {str(error).splitlines()[0]}") from None
     understand(llm, name)

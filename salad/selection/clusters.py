@@ -2,6 +2,7 @@
 
 `python benchmarks/clusters.py` measures it beside its peers."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -339,17 +340,46 @@ def _hard_prices(scores, part, prices, cap, width, iterations: int = 30) -> np.n
     return kept
 
 
+_WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")
+CONTRACTED = frozenset(("t", "ve", "ll", "re", "d", "m", "am", "em"))
+# what scikit-learn's list of English function words lacks: how people talk, and who is talking
+SPOKEN_WORDS = frozenset("""
+    ah aha dear eh er erm ha hey hi hmm huh mhm mm oh ok okay ooh ow uh um wow yeah yep yes nope
+    ask asked asks got gets getting going gonna gotta just know knows let lets like ma'am mr mrs ms really replied reply
+    said saw say saying says sir tell telling tells thing things think thinks thought told want wanted wants well went
+    ain aren couldn didn doesn don hadn hasn haven isn ll mustn re shan shouldn ve wasn weren won wouldn
+""".split())
+
+
+def words_of(text: str) -> list[str]:
+    """The words of a text that can tell what it is about: in lower case, without numbers, single letters, English function
+    words, contractions (I've, we'll) and how people talk (uh, yeah, said); a possessive is its owner."""
+    from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
+
+    found = []
+    for match in _WORD.finditer(text.lower()):
+        word = match[0].replace("’", "'").removesuffix("'s")
+        first, _, last = word.rpartition("'")
+        if first and last in CONTRACTED:
+            continue
+        if len(first) == 1:  # O'Brien
+            word = last
+        if len(word) > 1 and word not in ENGLISH_STOP_WORDS and word not in SPOKEN_WORDS:
+            found.append(word)
+    return found
+
+
 def terms(texts: list[str], labels: np.ndarray, n_clusters: int, n_terms: int = 8) -> list[list[str]]:
     """Each cluster's most telling words, best first, by class-based tf-idf.
 
     A word's weight in a cluster is its share of the cluster's words · log(1 + A / its count in all), with A the mean
-    number of words a cluster (BERTopic's measure, arXiv 2203.05794). Numbers and English function words are left
-    out, as is a plural whose singular is there already. A cluster without words gets an empty list."""
+    number of words a cluster (BERTopic's measure, arXiv 2203.05794). What tells nothing of a text's matter is left
+    out (`words_of`), as is a plural whose singular is there already. A cluster without words gets an empty list."""
     from scipy.sparse import csr_matrix
     from sklearn.feature_extraction.text import CountVectorizer
 
     labels = np.asarray(labels)
-    vectorizer = CountVectorizer(stop_words="english", token_pattern=r"(?u)\b[^\W\d_]{2,}\b")
+    vectorizer = CountVectorizer(analyzer=words_of)
     try:
         counts = vectorizer.fit_transform(texts)
     except ValueError:  # nothing but function words and numbers

@@ -210,14 +210,16 @@ def load_recogniser(folder: str, device: str = "cpu", batch_s: float = 120.0) ->
     quiet()
     place = folder if Path(folder).is_dir() or Path(folder).is_absolute() else resolve(folder, None)
     try:
-        config = AutoConfig.from_pretrained(place)
+        config = AutoConfig.from_pretrained(place, trust_remote_code=False)
         if type(config) in MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING:
-            kind, model = WhisperRecogniser, AutoModelForSpeechSeq2Seq.from_pretrained(place, use_safetensors=True)
+            kind, model = WhisperRecogniser, AutoModelForSpeechSeq2Seq.from_pretrained(
+                place, use_safetensors=True, trust_remote_code=False
+            )
         elif type(config) in MODEL_FOR_CTC_MAPPING:
-            kind, model = CTCRecogniser, AutoModelForCTC.from_pretrained(place, use_safetensors=True)
+            kind, model = CTCRecogniser, AutoModelForCTC.from_pretrained(place, use_safetensors=True, trust_remote_code=False)
         else:
             raise SaladError(f'"{folder}" ({config.model_type}) is neither a CTC nor a Whisper-type recogniser')
-        processor = AutoProcessor.from_pretrained(place)
+        processor = AutoProcessor.from_pretrained(place, trust_remote_code=False)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise SaladError(f'the recogniser "{folder}" cannot be loaded: {reason}') from error

@@ -3,6 +3,7 @@
 import argparse
 import os
 import secrets
+import signal
 import sys
 
 import store
@@ -27,8 +28,21 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--recogniser", help="folder or name of a CTC or Whisper-type model (default: the lab's)")
     parser.add_argument("--shots", type=int, help="answered items put before each question (default: the "
                         "checkpoint's own prompt)")  # fmt: skip
+    parser.add_argument("--allow-host", action="append", default=[], metavar="NAME", help="another name by which visitors "
+                        "may call this app, such as a proxy's; repeatable (default: this machine's own names)")  # fmt: skip
+    parser.add_argument("--root-path", default=os.environ.get("GRADIO_ROOT_PATH", ""), metavar="PATH", help="where a proxy "
+                        "serves the app, if not at its root: /arena (default: $GRADIO_ROOT_PATH)")  # fmt: skip
     parser.add_argument("--keep", type=int, default=4, help="models that stay in memory (default: %(default)s)")
     return parser
+
+
+def _same(word: str, password: str) -> bool:
+    return secrets.compare_digest(*(text.encode(errors="surrogatepass") for text in (word, password)))
+
+
+def _end(number: int, frame) -> None:
+    """Leave as a program that is asked to: through the handlers of its exit, which remove the uploads."""
+    raise SystemExit(128 + number)
 
 
 def main(args: list[str] | None = None) -> int:
@@ -46,14 +60,15 @@ def main(args: list[str] | None = None) -> int:
         from workbench.arena.app import build
 
         app = build(given.lab, given.device, given.tts, given.recogniser, given.shots, given.keep)
-        auth = (lambda user, word: bool(user.strip()) and secrets.compare_digest(word.encode(), password.encode())) if (
-            password
-        ) else None  # fmt: skip
+        auth = (lambda user, word: bool(user.strip()) and _same(word, password)) if password else None
         _, address, _ = app.launch(
-            server_name=given.host, server_port=given.port, auth=auth, prevent_thread_lock=True,
+            hosts=tuple(given.allow_host), server_name=given.host, server_port=given.port, auth=auth,
+            root_path=given.root_path, prevent_thread_lock=True,
             auth_message="Your name, and the password you were given." if auth else None,
         )  # fmt: skip
         print(f"the A/B app on {app.lab}: {address}   (Ctrl-C ends it)", flush=True)
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, _end)
         app.block_thread()
     except (store.UserError, OSError) as error:
         print(f"arena: {' '.join(str(error).split())}", file=sys.stderr)

@@ -1,6 +1,6 @@
 """The endpoints for gradio_client: contenders, ask, heard, vote, results."""
 
-import random
+import time
 
 import gradio as gr
 
@@ -8,11 +8,11 @@ import store
 from workbench.arena import preferences
 from workbench.arena.parts import DEVICE
 from workbench.arena.safety import plainly
-from workbench.arena.service import ArenaService, blind_comparison
+from workbench.arena.service import ArenaService
 
 
 def add_endpoints(service: ArenaService) -> None:
-    """The endpoints for gradio_client: contenders, ask, heard, vote, results."""
+    """Add the endpoints to the Blocks that are being built."""
 
     @plainly
     def contenders() -> list[str]:
@@ -25,28 +25,28 @@ def add_endpoints(service: ArenaService) -> None:
             seed: int = 0) -> dict:  # fmt: skip
         """Ask by text, by an uploaded recording (gradio_client.handle_file) or by an item's id; whole answers.
 
-        `comparison` in the reply is what `vote` wants. A blind one hides who answered; without a question, item and
-        sides are drawn by the seed."""
+        `comparison` in the reply is what `vote` wants. A blind one hides who answered: the app draws who is left and who
+        right, and without a question the item; its answers are greedy."""
+        if audio is not None and not isinstance(audio, dict):
+            raise store.UserError("a recording is uploaded first: gradio_client.handle_file does that")
+        recording = (audio or {}).get("path")
         default = service.default_sides()
-        path = (audio or {}).get("path")
-        if blind and not (question or path or item):
-            comparison = blind_comparison(service, [left or default[0], right or default[1]], int(seed))
-            return comparison.facts(veiled=True)
-        asked = service.listener.ask(question, path, item or None, voice or None, seed=int(seed))
         sides = [left or default[0], right or default[1]]
+        given = bool(question or item or recording is not None)
+        asked = service.ask(question, recording, item, voice, seed) if given or not blind else None
         if blind:
-            random.Random(int(seed)).shuffle(sides)
-        comparison = service.compare(
-            asked, *sides, cascade=cascade and not blind, blind=blind, seed=int(seed), temperature=float(temperature)
-        )
+            return service.blind(sides, asked).facts(veiled=True)
+        comparison = service.compare(asked, *sides, cascade=bool(cascade), seed=seed, temperature=temperature)
         for answer in comparison.answers.values():
             answer.run()
-        return comparison.facts(veiled=blind)
+        return comparison.facts()
 
     @plainly
     def heard(comparison: str) -> bool:
-        """Say that a blind comparison's question was listened to; only then can it be voted on."""
-        service.get(comparison).heard = True
+        """Say that a blind comparison's question was listened to; only then can it be voted on. Answers when as much time
+        has passed since its answers were there as the question lasts."""
+        while (left := service.listened(comparison)) > 0:
+            time.sleep(min(left, 1.0))
         return True
 
     @plainly
@@ -58,7 +58,7 @@ def add_endpoints(service: ArenaService) -> None:
     def results(blind_only: bool = True) -> list[str]:
         """The statistics tab as text."""
         with store.connect(service.lab) as con:
-            return preferences.lines(preferences.votes(con, blind_only))
+            return preferences.lines(preferences.votes(con, bool(blind_only)))
 
     gr.api(contenders, api_name="contenders")
     gr.api(ask, api_name="ask", **DEVICE)

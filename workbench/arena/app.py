@@ -1,24 +1,20 @@
 """The app: its tabs, its votes, and how it starts."""
 
-import atexit
-import os
 import secrets
-import shutil
-import tempfile
 from pathlib import Path
 
 import gradio as gr
 
 import store
+from workbench.arena import gate, uploads
 from workbench.arena.api import add_endpoints
 from workbench.arena.blind import BlindTab, blind_tab
 from workbench.arena.compare import CompareTab
 from workbench.arena.pages import about, cards, question_html
-from workbench.arena.safety import LocalOnly, plainly, refuse_foreign_files
+from workbench.arena.safety import plainly, refuse_foreign_files
 from workbench.arena.service import CHOICES, ArenaService
 from workbench.arena.statistics import statistics_tab
 
-LARGEST = "20mb"
 HERE = Path(__file__).parent
 
 
@@ -29,18 +25,21 @@ class Arena(gr.Blocks):
         refuse_foreign_files(inputs)
         return await super().preprocess_data(block_fn, inputs, state, explicit_call)
 
-    def launch(self, **how):
+    def launch(self, hosts: tuple[str, ...] = (), **how):
+        """Serve the app. `hosts`: further names by which visitors may call this machine, such as a proxy's; the rest as
+        gr.Blocks.launch has it."""
         from starlette.middleware import Middleware
 
         theme = gr.themes.Default(
             font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"], primary_hue="blue"
         )
         given = {
-            "server_name": "127.0.0.1", "share": False, "max_file_size": LARGEST, "show_error": True, "quiet": True,
+            "server_name": "127.0.0.1", "share": False, "max_file_size": gate.LARGEST_UPLOAD, "show_error": True, "quiet": True,
             "allowed_paths": [], "blocked_paths": [str(self.lab)], "footer_links": ["api"], "theme": theme,
             "css": (HERE / "arena.css").read_text(), "head": f"<script>{(HERE / 'arena.js').read_text()}</script>",
-            "app_kwargs": {"middleware": [Middleware(LocalOnly)]},
         } | how  # fmt: skip
+        names = gate.own_names(given["server_name"], hosts)
+        given["app_kwargs"] = {"middleware": [Middleware(gate.Gate, hosts=names, folder=uploads.folder())]}
         return super().launch(**given)
 
 
@@ -48,9 +47,7 @@ def build(lab=None, device: str = "cpu", tts: str | None = None, recogniser: str
           shots: int | None = None, keep: int = 4) -> gr.Blocks:  # fmt: skip
     """`workbench.arena.build`, which says what each option is."""
     lab = store.lab_path(lab)
-    if "GRADIO_TEMP_DIR" not in os.environ:  # the one folder that is served: uploads and sounds, gone with the app
-        os.environ["GRADIO_TEMP_DIR"] = tempfile.mkdtemp(prefix="salad-arena-")
-        atexit.register(shutil.rmtree, os.environ["GRADIO_TEMP_DIR"], ignore_errors=True)
+    uploads.folder()  # before Gradio asks for it
     service = ArenaService(lab, device, tts, recogniser, shots, keep)
     with Arena(title="SALAD A/B", analytics_enabled=False, delete_cache=(300, 3600)) as app:
         app.lab, app.service = lab, service

@@ -1,15 +1,13 @@
 """The tab Blind: two answers without names; the vote unveils them."""
 
-import html
-import secrets
 from dataclasses import dataclass
 
 import gradio as gr
 
-from workbench.arena.pages import card
+from workbench.arena.pages import card, definitions
 from workbench.arena.parts import DEVICE, playable, vote_buttons
 from workbench.arena.safety import plainly
-from workbench.arena.service import CHOICES, SIDES, ArenaService, blind_comparison
+from workbench.arena.service import CHOICES, SIDES, ArenaService
 
 
 @dataclass
@@ -46,11 +44,11 @@ def blind_tab(service: ArenaService) -> BlindTab:
 
     @plainly
     def drawn(pool):
-        comparison = blind_comparison(service, pool, secrets.randbelow(2**31))
+        comparison = service.blind(pool)
         facts = comparison.facts(veiled=True)
         shown = [card(facts[side], side.capitalize(), veiled=True) for side in SIDES]
         off = [gr.update(interactive=False)] * len(CHOICES)
-        asked = f'<dl class="question"><dt>asked</dt><dd>{html.escape(facts["text"])}</dd></dl>'
+        asked = definitions([("asked", facts["text"])])
         sounded = gr.update(value=playable(comparison.question), visible=True)
         return [comparison.id, sounded, asked, *shown, *off, "Listen to the question to its end, then vote."]
 
@@ -58,11 +56,12 @@ def blind_tab(service: ArenaService) -> BlindTab:
         drawn, pool, outputs, show_progress="minimal", show_progress_on=[question], api_visibility="private", **DEVICE
     )
 
+    @plainly
     def listened(comparison_id):
-        comparison = service.comparisons.get(comparison_id)
-        if comparison is None or comparison.choice is not None:
+        if not comparison_id or service.get(comparison_id).choice is not None:
             return [gr.skip()] * (len(CHOICES) + 1)
-        comparison.heard = True
+        if service.listened(comparison_id) > 0:
+            return [*[gr.skip()] * len(CHOICES), "Listen to the question to its end, then vote."]
         return [*[gr.update(interactive=True)] * len(CHOICES), "Which answer is better?"]
 
     sound.stop(listened, current, [*buttons.values(), message], show_progress="hidden", api_visibility="private")

@@ -1,6 +1,7 @@
 """The tab Compare: ask, and see everything."""
 
 import time
+from urllib.parse import urlsplit
 
 import gradio as gr
 
@@ -133,12 +134,12 @@ class CompareTab:
         recorded = way == RECORD
         if recorded and recording is None:
             raise store.UserError("record a question or upload one first")
-        question = self.service.listener.ask(
-            text=text if way != ITEM else None, audio=recording if recorded else None,
-            item_id=item if way == ITEM else None, voice=voice, seed=int(seed or 0),
-        )  # fmt: skip
+        seed = 0 if seed is None else seed
+        question = self.service.ask(
+            None if way == ITEM else text, recording if recorded else None, item if way == ITEM else None, voice, seed
+        )
         comparison = self.service.compare(
-            question, left, right, cascade=cascade, seed=int(seed or 0), temperature=float(temperature)
+            question, left, right, cascade=bool(cascade), seed=seed, temperature=temperature
         )
         off = [gr.update(interactive=False)] * len(CHOICES)
         first = [comparison.id, question_html(comparison.facts()), gr.update(value=playable(question), visible=True)]
@@ -156,9 +157,9 @@ class CompareTab:
         yield [*skipped, *cards(comparison.facts()), *on, "Which answer is better? You may vote.", on[0], *keepable]
 
     def _stopped(self, comparison_id: str) -> list:
-        comparison = self.service.comparisons.get(comparison_id)
-        if comparison is None:
+        if not comparison_id:
             return [gr.skip()] * 3 + ["Stopped."]
+        comparison = self.service.get(comparison_id)
         for answer in comparison.answers.values():
             answer.stop()
         return [*cards(comparison.facts()), "Stopped: what was said so far stays; ask again for whole answers."]
@@ -169,7 +170,7 @@ class CompareTab:
 
     def _saved(self, comparison_id: str, request: gr.Request) -> tuple[str, list]:
         name = self.service.save(comparison_id)
-        link = f"{request.headers.get('origin') or ''}/?ask={name}"
+        link = f"{_address(request)}/?ask={name}"
         return f"Saved. Its link: [{link}]({link})", self._history()
 
     def _kept(self, comparison_id: str, agreed: bool) -> tuple[str, dict]:
@@ -200,12 +201,19 @@ class CompareTab:
         return _reopened(self.service.saved(event.row_value[-1]))
 
     def _history(self) -> list[list[str]]:
-        """A row for each saved comparison."""
+        """A row for each saved comparison, and one for each that cannot be read, with the reason."""
+        found, unread = self.service.history()
         return [
-            [facts["text"] or facts.get("heard") or "", facts["left"]["text"], facts["right"]["text"],
+            [facts["text"] or facts["heard"] or "", facts["left"]["text"], facts["right"]["text"],
              facts["at"][:16].replace("T", " "), facts["comparison"]]
-            for facts in self.service.history()
-        ]  # fmt: skip
+            for facts in found
+        ] + [[f"cannot be read: {why}", "", "", "", ""] for why in unread]  # fmt: skip
+
+
+def _address(request: gr.Request) -> str:
+    """Where the visitor's page stands, without a slash at the end: behind a proxy, under the path that it gives the app."""
+    page = urlsplit(request.headers.get("referer") or request.headers.get("origin") or "")
+    return f"{page.scheme}://{page.netloc}{page.path}".rstrip("/") if page.netloc else ""
 
 
 def _reopened(facts: dict) -> list:

@@ -3,18 +3,21 @@ are kept."""
 
 import datetime
 import json
+import math
 import random
 import re
 import secrets
 import threading
+import time
 from collections import OrderedDict
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import store
 from store import atomic
-from workbench.arena import answers, models, questions
+from workbench.arena import answers, models, questions, saved, uploads
 
+EARLY_S = 0.3  # a player may end so much before the sound does
 SIDES = ("left", "right")
 CHOICES = {"left": "Left is better", "right": "Right is better", "tie": "Tie", "both_bad": "Both are bad"}
 
@@ -30,6 +33,7 @@ class SideBySide:
     seed: int
     heard: bool = False
     choice: str | None = None
+    shown_at: float = field(default_factory=time.monotonic)  # when its sound could first be played
     at: str = field(default_factory=lambda: datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"))
 
     def facts(self, veiled: bool = False) -> dict:
@@ -38,11 +42,11 @@ class SideBySide:
         told = {
             "comparison": self.id, "at": self.at, "question_id": q.question_id, "text": q.text, "source": q.source,
             "voice": q.voice, "duration_s": round(q.duration_s, 3), "notes": q.notes, "blind": self.blind,
-            "seed": self.seed, "choice": self.choice,
+            "choice": self.choice,
         }  # fmt: skip
-        if veiled:
+        if veiled:  # without the seed, which drew the sides
             return told | {side: {"text": answer.text.strip()} for side, answer in self.answers.items()}
-        told |= {"heard": q.heard, "cer": q.cer, "answer": q.item.choices[q.item.answer] if q.item else None}
+        told |= {"seed": self.seed, "heard": q.heard, "cer": q.cer, "answer": q.item.choices[q.item.answer] if q.item else None}
         return told | {side: answer.facts() for side, answer in self.answers.items()}
 
 
@@ -75,15 +79,27 @@ class ArenaService:
         speech = next((c for c in found if c.name == "stage2_active"), found[1])
         return f"{found[0].key}/text", f"{speech.key}/speech"
 
-    def _side(self, key: str) -> tuple[models.ArenaModel, str]:
-        name, _, modality = (key or "").rpartition("/")
+    def _side(self, key: object) -> tuple[models.ArenaModel, str]:
+        name, _, modality = key.rpartition("/") if isinstance(key, str) else ("", "", "")
         if modality not in models.MODALITIES:
             raise store.UserError(f"no side {key!r}: write contender/modality, such as teacher/text")
         return models.pick(models.contenders(self.lab), name), modality
 
+    def ask(self, text: object = None, recording: object = None, item_id: object = None, voice: object = None,
+            seed: object = 0) -> questions.Question:  # fmt: skip
+        """What a visitor asks, checked where it is used: words are words, a recording is an upload of this app, a voice
+        is a name and no path."""
+        text, item_id, voice = (_words(*given) for given in (("the question", text), ("the item", item_id),
+                                                             ("the voice", voice)))  # fmt: skip
+        if voice and not re.fullmatch(r"[\w@=+,.-]{1,80}", voice):
+            raise store.UserError(f"no voice {voice[:80]!r}: a voice is named by letters, digits and @ = + , . -")
+        audio = None if recording is None else uploads.uploaded(recording)
+        return self.listener.ask(text=text, audio=audio, item_id=item_id or None, voice=voice or None, seed=_seed(seed))
+
     def compare(self, question: questions.Question, left: str, right: str, *, cascade: bool = False, blind: bool = False,
                 seed: int = 0, temperature: float = 0.0) -> SideBySide:  # fmt: skip
         """A comparison with answers that have not begun; `cascade` adds the teacher's to what the recogniser heard."""
+        seed, temperature = _seed(seed), _temperature(temperature)
         chosen = {"left": self._side(left), "right": self._side(right)}
         if cascade and question.heard is not None:
             chosen["cascade"] = self._side("teacher/cascade")
@@ -100,18 +116,42 @@ class ArenaService:
                 self.comparisons.popitem(last=False)
         return comparison
 
-    def draw(self, pool: list[str], seed: int) -> tuple[str, str, object]:
-        """Two sides of the pool in random order and an item to ask; the seed decides all three."""
-        if len(set(pool)) < 2:
+    def blind(self, pool: list[str], question: questions.Question | None = None) -> SideBySide:
+        """A blind comparison with whole greedy answers. The server draws sides and, without a question, the item: who
+        asks knows neither, nor the seed that drew them."""
+        seed = secrets.randbelow(2**31)
+        left, right, item = self.draw(pool, seed, question is None)
+        if question is None:
+            question = self.listener.ask(item_id=item.item_id, seed=0)
+        comparison = self.compare(question, left, right, blind=True, seed=seed)
+        for answer in comparison.answers.values():
+            answer.run()
+        comparison.shown_at = time.monotonic()
+        return comparison
+
+    def listened(self, comparison_id: object) -> float:
+        """Note that a comparison's question was played to its end. Returns the seconds that are still to be listened to:
+        until they have passed, nothing is noted."""
+        comparison = self.get(comparison_id)
+        left = comparison.question.duration_s - (time.monotonic() - comparison.shown_at)
+        if left > EARLY_S:
+            return left
+        comparison.heard = True
+        return 0.0
+
+    def draw(self, pool: list[str], seed: int, item: bool = True) -> tuple[str, str, object]:
+        """Two sides of the pool in random order and, with `item`, an item to ask; the seed decides all three."""
+        if not isinstance(pool, list) or len({_words("a side", side) for side in pool}) < 2:
             raise store.UserError("a blind comparison needs at least two sides in the pool")
-        if not self.listener.items:
+        if item and not self.listener.items:
             raise store.UserError("this lab has no tasks, so there is no item to ask; use Compare")
         rng = random.Random(seed)
         left, right = rng.sample(sorted(set(pool)), 2)
-        return left, right, rng.choice(self.listener.items)
+        return left, right, rng.choice(self.listener.items) if item else None
 
-    def get(self, comparison_id: str) -> SideBySide:
-        found = self.comparisons.get(comparison_id or "")
+    def get(self, comparison_id: object) -> SideBySide:
+        """The comparison; a StoreError where there is none."""
+        found = self.comparisons.get(comparison_id) if isinstance(comparison_id, str) else None
         if found is None:
             raise store.UserError("there is no such comparison any more: ask again")
         return found
@@ -119,7 +159,7 @@ class ArenaService:
     def vote(self, comparison_id: str, choice: str, voter: str = "") -> SideBySide:
         """Write the vote into the store. One vote a comparison; a blind one only after its audio was heard."""
         comparison = self.get(comparison_id)
-        if choice not in CHOICES:
+        if not isinstance(choice, str) or choice not in CHOICES:
             raise store.UserError(f"no choice {choice!r}; there are {', '.join(CHOICES)}")
         if not all(comparison.answers[side].done for side in SIDES):
             raise store.UserError("the answers are not complete yet: vote when both are there")
@@ -161,24 +201,39 @@ class ArenaService:
         atomic.write_json(folder / f"{comparison.id}.json", comparison.facts())
         return comparison.id
 
-    def saved(self, comparison_id: str) -> dict:
+    def saved(self, comparison_id: object) -> dict:
         """A saved comparison's facts."""
-        path = self.lab / "arena" / f"{comparison_id}.json"
-        if not re.fullmatch(r"a[0-9a-f]{12}", comparison_id or "") or not path.is_file():
+        if not isinstance(comparison_id, str) or not re.fullmatch(r"a[0-9a-f]{12}", comparison_id):
             raise store.UserError("there is no saved comparison under this link")
-        return json.loads(path.read_text())
+        path = self.lab / "arena" / f"{comparison_id}.json"
+        if not path.is_file():
+            raise store.UserError("there is no saved comparison under this link")
+        return saved.read(path)
 
-    def history(self) -> list[dict]:
-        """The saved comparisons, newest first."""
-        found = [json.loads(path.read_text()) for path in (self.lab / "arena").glob("a*.json")]
-        return sorted(found, key=lambda facts: facts["at"], reverse=True)
+    def history(self) -> tuple[list[dict], list[str]]:
+        """The saved comparisons, newest first, and what is wrong with those that cannot be read."""
+        found, unread = [], []
+        for path in sorted((self.lab / "arena").glob("a*.json")):
+            try:
+                found.append(saved.read(path))
+            except store.UserError as error:
+                unread.append(str(error))
+        return sorted(found, key=lambda facts: facts["at"], reverse=True), unread
 
 
-def blind_comparison(service: ArenaService, pool: list[str], seed: int) -> SideBySide:
-    """A blind comparison with whole answers: item, pair and sides drawn by the seed, greedy."""
-    left, right, item = service.draw(pool, seed)
-    question = service.listener.ask(item_id=item.item_id, seed=0)
-    comparison = service.compare(question, left, right, blind=True, seed=seed)
-    for answer in comparison.answers.values():
-        answer.run()
-    return comparison
+def _words(name: str, value: object) -> str | None:
+    if value is not None and not isinstance(value, str):
+        raise store.UserError(f"{name} is written in words")
+    return value
+
+
+def _seed(value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 2**63 or value != int(value):
+        raise store.UserError("a seed is a whole number from 0")
+    return int(value)
+
+
+def _temperature(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not (math.isfinite(value) and 0 <= value <= 10):
+        raise store.UserError("a temperature is a number from 0 to 10")
+    return float(value)

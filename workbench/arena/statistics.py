@@ -1,13 +1,12 @@
 """The tab Statistics: what the votes say."""
 
-import os
 import tempfile
 from pathlib import Path
 
 import gradio as gr
 
 import store
-from workbench.arena import pages, preferences
+from workbench.arena import pages, preferences, uploads
 from workbench.arena.safety import plainly
 from workbench.arena.service import ArenaService
 
@@ -31,7 +30,7 @@ def statistics_tab(service: ArenaService, tab) -> None:
     def exported(blind_only):
         with store.connect(service.lab) as con:
             table = preferences.votes(con, blind_only)
-        folder = Path(tempfile.mkdtemp(dir=os.environ["GRADIO_TEMP_DIR"]))
+        folder = Path(tempfile.mkdtemp(dir=uploads.folder()))
         table.to_csv(folder / "votes.csv", index=False)
         return gr.update(value=str(folder / "votes.csv"), visible=True)
 

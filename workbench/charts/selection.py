@@ -22,13 +22,20 @@ def _cluster_axis(order, labels=True, limit=270) -> alt.Y:
     return alt.Y("label:N", sort=list(order), title=None, axis=axis)
 
 
-def clusters(con, selection_id: str) -> alt.LayerChart:
-    """d_cluster with its 95 % interval, the most divergent cluster first.
+def _shown(table: pd.DataFrame, words: str, top: int | None) -> pd.DataFrame:
+    """The clusters whose number or terms hold `words`, without regard to case, the `top` most divergent of them."""
+    table = table[table.label.str.contains(words.strip(), case=False, regex=False)] if words.strip() else table
+    return table if top is None else table.head(top)
+
+
+def clusters(con, selection_id: str, words: str = "", top: int | None = None) -> alt.LayerChart:
+    """d_cluster with its 95 % interval, the most divergent cluster first; of those whose number or terms hold `words`, the
+    `top` first.
 
     A click on a row selects the cluster (parameter `cluster`, field cluster_id); shift adds one, a double click
     takes all again.
     """
-    table = review.cluster_table(con, selection_id)
+    table = _shown(review.cluster_table(con, selection_id), words, top)
     table = table[["cluster_id", "label", "size", "d_measured", "low", "high", "n_measured", "drawn"]]
     pick = alt.selection_point(name="cluster", fields=["cluster_id"], empty=True)
     faded = alt.condition(pick, alt.value(1.0), alt.value(0.3))
@@ -55,14 +62,15 @@ def clusters(con, selection_id: str) -> alt.LayerChart:
     return alt.layer(interval, point, row.add_params(pick))
 
 
-def masses(con, selection_id: str, gamma: float | None = None) -> alt.Chart:
+def masses(con, selection_id: str, gamma: float | None = None, words: str = "", top: int | None = None) -> alt.Chart:
     """The mass of each cluster under P_web and P_target (at `gamma`, else the selection's own), and the share of
     the texts that are drawn and kept: the rows stand beside those of `clusters`."""
     table = review.cluster_table(con, selection_id, gamma)
     names = {key: name for key, (name, _) in MASSES.items()}
+    floor = 10.0 ** math.floor(math.log10(max(table.p_web.min(), 1e-6))) / 10
+    table = _shown(table, words, top)
     long = table[["label", *MASSES]].melt("label", list(MASSES), "quantity", "mass")
     long["quantity"] = long.quantity.map(names)
-    floor = 10.0 ** math.floor(math.log10(max(table.p_web.min(), 1e-6))) / 10
     long["shown"] = long.mass.clip(lower=floor)  # nothing at all stands at the left edge
     colour = alt.Scale(domain=list(names.values()), range=[c for _, c in MASSES.values()])
     shape = alt.Scale(domain=list(names.values()), range=["stroke", "diamond", "circle", "triangle-right"])
@@ -152,17 +160,18 @@ def adjusted_ranking(con, selection_id: str) -> alt.LayerChart:
     return alt.layer(line, points)
 
 
-def hours(con, selection_id: str, gamma: float) -> alt.LayerChart:
+def hours(con, selection_id: str, gamma: float, words: str = "", top: int | None = None) -> alt.LayerChart:
     """Hours that each cluster would get of the budget at `gamma`, beside those drawn and kept now."""
     table = review.cluster_table(con, selection_id, gamma)
     budget = table.budget_h.iloc[0]
     table["at_gamma"] = budget * table.p_target
+    # the most that the slider can give one cluster, so that the scale stays while γ moves
+    most = max(float(table[["drawn_h", "kept_h"]].max().max()), float(budget * review.target(table, 6).max()))
+    table = _shown(table, words, top)
     order = table.label.tolist()
     y = alt.Y("label:N", sort=order, title=None, axis=alt.Axis(labelLimit=140, ticks=False, domain=False))
-    # the most that the slider can give one cluster, so that the scale stays while γ moves
-    top = max(float(table[["drawn_h", "kept_h"]].max().max()), float(budget * review.target(table, 6).max()))
     table = table[["label", "at_gamma", "drawn_h", "kept_h"]]
-    x = alt.X("at_gamma:Q", scale=alt.Scale(domain=[0, top], clamp=True), title="hours of speech")
+    x = alt.X("at_gamma:Q", scale=alt.Scale(domain=[0, most], clamp=True), title="hours of speech")
     bars = (
         alt.Chart(table, width=190, height={"step": 14})
         .mark_bar(color=VERMILION, opacity=0.55)

@@ -10,6 +10,7 @@ import traitlets
 
 import store
 from workbench import divergences, review
+from workbench.markup import markdown
 
 _HERE = Path(__file__).parent
 
@@ -132,9 +133,8 @@ class Listening(anywidget.AnyWidget):
             self._index = min(self._index + 1, len(self._ids) - 1)
             self.show("that was the last one of this queue" if last else None)
         if self._on_said:
-            self._on_said(
-                f"{'Taken back: ' if verdict == 'undo' else ''}{said['verdict']} {said.get('reason') or ''}".strip()
-            )
+            taken_back = "Taken back: " if verdict == "undo" else ""
+            self._on_said(taken_back + markdown("{} {}", said["verdict"], said.get("reason") or "").strip())
 
 
 class Reading(Listening):

@@ -7,6 +7,8 @@ from workbench.panels.elements import (
     beside,
     differences,
     figure,
+    lab_name,
+    main_and_side,
     plain_table,
     row,
     scrolled,
@@ -21,6 +23,8 @@ from workbench.panels.selection import (
     agreement,
     audits,
     buttons,
+    cluster_filter,
+    clusters,
     effect,
     events_table,
     gamma_facts,
@@ -35,8 +39,10 @@ from workbench.panels.selection import (
 )
 
 __all__ = [
-    "ADJUSTED", "REASONS", "SUGGESTS", "advice", "agreement", "answer", "audits", "beside", "buttons", "compared_table",
-    "differences", "divergence_facts", "effect", "events_table", "figure", "gamma_facts", "go_on", "own_gamma", "picked",
-    "picked_words", "plain_table", "quadrant_words", "row", "rule_preview", "scrolled", "state", "stats", "text_table",
+    "ADJUSTED", "REASONS", "SUGGESTS", "advice", "agreement", "answer", "audits", "beside", "buttons",
+    "cluster_filter", "clusters", "compared_table",
+    "differences", "divergence_facts", "effect", "events_table", "figure", "gamma_facts", "go_on", "lab_name", "main_and_side",
+    "own_gamma",
+    "picked", "picked_words", "plain_table", "quadrant_words", "row", "rule_preview", "scrolled", "state", "stats", "text_table",
     "unready", "when_seen",
 ]  # fmt: skip

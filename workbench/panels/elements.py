@@ -6,6 +6,7 @@ import marimo as mo
 import pandas as pd
 
 import store
+from workbench.markup import markdown, plain
 
 
 def state(con, lab) -> mo.Html:
@@ -15,15 +16,21 @@ def state(con, lab) -> mo.Html:
     if rows:
         told.append(
             f"{len(rows)} file{'s are' if len(rows) > 1 else ' is'} damaged and left out "
-            f"(first: `{rows[0][1]}`: {rows[0][2]}). "
-            "`salad verify --repair` moves them away, so that they can be made again."
+            + markdown("(first: <code>{}</code>: {}). ", rows[0][1], rows[0][2])
+            + "`salad verify --repair` moves them away, so that they can be made again."
         )
     if not os.access(lab, os.W_OK, effective_ids=os.access in os.supports_effective_ids) and os.path.isdir(lab):
         told.append(
-            f"`{lab}` is read-only for you: all can be seen and heard, and nothing decided, spoken or started. To work "
-            "on it, ask its owner for write access, or copy the folder and set `SALAD_LAB` to the copy."
+            markdown("<code>{}</code> is read-only for you: all can be seen and heard, and nothing decided, ", lab)
+            + "spoken or started. To work on it, ask its owner for write access, or copy the folder and set `SALAD_LAB` to "
+            "the copy."
         )
     return mo.vstack([mo.callout(mo.md(words), kind="warn") for words in told]) if told else mo.md("")
+
+
+def lab_name(lab) -> mo.Html:
+    """Which lab is shown."""
+    return mo.md(markdown("<code>{}</code>", lab))
 
 
 def stats(*facts: tuple[str, str, str | None]) -> mo.Html:
@@ -40,7 +47,7 @@ def answer(locked, query: str, rows: int = 200) -> mo.Html:
     try:
         table = locked.table(query)
     except store.StoreError as error:
-        return mo.callout(mo.md(str(error)), kind="danger")
+        return mo.callout(mo.md(plain(error)), kind="danger")
     told = f"{table.num_rows:,} rows" + (f", the first {rows} shown" if table.num_rows > rows else "")
     page = mo.ui.table(table.slice(0, rows).to_pandas(), selection=None, page_size=10, show_column_summaries=False)
     return mo.vstack([mo.md(told), page])
@@ -53,7 +60,7 @@ def figure(one) -> mo.Html:
         for kind, mime, make in (("svg", "image/svg+xml", one.svg), ("png", "image/png", one.png),
                                  ("csv", "text/csv", one.csv))
     ]  # fmt: skip
-    return mo.vstack([mo.md(f"#### {one.caption}"), one.chart, mo.hstack(saves, justify="start", gap=0.5)])
+    return mo.vstack([mo.md("#### " + plain(one.caption)), one.chart, mo.hstack(saves, justify="start", gap=0.5)])
 
 
 def plain_table(rows: pd.DataFrame, digits: int = 2) -> mo.ui.table:
@@ -76,7 +83,7 @@ def differences(table) -> mo.Html:
     if table is None:
         return mo.md("Choose two runs to see how they differ in configuration, code, data and results.")
     shown = mo.ui.table(table, selection=None, page_size=20, show_data_types=False, show_column_summaries=False)
-    return mo.accordion({f"how {' and '.join(table.columns[2:])} differ: {len(table)} lines": shown})
+    return mo.accordion({markdown("how {} differ: {} lines", " and ".join(table.columns[2:]), len(table)): shown})
 
 
 def row(*parts) -> mo.Html:
@@ -92,6 +99,16 @@ def beside(left, right) -> mo.Html:
     """`left` at its own width, `right` in the room that it leaves."""
     cells = f"<div>{mo.as_html(left)}</div><div style='min-width:0'>{mo.as_html(right)}</div>"
     return mo.Html(f"<div style='display:grid;grid-template-columns:max-content minmax(0,1fr);gap:20px'>{cells}</div>")
+
+
+def main_and_side(main, side) -> mo.Html:
+    """`main`, as wide as there is room, and `side` beside it, 400 pixels wide, however wide `main` would like to be; below
+    each other where the window is narrower than 950 pixels."""
+    cells = (
+        f"<div style='flex:1 1 600px;min-width:0'>{mo.as_html(main)}</div>"
+        f"<div style='flex:0 1 400px;min-width:320px'>{mo.as_html(side)}</div>"
+    )
+    return mo.Html(f"<div style='display:flex;flex-wrap:wrap;gap:12px 28px;align-items:flex-start'>{cells}</div>")
 
 
 def scrolled(*charts, height: int = 640) -> mo.Html:

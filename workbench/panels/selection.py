@@ -5,7 +5,8 @@ import pandas as pd
 
 import store
 from workbench import review
-from workbench.panels.elements import plain_table, stats
+from workbench.markup import markdown, plain
+from workbench.panels.elements import plain_table, scrolled, stats
 
 REASONS = list(review.REASONS)
 ADJUSTED = """### What stays when speech is accounted for
@@ -25,6 +26,28 @@ def own_gamma(con, selection_id: str) -> float:
     return float(row[0] or 0.0) if row else 0.0
 
 
+MANY = 32  # clusters that are shown at first
+
+
+def cluster_filter(con, selection_id: str) -> mo.ui.dictionary:
+    """Which clusters the figures show: {"words": in the number or the terms, "top": so many of the most divergent}."""
+    n = len(review.cluster_table(con, selection_id))
+    shown = {f"the {MANY} most divergent": MANY} if n > MANY else {}
+    shown[f"all {n}"] = None
+    return mo.ui.dictionary({
+        "words": mo.ui.text(placeholder="a word or a number", label="find clusters", debounce=300),
+        "top": mo.ui.dropdown(shown, value=next(iter(shown)), label="show"),
+    })  # fmt: skip
+
+
+def clusters(shown_ui: mo.ui.dictionary, *figures) -> mo.Html:
+    """The figures of the clusters, row beside row, under what chooses them."""
+    words = ("### Clusters\nLeft: where speech disagrees with the text teacher. Right: what the web has, what is intended, "
+             "drawn, kept. Click a row to read its texts; shift adds one, a double click takes all.")  # fmt: skip
+    chosen = mo.hstack(list(shown_ui.elements.values()), justify="start", gap=1)
+    return mo.vstack([mo.md(words), chosen, scrolled(*figures)])
+
+
 def picked(chart: mo.ui.altair_chart) -> list[int]:
     """The cluster ids that are selected in charts.clusters; none means all."""
     return [int(c) for c in (chart.selections.get("cluster") or {}).get("cluster_id", [])]
@@ -42,7 +65,7 @@ def picked_words(con, selection_id: str, ids: list[int], brushed: dict | None = 
         WHERE selection_id = ? AND cluster_id IN (SELECT unnest(?)) ORDER BY 1""",
         [selection_id, ids],
     ).fetchall()
-    return "Clusters: " + "; ".join(f"**{c}** {terms or ''}" for c, terms in labels) + "." + within
+    return "Clusters: " + "; ".join(markdown("**{}** {}", c, terms or "") for c, terms in labels) + "." + within
 
 
 def gamma_facts(con, selection_id: str, gamma: float) -> mo.Html:
@@ -151,7 +174,7 @@ def rule_preview(con, selection_id: str, predicate: str) -> mo.Html:
     try:
         count, rows = review.rule_preview(con, selection_id, predicate)
     except RuntimeError as error:
-        return mo.callout(mo.md(str(error)), kind="danger")
+        return mo.callout(mo.md(plain(error)), kind="danger")
     keep = [c for c in ("text", "domain", "cluster_id", "cer", "d", "m", "duration_s", "flags") if c in rows]
     return mo.vstack(
         [
@@ -224,7 +247,7 @@ def agreement(con, selection_id: str) -> mo.Html:
         return mo.md("No text has been judged by two reviewers yet.")
     return mo.md(
         "\n".join(
-            f"- {r.one} and {r.other} judged {r.both} texts both and agree on {100 * r.agree:.0f} %"
+            markdown("- {} and {} judged {} texts both and agree on {:.0f} %", r.one, r.other, r.both, 100 * r.agree)
             + (f" (κ {r.kappa:.2f})" if pd.notna(r.kappa) else "")
             for r in rows.itertuples()
         )
@@ -244,10 +267,12 @@ def buttons(con, judge: review.Review, rule, reason, weight, clusters, events, o
 
     def undo():
         said = judge.undo(con, events.event_id.iloc[0] if events is not None and len(events) else None)
-        return f"Taken back: {said['verdict']} of a {said['target']}." if said else "Nothing of yours to undo here."
+        return markdown("Taken back: {} of a {}.", said["verdict"], said["target"]) if said else "Nothing of yours to undo here."
 
     def set_rule():
-        return f"Rule set: `{judge.rule(rule, reason)['rule']}`." if rule.strip() else "Write a rule first."
+        if not rule.strip():
+            return "Write a rule first."
+        return markdown("Rule set: <code>{}</code>.", judge.rule(rule, reason)["rule"])
 
     def refill():
         from salad import selection
@@ -263,7 +288,7 @@ def buttons(con, judge: review.Review, rule, reason, weight, clusters, events, o
             try:
                 told = act()
             except (RuntimeError, OSError) as error:
-                told = f"Not done: {error}"
+                told = markdown("Not done: {}", error)
             store.refresh(con)
             on_said(told)
 
@@ -288,7 +313,7 @@ def go_on(lab, con, selection_id: str, recipe: str, on: str, *, export: bool, la
             with mo.status.spinner("writing texts and speech"):
                 folder = review.export_kept(lab, con, selection_id)
             return mo.md(
-                f"Written to `{folder}`: `texts.parquet`, `selection.json` with the hash"
+                markdown("Written to <code>{}</code>: `texts.parquet`, `selection.json` with the hash", folder)
                 + (" and a Lhotse Shar in `speech/`." if (folder / "speech").exists() else "; nothing of it is spoken yet.")
             )
         if launch:
@@ -298,7 +323,7 @@ def go_on(lab, con, selection_id: str, recipe: str, on: str, *, export: bool, la
                 "notebook closes. `notebooks/training.py` shows how it fares."
             )
     except (RuntimeError, OSError) as error:
-        return mo.callout(mo.md(str(error)), kind="danger")
+        return mo.callout(mo.md(plain(error)), kind="danger")
     return mo.md(
         "Launching freezes what is kept and spoken now as a selection of its own; later drops do not change that run."
     )

@@ -3,11 +3,11 @@ terminal, as report.md and report.html, and, for a paper, each table as LaTeX an
 in the lab's folder report/."""
 
 import difflib
-import html
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
+from markupsafe import escape
 
 import store
 from salad.selection.exclusion import left_out, speech_by_cluster
@@ -168,20 +168,20 @@ auto; } figcaption { font-weight: 600; margin-bottom: 6px; } .wide { overflow-x:
 def _html(tables: list[ReportTable], figures: list) -> str:
     parts = [
         f"<!doctype html><html lang='en'><meta charset='utf-8'><title>What came out</title><style>{_STYLE}</style>",
-        f"<h1>What came out</h1><p>{html.escape(EXPLAIN)}</p>",
+        f"<h1>What came out</h1><p>{escape(EXPLAIN)}</p>",
     ]
     for i, (_, title, heads, cells) in enumerate(tables):
-        head = "".join(f"<th>{html.escape(h)}</th>" for h in heads)
-        parts.append(f"<h2>{html.escape(title)}</h2><div class='wide'><table><thead><tr>{head}</tr></thead><tbody>")
+        head = "".join(f"<th>{escape(h)}</th>" for h in heads)
+        parts.append(f"<h2>{escape(title)}</h2><div class='wide'><table><thead><tr>{head}</tr></thead><tbody>")
         last = None
         for row in cells:
             shown = ["" if i == 0 and row[0] == last else row[0], *row[1:]]
             first = " class='first'" if i == 0 and row[0] != last else ""
             last = row[0]
-            parts.append(f"<tr{first}>" + "".join(f"<td>{html.escape(c)}</td>" for c in shown) + "</tr>")
+            parts.append(f"<tr{first}>" + "".join(f"<td>{escape(c)}</td>" for c in shown) + "</tr>")
         parts.append("</tbody></table></div>")
         if i == 0:
             parts += [
-                f"<figure><figcaption>{html.escape(f.caption)}</figcaption>{f.svg().decode()}</figure>" for f in figures
+                f"<figure><figcaption>{escape(f.caption)}</figcaption>{f.svg().decode()}</figure>" for f in figures
             ]
     return "\n".join([*parts, "</html>"])

@@ -93,6 +93,6 @@ def latex(caption: str, heads: list[str], cells: list[list[str]]) -> str:
 
 
 def markdown_table(heads: list[str], cells: list[list[str]]) -> str:
-    """A Markdown table."""
-    rows = [heads, ["---"] * len(heads), *([c.replace("|", "\\|") for c in row] for row in cells)]
+    """A Markdown table, whose cells are words: no markup of theirs is read."""
+    rows = [heads, ["---"] * len(heads), *([c.replace("|", "\\|").replace("<", "&lt;") for c in row] for row in cells)]
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)

@@ -3,6 +3,7 @@
 import duckdb
 import pandas as pd
 
+from workbench.markup import markdown
 from workbench.review.clusters import clusters_without_gamma
 
 
@@ -19,7 +20,7 @@ def selections(con: duckdb.DuckDBPyConnection) -> pd.DataFrame:
 def unready(con: duckdb.DuckDBPyConnection, selection_id: str) -> str | None:
     """What to do where a selection's clusters or their divergences are not in the lab, in a sentence; None where they are."""
     table = clusters_without_gamma(con, selection_id)
-    named = f"selection `{selection_id}`"
+    named = markdown("selection <code>{}</code>", selection_id)
     if table.empty:
         return (
             f"The clusters that {named} was drawn from are not in this lab. If a file is damaged, `salad verify --repair` moves "
