@@ -24,6 +24,7 @@ from pathlib import Path
 
 import duckdb
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 sys.path = [path for path in sys.path if Path(path).resolve() != Path(__file__).parent]  # this file is named store too
 import store  # noqa: E402
@@ -133,16 +134,17 @@ def opening(lab: Path, rounds: int) -> dict:
 def thousand_units(folder: Path, rounds: int) -> dict:
     """A lab of 1,000 small units, as many passes leave them."""
     lab = folder / "thousand"
-    rows = divergences(duckdb.connect(), 0, 1000, 10_000)
-    base = store.publish(lab, "divergences", rows, made_from={"n": 0})
-    data = base.path.read_bytes()
-    for n in range(1, 1000):
+    con = duckdb.connect()
+    base = store.publish(lab, "divergences", divergences(con, 0, 1000, 10**7), made_from={"n": 0})
+    for n in range(1, 1000):  # as publish writes them, without a flush to the disk for each
         unit = store.unit_id("divergences", {"n": n})
         place = base.path.parent.parent / f"run_id={n % 20}"
         place.mkdir(exist_ok=True)
-        (place / f"unit-{unit}.parquet").write_bytes(data)
-        manifest = {**base.manifest, "unit_id": unit, "made_from": {"n": n}, "file": f"unit-{unit}.parquet"}
-        (place / f"unit-{unit}.json").write_text(json.dumps(seal(manifest)))
+        path = place / f"unit-{unit}.parquet"
+        pq.write_table(store.rows.fit("divergences", divergences(con, 1000 * n, 1000, 10**7)), path)
+        manifest = {**base.manifest, "unit_id": unit, "made_from": {"n": n}, "file": path.name,
+                    "sha256": store.verification.sha256(path), "bytes": path.stat().st_size}
+        path.with_suffix(".json").write_text(json.dumps(seal(manifest)))
     fresh_connect(lab)
     return {"connect_1000_units_s": {"ours": min(fresh_connect(lab) for _ in range(rounds))}}
 

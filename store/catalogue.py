@@ -17,6 +17,7 @@ from .verification import MEMBER
 
 _HERE = Path(__file__).parent
 QUESTIONS = {path.stem: path.read_text() for path in sorted((_HERE / "questions").glob("*.sql"))}
+_SPECIAL = re.compile(r"[*?\[]")  # what stands for other names in a path
 NO_MATCHES = "SELECT ''::VARCHAR AS event_id, ''::VARCHAR AS selection_id, ''::VARCHAR AS sample_id WHERE false"
 
 
@@ -31,13 +32,16 @@ def file_list(paths: list[Path | str]) -> str:
     Raises StoreError for a path that DuckDB cannot be given: with a backslash beside one of * ? [."""
     told = []
     for path in map(str, paths):
-        if "\\" in path and any(c in path for c in "*?["):
+        if not _SPECIAL.search(path):
+            told.append(quoted(path))
+            continue
+        if "\\" in path:
             raise StoreError(f"{path}: DuckDB cannot open a path with a backslash and one of * ? [ in it; rename the folder")
-        told.append(quoted(re.sub(r"[*?\[]", lambda found: f"[{found[0]}]", path)))
+        told.append(quoted(_SPECIAL.sub(lambda found: f"[{found[0]}]", path)))
     return f"[{', '.join(told)}]"
 
 
-def select_of(table: schema.Table, found: list[Unit], hidden: dict[str, list[int]] | None = None) -> str:
+def select_of(table: schema.Table, found: list[Unit], hidden: dict[str, list[list[int]]] | None = None) -> str:
     """SQL that reads the units of a table: one scan per schema version, older ones filled up with defaults.
 
     `hidden`: files of which rows are left out, those that the table raw.hidden names."""
@@ -58,7 +62,7 @@ def select_of(table: schema.Table, found: list[Unit], hidden: dict[str, list[int
             groups.setdefault(key, []).append(path)
     parts = []
     for (version, without, partly), paths in sorted(groups.items()):
-        if partly and len(hidden[partly]) == pq_rows(found, partly):
+        if partly and sum(last - first for first, last in hidden[partly]) == _rows_in(found, partly):
             continue
         rows = ", file_row_number=true" if partly else ""
         part = f"SELECT {columns(version)} FROM read_parquet({file_list(paths)}, hive_partitioning=false{rows})"
@@ -71,7 +75,7 @@ def select_of(table: schema.Table, found: list[Unit], hidden: dict[str, list[int
     return "\nUNION ALL\n".join(parts)
 
 
-def pq_rows(found: list[Unit], path: str) -> int:
+def _rows_in(found: list[Unit], path: str) -> int:
     """The rows of the unit in this file."""
     return next(unit.rows for unit in found if str(unit.path) == path)
 
@@ -118,11 +122,22 @@ def scoring_spans(lab: Path, found: dict[str, list[Unit]], ran: pa.Table) -> tup
     scored in it, the next of these. `ran`: the table runs."""
     units = [unit for unit in found.get("divergences", []) if unit.rows]
     older = [unit for unit in units if unit.manifest["schema"] < 2]
-    newer = tuple(sorted(str(unit.path) for unit in units if unit.manifest["schema"] >= 2))
+    newer, known = [], {}  # what a manifest says of all rows need not be read from the file
+    for unit in units:
+        if unit.manifest["schema"] >= 2:
+            told = unit.manifest.get("keys", {})
+            spans = tuple(told.get(name, "") for name in ("span_min", "span_max"))
+            if {"run_id", "step"} <= told.keys() and all(span is None or type(span) is int for span in spans):
+                spans = tuple(default if span is None else span for span, default in zip(spans, (1, 4), strict=True))
+                known.setdefault(spans, set()).add((str(told["run_id"]), str(told["step"])))
+            else:
+                newer.append(str(unit.path))
     try:
-        there = dict(_ranges_of(newer)) if newer else {}
+        there = dict(_ranges_of(tuple(sorted(newer)))) if newer else {}
     except duckdb.Error:  # a file that goes while it is read: whoever queries it is told
         there = {}
+    for spans, checkpoints in known.items():
+        there[spans] = there.get(spans, 0) + len(checkpoints)
     if older:
         there[1, 4] = there.get((1, 4), 0) + len({unit.path.parent.name for unit in older})
     wanted = []
@@ -144,7 +159,7 @@ def scoring_spans(lab: Path, found: dict[str, list[Unit]], ran: pa.Table) -> tup
 
 def build(
     con, found: dict[str, list[Unit]], tables: dict[str, pa.Table], rules: str, spans: tuple[int, int], fresh: set[str],
-    hidden: dict[str, list[int]] | None = None,
+    hidden: dict[str, list[list[int]]] | None = None,
 ) -> None:  # fmt: skip
     """(Re)create tables and views; names in `fresh` stand already and stay. `spans`: those of `scoring_spans`; `hidden`:
     rows of units that no view shows."""
@@ -156,11 +171,18 @@ def build(
     names = {table.name: "raw.divergences" if table.name == "divergences" else table.name for table in schema.UNITS}
     first = "questions" not in fresh
     if "hidden" not in fresh:
-        rows = pa.table({
-            "path": pa.array([path for path, rows in hidden.items() for _ in rows], schema.TEXT),
-            "row": pa.array([row for rows in hidden.values() for row in rows], schema.BIG)})  # fmt: skip
+        sizes = {str(unit.path): unit.rows for units in found.values() for unit in units}
+        runs = [  # of a unit that is hidden as a whole nothing is read
+            (path, first, last)
+            for path, rows in hidden.items()
+            if sum(last - first for first, last in rows) < sizes.get(path, 0)
+            for first, last in rows
+        ]
+        columns = list(zip(*runs, strict=True)) or [(), (), ()]
+        types = (("path", schema.TEXT), ("first", schema.BIG), ("last", schema.BIG))
+        rows = pa.table({name: pa.array(values, type) for (name, type), values in zip(types, columns, strict=True)})
         con.register("_incoming", rows)
-        con.execute("CREATE OR REPLACE TABLE raw.hidden AS FROM _incoming")
+        con.execute("CREATE OR REPLACE TABLE raw.hidden AS SELECT path, unnest(range(first, last)) AS row FROM _incoming")
         con.unregister("_incoming")
     if first:
         put(con, "raw.published", schema.PUBLISHED, published())

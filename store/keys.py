@@ -20,12 +20,12 @@ from .verification import MEMBER, relative, write_beside
 
 PLACES = ("audio_path", "audio_offset", "cut_id", "speech")  # where a thing is filed, not what it is: import moves it
 _hashes: dict[tuple[str, tuple], np.ndarray] = {}  # (sha256, members left out) -> a hash of each key, sorted
-_known: dict[str, tuple[dict[str, list[int]], list[tuple]]] = {}  # a set of units -> what was found
+_known: dict[str, tuple[dict[str, list[list[int]]], list[tuple]]] = {}  # a set of units -> what was found
 _lock = threading.RLock()
 
 
 class Overlaps(dict):
-    """Path of a unit's file -> the rows of it, from 0, whose key another unit tells better."""
+    """Path of a unit's file -> the rows of it whose key another unit tells better, as [first, last + 1], from 0."""
 
 
 def _constant(unit: Unit, column: str) -> tuple | None:
@@ -140,9 +140,11 @@ def _losers(con: duckdb.DuckDBPyConnection, group: list[Unit], ranks: list, hash
             UPDATE _lost SET _differs = false WHERE (_unit, _winner) NOT IN (
                 SELECT (a._unit, b._unit) FROM _sums a JOIN _sums b
                 ON {same.replace('r."', 'a."')} AND a._said <> b._said)""")
-    rows: dict[str, list[int]] = {}
-    for path, numbers in con.execute("SELECT _path, list(_row ORDER BY _row) FROM _lost GROUP BY _path").fetchall():
-        rows[path] = numbers
+    rows: dict[str, list[list[int]]] = {}  # runs of rows: a unit that another tells as a whole is one
+    for path, first, last in con.execute("""SELECT _path, min(_row), max(_row) + 1 FROM
+            (SELECT _path, _row, _row - row_number() OVER (PARTITION BY _path ORDER BY _row) AS _run FROM _lost)
+            GROUP BY _path, _run ORDER BY ALL""").fetchall():
+        rows.setdefault(path, []).append([first, last])
     told = con.execute(
         "SELECT _unit, _winner, count(*), any_value(_path) FROM _lost WHERE _differs GROUP BY ALL ORDER BY ALL"
     ).fetchall()
@@ -150,7 +152,7 @@ def _losers(con: duckdb.DuckDBPyConnection, group: list[Unit], ranks: list, hash
 
 
 def _cache_file(lab: Path) -> Path:
-    return lab / ".store-cache" / "overlaps.json"
+    return lab / ".store-cache" / "overlaps-2.json"
 
 
 def overlaps(lab: Path, found: dict[str, list[Unit]], past: history.History) -> tuple[Overlaps, list[Damage]]:
@@ -200,4 +202,4 @@ def _load(lab: Path) -> dict:
 
 def _save(lab: Path) -> None:
     """Remember beside the lab what was compared, newest last; in memory only where it cannot be written."""
-    write_beside(lab, "overlaps.json", dict(list(_known.items())[-2000:]))
+    write_beside(lab, "overlaps-2.json", dict(list(_known.items())[-2000:]))
