@@ -45,7 +45,7 @@ def _(lab):
 @app.cell(hide_code=True)
 def _(a_ui, b_ui, con, listed):
     labels = list(dict.fromkeys([a_ui.value, b_ui.value]))
-    chosen = [divergences.Checkpoint(r.run_id, r.step, r.label) for v in labels
+    chosen = [divergences.ScoredCheckpoint(r.run_id, r.step, r.label) for v in labels
               for r in listed[listed.label == v].itertuples()]
     scored = divergences.read(con, chosen)
     _corpora = divergences.corpora(con, scored)

@@ -25,7 +25,7 @@ class Checkpoint(NamedTuple):
     folder: Path
 
 
-class Teacher(NamedTuple):
+class TeacherSource(NamedTuple):
     """The text LLM as evaluations name it: the run that made it and its last step, both None where no run did."""
 
     run_id: str | None
@@ -42,9 +42,9 @@ def newest_run(lab: Path | str, kind: str, advice: str = "name one with --run") 
     return found[0]
 
 
-def newest_teacher(lab: Path | str) -> Teacher:
-    """The newest teacher that a run of this lab trained; Teacher(None, None) where the teacher came from elsewhere."""
-    return Teacher(*(_newest_run(lab, "teacher") or (None, None)))
+def newest_teacher(lab: Path | str) -> TeacherSource:
+    """The newest teacher that a run of this lab trained; TeacherSource(None, None) where the teacher came from elsewhere."""
+    return TeacherSource(*(_newest_run(lab, "teacher") or (None, None)))
 
 
 def _newest_run(lab: Path | str, kind: str) -> tuple[str, int | None] | None:

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from salad import SaladError
 from salad.config import SequenceConfig
 from salad.data.interleaving import (
-    Unit,
+    SpokenUnit,
     interleave,
     scoring_patterns,
     sequence,
@@ -100,14 +100,14 @@ def test_odd_events_inside_words_and_numbers_do_not_cut(tokenizer):
 
 
 def test_frame_boundaries_are_floored_and_a_span_without_a_frame_stays_text():
-    parts = [Unit(0, 1, 0.0, 0.17), Unit(1, 2, 0.17, 0.23), Unit(2, 3, 0.23, 0.239), Unit(3, 4, 0.239, 1.0)]
+    parts = [SpokenUnit(*row) for row in ((0, 1, 0.0, 0.17), (1, 2, 0.17, 0.23), (2, 3, 0.23, 0.239), (3, 4, 0.239, 1.0))]
     spans = interleave(parts, [True, False, True, False], RATE)
     # 0.17 s * 12.5 = 2.1 -> frames 0, 1; the third unit spans no whole frame and joins the text around it
     assert [tuple(span) for span in spans] == [(True, 0, 1, 0, 2), (False, 1, 4, 0, 0)]
 
 
 def test_all_speech_after_text_ends_on_the_last_frame():
-    parts = [Unit(0, 2, 0.0, 0.4), Unit(2, 3, 0.4, 0.8), Unit(3, 4, 0.8, 1.2)]
+    parts = [SpokenUnit(0, 2, 0.0, 0.4), SpokenUnit(2, 3, 0.4, 0.8), SpokenUnit(3, 4, 0.8, 1.2)]
     laid = sequence(9, [5, 6, 7, 8], interleave(parts, [True, True, False], RATE))
     assert list(laid.rows) == [10] and laid.frames[10] == 9  # predictor of the text token is the last frame
     assert list(laid.ids[-1:]) == [8] and list(laid.after_speech) == [True]

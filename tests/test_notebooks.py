@@ -439,7 +439,7 @@ def test_the_divergences_notebooks_figures_are_sqls(opened):
 
     lab, ids, con = opened
     _, defs = notebook("divergences").run(defs={"lab": lab})
-    stage1, other = (divergences.Checkpoint(*c) for c in defs["chosen"])
+    stage1, other = (divergences.ScoredCheckpoint(*c) for c in defs["chosen"])
     assert stage1.run_id == ids["run"] and other.label.startswith("stage2_active")
     assert defs["corpus"] == "heldout" and defs["measure"] == "m"
     mine, scored = defs["con"], defs["scored"]
@@ -466,7 +466,7 @@ def test_kinds_of_words_hold_every_token_once_and_positions_too(opened):
     from workbench import divergences
 
     lab, ids, con = opened
-    scored = divergences.read(con, [divergences.Checkpoint(ids["run"], ids["step"], "one")])
+    scored = divergences.read(con, [divergences.ScoredCheckpoint(ids["run"], ids["step"], "one")])
     n, total = con.execute(
         "SELECT count(*), sum(d) FROM token_divergences WHERE run_id = ? AND d IS NOT NULL", [ids["run"]]
     ).fetchone()

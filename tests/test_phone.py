@@ -13,7 +13,7 @@ from salad.miniature import encoder as encoder_module
 from salad.miniature.encoder import PhoneEncoderConfig, labels, plain_phone, pseudo_word, train_encoder, world_words
 from salad.miniature.recogniser import VOCABULARY, RecogniserConfig, characters, train_recogniser
 from salad.models.phone import PhoneConfig, PhoneEncoder, PhoneForCTC
-from salad.speech import Phone, Utterance
+from salad.speech import TimedPhone, Utterance
 
 TEXTS = ["The heart pumps blood.", "Anna goes to the park.", "What does a drum do? It is struck."] * 2
 
@@ -194,7 +194,7 @@ def test_pseudo_words_are_no_words_of_the_world():
 
 
 def test_labels_follow_the_phoneme_events():
-    phones = [Phone("'A:", 0.0, 0.05), Phone("t#", 0.05, 0.1), Phone("rare", 0.1, 0.12), Phone("_:", 0.12, 0.2)]
+    phones = [TimedPhone(*row) for row in (("'A:", 0.0, 0.05), ("t#", 0.05, 0.1), ("rare", 0.1, 0.12), ("_:", 0.12, 0.2))]
     utterance = Utterance(np.zeros(3200, np.float32), 16000, [], [], phones)
     assert labels(utterance, 8, ["_", "A:", "t"], 0.0).tolist() == [1, 1, 2, 2, 2, -100, 0, 0]
     assert labels(utterance, 8, ["_", "A:", "t"], 0.02).tolist() == [0, 1, 1, 2, 2, 2, -100, 0]

@@ -32,7 +32,7 @@ TEXTS = 20_000  # texts whose tokens are read for figures by token: a fixed rand
 _held: "weakref.WeakKeyDictionary[duckdb.DuckDBPyConnection, dict]" = weakref.WeakKeyDictionary()
 
 
-class Checkpoint(NamedTuple):
+class ScoredCheckpoint(NamedTuple):
     """A scored checkpoint, and how figures call it."""
 
     run_id: str
@@ -56,7 +56,7 @@ def two(listed: pd.DataFrame) -> tuple[str, str]:
     return listed.label.iloc[0], (arm if len(arm) else listed).label.iloc[-1]
 
 
-def read(con, chosen: list[Checkpoint]) -> str:
+def read(con, chosen: list[ScoredCheckpoint]) -> str:
     """Bring the chosen checkpoints' texts into a temporary table and return its name: one row per checkpoint and
     text, m, d over n and f over n_f positions, with label, domain, corpus and (newest clustering's) cluster."""
     name = "scored_" + "_".join(f"{c.run_id}_{c.step}" for c in chosen)
@@ -301,7 +301,7 @@ def texts(con, scored, measure, a, b, corpus=None, brushed=None, words="", order
     return rows, total
 
 
-def card(con, checkpoint: Checkpoint, sample_id: str) -> dict | None:
+def card(con, checkpoint: ScoredCheckpoint, sample_id: str) -> dict | None:
     """What the listening widget shows of a text under a checkpoint (as review.card has it); None if it is not there."""
     # A look into each table by id: a join of them, and the view divergences, would read every text's row to have this one's.
     measured = dicts(con.execute(

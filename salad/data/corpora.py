@@ -70,7 +70,7 @@ class Text(NamedTuple):
     answer: str | None = None
 
 
-class Texts(Sequence):
+class TextRows(Sequence):
     """Texts as rows of an Arrow table."""
 
     def __init__(self, table: pa.Table):
@@ -181,7 +181,7 @@ def texts(lab: Path | str, corpora: list[str]) -> list[str]:
     return [row.text for row in text_rows(lab, corpora)]
 
 
-def text_rows(lab: Path | str, corpora: list[str], path: Path | None = None) -> Texts:
+def text_rows(lab: Path | str, corpora: list[str], path: Path | None = None) -> TextRows:
     """`texts` for training: rows stay in the file `path` (or in memory)."""
     schema = pa.schema([("text", pa.string()), ("answer", pa.string())])
 
@@ -202,4 +202,4 @@ def text_rows(lab: Path | str, corpora: list[str], path: Path | None = None) -> 
                 told = str(error).splitlines()[0]
                 raise SaladError(f"corpus {folder} cannot be read: {told}; make it again") from None
 
-    return Texts(_table(batches(), schema, path))
+    return TextRows(_table(batches(), schema, path))

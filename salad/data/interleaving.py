@@ -17,7 +17,7 @@ from salad.speech.words import runs
 from store.ids import digest
 
 
-class Unit(NamedTuple):
+class SpokenUnit(NamedTuple):
     """Tokens [token_start, token_end) and the time [start_s, end_s) in which they are said, seconds."""
 
     token_start: int
@@ -58,7 +58,7 @@ def token_offsets(tokenizer, text: str) -> tuple[list[int], list[tuple[int, int]
     return encoded["input_ids"], offsets
 
 
-def units(text: str, offsets: list[tuple[int, int]], words, duration_s: float) -> list[Unit]:
+def units(text: str, offsets: list[tuple[int, int]], words, duration_s: float) -> list[SpokenUnit]:
     """Cut a spoken text into units.
 
     `offsets`: per token (char_start, char_end) with spaces untrimmed; `words`: (word, char_start, char_end, start_s,
@@ -85,10 +85,10 @@ def units(text: str, offsets: list[tuple[int, int]], words, duration_s: float) -
         if token > cuts[-1][0] and cuts[-1][1] <= start_s <= duration_s:
             cuts.append((token, start_s))
     ends = cuts[1:] + [(len(offsets), duration_s)]
-    return [Unit(a, b, start, end) for (a, start), (b, end) in zip(cuts, ends, strict=True)]
+    return [SpokenUnit(a, b, start, end) for (a, start), (b, end) in zip(cuts, ends, strict=True)]
 
 
-def interleave(units: list[Unit], speech: list[bool], frame_rate: float) -> list[Span]:
+def interleave(units: list[SpokenUnit], speech: list[bool], frame_rate: float) -> list[Span]:
     """Spans of the pattern that says which units are speech; both frame boundaries are floored.
 
     Neighbouring units of one kind make one span. A speech span without a frame turns into text (and joins its
@@ -109,7 +109,7 @@ def interleave(units: list[Unit], speech: list[bool], frame_rate: float) -> list
 
 
 def _runs(units, speech):
-    group: list[Unit] = []
+    group: list[SpokenUnit] = []
     for index, unit in enumerate(units):
         if group and speech[index] != speech[index - 1]:
             yield speech[index - 1], group

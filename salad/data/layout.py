@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from salad.data.augmentation import Alteration
 from salad.data.corpora import SpokenText
-from salad.data.interleaving import Sequence, Span, Unit, interleave, units
+from salad.data.interleaving import Sequence, Span, SpokenUnit, interleave, units
 from salad.errors import SaladError
 from salad.models.prompts import PromptFormat, Written
 
@@ -16,7 +16,7 @@ class Layout(NamedTuple):
 
     spoken: SpokenText
     written: Written
-    units: list[Unit]
+    units: list[SpokenUnit]
     frame_rate: float
     words: int
 

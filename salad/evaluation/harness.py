@@ -39,7 +39,7 @@ IDS = ("item_id", "question_id", "id", "ind")
 
 
 @dataclass(frozen=True)
-class Spec:
+class TaskSpec:
     """A task's name as it is given, `name[@shots[-spoken]]`, and stored with every answer."""
 
     text: str
@@ -48,7 +48,7 @@ class Spec:
     spoken_shots: bool
 
     @classmethod
-    def parse(cls, text: str) -> "Spec":
+    def parse(cls, text: str) -> "TaskSpec":
         found = re.fullmatch(r"([^@]+)(?:@(\d+)(-spoken)?)?", text.strip())
         if not found:
             raise SaladError(f"task {text!r}: write it as name, name@5 (five examples) or name@5-spoken")
@@ -59,7 +59,7 @@ class Spec:
 class Task:
     """A task ready to be run: its items in order, and each item's requests (`lm_eval` Instances)."""
 
-    spec: Spec
+    spec: TaskSpec
     items: list[Item]
     requests: list[list]
     harness: object = field(repr=False)
@@ -159,7 +159,7 @@ def expand(lab: Path | str, specs: list[str]) -> list[str]:
     """The tasks that names stand for: a group or a tag of the harness (mmlu) stands for its tasks."""
     told = []
     for text in specs:
-        spec = Spec.parse(text)
+        spec = TaskSpec.parse(text)
         told += [text.strip().replace(spec.name, name, 1) for name in _leaves(lab, spec.name)]
     return list(dict.fromkeys(told))
 
@@ -180,7 +180,7 @@ def load(lab: Path | str, text: str) -> Task:
     """A task by name (see the module's docstring). An unknown task or a broken item is a SaladError that says which."""
     from lm_eval.tasks import TaskManager  # noqa: F401  fails here, and not half-way, where lm-eval is broken
 
-    spec = Spec.parse(text)
+    spec = TaskSpec.parse(text)
     with _quiet():
         harness = _loaded(Path(lab), spec.name)
         if harness.OUTPUT_TYPE not in ("multiple_choice", "generate_until") or harness.multiple_input:
@@ -283,7 +283,7 @@ def _mark(harness, name: str, template: str | None) -> Callable[[dict], str]:
     return spoken
 
 
-def _item(harness, spec: Spec, number: int, doc: dict, spoken: str) -> Item:
+def _item(harness, spec: TaskSpec, number: int, doc: dict, spoken: str) -> Item:
     name = next((str(doc[key]) for key in IDS if doc.get(key) is not None), str(number))
     domain = doc.get("domain") or spec.name
     try:
@@ -322,7 +322,7 @@ class HarnessLM(LM):
         context = request.args[0]
         if self.modality == "text":
             return [unmarked(context)]
-        spec = Spec.parse(request.task_name)
+        spec = TaskSpec.parse(request.task_name)
         pieces = split(context, spec.spoken_shots)
         return [self.hear(spec.name, text) if spoken else unmarked(text) for spoken, text in pieces]
 

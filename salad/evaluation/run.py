@@ -15,7 +15,7 @@ from salad.errors import SaladError
 from salad.evaluation import harness, spoken
 from salad.evaluation.contenders import Contender, parse_choice
 from salad.evaluation.harness import FLOORS, MODALITIES, HarnessLM, Task
-from salad.evaluation.spoken import Spoken
+from salad.evaluation.spoken import SpokenItems
 from salad.evaluation.statistics import one_llm
 from store.ids import hash_id
 
@@ -50,7 +50,7 @@ def evaluate(lab: Path | str, contender: Contender, task_names: list[str], modal
         con = con or store.connect(lab)
         for modality in wanted:
             for sound in [None] if modality == "text" else sounds:
-                job = Job(contender, task, modality, sound, seed, limit)
+                job = EvaluationJob(contender, task, modality, sound, seed, limit)
                 jobs.append((job, job.missing(con)))
     total, done = sum(len(missing) for _, missing in jobs), 0
     chunk = min(chunk, getattr(contender, "chunk", chunk))
@@ -81,13 +81,13 @@ def chosen(contender: Contender, modalities: Iterable[str], known: tuple[str, ..
 
 
 @dataclass
-class Job:
+class EvaluationJob:
     """A task's items for one contender in one modality, heard as `sound` (None: read). `seed`: of modality deaf."""
 
     contender: Contender
     task: Task
     modality: str
-    sound: Spoken | None
+    sound: SpokenItems | None
     seed: int = 0
     limit: int | None = None
 

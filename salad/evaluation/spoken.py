@@ -26,7 +26,7 @@ def context_sample(item: Item) -> tuple[str, str, str]:
     return store.ids.sample_id(task, item.context), item.context, task
 
 
-class Spoken:
+class SpokenItems:
     """The spoken contexts of one task by one synthesiser in one voice (None: as the lab has spoken each): what a
     contender hears. `rows`: of `syntheses`, by sample id; `only`: the samples that have no other speech in their voice."""
 
@@ -167,8 +167,8 @@ def find(lab: Path | str, task: str, texts: list[str]) -> tuple[dict[Speaker, di
 
 
 def prepare(lab: Path | str, task: str, texts: list[str], voices: list[str] | None = None, tts: str | None = None,
-            asr: str | None = None, recordings: list | None = None, progress=None) -> list[Spoken]:  # fmt: skip
-    """The spoken contexts of `texts`, one `Spoken` a synthesiser and voice; what is missing is spoken now, and kept.
+            asr: str | None = None, recordings: list | None = None, progress=None) -> list[SpokenItems]:  # fmt: skip
+    """The spoken contexts of `texts`, one `SpokenItems` a synthesiser and voice; what is missing is spoken now, and kept.
 
     `tts`: whose speech it is; None: whoever has spoken here already, else espeak. Without `voices`: the data set's own
     recordings (`recordings`, one a text) where it has them; else every voice in which the lab has spoken all texts; else
@@ -198,7 +198,7 @@ def prepare(lab: Path | str, task: str, texts: list[str], voices: list[str] | No
         if not speakers:
             any_voice = {sample: row for who, rows in own.items() if who != recorded for sample, row in rows.items()}
             if len(any_voice) == whole:
-                return [Spoken(lab, task, None, any_voice, asr, only)]
+                return [SpokenItems(lab, task, None, any_voice, asr, only)]
             engine = engine or _engine(DEFAULT_TTS)
             speakers = [(engine.name, engine.voices[0])]
     if recorded in speakers and recorded not in found:
@@ -212,7 +212,7 @@ def prepare(lab: Path | str, task: str, texts: list[str], voices: list[str] | No
         _speak(lab, task, texts, voice, engine, asr, progress)
     _samples(lab, task, list(dict.fromkeys(texts)))  # after the speech: a voice that does not exist leaves nothing behind
     found, only = find(lab, task, texts) if missing else (found, only)
-    return [Spoken(lab, task, who[1], found[who], asr, only) for who in dict.fromkeys(speakers)]
+    return [SpokenItems(lab, task, who[1], found[who], asr, only) for who in dict.fromkeys(speakers)]
 
 
 def _engine(tts: str):

@@ -39,7 +39,7 @@ class NotAList(SaladError):
     """A table without a column that names a sound, or without one for texts."""
 
 
-class Part(NamedTuple):
+class Segment(NamedTuple):
     """Which part of a sound is wanted: seconds, and the channels to average (None: all)."""
 
     start_s: float = 0.0
@@ -69,7 +69,7 @@ def number_of(value, name: str) -> float | None:
     return found
 
 
-def part_of(row: dict, unclear: bool = True) -> Part:
+def part_of(row: dict, unclear: bool = True) -> Segment:
     """The part of its sound that a row asks for. Unusable where it cannot be told. `unclear`: whether columns such as
     `start`, whose unit is not known, are asked about."""
 
@@ -92,7 +92,7 @@ def part_of(row: dict, unclear: bool = True) -> Part:
         if seconds is not None and abs(end[1] - start_s - seconds) > SHORT_S:
             raise Unusable("bad number", f"{end[0]} - start is {end[1] - start_s:g}, but {duration[0]} is {seconds:g}")
         seconds = end[1] - start_s
-    return Part(start_s, seconds, channels_of(row))
+    return Segment(start_s, seconds, channels_of(row))
 
 
 def channels_of(row: dict) -> tuple[int, ...] | None:
@@ -228,7 +228,7 @@ def listed(path: Path, folder: Path, licence: str | None = None, unclear: bool =
 
 
 def _recorded(row: _Row, path: Path, folder: Path, licence: str | None, unclear: bool) -> Recorded:
-    value, fault, part = row.value or {}, row.fault, Part()
+    value, fault, part = row.value or {}, row.fault, Segment()
     if fault is None and lines.has_surrogate(value):
         fault = ("unreadable", f"line {row.number} holds half of a surrogate pair, which is no character")
     audio, text = named(value, AUDIO), named(value, TEXT)
@@ -265,7 +265,7 @@ def relative(audio: str, folder: Path) -> str:
     return name.removeprefix(root)
 
 
-def load(folder: Path, audio: str | None, part: Part, longest_s: float | None = None) -> tuple[np.ndarray, int]:
+def load(folder: Path, audio: str | None, part: Segment, longest_s: float | None = None) -> tuple[np.ndarray, int]:
     """A part of a list's file, which lies in `folder`, or in `clips` or `wavs` there."""
     if not audio:
         raise Unusable("missing", "the row names no file")

@@ -3,62 +3,10 @@
 An engine is named by a specification: `espeak`, `kokoro`, `kokoro:<folder or repository>`, `kokoro-onnx:<folder>`,
 `piper:<folder>` or the user's own `package.module:name` (see `load_tts`)."""
 
-from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol, runtime_checkable
-
-import numpy as np
 
 from salad import parts
 from salad.errors import SaladError
-
-SAMPLE_RATE = 16_000  # of all speech that is written; Hz
-
-
-class Word(NamedTuple):
-    """A spoken word: `text[char_start:char_end] == word`, characters of the text handed to `speak`."""
-
-    word: str
-    char_start: int
-    char_end: int
-    start_s: float
-    end_s: float
-
-
-class Phone(NamedTuple):
-    """A phoneme in the voice's own notation (espeak: Kirshenbaum-like mnemonics without stress marks)."""
-
-    symbol: str
-    start_s: float
-    end_s: float
-
-
-@dataclass
-class Utterance:
-    """samples: float32 [T] in [-1, 1]. words: in order, disjoint in characters and in time. Times in seconds."""
-
-    samples: np.ndarray
-    sample_rate: int
-    words: list[Word]
-    flags: list[str] = field(default_factory=list)
-    phones: list[Phone] = field(default_factory=list)
-
-    @property
-    def duration_s(self) -> float:
-        return len(self.samples) / self.sample_rate
-
-
-@runtime_checkable
-class TTS(Protocol):
-    """A text-to-speech engine. The same (spoken, voice, seed) gives the same utterance, whatever came before.
-
-    It may have a method `columns(spoken, voice, seed)` besides: further columns of `syntheses`, as a dict."""
-
-    name: str
-    voices: tuple[str, ...]
-
-    def speak(self, spoken: str, voice: str, seed: int) -> Utterance:
-        """Raises SaladError for a voice that the engine does not have."""
-        ...
+from salad.speech.utterance import SAMPLE_RATE, TTS, TimedPhone, Utterance, Word
 
 
 def load_tts(spec: str) -> TTS:
@@ -102,4 +50,4 @@ def load_tts(spec: str) -> TTS:
     return engine
 
 
-__all__ = ["SAMPLE_RATE", "Phone", "TTS", "Utterance", "Word", "load_tts"]
+__all__ = ["SAMPLE_RATE", "TTS", "TimedPhone", "Utterance", "Word", "load_tts"]

@@ -13,9 +13,9 @@ from typing import NamedTuple
 import numpy as np
 
 from salad.errors import SaladError
-from salad.speech import SAMPLE_RATE, Word
 from salad.speech.check import CTCRecogniser, WhisperRecogniser
 from salad.speech.spoken import spoken_form, text_words
+from salad.speech.utterance import SAMPLE_RATE, Word
 from salad.speech.words import runs, words_of
 
 

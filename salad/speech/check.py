@@ -16,9 +16,9 @@ from typing import Protocol
 import numpy as np
 
 from salad.errors import SaladError
-from salad.speech import SAMPLE_RATE
 from salad.speech.languages import language as row_of
 from salad.speech.spoken import spoken_form
+from salad.speech.utterance import SAMPLE_RATE
 from salad.speech.words import runs
 
 MIN_S = 0.1  # shorter is empty

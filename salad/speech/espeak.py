@@ -24,7 +24,7 @@ import numpy as np
 
 from salad import interrupts
 from salad.errors import SaladError
-from salad.speech import SAMPLE_RATE, Phone, Utterance, Word
+from salad.speech.utterance import SAMPLE_RATE, TimedPhone, Utterance, Word
 from salad.speech.words import runs, words_of
 
 NATIVE_RATE = 22_050
@@ -275,16 +275,16 @@ def ipa(text: str, voice: str = "en-us") -> str:
     return " ".join(re.sub(r"\([a-z-]+\)", "", " ".join(found)).split())  # (en): a switch to another language
 
 
-def _phones(events, total_s: float) -> list[Phone]:
+def _phones(events, total_s: float) -> list[TimedPhone]:
     starts = [sample / NATIVE_RATE for _, _, sample, _ in events] + [total_s]
     return [
-        Phone(symbol.lstrip("',%=") or symbol, starts[i], max(starts[i], starts[i + 1]))
+        TimedPhone(symbol.lstrip("',%=") or symbol, starts[i], max(starts[i], starts[i + 1]))
         for i, (_, _, _, symbol) in enumerate(events)
         if starts[i + 1] > starts[i]
     ]
 
 
-def _words(text: str, events, phones: list[Phone], total_s: float) -> list[Word]:
+def _words(text: str, events, phones: list[TimedPhone], total_s: float) -> list[Word]:
     """One word per run of non-whitespace that has an event; runs without one join the word before."""
     spans = runs(text)
     ends = [end for _, end in spans]

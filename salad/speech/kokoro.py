@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 
 from salad.errors import SaladError
-from salad.speech import SAMPLE_RATE, Utterance, Word
 from salad.speech.languages import language
 from salad.speech.shar import to_rate
+from salad.speech.utterance import SAMPLE_RATE, Utterance, Word
 from salad.speech.words import pieces, runs, words_of
 
 NATIVE_RATE = 24_000

@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 
 from salad.errors import SaladError
-from salad.speech import SAMPLE_RATE, Utterance
 from salad.speech.onnx_model import OnnxModel, content_hash, weights
 from salad.speech.phonemes import phonemised
+from salad.speech.utterance import SAMPLE_RATE, Utterance
 from salad.speech.words import pieces, runs, words_of
 
 NATIVE_RATE = 24_000

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy import signal
 
-from salad.speech import Utterance
+from salad.speech.utterance import Utterance
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ import numpy as np
 import store
 from salad import interrupts
 from salad.errors import SaladError
-from salad.speech import SAMPLE_RATE, Utterance, Word
+from salad.speech.utterance import SAMPLE_RATE, Utterance, Word
 from store.atomic import fsync_folder
 from store.ids import digest
 

@@ -13,10 +13,10 @@ from functools import cache
 from importlib import import_module
 from typing import NamedTuple
 
-from salad.speech import Word
 from salad.speech.characters import Dropped, plain_text
 from salad.speech.languages import language as row_of
 from salad.speech.reading import LAYOUT, LEFT_OVER, MARKUP, TAKEN, Rule
+from salad.speech.utterance import Word
 from salad.speech.words import is_unspaced, runs, words_of
 
 

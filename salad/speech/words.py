@@ -4,8 +4,8 @@ that set no blanks between words (Chinese) each character with the punctuation a
 import re
 import unicodedata
 
-from salad.speech import Word
 from salad.speech.languages import UNSPACED
+from salad.speech.utterance import Word
 
 _OPENING = frozenset("\"'([{“‘«「『《〈（【〔")
 _SENTENCE = re.compile(r".+?(?:[.!?…]+[\"'”’)]*(?=\s)|[。！？]+[”’）]*|$)\s*", re.S)

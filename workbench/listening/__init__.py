@@ -142,7 +142,7 @@ class Reading(Listening):
 
     judges = traitlets.Bool(False).tag(sync=True)
 
-    def __init__(self, con, checkpoint: divergences.Checkpoint, queue: list[str]):
+    def __init__(self, con, checkpoint: divergences.ScoredCheckpoint, queue: list[str]):
         self.checkpoint = checkpoint
         super().__init__(con, None, queue)
 

@@ -35,7 +35,7 @@ class Claim:
 
 
 @dataclass
-class Row:
+class ClaimResult:
     """A claim, judged: what was seen, on how many seeds, and holds / does not hold / undecided / not run."""
 
     text: str
@@ -53,8 +53,8 @@ class Row:
         return f"{self.verdict} ({self.seeds} seed{'s' * (self.seeds > 1)} only)" if few else self.verdict
 
 
-def not_run(text: str, source: str, *cells: str) -> Row:
-    return Row(text, source, f"needs {' and '.join(cells)} on one seed at least", "not run")
+def not_run(text: str, source: str, *cells: str) -> ClaimResult:
+    return ClaimResult(text, source, f"needs {' and '.join(cells)} on one seed at least", "not run")
 
 
 PAPER, HERE = "paper", "this project"
@@ -106,7 +106,7 @@ CLAIMS = (
 )  # fmt: skip
 
 
-def judge(rows: pd.DataFrame, claim: Claim) -> Row:
+def judge(rows: pd.DataFrame, claim: Claim) -> ClaimResult:
     """A claim's paired difference over seeds, its interval and verdict."""
     both = set(last_of(rows, claim.cell).seed) & set(last_of(rows, claim.base).seed)
     rows = rows[rows.seed.isin(both)]  # the means that are shown are of the seeds that are compared
@@ -123,14 +123,14 @@ def judge(rows: pd.DataFrame, claim: Claim) -> Row:
     )
     verdict = analysis.verdict(claim.sign * value, half)
     reason = "" if verdict == "holds" or not np.isfinite(half) else claim.reason
-    return Row(claim.text, claim.source, seen, verdict, reason, {"difference": value, "half": half}, len(both))
+    return ClaimResult(claim.text, claim.source, seen, verdict, reason, {"difference": value, "half": half}, len(both))
 
 
 def last_of(rows, contender, group=ALL) -> pd.DataFrame:
     return rows[rows["last"] & rows.contender.eq(contender) & rows.group.eq(group)]
 
 
-def claims_of_prediction(rows: pd.DataFrame) -> list[Row]:
+def claims_of_prediction(rows: pd.DataFrame) -> list[ClaimResult]:
     out = []
     part = rows[rows.group.eq(ALL) & rows.speech.notna() & rows.m.gt(0) & rows.f.gt(0)]
     for text, measure, other, paper, partial in (
@@ -142,7 +142,7 @@ def claims_of_prediction(rows: pd.DataFrame) -> list[Row]:
             one = analysis.predictors(part, ALL)
             apart = analysis.predictors(part, ALL, by_seed=part.seed.nunique() > 1)[f"{of} on {measure}"].r2_loo
         except SaladError as error:
-            out.append(Row(claim, PAPER, str(error), "not run"))
+            out.append(ClaimResult(claim, PAPER, str(error), "not run"))
             continue
         alone, both = one[f"{of} on {measure}"], one[f"{of} on {measure}, {other}"]
         low, high = _loo_interval(part, of, measure)
@@ -156,7 +156,7 @@ def claims_of_prediction(rows: pd.DataFrame) -> list[Row]:
         reason = "" if verdict == "holds" else (
             "The checkpoints' text accuracies lie within a few points of each other: there is little to explain." if of == "text"
             else "At few steps accuracy is near chance over a wide range of M.")  # fmt: skip
-        out.append(Row(claim, PAPER, seen, verdict, reason, seeds=seeds))
+        out.append(ClaimResult(claim, PAPER, seen, verdict, reason, seeds=seeds))
     return out
 
 
@@ -173,7 +173,7 @@ def _loo_interval(part: pd.DataFrame, of: str, measure: str, draws: int = 300) -
     return tuple(np.percentile(found, [2.5, 97.5])) if found else (np.nan, np.nan)
 
 
-def claims_of_scaling(rows: pd.DataFrame, labs: dict[int, Path]) -> list[Row]:
+def claims_of_scaling(rows: pd.DataFrame, labs: dict[int, Path]) -> list[ClaimResult]:
     """M = E + B · N^(-β) of Stage I runs before their decay, per configuration and seed."""
     fitted: dict[str, list[analysis.PowerLaw]] = {}
     for seed, lab in labs.items():
@@ -197,9 +197,9 @@ def claims_of_scaling(rows: pd.DataFrame, labs: dict[int, Path]) -> list[Row]:
         seen = f"slope of log M over log N {mean:+.2f} ± {half:.2f}, {len(fitted['narrow_alpha0'])} seeds"
         verdict = analysis.verdict(mean, half)
         reason = "" if verdict == "holds" else "The runs are short: M still falls from where an untrained adapter starts."
-        out.append(Row(text, PAPER, seen, verdict, reason, seeds=len(fitted["narrow_alpha0"])))
+        out.append(ClaimResult(text, PAPER, seen, verdict, reason, seeds=len(fitted["narrow_alpha0"])))
     else:
-        out.append(Row(text, PAPER, "needs narrow_alpha0 on two seeds at least, scored at four checkpoints", "not run"))
+        out.append(ClaimResult(text, PAPER, "needs narrow_alpha0 on two seeds at least, scored at four checkpoints", "not run"))
     text = "For α > 0, E of M = E + B·N^(−β) falls as α rises (½ → 1, broad-domain speech)"
     laws = {name: fitted.get(name, []) for name in ("broad_alpha50", "broad_alpha100")}
     n = min(map(len, laws.values()))
@@ -215,14 +215,14 @@ def claims_of_scaling(rows: pd.DataFrame, labs: dict[int, Path]) -> list[Row]:
         )
         reason = "E lies beyond the tokens that were seen: four checkpoints of short runs do not fix it."
         reason = "" if verdict == "holds" else reason
-        out.append(Row(text, PAPER, seen, verdict, reason, seeds=n))
+        out.append(ClaimResult(text, PAPER, seen, verdict, reason, seeds=n))
     else:
         needed = "needs broad_alpha50 and broad_alpha100 on two seeds at least, scored at four checkpoints"
-        out.append(Row(text, PAPER, needed, "not run"))
+        out.append(ClaimResult(text, PAPER, needed, "not run"))
     return out
 
 
-def claims_of_hours(rows: pd.DataFrame) -> list[Row]:
+def claims_of_hours(rows: pd.DataFrame) -> list[ClaimResult]:
     """The hours that uniform needs for what active reaches at the study's budget."""
     out = []
     for group in (BROAD, ALL):
@@ -241,7 +241,7 @@ def claims_of_hours(rows: pd.DataFrame) -> list[Row]:
         seen = "; ".join(f"{'' if sign == '=' else sign + ' '}{hours:.2f} h against {own:.2f} h" for sign, hours, own in told)
         more = [sign == ">" or (sign == "=" and hours > own) for sign, hours, own in told]
         verdict = "active needs fewer" if all(more) else "uniform needs fewer" if not any(more) else "undecided"
-        out.append(Row(text, HERE, f"{seen} (a seed each)", verdict, seeds=len(told)))
+        out.append(ClaimResult(text, HERE, f"{seen} (a seed each)", verdict, seeds=len(told)))
     return out
 
 

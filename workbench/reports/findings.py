@@ -19,7 +19,7 @@ from workbench.reports.claims import (
     CHECKPOINTS,
     CLAIMS,
     ENOUGH,
-    Row,
+    ClaimResult,
     claims_of_hours,
     claims_of_prediction,
     claims_of_scaling,
@@ -45,7 +45,7 @@ class Findings:
     error of the last attempt; `arms`: text, speech, cascade and gap of the teacher and of what the study is about."""
 
     rows: pd.DataFrame
-    claims: list[Row]
+    claims: list[ClaimResult]
     tables: dict[str, pd.DataFrame]
     told: list[str]
     lacking: list[str]
