@@ -23,7 +23,7 @@ _WIDE = re.compile(rb"[\xc2-\xf4][\x80-\xbf]+")
 BLOCK = 1 << 20
 
 
-class Line(NamedTuple):
+class TextLine(NamedTuple):
     """A line by its number, from 1, without its end; `text` is None where it cannot be read, and `fault` says why."""
 
     number: int
@@ -98,7 +98,7 @@ def encoding_of(path: Path, whole: bool = True) -> str:
     return "utf-8"
 
 
-def lines(path: Path, encoding: str = "utf-8") -> Iterator[Line]:
+def lines(path: Path, encoding: str = "utf-8") -> Iterator[TextLine]:
     """The lines of a text file (.gz too). `encoding`: of `encoding_of`. StoreError where it cannot be opened."""
     number = 0
     try:
@@ -112,15 +112,15 @@ def lines(path: Path, encoding: str = "utf-8") -> Iterator[Line]:
                     try:
                         line = line.decode("utf-8")
                     except UnicodeDecodeError as error:
-                        yield Line(number, None, f"it is not UTF-8 (byte 0x{line[error.start]:02x})")
+                        yield TextLine(number, None, f"it is not UTF-8 (byte 0x{line[error.start]:02x})")
                         continue
-                yield Line(number, line)
+                yield TextLine(number, line)
     except FileNotFoundError:
         raise StoreError(f"{path} does not exist") from None
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         if number == 0 and not isinstance(error, UnicodeDecodeError):
             raise StoreError(f"{path} cannot be read: {error}") from None
-        yield Line(number + 1, None, f"the file cannot be read from here on ({error})")
+        yield TextLine(number + 1, None, f"the file cannot be read from here on ({error})")
 
 
 def _wide_lines(file: BinaryIO, encoding: str) -> Iterator[str]:

@@ -44,7 +44,7 @@ def unknown(lab: Path | str, task: str, others: list[str] = ()) -> SaladError:
     return SaladError(f"no task {task!r} in {Path(lab) / 'tasks'} or in lm-evaluation-harness; {hint}")
 
 
-def written(path: Path | str) -> Iterator[lines.Line]:
+def written(path: Path | str) -> Iterator[lines.TextLine]:
     """The lines of a text file that people bring, in any encoding that says which it is; one that cannot be read is a
     SaladError with its number."""
     path = Path(path)

@@ -171,10 +171,10 @@ def _tabs(path: Path, encoding: str) -> Iterator[tuple[int, list[str] | None, st
 def _csv(path: Path, encoding: str) -> Iterator[tuple[int, list[str] | None, str | None]]:
     """Records of RFC 4180: a quoted field may hold commas, quotes (doubled) and line ends. Where a quote is not closed,
     or stands where none may, its line is one fault and the next is read."""
-    waiting: list[lines.Line] = []
+    waiting: list[lines.TextLine] = []
     source = lines.lines(path, encoding)
 
-    def following() -> lines.Line | None:
+    def following() -> lines.TextLine | None:
         return waiting.pop(0) if waiting else next(source, None)
 
     while (line := following()) is not None:

@@ -148,7 +148,7 @@ def _librispeech(source: Path, language: str) -> Iterator[Recorded]:
             raise SaladError(str(error)) from None
 
 
-def _of_transcript(source: Path, path: Path, line: lines.Line) -> Recorded:
+def _of_transcript(source: Path, path: Path, line: lines.TextLine) -> Recorded:
     name, *rest = (line.text or "").split(None, 1) or [f"{path.name.partition('.')[0]}:{line.number}"]
     text = rest[0].strip() if rest else ""
     fault = None if line.text is not None else ("unreadable", f"{path.name} line {line.number}: {line.fault}")

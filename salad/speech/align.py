@@ -18,6 +18,13 @@ from salad.speech.spoken import spoken_form, text_words
 from salad.speech.utterance import SAMPLE_RATE, Word
 from salad.speech.words import runs, words_of
 
+EARLY_EVENTS_S = 0.02  # half of what espeak's starts come before Piper's by, under the same model
+CALIBRATION = (
+    "The cat sat on the mat, and then it ran away.",
+    "Bread is made of flour and water; the baker adds salt.",
+    "What color is it? Nobody in the house knew.",
+)
+
 
 class Alignment(NamedTuple):
     """words: of the text handed in. score: mean log-probability (nats) a frame of a CTC path, or a token of Whisper's; a
@@ -134,6 +141,21 @@ def delays(recogniser, spoken: list[tuple[np.ndarray, str, list[Word]]]) -> tupl
     return float(np.median(starts)), float(np.median(ends))
 
 
+def measured_delay(recogniser: WhisperRecogniser) -> tuple[float, float]:
+    """How late word starts and ends come out of a Whisper's attention, in seconds; measured once on a few sentences of espeak,
+    whose word times are known, and kept with the recogniser."""
+    from salad.speech.espeak import Espeak
+
+    spoken = [(text, Espeak().speak(text, voice, 0)) for text in CALIBRATION for voice in ("en-us", "en-us+f2")]
+    recogniser.model.config.word_delay_s = (0.0, 0.0)
+    try:
+        start, end = delays(recogniser, [(utterance.samples, text, utterance.words) for text, utterance in spoken])
+    finally:
+        recogniser.model.config.word_delay_s = None
+    recogniser.measured_delay_s = start - EARLY_EVENTS_S, end
+    return recogniser.measured_delay_s
+
+
 def align(samples: np.ndarray, text: str, recogniser, log_probs_TV: np.ndarray | None = None,
           language: str = "en") -> Alignment:  # fmt: skip
     """samples: float32 [T] at 16 kHz; text: what is said, in `language`; recogniser: a CTC or a Whisper-type model;
@@ -145,7 +167,7 @@ def align(samples: np.ndarray, text: str, recogniser, log_probs_TV: np.ndarray |
     spoken = spoken_form(text, language)
     if isinstance(recogniser, WhisperRecogniser):
         found, score = _by_attention(samples, spoken.spoken, recogniser, language)
-        (late_s, over_s), total_s = recogniser.delay_s, len(samples) / SAMPLE_RATE
+        (late_s, over_s), total_s = recogniser.delay_s or measured_delay(recogniser), len(samples) / SAMPLE_RATE
         timed = {}
         for run, (start, end) in found.items():
             start = min(max(start - late_s, 0.0), total_s)

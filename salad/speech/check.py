@@ -26,12 +26,6 @@ SPEAKING_RATE = (4 / 15, 2.0)  # letters and digits of what is spoken, re what i
 LONGEST_PAUSE_S = 1.5
 NO_SOUND = 1e-3  # RMS of the louder frames below which nothing is heard
 EXPECTED = (0.5, 2.0)  # of the expected duration
-CALIBRATION = (
-    "The cat sat on the mat, and then it ran away.",
-    "Bread is made of flour and water; the baker adds salt.",
-    "What color is it? Nobody in the house knew.",
-)
-EARLY_EVENTS_S = 0.02  # half of what espeak's starts come before Piper's by, under the same model
 
 
 class Recogniser(Protocol):
@@ -331,26 +325,13 @@ class WhisperRecogniser(_Batched):
 
     WINDOW = 30 * SAMPLE_RATE
 
+    measured_delay_s: tuple[float, float] | None = None  # set once by `salad.speech.align`, where the configuration says nothing
+
     @property
-    def delay_s(self) -> tuple[float, float]:
-        """How late word starts and ends come out by cross-attention (salad.speech.align.delays): from the model's
-        configuration, else measured once on a few sentences of espeak, whose word times are known."""
-        start, end = getattr(self.model.config, "word_delay_s", None) or self._measured
-        return float(start), float(end)
-
-    @cached_property
-    def _measured(self) -> tuple[float, float]:
-        from salad.speech.align import delays
-        from salad.speech.espeak import Espeak
-
-        spoken = [Espeak().speak(text, voice, 0) for text in CALIBRATION for voice in ("en-us", "en-us+f2")]
-        texts = [text for text in CALIBRATION for _ in range(2)]
-        self.model.config.word_delay_s = (0.0, 0.0)
-        try:
-            start, end = delays(self, [(u.samples, text, u.words) for u, text in zip(spoken, texts, strict=True)])
-        finally:
-            del self.model.config.word_delay_s
-        return start - EARLY_EVENTS_S, end
+    def delay_s(self) -> tuple[float, float] | None:
+        """How late word starts and ends come out by cross-attention, in seconds: from the model's configuration, else as
+        `salad.speech.align` has measured it; None before."""
+        return getattr(self.model.config, "word_delay_s", None) or self.measured_delay_s
 
     def hear(self, samples: list[np.ndarray], languages: list[str] | None = None) -> list[tuple[str, None]]:
         """(transcript, None) of each: alignment looks at the sound and its text together, after this."""
