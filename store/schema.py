@@ -1,5 +1,6 @@
-"""Every table of a lab, declared once: columns with type, unit and meaning, sort order and folder key. One list, and so
-longer than other modules.
+"""Every table of a lab, declared once: columns with type, unit and meaning, sort order and folder key.
+
+Long because it is one list: the data dictionary of all tables.
 
 `python -m store.docs` writes the data dictionary in docs/store.md from this file."""
 

@@ -2,7 +2,7 @@
 
 The order matters: a rule sees only what those before it have left. Where a sign has two readings, what stands around it
 decides ("St. Mark" and "Main St.", "No. 5" and "Is it cold? No."); where nothing decides, the more frequent one.
-Over 500 lines: one table whose order is its meaning, and the functions that only it calls; words are in english_tables.
+Long because it is one table whose order is its meaning, and the functions that only it calls; words are in english_tables.
 """
 
 import re

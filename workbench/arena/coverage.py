@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-from workbench.arena.preferences import MARGIN, mean_interval
+from workbench.arena.intervals import MARGIN, mean_interval
 
 
 @dataclass(frozen=True)
