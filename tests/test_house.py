@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import house
 import pytest
 
 ROOT = Path(__file__).parent.parent
@@ -107,3 +108,25 @@ def test_every_dependency_names_a_range_that_holds_what_is_installed():
         if not requirement.specifier.contains(installed.partition("+")[0]):
             outside.append(f"{requirement}: {installed}")
     assert not without and not outside
+
+
+def test_no_modules_import_each_other_in_a_circle():
+    assert house.circles() == []
+
+
+def test_no_module_uses_a_private_name_of_another():
+    assert house.private_uses() == []
+
+
+def test_a_long_module_says_in_its_first_lines_why_it_is_long():
+    """Past 500 lines a module is split, or its docstring says `Long because …`."""
+    unexplained = {}
+    for name, (path, tree) in house.modules().items():
+        n_lines = len(path.read_text().splitlines())
+        if n_lines > 500 and "Long because" not in (ast.get_docstring(tree) or ""):
+            unexplained[name] = n_lines
+    assert not unexplained
+
+
+def test_a_class_name_stands_for_one_thing():
+    assert {name: where for name, where in house.classes().items() if len(where) > 1} == {}
