@@ -35,6 +35,7 @@ pins: .venv/installed
 
 lint: .venv/installed
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 	$(BIN)/marimo check --strict notebooks/
 
 select: .venv/installed
