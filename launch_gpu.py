@@ -22,9 +22,7 @@ RESERVED = ("list", "check", "logs", "stop", "resume", "fetch")
 
 def _limits(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-hours", type=float, metavar="H", help="hard time limit, over all attempts")
-    parser.add_argument(
-        "--budget", type=float, metavar="AMOUNT", help="hard limit of hours times price per hour"
-    )
+    parser.add_argument("--budget", type=float, metavar="AMOUNT", help="hard limit of hours times price per hour")
 
 
 def _common(parser: argparse.ArgumentParser) -> None:
@@ -36,25 +34,17 @@ def _launch(argv: list[str]) -> int:
         prog="launch_gpu.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("recipe", metavar="RECIPE", help="a recipe's name (an unknown one lists them), or a run's config.json")
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="a.b=VALUE", help="override; repeatable"
-    )
-    parser.add_argument(
-        "--on", metavar="WHERE", help="here, ssh:[user@]host[:port], slurm, sky, or a target's name"
-    )
+    parser.add_argument("--set", action="append", default=[], metavar="a.b=VALUE", help="override; repeatable")
+    parser.add_argument("--on", metavar="WHERE", help="here, ssh:[user@]host[:port], slurm, sky, or a target's name")
     parser.add_argument("--gpus", metavar="[TYPE:]N", help="GPUs per node, as 2 or H200:8")
     parser.add_argument("--nodes", type=int, default=1, help="machines that work together (slurm, sky)")
     _limits(parser)
     parser.add_argument("--max-hourly-cost", type=float, metavar="C", help="refuse what costs more an hour")
-    parser.add_argument(
-        "--stall-minutes", type=float, default=15.0, help="without a step for so long: stalled"
-    )
+    parser.add_argument("--stall-minutes", type=float, default=15.0, help="without a step for so long: stalled")
     parser.add_argument("--again", action="store_true", help="another run of the same configuration")
     parser.add_argument("--dry-run", action="store_true", help="say what would be done; start nothing")
     parser.add_argument("--follow", action="store_true", help="show the log until the run ends")
-    parser.add_argument(
-        "--targets", metavar="FILE", help="default: ./targets.toml, ~/.config/salad/targets.toml"
-    )
+    parser.add_argument("--targets", metavar="FILE", help="default: ./targets.toml, ~/.config/salad/targets.toml")
     _common(parser)
     given = parser.parse_args(argv)
     from salad.config import parse_set
@@ -110,9 +100,7 @@ def _check(argv: list[str]) -> int:
     from salad.engines.base import load
     from salad.engines.targets import resolve
 
-    parser = argparse.ArgumentParser(
-        prog="launch_gpu.py check", description="Say whether a target would work."
-    )
+    parser = argparse.ArgumentParser(prog="launch_gpu.py check", description="Say whether a target would work.")
     parser.add_argument("name", nargs="?", help="here, ssh:HOST, slurm, sky, or a target's name")
     parser.add_argument("--targets", metavar="FILE")
     given = parser.parse_args(argv)
@@ -145,9 +133,7 @@ def _one(name: str, argv: list[str]) -> int:
     if name == "resume":
         _limits(parser)
     if name == "stop":
-        parser.add_argument(
-            "--wait", type=float, default=0.0, metavar="S", help="wait so many seconds for the end"
-        )
+        parser.add_argument("--wait", type=float, default=0.0, metavar="S", help="wait so many seconds for the end")
     if name == "fetch":
         parser.add_argument("--tables-only", action="store_true", help="without audio and checkpoints")
     given = parser.parse_args(argv)

@@ -57,9 +57,7 @@ def contenders(device: str, use: set[str] | None) -> tuple[dict, dict]:
     try:
         from trl.trainer.distillation_trainer import _chunked_divergence_loss
 
-        found["TRL"] = lambda hs, ws, ht, wt, y: _chunked_divergence_loss(
-            hs[None], ht[None], ws, wt, (y >= 0)[None], 0.0
-        )[0]
+        found["TRL"] = lambda hs, ws, ht, wt, y: _chunked_divergence_loss(hs[None], ht[None], ws, wt, (y >= 0)[None], 0.0)[0]
     except ImportError as error:
         missing["TRL"] = f"import failed: {error}"
     try:
@@ -261,9 +259,7 @@ def measure(args) -> None:
     }  # fmt: skip
     if old and old["size"] != size:
         raise SystemExit(f"{path} was measured at {old['size']}; leave --add out to replace it")
-    result["errors"] = old.get("errors") or errors(
-        found, args.device, min(size["n"], args.error_rows), size["h"], size["v"]
-    )
+    result["errors"] = old.get("errors") or errors(found, args.device, min(size["n"], args.error_rows), size["h"], size["v"])
     data = tensors(args.device, size["n"], size["h"], size["v"], 0.3)
     for head in HEADS:
         runs = {}

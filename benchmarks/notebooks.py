@@ -177,7 +177,8 @@ class Watch:
         took, used = time.perf_counter() - started, _cpu() - cpu
         self.settle()
         self.times.setdefault(name, []).append(
-            {"s": round(took, 3), "cpu_s": round(used, 3), "cpu_in_all_s": round(_cpu() - cpu, 3)})
+            {"s": round(took, 3), "cpu_s": round(used, 3), "cpu_in_all_s": round(_cpu() - cpu, 3)}
+        )
 
     def settle(self) -> None:
         """Until the notebook has nothing left to do."""

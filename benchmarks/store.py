@@ -91,17 +91,21 @@ def publishing(lab: Path, folder: Path, n: int) -> dict:
             con.register("incoming", parts[start])
             copy = f"COPY (FROM incoming ORDER BY m DESC) TO '{folder}/raw.parquet' (COMPRESSION zstd)"
             raw.append(seconds(con.sql, copy))
-    best = {name: [UNIT_ROWS / min(column) for column in zip(*times, strict=True)]
-            for name, times in (("ours", ours + both), ("ours_one_thread", ours), ("raw", raw))}
-    return {**{name: by_clock for name, (by_clock, _) in best.items()}, "ours_per_cpu_s": best["ours"][1],
-            "raw_per_cpu_s": best["raw"][1],
-            "note": "two units at a time where that is faster; raw is DuckDB's COPY, no checksum, no flush"}
+    best = {
+        name: [UNIT_ROWS / min(column) for column in zip(*times, strict=True)]
+        for name, times in (("ours", ours + both), ("ours_one_thread", ours), ("raw", raw))
+    }
+    return {
+        **{name: by_clock for name, (by_clock, _) in best.items()},
+        "ours_per_cpu_s": best["ours"][1],
+        "raw_per_cpu_s": best["raw"][1],
+        "note": "two units at a time where that is faster; raw is DuckDB's COPY, no checksum, no flush",
+    }
 
 
 def _publish(lab: Path, parts: dict[int, pa.Table], threads: int) -> None:
     with concurrent.futures.ThreadPoolExecutor(threads) as pool:
-        list(pool.map(
-            lambda at: store.publish(lab, "divergences", parts[at], {"benchmark": "store", "start": at}), parts))
+        list(pool.map(lambda at: store.publish(lab, "divergences", parts[at], {"benchmark": "store", "start": at}), parts))
 
 
 def in_turns(rounds: int, ours, raw) -> dict:
@@ -109,13 +113,16 @@ def in_turns(rounds: int, ours, raw) -> dict:
     times = [(seconds(ours), seconds(raw)) for _ in range(rounds)]
     told = {"ours": [t[0] for t in times], "raw": [t[1] for t in times]}
     return {name: min(t[0] for t in each) for name, each in told.items()} | {
-        f"{name}_cpu_s": min(t[1] for t in each) for name, each in told.items()}
+        f"{name}_cpu_s": min(t[1] for t in each) for name, each in told.items()
+    }
 
 
 def fresh_connect(lab: Path) -> float:
     """Seconds that store.connect takes in a process of its own, imports apart."""
-    code = ("import sys, time, duckdb, pandas, pyarrow.parquet, store; t = time.perf_counter()\n"
-            "store.connect(sys.argv[1]); print(time.perf_counter() - t)")
+    code = (
+        "import sys, time, duckdb, pandas, pyarrow.parquet, store; t = time.perf_counter()\n"
+        "store.connect(sys.argv[1]); print(time.perf_counter() - t)"
+    )
     return float(subprocess.run([sys.executable, "-c", code, lab], capture_output=True, text=True, check=True).stdout)
 
 
@@ -127,8 +134,10 @@ def opening(lab: Path, rounds: int) -> dict:
         shutil.rmtree(lab / ".store-cache")
         first.append(fresh_connect(lab))
     later = min(later, *(fresh_connect(lab) for _ in range(rounds)))
-    return {"first_connect_bytes_per_s": {"ours": size / min(first), "bytes": size, "seconds": min(first)},
-            "connect_s": {"ours": later}}
+    return {
+        "first_connect_bytes_per_s": {"ours": size / min(first), "bytes": size, "seconds": min(first)},
+        "connect_s": {"ours": later},
+    }
 
 
 def thousand_units(folder: Path, rounds: int) -> dict:
@@ -142,8 +151,14 @@ def thousand_units(folder: Path, rounds: int) -> dict:
         place.mkdir(exist_ok=True)
         path = place / f"unit-{unit}.parquet"
         pq.write_table(store.rows.fit("divergences", divergences(con, 1000 * n, 1000, 10**7)), path)
-        manifest = {**base.manifest, "unit_id": unit, "made_from": {"n": n}, "file": path.name,
-                    "sha256": store.verification.sha256(path), "bytes": path.stat().st_size}
+        manifest = {
+            **base.manifest,
+            "unit_id": unit,
+            "made_from": {"n": n},
+            "file": path.name,
+            "sha256": store.verification.sha256(path),
+            "bytes": path.stat().st_size,
+        }
         path.with_suffix(".json").write_text(json.dumps(seal(manifest)))
     fresh_connect(lab)
     return {"connect_1000_units_s": {"ours": min(fresh_connect(lab) for _ in range(rounds))}}
@@ -151,40 +166,57 @@ def thousand_units(folder: Path, rounds: int) -> dict:
 
 def questions(lab: Path, n: int, rounds: int) -> dict:
     con, raw = store.connect(lab), duckdb.connect()
-    files = {name: [str(path) for path in sorted((lab / "tables" / name).rglob("*.parquet"))]
-             for name in ("divergences", "samples", "assignments")}
+    files = {
+        name: [str(path) for path in sorted((lab / "tables" / name).rglob("*.parquet"))]
+        for name in ("divergences", "samples", "assignments")
+    }
     read = {name: f"read_parquet({paths!r}, hive_partitioning=false)" for name, paths in files.items()}
     by_cluster = "SELECT cluster_id, sum(m * n_positions) / sum(n_positions) FROM {} GROUP BY cluster_id ORDER BY ALL"
     joined = f"""(SELECT d.*, a.cluster_id FROM {read["divergences"]} d
         LEFT JOIN {read["assignments"]} a USING (sample_id))"""
-    told = {"by_cluster_s": in_turns(
-        rounds, lambda: con.sql(by_cluster.format("divergences")).fetchall(),
-        lambda: raw.sql(by_cluster.format(joined)).fetchall())}
+    told = {
+        "by_cluster_s": in_turns(
+            rounds,
+            lambda: con.sql(by_cluster.format("divergences")).fetchall(),
+            lambda: raw.sql(by_cluster.format(joined)).fetchall(),
+        )
+    }
     told["by_cluster_of_a_checkpoint_s"] = in_turns(
-        rounds, lambda: con.sql("FROM divergence_by_cluster('r00000000beef', 300)").fetchall(),
-        lambda: raw.sql(by_cluster.format(joined + " WHERE step = 300")).fetchall())
+        rounds,
+        lambda: con.sql("FROM divergence_by_cluster('r00000000beef', 300)").fetchall(),
+        lambda: raw.sql(by_cluster.format(joined + " WHERE step = 300")).fetchall(),
+    )
     told["by_cluster_of_a_checkpoint_s"]["note"] = (
-        "ours M, F, D with intervals: by text first, then each cluster's mean, then its spread; raw the mean of M alone")
+        "ours M, F, D with intervals: by text first, then each cluster's mean, then its spread; raw the mean of M alone"
+    )
     told["worst_100_s"] = in_turns(
-        rounds, lambda: con.sql("FROM worst_samples('r00000000beef', 300)").fetchall(),
-        lambda: raw.sql(f"FROM {read['divergences']} WHERE step = 300 ORDER BY m DESC LIMIT 100").fetchall())
+        rounds,
+        lambda: con.sql("FROM worst_samples('r00000000beef', 300)").fetchall(),
+        lambda: raw.sql(f"FROM {read['divergences']} WHERE step = 300 ORDER BY m DESC LIMIT 100").fetchall(),
+    )
     told["worst_100_s"]["note"] = "ours with text, cluster and voice joined in; raw the divergences alone"
     page = f"""SELECT d.sample_id, any_value(s.text), sum(m * n_positions) / sum(n_positions) AS m
-        FROM {read['divergences']} d JOIN {read['samples']} s USING (sample_id)
-        JOIN {read['assignments']} a USING (sample_id)
+        FROM {read["divergences"]} d JOIN {read["samples"]} s USING (sample_id)
+        JOIN {read["assignments"]} a USING (sample_id)
         WHERE step = 300 AND cluster_id = 5 AND contains(lower(s.text), 'comet')
         GROUP BY d.sample_id ORDER BY m DESC LIMIT 50"""
     told["page_of_50_s"] = in_turns(
-        rounds, lambda: con.sql("FROM browse_samples('r00000000beef', 300, 5, 'comet')").fetchall(),
-        lambda: raw.sql(page).fetchall())
+        rounds,
+        lambda: con.sql("FROM browse_samples('r00000000beef', 300, 5, 'comet')").fetchall(),
+        lambda: raw.sql(page).fetchall(),
+    )
     return told
 
 
 def run(millions: int, folder: Path, rounds: int) -> dict:
     n, lab, con = millions * 10**6, folder / "lab", duckdb.connect()
     store.atomic.write_json(lab / "runs" / "r00000000beef" / "config.json", {"run_id": "r00000000beef", "config": {}})
-    store.publish(lab, "clusters", [{"clustering_id": "c00000000beef", "cluster_id": k, "terms": [str(k)]}
-                                    for k in range(128)], made_from={"benchmark": "store"})
+    store.publish(
+        lab,
+        "clusters",
+        [{"clustering_id": "c00000000beef", "cluster_id": k, "terms": [str(k)]} for k in range(128)],
+        made_from={"benchmark": "store"},
+    )
     of_samples = n // 20
     for start in range(0, of_samples, 250_000):
         texts, places = samples(con, start, min(250_000, of_samples - start))
@@ -197,10 +229,20 @@ def run(millions: int, folder: Path, rounds: int) -> dict:
         told[name] |= {"goal": goal}
         if OF_SIZE.get(name, n) == n:  # a goal at another size is neither met nor missed here
             told[name]["met"] = bool(meets(told[name]))
-    return {"rows": n, "results": told, "machine": {
-        "processor": platform.processor() or platform.machine(), "cores": os.cpu_count(), "load_average": load,
-        "duckdb": duckdb.__version__, "pyarrow": pa.__version__, "python": platform.python_version()},
-        "code_version": code_version(), "at": datetime.now(UTC).isoformat(timespec="seconds")}
+    return {
+        "rows": n,
+        "results": told,
+        "machine": {
+            "processor": platform.processor() or platform.machine(),
+            "cores": os.cpu_count(),
+            "load_average": load,
+            "duckdb": duckdb.__version__,
+            "pyarrow": pa.__version__,
+            "python": platform.python_version(),
+        },
+        "code_version": code_version(),
+        "at": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
 
 
 def tables() -> str:
@@ -208,9 +250,12 @@ def tables() -> str:
     for path in sorted(RESULTS.glob("store-*.json"), key=lambda path: int(path.stem.split("-")[1])):
         told = json.loads(path.read_text())
         machine = told["machine"]
-        lines += [f"\n{told['rows'] / 1e6:.0f} M rows, {machine['cores']} cores, "
-                  f"load average {machine['load_average']:.1f}, DuckDB {machine['duckdb']}:\n",
-                  "| what | ours | raw DuckDB | CPU, ours | CPU, raw | goal | met |", "|---|---|---|---|---|---|---|"]
+        lines += [
+            f"\n{told['rows'] / 1e6:.0f} M rows, {machine['cores']} cores, "
+            f"load average {machine['load_average']:.1f}, DuckDB {machine['duckdb']}:\n",
+            "| what | ours | raw DuckDB | CPU, ours | CPU, raw | goal | met |",
+            "|---|---|---|---|---|---|---|",
+        ]
         for name, result in told["results"].items():
             cpu = "per_cpu_s" if name == "publish_rows_per_s" else "cpu_s"
             figures = [f"{result[k]:.3g}" if k in result else "" for k in ("ours", "raw", f"ours_{cpu}", f"raw_{cpu}")]

@@ -19,8 +19,9 @@ def selection(lab: Path, to: Path, dark: bool = False) -> None:
         tab.wait_for_timeout(1500)
         # The longest of the words that diverge most, with both models' guesses.
         words = tab.locator(".salad-listen .text span[data-token]")
-        tones = words.evaluate_all("all => all.map(e => [parseFloat(e.style.background.split(',')[3]) || 0,"
-                                   " e.textContent.length])")
+        tones = words.evaluate_all(
+            "all => all.map(e => [parseFloat(e.style.background.split(',')[3]) || 0, e.textContent.length])"
+        )
         words.nth(max(range(len(tones)), key=lambda i: (tones[i][0] > 0.7, tones[i][1], tones[i][0]))).hover()
         tab.wait_for_timeout(400)
         tab.screenshot(path=to)

@@ -173,14 +173,10 @@ def by_group(con, study: dict) -> pd.DataFrame:
                 part = cells[(cells.contender == contender) & (cells.measure == measure)].set_index("domain")
                 part = part[part.index.isin(weights)]
                 # A group's figure stands only where every domain with mass has been measured.
-                whole = len(part) and not any(
-                    w > 0 and d in study["domains"] and d not in part.index for d, w in weights.items()
-                )
+                whole = len(part) and not any(w > 0 and d in study["domains"] and d not in part.index for d, w in weights.items())
                 w = np.array([weights[d] for d in part.index])
                 row[measure] = float((w * part.value).sum() / w.sum()) if whole else np.nan
-                row[f"{measure}_se"] = (
-                    float(np.sqrt((w**2 * part.se.fillna(0) ** 2).sum()) / w.sum()) if whole else np.nan
-                )
+                row[f"{measure}_se"] = float(np.sqrt((w**2 * part.se.fillna(0) ** 2).sum()) / w.sum()) if whole else np.nan
                 if measure == "speech" or (measure == "text" and "n_items" not in row):
                     row["n_items"] = int(part.n.sum()) if len(part) else 0
             found = hearing(con, weights, contender)

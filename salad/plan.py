@@ -190,7 +190,7 @@ def _stage2_data(con, config: RunConfig, hours: float, made: Cost) -> None:
     if config.selection is not None:
         row = con.execute("select budget_h from selections where selection_id = ?", [config.selection]).fetchone()
         if row is None:
-            raise SaladError(f"selection: this lab has no {config.selection}; `salad sql \"from selections\"` shows them")
+            raise SaladError(f'selection: this lab has no {config.selection}; `salad sql "from selections"` shows them')
         made.tts_hours, budget = row[0], f"the budget of {config.selection}"
     else:
         made.tts_hours, budget = 0.01 * hours, "1 % of the natural hours"

@@ -113,9 +113,7 @@ def git_commit() -> str | None:
     """The commit of the working tree that this code was imported from; None outside git."""
     root = Path(__file__).resolve().parent.parent
     try:
-        told = subprocess.run(
-            ["git", "-C", root, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True
-        )
+        told = subprocess.run(["git", "-C", root, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):
         return None
     return told.stdout.strip()
@@ -126,9 +124,7 @@ class Limits:
 
     max_hours, budget: None means no limit. budget and price_per_hour are in the same currency."""
 
-    def __init__(
-        self, max_hours: float | None = None, budget: float | None = None, price_per_hour: float = 0.0
-    ):
+    def __init__(self, max_hours: float | None = None, budget: float | None = None, price_per_hour: float = 0.0):
         self.max_hours, self.budget, self.price_per_hour = max_hours, budget, price_per_hour
 
     @property
@@ -144,10 +140,7 @@ class Limits:
         if self.max_hours is not None and ran_s >= self.max_hours * 3600:
             return f"time limit of {self.max_hours:g} h reached; resume with a higher --max-hours to go on"
         if ran_s >= self.seconds:
-            return (
-                f"budget of {self.budget:g} reached at {self.price_per_hour:g} an hour; "
-                "resume with a higher --budget to go on"
-            )
+            return f"budget of {self.budget:g} reached at {self.price_per_hour:g} an hour; resume with a higher --budget to go on"
         return None
 
 
@@ -242,9 +235,7 @@ class RunFolder:
         lab = Path(lab)
         path = lab / "runs" / run_id / "config.json"
         if not re.fullmatch(r"r[0-9a-f]{12}", run_id) or not path.exists():
-            raise SaladError(
-                f"no run {run_id!r} in {lab}; `launch_gpu.py list --lab {lab}` shows those there are"
-            )
+            raise SaladError(f"no run {run_id!r} in {lab}; `launch_gpu.py list --lab {lab}` shows those there are")
         record = read_json(path)
         if record is None or not isinstance(record.get("config"), dict):
             raise SaladError(f"{path} is damaged; delete the run's folder and launch it again")
@@ -276,8 +267,7 @@ class RunFolder:
             if self._fields is None:
                 self._fields = self.read_status()
             urgent = any(
-                name not in ("step", "max_steps", "tokens", "seconds_left")
-                and self._fields.get(name) != value
+                name not in ("step", "max_steps", "tokens", "seconds_left") and self._fields.get(name) != value
                 for name, value in fields.items()
             )
             step = fields.get("step")

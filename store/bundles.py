@@ -165,8 +165,7 @@ def export(lab, what: str, to) -> dict:
         )
         told["events"] = _export_events(con, lab, to, what)
         listed = {
-            str(path.relative_to(to)): {"bytes": path.stat().st_size, "sha256": verification.sha256(path)}
-            for path in _parts(to)
+            str(path.relative_to(to)): {"bytes": path.stat().st_size, "sha256": verification.sha256(path)} for path in _parts(to)
         }
         atomic.write_json(to / MANIFEST, seal({"complete": True, "what": what, "files": listed}))
     except OSError as error:
@@ -376,8 +375,7 @@ def _import_speech(lab: Path, bundle: Path) -> dict[str, str]:
         files = sorted(path for path in folder.rglob("*") if path.is_file())
         target = lab / "speech" / folder.name
         clash = any(
-            (target / file.relative_to(folder)).exists() and not _same(file, target / file.relative_to(folder))
-            for file in files
+            (target / file.relative_to(folder)).exists() and not _same(file, target / file.relative_to(folder)) for file in files
         )
         if clash:
             name = f"{folder.name}-{ids.digest([[f.name, verification.sha256(f)] for f in files])}"

@@ -187,9 +187,7 @@ def build(
     if first:
         put(con, "raw.published", schema.PUBLISHED, published())
         # A view is bound when it is made, and binding looks at every file: so first over empty tables.
-        con.execute(
-            "".join(f"CREATE OR REPLACE VIEW {names[table.name]} AS {select_of(table, [])};\n" for table in schema.UNITS)
-        )
+        con.execute("".join(f"CREATE OR REPLACE VIEW {names[table.name]} AS {select_of(table, [])};\n" for table in schema.UNITS))
         con.execute(_of_spans(spans) + _newest(None) + (_HERE / "views.sql").read_text() + "".join(QUESTIONS.values()))
     if "rules" not in fresh and (rules or not first):
         matches, failures = json.loads(rules) if rules else (NO_MATCHES, NO_MATCHES)

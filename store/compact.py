@@ -53,8 +53,7 @@ def merge(lab: Path, batch: list[Unit]) -> Unit:
     members = sorted((member for unit in batch for member in _members(unit)), key=lambda member: member["unit_id"])
     rows = pa.concat_tables([rows_of(unit) for unit in batch])
     replaces = sorted(
-        {unit.unit_id for unit in batch if unit.members}
-        | {name for unit in batch for name in unit.manifest.get("replaces", [])}
+        {unit.unit_id for unit in batch if unit.members} | {name for unit in batch for name in unit.manifest.get("replaces", [])}
     )
     return units.publish(
         lab,

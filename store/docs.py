@@ -61,8 +61,7 @@ ASKED = (
     ),
     (
         "How do two runs differ?",
-        "SELECT what, key, left(value_a, 24) AS a, left(value_b, 24) AS b\n"
-        "FROM run_differences('{run}', '{other_run}') LIMIT 12",
+        "SELECT what, key, left(value_a, 24) AS a, left(value_b, 24) AS b\nFROM run_differences('{run}', '{other_run}') LIMIT 12",
     ),
     (
         "How accurate is each contender, and what is its text-speech gap?",

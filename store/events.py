@@ -82,8 +82,7 @@ def _checked(table: str, fields: dict) -> dict:
         for column in needed:
             if column not in event:
                 raise StoreError(
-                    f"decisions: a {event.get('target') or 'decision'} with verdict "
-                    f"{event.get('verdict')!r} needs {column}"
+                    f"decisions: a {event.get('target') or 'decision'} with verdict {event.get('verdict')!r} needs {column}"
                 )
         if event.get("target") == "rule" and event.get("verdict") != "undo":
             check_rule(event["rule"])
@@ -330,6 +329,4 @@ def _arrow(declared: schema.Table, rows: list[dict]) -> pa.Table:
         value = row.get(column.name)
         return json.dumps(value) if column.json and value is not None and not isinstance(value, str) else value
 
-    return pa.table(
-        [pa.array([value(c, row) for row in rows], c.type) for c in declared.columns], schema=declared.arrow()
-    )
+    return pa.table([pa.array([value(c, row) for row in rows], c.type) for c in declared.columns], schema=declared.arrow())

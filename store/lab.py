@@ -60,8 +60,6 @@ def is_whole(document: dict) -> bool:
     if "sum" in document:
         return seal(document)["sum"] == document["sum"]
     return not any(  # a sum that agrees under another name: the name was hit
-        isinstance(value, str)
-        and len(value) == 12
-        and value == ids.digest({k: v for k, v in document.items() if k != key})
+        isinstance(value, str) and len(value) == 12 and value == ids.digest({k: v for k, v in document.items() if k != key})
         for key, value in document.items()
     )

@@ -93,8 +93,7 @@ def fit(name: str, rows) -> pa.Table:
         if column not in known:
             near = difflib.get_close_matches(column, known, 1)
             raise StoreError(
-                f"{name} has no column {column!r}"
-                + (f"; did you mean {near[0]!r}?" if near else f"; it has {', '.join(known)}")
+                f"{name} has no column {column!r}" + (f"; did you mean {near[0]!r}?" if near else f"; it has {', '.join(known)}")
             )
     columns = []
     for column in table.columns:
@@ -172,10 +171,7 @@ def write_parquet(path: Path, rows: pa.Table, order: np.ndarray | None, codes: l
             return rows.slice(start, CHUNK)
         indices = order[start : start + CHUNK]
         return pa.table(
-            [
-                rows[name].slice(start, CHUNK) if name in same else _gathered(rows[name], indices)
-                for name in rows.column_names
-            ],
+            [rows[name].slice(start, CHUNK) if name in same else _gathered(rows[name], indices) for name in rows.column_names],
             schema=rows.schema,
         )
 

@@ -50,11 +50,15 @@ def _refused(name: str) -> str | None:
     if name in UNBOUNDED:
         return f"{name}() makes values of any length"
     with _lock:
-        found = _empty().execute(
-            "SELECT DISTINCT function_type, stability, macro_definition FROM duckdb_functions() "
-            "WHERE function_name = ? AND internal AND function_type IN ('scalar', 'macro', 'aggregate', 'window')",
-            [name],
-        ).fetchall()
+        found = (
+            _empty()
+            .execute(
+                "SELECT DISTINCT function_type, stability, macro_definition FROM duckdb_functions() "
+                "WHERE function_name = ? AND internal AND function_type IN ('scalar', 'macro', 'aggregate', 'window')",
+                [name],
+            )
+            .fetchall()
+        )
     scalar = [stability for kind, stability, _ in found if kind == "scalar"]
     macros = [definition for kind, _, definition in found if kind == "macro"]
     if any(stability != "CONSISTENT" for stability in scalar):

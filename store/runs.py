@@ -251,7 +251,5 @@ def read(lab: Path, notes: pa.Table, as_of: int | None = None) -> tuple[dict[str
         metric = metric.filter(pc.less_equal(metric["at"], then))
         runs = runs.filter(pc.less_equal(runs["started_at"], then))
     if metric.num_rows:
-        metric = metric.take(
-            pc.sort_indices(metric, [("run_id", "ascending"), ("step", "ascending"), ("name", "ascending")])
-        )
+        metric = metric.take(pc.sort_indices(metric, [("run_id", "ascending"), ("step", "ascending"), ("name", "ascending")]))
     return {"runs": runs, "metrics": metric}, damaged

@@ -91,8 +91,7 @@ UNITS = (
             Column(
                 "flags",
                 TEXTS,
-                "what filtering found: formula, code, url, table, other language, "
-                "near-duplicate, benchmark overlap ...",
+                "what filtering found: formula, code, url, table, other language, near-duplicate, benchmark overlap ...",
             ),
             Column("planted", TEXT, "the miniature's truth about a fault it planted; null elsewhere"),
             Column("reasons", TEXT, "why each flag: flag -> the piece of text that shows it", "JSON", since=2, json=True),

@@ -72,9 +72,7 @@ def _manifest_paths(lab: Path, table: str, unit: str) -> list[Path]:
     return sorted(path for path in found if path.stem == f"unit-{unit}" or path.stem.startswith(f"unit-{unit}-"))
 
 
-def publish(
-    lab, table: str, rows, made_from: dict, merge: dict | None = None, since: int | None = None
-) -> Unit:
+def publish(lab, table: str, rows, made_from: dict, merge: dict | None = None, since: int | None = None) -> Unit:
     """Write `rows` as one unit of `table` and return it.
 
     `made_from` names the work (ids of inputs, configuration hash, seed, shard) and nothing about when or by which

@@ -104,9 +104,7 @@ def page(address: str, width: int = 1500, height: int = 1000, dark: bool = False
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGS)
         try:
-            tab = browser.new_page(
-                viewport={"width": width, "height": height}, color_scheme="dark" if dark else "light"
-            )
+            tab = browser.new_page(viewport={"width": width, "height": height}, color_scheme="dark" if dark else "light")
             tab.set_default_navigation_timeout(180_000)  # a busy machine takes its time to start
             tab.complaints = []
             tab.on("pageerror", lambda error: tab.complaints.append(str(error)))

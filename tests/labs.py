@@ -72,9 +72,7 @@ def make_lab(lab: Path, broad: int = 280, spoken: int = 60, heldout: int = 8, n_
     for strategy, gamma in (("active", 2.0), ("uniform", 0.0)):
         ids[strategy] = _select(lab, strategy, gamma, ids, clusters, where, rng)
     _evaluate(lab, runs, world, rng)
-    store.atomic.write_json(
-        lab / "study.json", {"p_web": p_web, "coverage": {d: COVERAGE.get(d, "uncovered") for d in p_web}}
-    )
+    store.atomic.write_json(lab / "study.json", {"p_web": p_web, "coverage": {d: COVERAGE.get(d, "uncovered") for d in p_web}})
     return ids
 
 

@@ -46,9 +46,7 @@ def main(words: list[str]) -> int:
         return 0
     if words[:2] == ["gpus", "list"]:
         kind, _, number = words[2].partition(":")
-        offers = [
-            {"accelerator_count": float(number), "price": 4.0 * int(number), "spot_price": 1.0 * int(number)}
-        ]
+        offers = [{"accelerator_count": float(number), "price": 4.0 * int(number), "spot_price": 1.0 * int(number)}]
         print("{notice} prices are of today")
         print(json.dumps({kind: offers} if kind == "H200" else {}, indent=1))
         return 0

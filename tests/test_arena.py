@@ -80,9 +80,7 @@ def test_a_lab_without_a_model_says_how_to_get_one(tmp_path):
         arena.build(tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("name", "modality"), [("stage2_active", "text"), ("stage2_active", "speech"), ("teacher", "text")]
-)
+@pytest.mark.parametrize(("name", "modality"), [("stage2_active", "text"), ("stage2_active", "speech"), ("teacher", "text")])
 def test_an_answer_is_what_the_model_streams(study, name, modality):
     """Side by side with others and with the teacher's divergence, it says what the model alone says."""
     answer = asked(study, modality, name)

@@ -90,9 +90,7 @@ def test_ask_by_typing_compare_vote_by_key_save_and_come_back(app, tab):
     tab.keyboard.press("2")
     expect(tab.locator("#compare-message")).to_contain_text("right is better")
     cast = votes(app)[before:]
-    assert [(v["choice"], v["voter"], v["blind"], v["question_id"]) for v in cast] == [
-        ("right", "Ada", False, "tiny-0")
-    ]
+    assert [(v["choice"], v["voter"], v["blind"], v["question_id"]) for v in cast] == [("right", "Ada", False, "tiny-0")]
     tab.locator("#save").click()
     link = tab.locator("#compare-message a")
     expect(link).to_be_visible()

@@ -143,7 +143,13 @@ def test_intervals_cover_the_truth_of_simulated_studies(name):
 
 def test_the_simulation_knows_its_own_truth():
     world = simulated.SimulatedStudy(
-        preference=0.8, question_sd=1.0, voter_sd=0.5, tie=0.3, questions=4000, voters=400, votes_each=500,
+        preference=0.8,
+        question_sd=1.0,
+        voter_sd=0.5,
+        tie=0.3,
+        questions=4000,
+        voters=400,
+        votes_each=500,
     )
     score, _, _ = world.draw(np.random.default_rng(0))
     assert score.mean() == pytest.approx(world.truth(), abs=0.02)

@@ -85,16 +85,12 @@ def test_a_reviewer_hears_drops_undoes_rules_and_finds_it_again(made):
             shown = shown or widget.locator(".tip").is_visible()
             if shown:
                 break
-        assert (
-            shown and "teacher" in widget.locator(".tip").inner_text() and "nats" in widget.locator(".tip").inner_text()
-        )
+        assert shown and "teacher" in widget.locator(".tip").inner_text() and "nats" in widget.locator(".tip").inner_text()
 
         widget.locator(".text").click()
         tab.keyboard.press("1")
         until(lambda: widget.get_attribute("data-sample") == expected[1][0])
-        assert ask(lab, "SELECT sample_id, verdict, reason FROM current_decisions") == [
-            (worst, "drop", "bad synthesis")
-        ]
+        assert ask(lab, "SELECT sample_id, verdict, reason FROM current_decisions") == [(worst, "drop", "bad synthesis")]
         until(lambda: f"{kept(lab, ids['active']):,} of" in stat(tab, "texts kept"))
 
         tab.keyboard.press("u")
@@ -112,8 +108,7 @@ def test_a_reviewer_hears_drops_undoes_rules_and_finds_it_again(made):
         until(lambda: ask(lab, "SELECT rule FROM decisions WHERE target = 'rule'") == [("d > 2.2",)])
         until(lambda: f"{kept(lab, ids['active']):,} of" in stat(tab, "texts kept"))
         assert (
-            kept(lab, ids["active"])
-            <= ask(lab, "SELECT count(*) FROM selected WHERE selection_id = ?", ids["active"])[0][0] - n
+            kept(lab, ids["active"]) <= ask(lab, "SELECT count(*) FROM selected WHERE selection_id = ?", ids["active"])[0][0] - n
         )
 
         tab.get_by_role("button", name="export what is kept").click()
@@ -124,13 +119,14 @@ def test_a_reviewer_hears_drops_undoes_rules_and_finds_it_again(made):
         tab.reload()
         widget = ready(tab)
         assert f"{kept(lab, ids['active']):,} of" in stat(tab, "texts kept")
-        assert (
-            widget.get_attribute("data-sample") == worst
-            and "dropped: duplicate" in widget.locator(".said").inner_text()
-        )
+        assert widget.get_attribute("data-sample") == worst and "dropped: duplicate" in widget.locator(".said").inner_text()
         assert not tab.complaints
         assert ask(lab, 'SELECT verdict, target FROM decisions ORDER BY "at"') == [
-            ("drop", "sample"), ("undo", "sample"), ("drop", "sample"), ("drop", "rule")]  # each said once
+            ("drop", "sample"),
+            ("undo", "sample"),
+            ("drop", "sample"),
+            ("drop", "rule"),
+        ]  # each said once
 
 
 def test_a_click_on_a_cluster_puts_its_texts_into_the_queue(made):
@@ -148,9 +144,7 @@ def test_a_click_on_a_cluster_puts_its_texts_into_the_queue(made):
             ids["active"],
             widget.get_attribute("data-sample"),
         )[0][0]
-        n = ask(lab, "SELECT count(*) FROM selected WHERE selection_id = ? AND cluster_id = ?", ids["active"], chosen)[
-            0
-        ][0]
+        n = ask(lab, "SELECT count(*) FROM selected WHERE selection_id = ? AND cluster_id = ?", ids["active"], chosen)[0][0]
         until(lambda: widget.locator(".place").inner_text() == f"1 / {n}")
         tab.get_by_text(f"Clusters: {chosen} ").first.wait_for()
 

@@ -14,7 +14,7 @@ from salad.runs import RunFolder
 from workbench import reports
 
 pytestmark = pytest.mark.chromium
-EVIL = "<img src=x onerror=\"window.poisoned=(window.poisoned||0)+1\">"
+EVIL = '<img src=x onerror="window.poisoned=(window.poisoned||0)+1">'
 # what names files or other rows, or is asked for by name
 KEPT = {"cut_id", "audio_path", "speech", "verdict", "target", "choice", "modality", "kind", "status", "rule", "tts", "voice",
         "prediction", "answer", "config"}  # fmt: skip

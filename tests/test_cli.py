@@ -40,9 +40,7 @@ def run(capsys, *args) -> tuple[int, str, str]:
 
 
 def salad(*args, **kwargs) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-m", "workbench.cli", *map(str, args)], capture_output=True, text=True, **kwargs
-    )
+    return subprocess.run([sys.executable, "-m", "workbench.cli", *map(str, args)], capture_output=True, text=True, **kwargs)
 
 
 def test_help_answers_within_a_second_and_names_every_command():

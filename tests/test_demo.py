@@ -48,8 +48,9 @@ def test_both_arms_hold_the_budget_and_every_result_is_there(demo):
            join syntheses using (sample_id) where parent_selection_id is not null and tts = 'espeak' group by 1"""
     ).fetchall()
     assert len(hours) == 2 and all(0.03 <= h < 0.03 + 20 / 3600 for _, h in hours)
-    assert con.execute("select count(*), count(distinct synthesis_id) from syntheses").fetchone()[0] == (
-        con.execute("select count(distinct synthesis_id) from syntheses").fetchone()[0]
+    assert (
+        con.execute("select count(*), count(distinct synthesis_id) from syntheses").fetchone()[0]
+        == (con.execute("select count(distinct synthesis_id) from syntheses").fetchone()[0])
     )
     kinds = dict(con.execute("select kind, count(*) from runs where status = 'done' group by 1").fetchall())
     assert kinds["stage2"] == 2 and {"teacher", "encoder", "recogniser", "stage1", "pass", "evaluate"} <= set(kinds)

@@ -26,8 +26,7 @@ from workbench import reports
 
 NAMES = ("otter", "whale", "violin", "pear", "plum", "bread")
 ITEMS = [
-    {"item_id": f"k-{n}", "context": f"Where is the {name}?", "choices": CHOICES, "answer": n % 3}
-    for n, name in enumerate(NAMES)
+    {"item_id": f"k-{n}", "context": f"Where is the {name}?", "choices": CHOICES, "answer": n % 3} for n, name in enumerate(NAMES)
 ]
 
 
@@ -77,7 +76,6 @@ def engine():
 
 def with_other_llm(place):
     """A second text LLM in the lab: the first's folder with other weights."""
-
 
     folder = place / "models" / "second"
     shutil.copytree(place / "models" / "teacher", folder)

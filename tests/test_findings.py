@@ -26,9 +26,7 @@ ROOT = Path(__file__).parent.parent
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 def test_the_other_divergences_and_their_gradients_equal_torchs(divergence, reduction):
     torch.manual_seed(5)
-    hidden, head, teacher, teacher_head = (
-        torch.randn(n, 7, dtype=torch.float64, requires_grad=True) for n in (9, 13, 9, 12)
-    )
+    hidden, head, teacher, teacher_head = (torch.randn(n, 7, dtype=torch.float64, requires_grad=True) for n in (9, 13, 9, 12))
     targets = torch.randint(0, 11, (9,))
     targets[[2, 6]] = -1
 
@@ -241,7 +239,7 @@ def test_a_killed_study_goes_on_and_shares_what_its_cells_have_in_common(study):
     assert last.loc[["stage1", "uniform", "active_rounds2"], ["m", "f", "text", "speech"]].notna().all(None)
     assert last.loc[["stage1", "uniform"], ["cascade", "gap"]].notna().all(None)
     teacher = con.execute("select distinct modality from evaluations where contender = 'teacher'").fetchall()
-    assert {modality for modality, in teacher} == {"text", "cascade"}
+    assert {modality for (modality,) in teacher} == {"text", "cascade"}
     log = next((lab / "runs").glob(f"{last.loc['uniform'].run_id}/log.txt")).read_text()
     assert "encoder frames of natural" in log
     assert {path.name for path in (lab / "frames").iterdir()} >= {"natural", "broad-0", "broad-1"}

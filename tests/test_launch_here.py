@@ -41,9 +41,7 @@ def until(run: Run, done, seconds=30.0) -> dict:
 
 def reach(run: Run, step: int, seconds=60.0) -> dict:
     """Wait until the run has logged this step (its status is written every 2 s only)."""
-    return until(
-        run, lambda status: status["state"] == "running" and len(run.folder.metrics()) >= step, seconds
-    )
+    return until(run, lambda status: status["state"] == "running" and len(run.folder.metrics()) >= step, seconds)
 
 
 def losses(run: Run) -> list[tuple]:
@@ -110,9 +108,7 @@ def test_kill_9_of_everything_is_seen_at_once_and_a_resume_gives_equal_losses(tm
         assert store.connect(run.lab).execute("select status from runs").fetchall() == [("failed",)]
         assert Run.open(run.lab, run.run_id).resume().wait(60)["state"] == "done"
         assert losses(run) == undisturbed
-        steps = (
-            store.connect(run.lab).execute("select count(*), count(distinct step) from metrics").fetchone()
-        )
+        steps = store.connect(run.lab).execute("select count(*), count(distinct step) from metrics").fetchone()
         assert steps == (80, 80)
 
 
@@ -222,6 +218,7 @@ def test_stalled_is_a_run_that_beats_without_moving_or_is_there_without_beating(
     assert handle.infer_status({}, "queued", spec, box)["state"] == "queued"
     assert handle.infer_status({"state": "running", "heartbeat_at": now}, "queued", spec, box)["state"] == "preempted"
 
+
 class OnShelf(Engine):
     """An engine of one's own, as people write them: it shares the lab, asks for prices itself and runs nothing."""
 
@@ -287,9 +284,7 @@ def test_shards_of_a_pass_work_side_by_side_and_each_unit_is_counted_once(tmp_pa
     run = start(tmp_path, steps=5, fields={"workers": 3})
     status = run.wait(60)
     assert status["state"] == "done" and status["shards"] == {"done": 3}
-    counted = (
-        store.connect(tmp_path).execute("select count(*), count(distinct sample_id) from samples").fetchone()
-    )
+    counted = store.connect(tmp_path).execute("select count(*), count(distinct sample_id) from samples").fetchone()
     assert counted == (12, 12)
     run.resume()
     broken = start(tmp_path, steps=6, refuse=True, fields={"workers": 2}).wait(60)
@@ -390,11 +385,7 @@ def test_list_logs_stop_resume_and_fetch_from_the_command_line(tmp_path, capsys)
     assert listed.code == 0 and run.run_id in listed.out and "running" in listed.out
     assert "stopped" in cli(capsys, "stop", run.run_id, "--wait", 30, "--lab", tmp_path).out
     followed = cli(capsys, "resume", run.run_id, "--follow", "--lab", tmp_path)
-    assert (
-        followed.code == 0
-        and followed.out.count("from step") == 2
-        and "done" in followed.out.splitlines()[-1]
-    )
+    assert followed.code == 0 and followed.out.count("from step") == 2 and "done" in followed.out.splitlines()[-1]
     assert "from step 0" in cli(capsys, "logs", run.run_id, "--lab", tmp_path).out
     fetched = cli(capsys, "fetch", run.run_id, "--lab", tmp_path)
     assert fetched.code == 0 and "here and whole" in fetched.out

@@ -90,9 +90,7 @@ def test_the_yaml_is_valid_under_skypilots_own_classes(tmp_path):
     (catalog / "accelerators.csv").write_text("AcceleratorName,Clouds\nH200,\"['AWS']\"\n")
     (catalog / "metadata.csv").write_text("GPU,MemoryGB,Manufacturer\nH200,141,NVIDIA\n")
     env = os.environ | {"HOME": str(home), "SKYPILOT_DISABLE_USAGE_COLLECTION": "1"}
-    done = subprocess.run(
-        [python, "-c", VALIDATE, path], capture_output=True, text=True, env=env, timeout=120
-    )
+    done = subprocess.run([python, "-c", VALIDATE, path], capture_output=True, text=True, env=env, timeout=120)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout.strip().splitlines()[-1]) == {
         "nodes": 2, "spot": True, "accelerators": {"H200": 8}, "name": f"salad-{run.run_id}",

@@ -151,9 +151,7 @@ def test_an_array_pass_publishes_each_unit_once(tmp_path):
     run = start(tmp_path, steps=4, fields={"workers": 3})
     status = run.wait(120)
     assert status["state"] == "done" and status["shards"] == {"done": 3}
-    told = (
-        store.connect(tmp_path).execute("select count(*), count(distinct sample_id) from samples").fetchone()
-    )
+    told = store.connect(tmp_path).execute("select count(*), count(distinct sample_id) from samples").fetchone()
     assert told == (12, 12)
 
 
@@ -185,9 +183,7 @@ def test_what_the_cluster_cannot_do_is_one_line_and_leaves_no_job(tmp_path, targ
 
 
 def jobs() -> set[str]:
-    return set(
-        subprocess.run(["squeue", "--noheader", "--format=%i"], capture_output=True, text=True).stdout.split()
-    )
+    return set(subprocess.run(["squeue", "--noheader", "--format=%i"], capture_output=True, text=True).stdout.split())
 
 
 def test_without_slurm_it_is_one_line(tmp_path, monkeypatch):

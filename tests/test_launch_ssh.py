@@ -49,9 +49,7 @@ class Server:
 
     def up(self):
         sshd = shutil.which("sshd") or "/usr/sbin/sshd"
-        self.process = subprocess.Popen(
-            [sshd, "-D", "-f", self.folder / "sshd_config"], stderr=subprocess.DEVNULL
-        )
+        self.process = subprocess.Popen([sshd, "-D", "-f", self.folder / "sshd_config"], stderr=subprocess.DEVNULL)
         end = time.monotonic() + 20
         while True:
             with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 1):
@@ -116,9 +114,7 @@ def there(run: Run) -> dict:
     return json.loads((run.folder.path / "ssh.json").read_text())
 
 
-def test_launched_from_a_notebook_with_a_live_curve_a_cut_connection_a_kill_a_resume_and_a_fetch(
-    server, tmp_path, monkeypatch
-):
+def test_launched_from_a_notebook_with_a_live_curve_a_cut_connection_a_kill_a_resume_and_a_fetch(server, tmp_path, monkeypatch):
     plain = here.start(tmp_path / "plain", steps=80)
     (tmp_path / "lab" / "corpora" / "broad").mkdir(parents=True)
     (tmp_path / "lab" / "corpora" / "broad" / "part-0.parquet").write_bytes(b"text")
@@ -178,9 +174,7 @@ def test_launched_from_a_notebook_with_a_live_curve_a_cut_connection_a_kill_a_re
     data[10] ^= 1
     unit.write_bytes(data)
     os.utime(unit, ns=(at.st_atime_ns, at.st_mtime_ns))  # a flipped bit that size and time do not show
-    assert run.fetch() == told and store.connect(tmp_path / "lab").execute(
-        "select count(*) from samples"
-    ).fetchone() == (7,)
+    assert run.fetch() == told and store.connect(tmp_path / "lab").execute("select count(*) from samples").fetchone() == (7,)
 
 
 def _cut_a_fetch(run: Run, monkeypatch) -> None:
@@ -210,9 +204,7 @@ def _cut_a_fetch(run: Run, monkeypatch) -> None:
 def test_stop_resume_and_secrets_by_name(server, tmp_path, monkeypatch):
     value = f"hush-{os.urandom(8).hex()}"
     monkeypatch.setenv("TINY_TOKEN", value)
-    run = start(
-        server, tmp_path, target=server.target(env=("TINY_TOKEN",)), say="TINY_TOKEN", steps=150, pause=0.1
-    )
+    run = start(server, tmp_path, target=server.target(env=("TINY_TOKEN",)), say="TINY_TOKEN", steps=150, pause=0.1)
     here.reach(run, 2)
     assert run.stop(wait_s=40)["state"] == "stopped"
     assert run.resume(max_hours=1).wait(60)["state"] == "done", run.logs()
@@ -236,9 +228,7 @@ def test_the_same_lab_and_code_are_not_sent_twice_and_uncommitted_code_runs(serv
     assert there(first) == there(second) | {"started_at": there(first)["started_at"]}
     assert first.wait(60)["state"] == second.wait(60)["state"] == "done"
     code = first.spec.code
-    sent = subprocess.run(
-        ["git", "hash-object", there(first)["code"] + "/salad/engines/ssh.py"], capture_output=True
-    )
+    sent = subprocess.run(["git", "hash-object", there(first)["code"] + "/salad/engines/ssh.py"], capture_output=True)
     own = subprocess.run(["git", "hash-object", ROOT / "salad/engines/ssh.py"], capture_output=True)
     assert sent.stdout == own.stdout and len(code["tree"]) == 40
 

@@ -149,9 +149,7 @@ def test_what_the_drops_did_follows_the_drops(opened):
     assert after["kept"] == before["kept"] - dropped and after["clusters_lost"] == [gone]
     table = review.cluster_table(con, ids["active"])
     q, p = table.kept / table.kept.sum(), table.p_target
-    assert after["kl_kept"] == pytest.approx(
-        sum(a * np.log(a / b) for a, b in zip(q, p, strict=True) if a > 0 and b > 0)
-    )
+    assert after["kl_kept"] == pytest.approx(sum(a * np.log(a / b) for a, b in zip(q, p, strict=True) if a > 0 and b > 0))
     held = table[(table.kept > 0) & (table.p_target > 0)]
     w = np.repeat(held.p_target / held.kept, held.kept)  # the weight of each kept text
     assert after["effective_sample_size"] == pytest.approx(w.sum() ** 2 / (w**2).sum())
@@ -239,9 +237,7 @@ def test_the_panels_fast_path_gives_salads_own_d_cluster(opened):
     salads = cluster_divergence(con, ids["clustering"], ids["run"], ids["step"]).set_index("cluster_id").d
     assert np.allclose(mine.sort_index(), salads.sort_index(), equal_nan=True)
     ranking = review.adjusted_ranking(con, ids["active"])
-    assert list(ranking["rank"]) == sorted(ranking["rank"]) and ranking.label.iloc[0].startswith(
-        f"{ranking.cluster_id.iloc[0]} "
-    )
+    assert list(ranking["rank"]) == sorted(ranking["rank"]) and ranking.label.iloc[0].startswith(f"{ranking.cluster_id.iloc[0]} ")
 
 
 def test_jeffreys_interval_and_an_audits_count(opened):
@@ -252,10 +248,7 @@ def test_jeffreys_interval_and_an_audits_count(opened):
     cluster = int(review.cluster_table(con, ids["active"]).query("drawn >= 6").cluster_id.iloc[0])
     judge = review.Review(lab, ids["active"], "ada")
     first = review.audit(con, ids["active"], cluster, 6)
-    assert (
-        first["judged"] == 0
-        and review.queue(con, ids["active"], "audit", [cluster], per_cluster=6) == first["sample_ids"]
-    )
+    assert first["judged"] == 0 and review.queue(con, ids["active"], "audit", [cluster], per_cluster=6) == first["sample_ids"]
     assert review.audit(con, ids["active"], cluster, 4)["sample_ids"] == first["sample_ids"][:4]
     judge.drop(first["sample_ids"][0], "duplicate")
     for sample in first["sample_ids"][1:4]:
@@ -327,9 +320,10 @@ def test_the_widget_writes_what_is_said_and_goes_on(opened):
     widget.handle({"type": "decide", "verdict": "drop", "reason": "not speakable", "note": "a table"})
     widget.handle({"type": "decide", "verdict": "keep"})
     assert widget.current == queue[2] and "last one" in widget.card["message"]
-    assert con.execute(
-        """SELECT sample_id, verdict, reason, note, reviewer FROM decisions ORDER BY "at" """
-    ).fetchall() == [(queue[1], "drop", "not speakable", "a table", "ada"), (queue[2], "keep", None, None, "ada")]
+    assert con.execute("""SELECT sample_id, verdict, reason, note, reviewer FROM decisions ORDER BY "at" """).fetchall() == [
+        (queue[1], "drop", "not speakable", "a table", "ada"),
+        (queue[2], "keep", None, None, "ada"),
+    ]
     widget.handle({"type": "decide", "verdict": "undo"})
     widget.handle({"type": "decide", "verdict": "undo"})
     assert widget.current == queue[1] and widget.card["said"] == [] and len(heard) == 4
@@ -489,9 +483,7 @@ def test_a_brush_narrows_the_texts_and_one_opens_under_both_checkpoints(opened):
     everything = divergences.texts(con, scored, "m", a.label, b.label, "heldout", size=99)
     assert len(everything[0]) == everything[1] == defs["total"]
     middle = float(everything[0].a.median())
-    part, n = divergences.texts(
-        con, defs["scored"], "m", a.label, b.label, "heldout", {"a": (middle, 99)}, order="fall", size=99
-    )
+    part, n = divergences.texts(con, defs["scored"], "m", a.label, b.label, "heldout", {"a": (middle, 99)}, order="fall", size=99)
     assert n == (everything[0].a >= middle).sum() and part.change.is_monotonic_increasing
     points = divergences.compared(con, defs["scored"], "m", a.label, b.label, "heldout")
     assert points.n.sum() == everything[1]

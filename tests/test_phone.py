@@ -168,9 +168,7 @@ def test_the_recogniser_gives_the_same_bytes_and_another_encoder_makes_it_anew(t
     config = RecogniserConfig(seed=11, steps=2, width=16, layers=1, batch=2)
     steps = []
     for name in "aab":
-        train_recogniser(
-            config, TEXTS, tmp_path / name, lambda step, loss: steps.append(step), encoder=trained[0] / "encoder"
-        )
+        train_recogniser(config, TEXTS, tmp_path / name, lambda step, loss: steps.append(step), encoder=trained[0] / "encoder")
     assert steps == [1, 2, 1, 2]
     assert (tmp_path / "a/model.safetensors").read_bytes() == (tmp_path / "b/model.safetensors").read_bytes()
     other = PhoneEncoderConfig(seed=10, width=32, utterances=4, held_out=0, steps=2, batch=2)

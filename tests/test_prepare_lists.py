@@ -131,7 +131,7 @@ def test_fields_that_do_not_fit_the_columns_set_their_row_aside_and_no_column_is
 
 
 def test_a_csv_quotes_as_its_standard_says_and_an_unclosed_quote_costs_a_line(tmp_path):
-    text = ('path,text\na.wav,"one, ""two""\nthree"\nb.wav,"open\nc.wav,plain\nd.wav,a "b" c\ne.wav,x\n')
+    text = 'path,text\na.wav,"one, ""two""\nthree"\nb.wav,"open\nc.wav,plain\nd.wav,a "b" c\ne.wav,x\n'
     found = [(one.id, one.text, one.fault and one.fault[0]) for one in recordings(listing(tmp_path, "l.csv", text))]
     assert found == [("a", 'one, "two" three', None), ("l-4", "", "unreadable"), ("c", "plain", None), ("d", 'a "b" c', None),
                      ("e", "x", None)]  # fmt: skip
@@ -213,6 +213,7 @@ def test_what_an_earlier_version_called_listed_twice_is_added_and_nothing_is_dou
     rows = "".join(f"s{n + 1}/001.wav\t{text}\n" for n, text in enumerate(TEXTS))
     listing(tmp_path / "own", "list.tsv", f"path\ttext\n{rows}other.wav\t{TEXTS[0]}\n")
     with monkeypatch.context() as patch:  # as it was: the stem alone is the id
+
         def by_stem(found, size):
             seen, part = set(), []
             for one in found:
@@ -389,12 +390,19 @@ VALUES = st.none() | st.booleans() | st.integers() | st.floats() | CELLS | st.li
 
 
 @settings(max_examples=int(os.environ.get("SALAD_FUZZ", "40")), deadline=None, suppress_health_check=list(HealthCheck))
-@given(st.lists(st.dictionaries(st.sampled_from(COLUMNS), VALUES, max_size=6), max_size=5),
-       st.lists(st.lists(CELLS, max_size=5), max_size=5), st.lists(st.integers(0, 255), max_size=3), st.integers(0, 1_000))
+@given(
+    st.lists(st.dictionaries(st.sampled_from(COLUMNS), VALUES, max_size=6), max_size=5),
+    st.lists(st.lists(CELLS, max_size=5), max_size=5),
+    st.lists(st.integers(0, 255), max_size=3),
+    st.integers(0, 1_000),
+)
 def test_whatever_a_list_holds_every_row_is_a_recording_or_has_a_reason(folder, tmp_path, rows, cells, noise, at):
     written = "path\ttext\tspeaker\n" + "\n".join("\t".join(row) for row in cells)
-    lists = {"l.jsonl": "\n".join(map(json.dumps, [*rows, {"path": "a.wav", "text": "last"}])).encode(),
-             "l.tsv": written.encode("utf-8", "replace"), "l.csv": written.replace("\t", ",").encode("utf-8", "replace")}
+    lists = {
+        "l.jsonl": "\n".join(map(json.dumps, [*rows, {"path": "a.wav", "text": "last"}])).encode(),
+        "l.tsv": written.encode("utf-8", "replace"),
+        "l.csv": written.replace("\t", ",").encode("utf-8", "replace"),
+    }
     for name, data in lists.items():
         at %= len(data)
         source = listing(tmp_path, name, data[:at] + bytes(noise) + data[at:])

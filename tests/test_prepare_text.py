@@ -58,7 +58,7 @@ def rows(lab, what="sample_id, text, spoken, licence, flags, reasons, benchmarks
 
 def test_sentences_end_where_they_end():
     text = (
-        "Dr. J. Smith paid $1,000.50 to e.g. the U.S. army in 1998. Was it H2O? \"Yes!\" she said. He left at 5 p.m. "
+        'Dr. J. Smith paid $1,000.50 to e.g. the U.S. army in 1998. Was it H2O? "Yes!" she said. He left at 5 p.m. '
         "and came back.\nA heading\nThe last one. (Really.) Done"
     )
     assert [text[a:b] for a, b in sentences(text)] == [
@@ -131,7 +131,7 @@ def test_signatures_estimate_similarity():
 def test_overlap_is_thirteen_words_in_a_row_whatever_the_case_and_punctuation():
     words14 = "if you want to keep the soup warm for longer then use a lid"
     found = Benchmarks({"piqa": [[words14, "too short"]], "arc": [["one two three"], [prose(5)]]})
-    assert found.overlaps(f"He said: \"{words14.upper().replace(' ', ', ')}!\"") == ["piqa"]
+    assert found.overlaps(f'He said: "{words14.upper().replace(" ", ", ")}!"') == ["piqa"]
     assert found.overlaps(" ".join(words14.split()[1:-1]) + " and more") == []
     assert found.overlaps(prose(5) + " " + words14) == ["arc", "piqa"]
     assert found.too_short == {"arc": 1}

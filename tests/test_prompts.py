@@ -291,9 +291,9 @@ def test_the_harness_evaluates_a_chat_as_its_own_hf_model_does_with_the_template
     evaluate(place, Ours(model, "teacher", teacher=True), ["questions", "questions@2"], ("text",))
     evaluate(place, Ours(model, "stage1", trained.run_id, 12), ["questions"], ("text", "speech"), ["en-us"])
     found = {}
-    for who, task, modality, item, scores, right in store.connect(place).execute(
-        "select contender, task, modality, item_id, scores, correct from evaluations"
-    ).fetchall():
+    for who, task, modality, item, scores, right in (
+        store.connect(place).execute("select contender, task, modality, item_id, scores, correct from evaluations").fetchall()
+    ):
         found.setdefault((who, task, modality), {})[item] = (scores, right)
     hf = HFLM(pretrained=str(place / "models" / "teacher"), backend="causal", batch_size=4, device="cpu", dtype="float32")
     for name, shots in (("questions", 0), ("questions@2", 2)):

@@ -144,9 +144,7 @@ def test_only_the_first_rank_writes(run, monkeypatch):
     other.status(state="failed")
     other.log("not me")
     other.metrics_writer(0).log(1, 1, loss=1.0)
-    assert (
-        run.read_status()["state"] == "running" and not (run.path / "log.txt").exists() and not run.metrics()
-    )
+    assert run.read_status()["state"] == "running" and not (run.path / "log.txt").exists() and not run.metrics()
 
 
 WAITS = """

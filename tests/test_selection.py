@@ -37,9 +37,7 @@ from salad.training import decay_start
 
 def test_target_distribution_by_hand():
     # 0.5·1², 0.3·2², 0.2·3² = 0.5, 1.2, 1.8 of 3.5
-    np.testing.assert_allclose(
-        target_distribution([0.5, 0.3, 0.2], [1, 2, 3], 2), [1 / 7, 12 / 35, 18 / 35], rtol=1e-14
-    )
+    np.testing.assert_allclose(target_distribution([0.5, 0.3, 0.2], [1, 2, 3], 2), [1 / 7, 12 / 35, 18 / 35], rtol=1e-14)
 
 
 def test_gamma_0_is_p_web_even_where_d_is_zero_or_unknown():
@@ -401,9 +399,7 @@ def test_parquet_streams_to_the_same_clusters_as_an_array(tmp_path):
     ids = [f"s{i}" for i in range(len(x))]
     for part, rows in enumerate((slice(0, 1700), slice(1700, 5000))):
         vectors = pa.FixedSizeListArray.from_arrays(pa.array(x[rows].ravel()), x.shape[1]).cast(pa.list_(pa.float32()))
-        pq.write_table(
-            pa.table({"sample_id": ids[rows], "vector": vectors}), tmp_path / f"{part}.parquet", row_group_size=600
-        )
+        pq.write_table(pa.table({"sample_id": ids[rows], "vector": vectors}), tmp_path / f"{part}.parquet", row_group_size=600)
     of_array, of_parquet = (BalancedKMeans(8, 0, fit_per_cluster=100).fit(source) for source in (x, tmp_path))
     assert of_array.cluster_centers_.tobytes() == of_parquet.cluster_centers_.tobytes()
     assert of_array.prices_.tobytes() == of_parquet.prices_.tobytes()
@@ -660,18 +656,14 @@ def test_refill_replaces_from_the_same_clusters_and_rules_hold(lab):
     undone = drop(lab, name, cluster_id=0)
     store.append(lab, "decisions", verdict="undo", undoes=undone["event_id"], selection_id=name)
     con = store.connect(lab)
-    kept = [
-        r[0] for r in con.execute("SELECT sample_id FROM kept WHERE selection_id = ? ORDER BY draw", [name]).fetchall()
-    ]
+    kept = [r[0] for r in con.execute("SELECT sample_id FROM kept WHERE selection_id = ? ORDER BY draw", [name]).fetchall()]
     child = selection.refill(lab, name)
     assert selection.refill(lab, name) == child
     got, clusters = chosen(lab, child), chosen(lab, child, "cluster_id")
     new = got[len(kept) :]
     assert got[: len(kept)] == kept and not set(new) & set(order) and len(got) == len(order)
     assert all(int(s[2:]) < 20 for s, k in zip(got, clusters, strict=True) if k)
-    assert (
-        con.execute("SELECT parent_selection_id FROM selections WHERE selection_id = ?", [child]).fetchone() is None
-    )  # before
+    assert con.execute("SELECT parent_selection_id FROM selections WHERE selection_id = ?", [child]).fetchone() is None  # before
     store.refresh(con)
     assert con.execute("SELECT count(*) FROM kept WHERE selection_id = ?", [child]).fetchone() == (len(got),)
     # same clusters as long as they last: at most 20 texts of clusters 1 to 3 pass the rule
@@ -693,9 +685,7 @@ def test_rounds_go_on_from_what_is_spoken_with_new_divergences(lab):
     speak(lab, selection.to_synthesise(lab, first))
     child = selection.freeze(lab, first)
     con = store.connect(lab)
-    rows = con.sql(
-        "SELECT * REPLACE (31 AS step, CASE WHEN sample_id < 's1' THEN 9.0 ELSE 0.01 END AS d) FROM raw.divergences"
-    )
+    rows = con.sql("SELECT * REPLACE (31 AS step, CASE WHEN sample_id < 's1' THEN 9.0 ELSE 0.01 END AS d) FROM raw.divergences")
     store.publish(lab, "divergences", rows.to_arrow_table(), {"step": 31})
     second = selection.select(lab, CLUSTERING, RUN, 31, "active_rounds", 2.0, 0.1, parent=child, speech="probe")
     got = chosen(lab, second)

@@ -114,7 +114,7 @@ def test_good_speech_has_no_acoustic_flag():
         ("clipping", np.clip(20 * spoken, -1, 1), 16_000),
         ("silence", np.zeros(32_000, np.float32), 16_000),
         ("silence", np.concatenate([spoken, np.zeros(40_000, np.float32)]), 16_000),
-        ("cut off", spoken[: 16_000], 16_000),
+        ("cut off", spoken[:16_000], 16_000),
         ("speaking rate", spoken[:8_000], 16_000),
         ("speaking rate", np.tile(spoken, 6), 16_000),
         ("sample rate", spoken, 22_050),

@@ -103,7 +103,7 @@ def test_a_ctrl_c_while_sound_is_written_or_read_is_neither_lost_nor_printed(tmp
     put(tmp_path, TEXTS[:1], lambda job: Speech("y0", "s0", "", long, "anyone"))
     flac = next(folder_of(tmp_path, "natural").glob("*.tar")).read_bytes()
     row = Shar(tmp_path, "natural").rows()[0]
-    flac = flac[row["audio_offset"]:][: row["audio_bytes"]]
+    flac = flac[row["audio_offset"] :][: row["audio_bytes"]]
     soon()
     with pytest.raises(KeyboardInterrupt):
         for _ in range(100):

@@ -189,9 +189,7 @@ def test_text_survives_a_round_trip(lab):
         "\u2028",
         "$1 {x} --;",
     ]
-    store.publish(
-        lab, "samples", [sample(n, spoken=text) | {"text": text} for n, text in enumerate(odd)], {"o'clock": "\0"}
-    )
+    store.publish(lab, "samples", [sample(n, spoken=text) | {"text": text} for n, text in enumerate(odd)], {"o'clock": "\0"})
     for number, text in enumerate(odd):
         if text:
             store.append(
@@ -280,8 +278,7 @@ def write_run(lab, run_id, status=None, metrics=None, **config):
         store.atomic.write_json(folder / "status.json", status)
     for first, lines in (metrics or {}).items():
         text = "".join(
-            json.dumps({"step": s, "tokens": s * 100, "at": "2026-01-01T00:00:00Z", "values": v}) + "\n"
-            for s, v in lines
+            json.dumps({"step": s, "tokens": s * 100, "at": "2026-01-01T00:00:00Z", "values": v}) + "\n" for s, v in lines
         )
         (folder / f"metrics-{first}.jsonl").write_text(text)
 
@@ -362,9 +359,7 @@ def test_misalignment_is_one_row_a_sample_weighted_by_positions(lab):
         ("music", 1.25, 1.75, 40, None)
     ]
     columns = [row[0] for row in con.execute("DESCRIBE misalignment").fetchall()]
-    assert set("sample_id text domain cluster_id terms run_id step m f d voice cer audio_path decision".split()) <= set(
-        columns
-    )
+    assert set("sample_id text domain cluster_id terms run_id step m f d voice cer audio_path decision".split()) <= set(columns)
 
 
 def test_store_duckdb_answers_as_the_lab_does_and_renewing_it_disturbs_nobody(lab):
@@ -446,9 +441,10 @@ time.sleep(float(sys.argv[2]))"""
 
 def test_published_holds_every_figure_of_the_method_and_guesses_none(lab):
     con = store.connect(lab)
-    assert one(
-        con, "SELECT accuracy, gap FROM published WHERE model = 'SALAD-3B' AND task = 'mean' AND modality = 'speech'"
-    ) == (72.0, 4.6)
+    assert one(con, "SELECT accuracy, gap FROM published WHERE model = 'SALAD-3B' AND task = 'mean' AND modality = 'speech'") == (
+        72.0,
+        4.6,
+    )
     assert one(con, "SELECT gap FROM published WHERE model = 'SALAD-7B' AND task = 'PIQA'") == -0.4
     assert one(con, "SELECT accuracy, gap FROM published WHERE model = 'SALAD-3B' AND modality = 'text'") == (
         76.9,
@@ -521,9 +517,7 @@ def decide(lab, verdict="drop", reviewer="ann", selection="l1", **fields):
     target = "rule" if "rule" in fields else "cluster" if "cluster_id" in fields else "sample"
     if "sample" in fields:
         fields["sample_id"] = f"s{fields.pop('sample'):012d}"
-    return store.append(
-        lab, "decisions", selection_id=selection, target=target, verdict=verdict, reviewer=reviewer, **fields
-    )
+    return store.append(lab, "decisions", selection_id=selection, target=target, verdict=verdict, reviewer=reviewer, **fields)
 
 
 def verdicts(lab, selection="l1", reviewer="ann"):
@@ -666,9 +660,7 @@ def test_events_that_make_no_sense_are_refused(lab, fields, told):
 
 def test_events_carry_id_time_and_author_and_one_file_a_process(lab):
     first = decide(lab, sample=1)
-    second = store.append(
-        lab, "votes", left_contender="a", right_contender="b", choice="tie", latencies={"left": 1.5}, voter="v"
-    )
+    second = store.append(lab, "votes", left_contender="a", right_contender="b", choice="tie", latencies={"left": 1.5}, voter="v")
     assert first["event_id"] != second["vote_id"] and first["reviewer"] == "ann" and first["at"].endswith("+00:00")
     assert len(list((lab / "events").glob("*.jsonl"))) == 1
     con = store.connect(lab)
@@ -751,9 +743,7 @@ def test_divergence_by_cluster_weights_by_token_and_tells_its_interval(lab):
 
 def test_change_and_checkpoints_and_worst(lab):
     store.publish(lab, "divergences", [divergence(n, p) for n in range(4) for p in (0, 1)], {"a": 1})
-    store.publish(
-        lab, "divergences", [divergence(n, p, step=20, m=0.05 * n) for n in range(1, 4) for p in (0, 1)], {"a": 2}
-    )
+    store.publish(lab, "divergences", [divergence(n, p, step=20, m=0.05 * n) for n in range(1, 4) for p in (0, 1)], {"a": 2})
     change = store.query(lab, "FROM change_between_checkpoints('r1', 10, 'r1', 20)").to_pylist()
     assert len(change) == 1 and change[0]["n_samples"] == 3
     assert change[0]["m_a"] == pytest.approx(0.2) and change[0]["m_change"] == pytest.approx(-0.1)
@@ -765,9 +755,7 @@ def test_change_and_checkpoints_and_worst(lab):
     steps = store.query(lab, "FROM divergence_of_checkpoints('r1')").to_pylist()
     assert [(row["step"], row["n_samples"], round(row["m"], 6)) for row in steps] == [(10, 4, 0.15), (20, 3, 0.1)]
     worst = store.query(lab, "FROM worst_samples('r1', 10, n := 3)").to_pylist()
-    assert [(row["sample_id"], round(row["m"], 6)) for row in worst] == [
-        (f"s{n:012d}", round(0.1 * n, 6)) for n in (3, 2, 1)
-    ]
+    assert [(row["sample_id"], round(row["m"], 6)) for row in worst] == [(f"s{n:012d}", round(0.1 * n, 6)) for n in (3, 2, 1)]
 
 
 def test_worst_samples_ranks_token_weighted_means_over_patterns(lab):
@@ -809,12 +797,8 @@ def test_selection_after_decisions_tells_hours_effective_size_and_kl(lab):
 
 
 def test_run_differences_lists_only_what_differs(lab):
-    write_run(
-        lab, "r1", {"state": "done", "git_commit": "a"}, {0: [(1, {"loss": 2.0})]}, config={"lr": 1, "o": {"b": 2}}
-    )
-    write_run(
-        lab, "r2", {"state": "done", "git_commit": "b"}, {0: [(1, {"loss": 1.0})]}, config={"lr": 1, "o": {"b": 3}}
-    )
+    write_run(lab, "r1", {"state": "done", "git_commit": "a"}, {0: [(1, {"loss": 2.0})]}, config={"lr": 1, "o": {"b": 2}})
+    write_run(lab, "r2", {"state": "done", "git_commit": "b"}, {0: [(1, {"loss": 1.0})]}, config={"lr": 1, "o": {"b": 3}})
     rows = store.query(lab, "FROM run_differences('r1', 'r2')").to_pylist()
     assert [(row["what"], row["key"], row["value_a"], row["value_b"]) for row in rows] == [
         ("configuration", "$.o.b", "2", "3"),
@@ -1122,8 +1106,7 @@ def test_a_run_travels_to_another_lab_with_all_that_it_rests_on(lab, tmp_path):
     assert not one(con, "SELECT count(*) FROM divergences WHERE run_id = 'r_other'")
     before = everything(there)
     assert store.import_(there, tmp_path / "bundle") == {
-        name: 0
-        for name in ("clusters", "divergences", "samples", "selected", "selections", "syntheses", "runs", "events")
+        name: 0 for name in ("clusters", "divergences", "samples", "selected", "selections", "syntheses", "runs", "events")
     }
     assert everything(there) == before
     assert store.exists(there, "divergences", {"a": 1})  # whole units keep their identity

@@ -194,9 +194,7 @@ def test_verify_finds_a_bit_that_flipped_after_it_was_checked(tmp_path):
     times = path.stat()
     flip(path, random.Random(2))
     os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
-    assert [item.reason for item in store.verify(tmp_path)] == [
-        "its bytes changed: sha256 does not agree with the manifest"
-    ]
+    assert [item.reason for item in store.verify(tmp_path)] == ["its bytes changed: sha256 does not agree with the manifest"]
 
 
 def test_damage_in_a_lab_that_cannot_be_written_is_found_too():
@@ -334,9 +332,7 @@ def test_no_acknowledged_event_is_lost_when_its_process_is_killed(tmp_path):
 
 def test_a_torn_last_line_is_left_out_and_said(tmp_path):
     store.append(tmp_path, "votes", choice="tie", voter="x")
-    line = seal_line(
-        {"table": "votes", "vote_id": "v1", "choice": "left", "voter": "y", "at": "2026-01-01T00:00:00+00:00"}
-    )
+    line = seal_line({"table": "votes", "vote_id": "v1", "choice": "left", "voter": "y", "at": "2026-01-01T00:00:00+00:00"})
     torn = tmp_path / "events" / "elsewhere-1-1.jsonl"
     torn.write_bytes(line + line.replace(b"v1", b"v2")[:40])
     with pytest.warns(store.DamagedWarning, match="torn"):
@@ -392,10 +388,7 @@ def test_four_writers_and_four_readers_at_once(tmp_path):
     assert [error for _, _, error in told if error] == []
     done = sum(n for kind, n, _ in told if kind == "write")
     con = store.connect(tmp_path)
-    assert (
-        done > 0
-        and con.execute("SELECT count(*), count(DISTINCT sample_id) FROM divergences").fetchone() == (5 * done,) * 2
-    )
+    assert done > 0 and con.execute("SELECT count(*), count(DISTINCT sample_id) FROM divergences").fetchone() == (5 * done,) * 2
     assert con.execute("SELECT count(*) FROM votes").fetchone() == (done,)
     assert store.verify(tmp_path) == []
 
@@ -420,9 +413,7 @@ def test_a_full_disk_is_said_clearly_and_what_was_acknowledged_stays(little_room
     with pytest.raises(store.StoreError, match="could not write a unit of samples"):
         while True:
             text = rng.randbytes(60_000 * (published + 1)).hex()  # until a file is too large, or all together
-            store.publish(
-                lab, "samples", [{"sample_id": f"s{published}", "text": text, "corpus": "c"}], {"n": published}
-            )
+            store.publish(lab, "samples", [{"sample_id": f"s{published}", "text": text, "corpus": "c"}], {"n": published})
             published += 1
             if published <= 3:
                 store.append(lab, "votes", choice="tie", voter="x", question_id=rng.randbytes(1000).hex())

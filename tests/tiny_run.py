@@ -58,10 +58,7 @@ def work(run: RunFolder, given) -> None:
     writer = run.metrics_writer(step + 1)
     if given.shard:
         index, shards = map(int, given.shard.split("/"))
-        rows = [
-            {"sample_id": f"s{n:012x}", "text": f"text {n}", "corpus": "tiny"}
-            for n in range(index, 12, shards)
-        ]
+        rows = [{"sample_id": f"s{n:012x}", "text": f"text {n}", "corpus": "tiny"} for n in range(index, 12, shards)]
         store.publish(run.lab, "samples", rows, made_from={"tiny": run.run_id, "shard": [index, shards]})
     while step < config["steps"]:
         for fault, number in (("die_at", signal.SIGKILL), ("hang_at", signal.SIGSTOP)):
@@ -82,9 +79,7 @@ def work(run: RunFolder, given) -> None:
         if end:
             raise end
     if config.get("unit") and run.leader and not given.shard:
-        rows = [
-            {"sample_id": f"s{n:012x}", "text": f"text {n}", "corpus": "tiny"} for n in range(config["unit"])
-        ]
+        rows = [{"sample_id": f"s{n:012x}", "text": f"text {n}", "corpus": "tiny"} for n in range(config["unit"])]
         store.publish(run.lab, "samples", rows, made_from={"tiny": run.run_id})
 
 

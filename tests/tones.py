@@ -27,9 +27,7 @@ def hears_tones(folder) -> CTCRecogniser:
         num_conv_pos_embedding_groups=2, pad_token_id=0,
     )  # fmt: skip
     model = Wav2Vec2ForCTC(config)
-    processor = Wav2Vec2Processor(
-        Wav2Vec2FeatureExtractor(do_normalize=False), Wav2Vec2CTCTokenizer(str(folder / "vocab.json"))
-    )
+    processor = Wav2Vec2Processor(Wav2Vec2FeatureExtractor(do_normalize=False), Wav2Vec2CTCTokenizer(str(folder / "vocab.json")))
 
     class Tones(CTCRecogniser):
         def log_probs(self, samples):

@@ -149,9 +149,7 @@ def _intervals(con, scored, measure, corpus, group, needs="label") -> pd.DataFra
 def histogram(con, scored: str, measure: str, corpus: str | None = None, bins: int = 40) -> pd.DataFrame:
     """label, low, high, n, share: texts counted in even bins from 0 to the 99.5th percentile; the last takes the
     rest."""
-    top = con.execute(
-        f"SELECT quantile_cont({measure}, 0.995) FROM {scored} WHERE {_OF}", {"corpus": corpus}
-    ).fetchone()[0]
+    top = con.execute(f"SELECT quantile_cont({measure}, 0.995) FROM {scored} WHERE {_OF}", {"corpus": corpus}).fetchone()[0]
     return con.execute(
         f"""SELECT label, i * $width AS low, (i + 1) * $width AS high, count(*) AS n,
             count(*) / sum(count(*)) OVER (PARTITION BY label) AS share
@@ -309,13 +307,18 @@ def card(con, checkpoint: ScoredCheckpoint, sample_id: str) -> dict | None:
             token_mean(f, n_positions_f) AS f
         FROM raw.scored WHERE run_id = ? AND step = ? AND sample_id = ? GROUP BY ALL ORDER BY synthesis_id LIMIT 1""",
         [checkpoint.run_id, checkpoint.step, sample_id]))  # fmt: skip
-    texts = dicts(con.execute(
-        "SELECT sample_id, text, domain, coalesce(flags, []) AS flags FROM samples WHERE sample_id = ?", [sample_id]))
+    texts = dicts(
+        con.execute("SELECT sample_id, text, domain, coalesce(flags, []) AS flags FROM samples WHERE sample_id = ?", [sample_id])
+    )
     if not measured or not texts:
         return None
-    clusters = dicts(con.execute(
-        """SELECT cluster_id, array_to_string(terms[1:4], ', ') AS terms FROM current_clusters
-        WHERE cluster_id = (SELECT cluster_id FROM current_assignments WHERE sample_id = ?)""", [sample_id]))
+    clusters = dicts(
+        con.execute(
+            """SELECT cluster_id, array_to_string(terms[1:4], ', ') AS terms FROM current_clusters
+        WHERE cluster_id = (SELECT cluster_id FROM current_assignments WHERE sample_id = ?)""",
+            [sample_id],
+        )
+    )
     speech = read_speech(con, measured[0]["synthesis_id"])
     return {
         "cluster_id": None, "terms": None, **texts[0], **measured[0], **(clusters[0] if clusters else {}), **speech,

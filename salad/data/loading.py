@@ -93,9 +93,7 @@ class Loader:
                 "optim.batch_tokens, or take fewer processes"
             )
         lengths = [len(m.laid.ids) for m in members]
-        limit, whole = (
-            (optim.micro_tokens, sum(lengths)) if optim.batch_tokens else (optim.micro_batch, size)
-        )
+        limit, whole = (optim.micro_tokens, sum(lengths)) if optim.batch_tokens else (optim.micro_batch, size)
         each = math.ceil(whole / (self.world * limit)) if limit else 1
         count = min(each, size // self.world) * self.world
         if optim.batch_tokens:  # the longest first, each to whoever has the least

@@ -32,9 +32,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--shard", type=int, default=0)
     parser.add_argument("--look", action="store_true", help="say whether it lives, as JSON")
     parser.add_argument("--stop", action="store_true", help="ask it to end")
-    parser.add_argument(
-        "--secrets-on-stdin", action="store_true", help="a JSON object of environment variables"
-    )
+    parser.add_argument("--secrets-on-stdin", action="store_true", help="a JSON object of environment variables")
     parser.add_argument("--detach", action="store_true", help="go on in a process session of its own")
     arguments = parser.parse_args(argv)
     try:

@@ -68,6 +68,4 @@ def load(target: Target) -> Engine:
     try:
         return parts.load(name)(target)
     except (SaladError, TypeError):
-        raise SaladError(
-            f"unknown engine {name!r}; there are {', '.join(ENGINES)}, or package.module:Class"
-        ) from None
+        raise SaladError(f"unknown engine {name!r}; there are {', '.join(ENGINES)}, or package.module:Class") from None

@@ -142,9 +142,7 @@ def differs(run: RunFolder, code: dict, root: Path = ROOT) -> list[str]:
     if code.get("tree") and _git(root, "rev-parse", "--is-inside-work-tree", check=False) is not None:
         commit, tree, _ = state(root)
         if tree != code["tree"]:
-            told.append(
-                f"code is at {commit[:12]} with other changes, the run began at {code['commit'][:12]}"
-            )
+            told.append(f"code is at {commit[:12]} with other changes, the run began at {code['commit'][:12]}")
     changed = changed_packages(run)
     if changed:
         told.append("packages changed: " + ", ".join(changed[:8]) + (" …" if len(changed) > 8 else ""))
@@ -175,13 +173,9 @@ def environment_id(run: RunFolder, root: Path = ROOT) -> str:
     return hashlib.sha256(data).hexdigest()[:12]
 
 
-def _git(
-    root: Path, *arguments: str, env: dict | None = None, stdin: bytes = b"", check: bool = True
-) -> bytes | None:
+def _git(root: Path, *arguments: str, env: dict | None = None, stdin: bytes = b"", check: bool = True) -> bytes | None:
     try:
-        done = subprocess.run(
-            ["git", "-C", root, *arguments], input=stdin, capture_output=True, env=os.environ | (env or {})
-        )
+        done = subprocess.run(["git", "-C", root, *arguments], input=stdin, capture_output=True, env=os.environ | (env or {}))
     except FileNotFoundError:
         if check:
             raise SaladError("git is not installed; install it, or run `--on here`") from None

@@ -16,9 +16,7 @@ def inputs(run: RunFolder) -> list[str]:
 
     Names that are no file of the lab (a hub's) are left to the other machine."""
     lab, config = run.lab, run.config
-    wanted = [
-        f"runs/{run.run_id}/{name}" for name in ("config.json", "launch.json", "code.diff", "packages.txt")
-    ]
+    wanted = [f"runs/{run.run_id}/{name}" for name in ("config.json", "launch.json", "code.diff", "packages.txt")]
     wanted += ["events", "tasks"]
     wanted += [(config.get(part) or {}).get("name") for part in ("llm", "encoder")]
     data = config.get("data") or {}

@@ -41,18 +41,14 @@ class Run:
         status = self.status()
         told = f"{self.run_id} on {status.get('on', 'here')}: {status['state']}"
         if status.get("step") is not None:
-            told += f", step {status['step']}" + (
-                f" of {status['max_steps']}" if status.get("max_steps") else ""
-            )
+            told += f", step {status['step']}" + (f" of {status['max_steps']}" if status.get("max_steps") else "")
         return told + (f" ({status['error']})" if status.get("error") else "")
 
     def status(self) -> dict:
         """What the run says of itself, checked against its engine: status.json's fields, and `state` one of
         `salad.runs.STATES`. A run whose process is gone is written down as failed."""
         life = self.engine.look(self.folder, self.spec) if self.engine else None
-        status = reconcile_status(
-            self.folder, self.spec, self.engine, life, write=self.engine is None or self.engine.shares_lab
-        )
+        status = reconcile_status(self.folder, self.spec, self.engine, life, write=self.engine is None or self.engine.shares_lab)
         return status | ({"on": self.spec.on} if self.spec else {})
 
     def logs(self, follow: bool = False) -> "str | Iterator[str]":
@@ -101,9 +97,7 @@ class Run:
         if self.status()["state"] in ENDED:
             return self.status()
         if self.engine is None:
-            raise SaladError(
-                f"{self.run_id} was not started by launch_gpu.py; end its process where it was started"
-            )
+            raise SaladError(f"{self.run_id} was not started by launch_gpu.py; end its process where it was started")
         self.engine.stop(self.folder, self.spec)
         return self.wait(wait_s) if wait_s else self.status()
 
@@ -123,9 +117,7 @@ class Run:
         if self.refused is not None:
             raise self.refused
         if self.spec is None:
-            raise SaladError(
-                f"{self.run_id} was not started by launch_gpu.py; launch its config.json to go on with it"
-            )
+            raise SaladError(f"{self.run_id} was not started by launch_gpu.py; launch its config.json to go on with it")
         parts.check_module(self.spec.module, str(self.folder.path / "launch.json"))
         status = self.status()
         if status["state"] == "done" or self.lives():

@@ -56,9 +56,7 @@ class Here(Engine):
             )  # fmt: skip
             log.close()
             _children.append(child)
-            with contextlib.suppress(
-                Exception
-            ):  # the mark closes the gap until the supervisor writes its own
+            with contextlib.suppress(Exception):  # the mark closes the gap until the supervisor writes its own
                 supervisor.mark_supervisor(run, shard, child.pid)
 
     def look(self, run: RunFolder, spec: Spec) -> Life | None:

@@ -76,9 +76,7 @@ def launch_run(
     each with `--shard i/N`. Other fields: those of `Spec`."""
     parts.trust(target.engine)
     parts.allow_module(module)
-    spec = Spec(
-        run_id=run.run_id, on=on, module=module, **({"engine": target.engine, "target": target} | fields)
-    )
+    spec = Spec(run_id=run.run_id, on=on, module=module, **({"engine": target.engine, "target": target} | fields))
     engine = load(target)
     engine.preflight(spec)
     if dry_run:
@@ -91,9 +89,7 @@ def launch_run(
         if state == "done" or earlier.lives():
             return earlier
         if earlier.spec.on == on:
-            return earlier.resume(
-                **{k: v for k, v in fields.items() if k in Spec.model_fields}, target=target
-            )
+            return earlier.resume(**{k: v for k, v in fields.items() if k in Spec.model_fields}, target=target)
     spec = spec.model_copy(update={"code": codesync.record(run, codesync.ROOT)})
     spec.save(run)
     for line in codesync.summary(spec.code):

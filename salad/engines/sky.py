@@ -85,9 +85,7 @@ class Sky(Engine):
 
     def _able(self) -> None:
         if shutil.which(str(Path(self.target.sky or "sky").expanduser())) is None:
-            raise SaladError(
-                "no sky here: uv tool install 'skypilot[aws]', or name the command as sky = \"…\" in targets.toml"
-            )
+            raise SaladError("no sky here: uv tool install 'skypilot[aws]', or name the command as sky = \"…\" in targets.toml")
         if not self.target.bucket:
             raise SaladError('the target has no bucket; write bucket = "s3://…" in targets.toml')
         _scheme(self.target.bucket)
@@ -95,9 +93,7 @@ class Sky(Engine):
     def preflight(self, spec: Spec) -> None:
         self._able()
         if not codesync.ROOT.joinpath(".git").exists():
-            raise SaladError(
-                f"{codesync.ROOT} is no git checkout, so its code cannot be sent; clone the project"
-            )
+            raise SaladError(f"{codesync.ROOT} is no git checkout, so its code cannot be sent; clone the project")
         if spec.workers > 1 and spec.nodes > 1:
             raise SaladError(f"--workers {spec.workers} with --nodes {spec.nodes}: on sky each worker has a node of its own")
         if spec.gpus and not spec.gpu_type:
@@ -123,11 +119,7 @@ class Sky(Engine):
             raise SaladError(f"sky gpus list: {_last(told.stdout)}")
         offers = [item for items in listed.values() for item in items]
         name = "spot_price" if self.target.spot else "price"
-        prices = [
-            item[name]
-            for item in offers
-            if item.get(name) is not None and item["accelerator_count"] == spec.gpus
-        ]
+        prices = [item[name] for item in offers if item.get(name) is not None and item["accelerator_count"] == spec.gpus]
         if not prices:
             raise SaladError(f"--gpus {spec.gpu_type}:{spec.gpus}: no cloud that sky knows offers that")
         return min(prices)
@@ -157,11 +149,7 @@ class Sky(Engine):
             "num_nodes": _nodes(spec),
             "resources": resources,
             "envs": {"SALAD_RUN": run.run_id},
-            **(
-                {}
-                if lab != LAB
-                else {"file_mounts": {LAB: {"source": self._bucket(run), "mode": "MOUNT_CACHED"}}}
-            ),
+            **({} if lab != LAB else {"file_mounts": {LAB: {"source": self._bucket(run), "mode": "MOUNT_CACHED"}}}),
             "setup": SETUP,
             "run": "cd ~/sky_workdir\n" + _command_line(spec, lab),
         }
@@ -270,9 +258,7 @@ class Sky(Engine):
             if failed:
                 raise SaladError(f"fetching {part} from {told['bucket']}: {failed}; do it again to go on")
 
-    def _copy(
-        self, source: str, to: str | None, only: tuple[str, ...] = (), compare: bool = False
-    ) -> str | None:
+    def _copy(self, source: str, to: str | None, only: tuple[str, ...] = (), compare: bool = False) -> str | None:
         """Copy a file or folder to or from the bucket, what is there already left out; None to only look.
         Returns what went wrong, in one line."""
         scheme = _scheme(self.target.bucket)
@@ -298,15 +284,9 @@ class Sky(Engine):
             )  # fmt: skip
         else:
             verb = ["rsync", "--recursive"] if folder else ["cp"]
-            words = (
-                ["gcloud", "storage", "ls", source]
-                if to is None
-                else ["gcloud", "storage", *verb, source, to]
-            )
+            words = ["gcloud", "storage", "ls", source] if to is None else ["gcloud", "storage", *verb, source, to]
             if only and to is not None:  # gcloud has no include
-                words += [
-                    r"--exclude=(checkpoints|code|slurm)/.*|(launch|config|sky)\.json|.*\.(yaml|txt\.tmp|diff)$"
-                ]
+                words += [r"--exclude=(checkpoints|code|slurm)/.*|(launch|config|sky)\.json|.*\.(yaml|txt\.tmp|diff)$"]
         done = subprocess.run(words, capture_output=True, text=True)
         return None if done.returncode == 0 else _last(done.stderr)
 
@@ -329,9 +309,7 @@ def _scheme(bucket: str | None) -> str:
     scheme = (bucket or "").partition("://")[0]
     tools = {"s3": "aws", "gs": "gcloud", "file": None}
     if scheme not in tools:
-        raise SaladError(
-            f"bucket {bucket!r}: write s3://…, gs://…, or file:///… for a disk that the cluster mounts"
-        )
+        raise SaladError(f"bucket {bucket!r}: write s3://…, gs://…, or file:///… for a disk that the cluster mounts")
     if tools[scheme] and shutil.which(tools[scheme]) is None:
         raise SaladError(f"bucket {bucket}: the command {tools[scheme]} is not installed here")
     return scheme

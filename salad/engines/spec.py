@@ -57,9 +57,7 @@ def secrets(names: tuple[str, ...]) -> dict[str, str]:
     """The values of the named environment variables; one that is not set is a SaladError before anything starts."""
     missing = [name for name in names if name not in os.environ]
     if missing:
-        raise SaladError(
-            f"the target wants {', '.join(missing)} from the environment, where it is not set; export it"
-        )
+        raise SaladError(f"the target wants {', '.join(missing)} from the environment, where it is not set; export it")
     return {name: os.environ[name] for name in names}
 
 

@@ -89,19 +89,11 @@ class Ssh(Engine):
             python, gpus = self._look_around()
             found = [Finding(True, f"{self._name} answers: {python}, {gpus} GPUs, rsync")]
             if self.target.python is None:
-                version = self._do(
-                    f"{python} -c 'import sys; print(sys.version_info[:2])'", "asking Python"
-                ).strip()
-                found.append(
-                    Finding(version in ("(3, 11)", "(3, 12)"), f"Python {version} for the project's install")
-                )
+                version = self._do(f"{python} -c 'import sys; print(sys.version_info[:2])'", "asking Python").strip()
+                found.append(Finding(version in ("(3, 11)", "(3, 12)"), f"Python {version} for the project's install"))
             else:
-                told = self._ask(
-                    f"{shlex.quote(self.target.python)} -c 'import torch; print(torch.__version__)'"
-                )
-                found.append(
-                    Finding(not told.returncode, _last(told.stdout if not told.returncode else told.stderr))
-                )
+                told = self._ask(f"{shlex.quote(self.target.python)} -c 'import torch; print(torch.__version__)'")
+                found.append(Finding(not told.returncode, _last(told.stdout if not told.returncode else told.stderr)))
             base = self._base()
             free = self._do(f"df -Pk {shlex.quote(base)} | tail -1", "asking for disk space").split()[3]
             found.append(Finding(int(free) > 10 * 2**20, f"{int(free) / 2**20:.0f} GiB free under {base}"))
@@ -113,9 +105,7 @@ class Ssh(Engine):
         if spec.nodes > 1:
             raise SaladError(f"--nodes: {self._name} is one node; use --on slurm or --on sky")
         if codesync.ROOT.joinpath(".git").exists() is False:
-            raise SaladError(
-                f"{codesync.ROOT} is no git checkout, so its code cannot be sent; clone the project"
-            )
+            raise SaladError(f"{codesync.ROOT} is no git checkout, so its code cannot be sent; clone the project")
         _, gpus = self._look_around()
         have = gpus if self.target.gpus is None else self.target.gpus
         if (spec.gpus or 0) > have:
@@ -145,19 +135,13 @@ class Ssh(Engine):
     def _base(self) -> str:
         where = self.target.scratch or "salad"
         quoted = where if where.startswith("~") else shlex.quote(where)
-        return (
-            self._do(f"mkdir -p {quoted} && cd {quoted} && pwd", "making the scratch folder")
-            .strip()
-            .split("\n")[-1]
-        )
+        return self._do(f"mkdir -p {quoted} && cd {quoted} && pwd", "making the scratch folder").strip().split("\n")[-1]
 
     def plan(self, run: RunFolder, spec: Spec) -> str:
         there = self.target.scratch or "~/salad"
         python = self.target.python or f"{there}/env/…/bin/python"
         sent = "\n".join(f"  {name}" for name in inputs(run))
-        return f"rsync to {self._name}:{there}\n{sent}\n" + shlex.join(
-            command(spec, f"{there}/labs/…", python)
-        )
+        return f"rsync to {self._name}:{there}\n{sent}\n" + shlex.join(command(spec, f"{there}/labs/…", python))
 
     def start(self, run: RunFolder, spec: Spec) -> None:
         base = self._base()
@@ -170,9 +154,7 @@ class Ssh(Engine):
         python = self.target.python or self._install(run, base, code)
         self._send("--recursive", "--files-from=-", "--exclude=.store-cache", f"{run.lab}/", f"{self._name}:{lab}/",
                    stdin="\n".join(inputs(run)))  # fmt: skip
-        atomic.write_json(
-            run.path / "ssh.json", {"lab": lab, "code": code, "python": python, "started_at": now()}
-        )
+        atomic.write_json(run.path / "ssh.json", {"lab": lab, "code": code, "python": python, "started_at": now()})
         handed = json.dumps(secrets(spec.env)) + "\n"
         for shard in range(spec.workers):
             self._do(self._there(run, f"--shard {shard} --secrets-on-stdin --detach"), "starting", handed)
@@ -228,9 +210,7 @@ class Ssh(Engine):
             raise SaladError(f"{run.run_id} has not been started on {self._name}; there is nothing to fetch")
         extra = ["--checksum"] if compare else []
         parts = ["tables"] if tables_only else ["tables", "speech", f"runs/{run.run_id}/checkpoints"]
-        made = self._do(
-            f"cd {shlex.quote(there['lab'])} && ls -d {' '.join(parts)} 2>/dev/null; true", "looking"
-        )
+        made = self._do(f"cd {shlex.quote(there['lab'])} && ls -d {' '.join(parts)} 2>/dev/null; true", "looking")
         for part in made.split():
             (run.lab / part).mkdir(parents=True, exist_ok=True)
             # what says that a thing is whole comes last
@@ -238,9 +218,7 @@ class Ssh(Engine):
                 done = self._rsync("--exclude=.*", *extra, *choice, f"{self._name}:{there['lab']}/{part}/",
                                    f"{run.lab / part}/")  # fmt: skip
                 if done.returncode:
-                    raise SaladError(
-                        f"fetching from {self._name}: {_last(done.stderr)}; do it again to go on"
-                    )
+                    raise SaladError(f"fetching from {self._name}: {_last(done.stderr)}; do it again to go on")
         # what the run did inside passes is runs of their own
         self._rsync("--ignore-existing", "--include=/r*/", "--include=config.json", "--include=status.json",
                     "--include=metrics-*.jsonl", "--exclude=*", f"{self._name}:{there['lab']}/runs/",

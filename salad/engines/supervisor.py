@@ -27,9 +27,7 @@ POLL_S = 0.25
 USER_ERROR_CODE = 2
 
 
-def supervise(
-    run: RunFolder, spec: Spec, shard: int = 0, rendezvous: list[str] = (), first: bool = True
-) -> int:
+def supervise(run: RunFolder, spec: Spec, shard: int = 0, rendezvous: list[str] = (), first: bool = True) -> int:
     """Run until the end. Returns 0 (done or stopped), 75 (to be started again), else failed.
 
     `first` is False on the further nodes of a multi-node run: they start their processes and write nothing."""
@@ -73,9 +71,7 @@ def _until_the_end(run: RunFolder, spec: Spec, shard: int, rendezvous, first: bo
                 return PREEMPTED_CODE
             continue
         if told_to_go:  # it fell over on the way out: its last checkpoint stands
-            return _end(
-                run, spec, first, "preempted", "ended by SIGTERM before it could write a checkpoint", 75
-            )
+            return _end(run, spec, first, "preempted", "ended by SIGTERM before it could write a checkpoint", 75)
         if state != "failed":
             error = _how_it_ended(run, code)
         if code in (-signal.SIGKILL, 128 + signal.SIGKILL):
@@ -194,12 +190,8 @@ def merge(run: RunFolder, spec: Spec) -> None:
         "ended_at": over("ended_at", max) if ended else None,
     }
     told |= {name: over(name, sum) for name in ("step", "max_steps", "tokens")}
-    told |= {
-        name: over(name, max) for name in ("heartbeat_at", "progress_at", "seconds_left", "ran_s", "attempt")
-    }
-    told |= {
-        name: over(name, lambda values: values[0]) for name in ("engine", "device", "host", "git_commit")
-    }
+    told |= {name: over(name, max) for name in ("heartbeat_at", "progress_at", "seconds_left", "ran_s", "attempt")}
+    told |= {name: over(name, lambda values: values[0]) for name in ("engine", "device", "host", "git_commit")}
     atomic.write_json(run.path / "status.json", told)
 
 

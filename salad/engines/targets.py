@@ -33,14 +33,10 @@ class Target(Frozen):
     env: tuple[str, ...] = Field((), description="names of environment variables that the run gets")
     price_per_hour: float = Field(0.0, ge=0, description="of the whole machine or allocation, per node")
     gpus: int | None = Field(None, ge=0, description="GPUs per node that it has, where that cannot be asked")
-    python: str | None = Field(
-        None, description="a Python there that has the dependencies: nothing is installed"
-    )
+    python: str | None = Field(None, description="a Python there that has the dependencies: nothing is installed")
     scratch: str | None = Field(None, description="folder for code, environments and the lab on that machine")
     modules: tuple[str, ...] = Field((), description="environment modules to load first")
-    container: str | None = Field(
-        None, description="slurm: image for srun --container-image; sky: docker image"
-    )
+    container: str | None = Field(None, description="slurm: image for srun --container-image; sky: docker image")
     # ssh
     host: str | None = None
     port: int | None = None
@@ -52,9 +48,7 @@ class Target(Frozen):
     account: str | None = None
     constraint: str | None = None
     qos: str | None = None
-    walltime_hours: float | None = Field(
-        None, gt=0, description="the partition's longest job; longer runs requeue"
-    )
+    walltime_hours: float | None = Field(None, gt=0, description="the partition's longest job; longer runs requeue")
     # sky
     cloud: str | None = None
     region: str | None = None

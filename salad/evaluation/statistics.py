@@ -103,6 +103,8 @@ def one_llm(con) -> bool:
            from runs where kind in ('stage1', 'stage2')"""
     ).fetchone()[0]  # fmt: skip
     return count <= 1
+
+
 def identity(con, contender: str, who: str | None, step: int | None) -> Side:
     """The side that is meant: `who` None is the only one of this name that is no run; several are a SaladError. Needs the
     view `answered`."""
@@ -122,9 +124,7 @@ _OF = "contender = ? and who is not distinct from ? and step is not distinct fro
 
 def settings(con, side: Side, tasks: list[str] | None = None) -> list[Setting]:
     """In what a side has answered, in order."""
-    rows = con.execute(
-        f"select distinct task, modality, tts, asr from answered where {_OF} order by all", list(side)
-    ).fetchall()
+    rows = con.execute(f"select distinct task, modality, tts, asr from answered where {_OF} order by all", list(side)).fetchall()
     return [Setting(*row) for row in rows if tasks is None or row[0] in tasks]
 
 

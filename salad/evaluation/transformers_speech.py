@@ -148,4 +148,3 @@ class TransformersSpeech:
             text = self.tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True)
             told.append(text[: min([text.find(word) for word in until if word in text], default=len(text))].strip())
         return told
-

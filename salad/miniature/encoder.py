@@ -42,9 +42,7 @@ class PhoneEncoderConfig(Frozen):
     utterances: int = Field(700, gt=0, description="of 5 to 12 pseudo-words")
     held_out: int = Field(24, ge=0, description="utterances in other voices that give the accuracy")
     clean: float = Field(0.4, ge=0, le=1, description="share of utterances heard without a room")
-    label_delay_s: float = Field(
-        0.02, ge=0, description="how long before a step's middle the phone is that it should tell"
-    )
+    label_delay_s: float = Field(0.02, ge=0, description="how long before a step's middle the phone is that it should tell")
     steps: int = Field(170, gt=1)
     batch: int = Field(16, gt=0, description="pieces of 4 s a step")
     lr: float = Field(3e-3, gt=0, description="peak of the one-cycle schedule")
@@ -92,12 +90,7 @@ def pseudo_word(rng: random.Random) -> str:
         while word[-1] != "$" and len(word) < 14:
             word += rng.choice(follow[word[-3:]])
         letters = word[3:-1]
-        if (
-            word[-1] == "$"
-            and re.search("[aeiouy]", letters)
-            and letters not in english
-            and letters not in world_words()
-        ):
+        if word[-1] == "$" and re.search("[aeiouy]", letters) and letters not in english and letters not in world_words():
             return letters
 
 
@@ -146,9 +139,7 @@ def labels(utterance, n_steps: int, phones: list[str], delay_s: float) -> np.nda
     return np.where(at < 0, index["_"], ids[np.maximum(at, 0)])
 
 
-def train_encoder(
-    config: PhoneEncoderConfig, folder: Path | str, on_step: Callable[[int, float], None] | None = None
-) -> dict:
+def train_encoder(config: PhoneEncoderConfig, folder: Path | str, on_step: Callable[[int, float], None] | None = None) -> dict:
     """Train a PhoneEncoder and save it with its feature extractor in `folder`, as safetensors.
 
     Cross-entropy in nats over 20 ms steps, float32, CPU; the batch norms of training are folded into the
@@ -196,9 +187,7 @@ def train_encoder(
             model.log_mel.std.copy_(windows.std(0))
             mel_TC = ((windows - model.log_mel.mean) / model.log_mel.std).reshape(mel_TC.shape)
         label_T = torch.from_numpy(
-            np.concatenate(
-                [labels(u, n, phones, config.label_delay_s) for u, n in zip(spoken, n_steps, strict=True)]
-            )
+            np.concatenate([labels(u, n, phones, config.label_delay_s) for u, n in zip(spoken, n_steps, strict=True)])
         )
         del spoken
         n = len(mel_TC) // PIECE
@@ -206,9 +195,7 @@ def train_encoder(
         label_NT = label_T[: n * PIECE].reshape(n, PIECE)
 
         parameters = [*model.parameters(), *norms.parameters()]
-        optimizer = torch.optim.AdamW(
-            parameters, config.lr, betas=(0.9, 0.98), weight_decay=config.weight_decay, fused=True
-        )
+        optimizer = torch.optim.AdamW(parameters, config.lr, betas=(0.9, 0.98), weight_decay=config.weight_decay, fused=True)
         schedule = torch.optim.lr_scheduler.OneCycleLR(
             optimizer, config.lr, total_steps=config.steps, pct_start=0.15, cycle_momentum=False
         )
@@ -257,9 +244,7 @@ def phone_accuracy(model, spoken, delay_s: float) -> float:
     right = total = 0
     with torch.inference_mode():
         for utterance in spoken:
-            steps_TC = model(torch.from_numpy(utterance.samples)[None]).last_hidden_state.reshape(
-                -1, model.config.bottleneck
-            )
+            steps_TC = model(torch.from_numpy(utterance.samples)[None]).last_hidden_state.reshape(-1, model.config.bottleneck)
             told = model.phone_head(steps_TC).argmax(-1).numpy()
             truth = labels(utterance, len(told), list(model.config.phones), delay_s)
             sounding = truth > 0  # 0 is silence, -100 a phone too rare to be told

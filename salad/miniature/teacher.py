@@ -75,9 +75,7 @@ def train_teacher(
         )
     model.train()
     encoded = [[*row[: config.max_tokens], tokenizer.eos_token_id] for row in tokenizer(list(texts))["input_ids"]]
-    optimizer = torch.optim.AdamW(
-        model.parameters(), config.lr, betas=config.betas, weight_decay=config.weight_decay, fused=True
-    )
+    optimizer = torch.optim.AdamW(model.parameters(), config.lr, betas=config.betas, weight_decay=config.weight_decay, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, config.lr, total_steps=config.steps, pct_start=0.1, cycle_momentum=False
     )

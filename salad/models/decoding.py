@@ -158,7 +158,5 @@ def generate(model, prompts: list[list], max_new_tokens: int, stop: tuple[str, .
         suppress_tokens=list(range(model.vocab_size, model.head.shape[0])) or None,  # ids that only pad the head
         **sampling,
     )
-    out = model.llm.generate(
-        inputs_embeds=inputs, attention_mask=mask, generation_config=settings, tokenizer=model.tokenizer
-    )
+    out = model.llm.generate(inputs_embeds=inputs, attention_mask=mask, generation_config=settings, tokenizer=model.tokenizer)
     return [before_stop(text, stop) for text in model.tokenizer.batch_decode(out, skip_special_tokens=True)]

@@ -319,6 +319,4 @@ def wrap(model, name: str, extractor=None, config: EncoderConfig | None = None) 
         return Mimi(model)
     if kind == "whisper":
         return Whisper(model, extractor, config.window, config.stack)
-    raise SaladError(
-        f"encoder {name!r} is of type {kind!r}; known: salad_phone, mimi, whisper, logmel, or package.module:name"
-    )
+    raise SaladError(f"encoder {name!r} is of type {kind!r}; known: salad_phone, mimi, whisper, logmel, or package.module:name")

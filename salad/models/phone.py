@@ -95,9 +95,7 @@ class CausalLogMel(nn.Module):
 
     def reset(self):
         config = self.config
-        filters = mel_filter_bank(
-            config.n_fft // 2 + 1, config.n_mels, 50.0, config.sampling_rate / 2, config.sampling_rate
-        )
+        filters = mel_filter_bank(config.n_fft // 2 + 1, config.n_mels, 50.0, config.sampling_rate / 2, config.sampling_rate)
         with torch.no_grad():
             self.filters.copy_(torch.from_numpy(filters))
             self.window.copy_(torch.hann_window(config.window_length, periodic=False))
@@ -279,9 +277,7 @@ def ctc_loss(logits_BTV, n_steps_B, labels_BL, blank: int) -> torch.Tensor:
 
 def feature_extractor(config: PhoneConfig) -> Wav2Vec2FeatureExtractor:
     """Pads raw samples and gives the attention mask; the encoder itself makes the log-mel."""
-    return Wav2Vec2FeatureExtractor(
-        sampling_rate=config.sampling_rate, do_normalize=False, return_attention_mask=True
-    )
+    return Wav2Vec2FeatureExtractor(sampling_rate=config.sampling_rate, do_normalize=False, return_attention_mask=True)
 
 
 AutoConfig.register(PhoneConfig.model_type, PhoneConfig, exist_ok=True)

@@ -147,9 +147,7 @@ class _DistillationLoss(torch.autograd.Function):
                 if gradient is not None:
                     gradient.mul_(weight if weight.dim() == 0 else weight.to(gradient.dtype).unsqueeze(1))
         else:
-            grad_loss, grad_d, grad_nll = (
-                torch.zeros_like(given) if g is None else g for g in (grad_loss, grad_d, grad_nll)
-            )
+            grad_loss, grad_d, grad_nll = (torch.zeros_like(given) if g is None else g for g in (grad_loss, grad_d, grad_nll))
             n = ctx.saved_tensors[6].numel()
             kl_weight = ((ctx.alpha * grad_loss + grad_d) * ctx.scale).expand(n)
             nll_weight = (((1.0 - ctx.alpha) * grad_loss + grad_nll) * ctx.scale).expand(n)

@@ -206,7 +206,8 @@ def checked(lab, rows: list[dict], texts: dict[str, str], recogniser) -> list[di
         spoken=[spoken_form(text, code).spoken for text, code in zip(written, languages, strict=True)],
     )  # fmt: skip
     return [
-        row | measured.columns()
+        row
+        | measured.columns()
         | {"asr": kept(measured.asr, lab), "flags": list(dict.fromkeys([*row["flags"], *measured.flags]))}
         for row, measured in zip(rows, found, strict=True)
     ]

@@ -22,7 +22,7 @@ def own_recogniser(lab: Path | str) -> str:
 
 
 def part_of(told: str) -> tuple[int, int]:
-    """"K/N" as (K, N). SaladError where it is none."""
+    """ "K/N" as (K, N). SaladError where it is none."""
     k, slash, n = told.partition("/")
     if not (slash and k.isdigit() and n.isdigit() and int(k) < int(n)):
         raise SaladError(f"part {told!r} is no K/N with K from 0 to N - 1, such as 0/4")

@@ -26,9 +26,7 @@ def signatures(texts: Iterable[str]) -> np.ndarray:
     shingled = []
     for text in texts:
         found = words(text) or [text]
-        shingled.append(
-            [" ".join(found[i : i + SHINGLE]).encode() for i in range(max(len(found) - SHINGLE + 1, 1))]
-        )
+        shingled.append([" ".join(found[i : i + SHINGLE]).encode() for i in range(max(len(found) - SHINGLE + 1, 1))])
     made = MinHash.generator(shingled, num_perm=BANDS * ROWS, seed=1, hashfunc=xxhash.xxh32_intdigest)
     found = [one.hashvalues for one in made]
     return np.array(found, np.uint32).reshape(len(found), BANDS * ROWS)

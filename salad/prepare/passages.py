@@ -97,9 +97,7 @@ def passages(
     return found, left
 
 
-def whole(
-    text: str, max_s: float = 30.0, rate: float = CHARACTERS_PER_S, language: str = "en"
-) -> tuple[list[Passage], Counter]:
+def whole(text: str, max_s: float = 30.0, rate: float = CHARACTERS_PER_S, language: str = "en") -> tuple[list[Passage], Counter]:
     """The same of a text that is not to be cut, for what answers it answers all of it. "long text" is left over."""
     start, end = len(text) - len(text.lstrip()), len(text.rstrip())
     seconds = expected_s(text[start:end], rate, language)

@@ -179,8 +179,10 @@ def _shard(lab, name, number, listed: list[Recorded], recogniser, options, work:
     # a shard that is listed otherwise than before stays the same unit, which replaces the old one
     first = told if there is None else there.get("unit", there["listed"])
     unit = made_from | {"shard": number, "recordings": first}
-    if there is not None and there["listed"] == told and (
-        not there["kept"] or (store.exists(lab, "syntheses", unit) and shar.damage(lab, name, number) is None)
+    if (
+        there is not None
+        and there["listed"] == told
+        and (not there["kept"] or (store.exists(lab, "syntheses", unit) and shar.damage(lab, name, number) is None))
     ):
         return
     kept, aside = _kept(listed, name, recogniser, options, made_from["recogniser"])
@@ -313,9 +315,12 @@ def _publish_samples(lab: Path, name: str, work: Path, total: int, made_from: di
     con = connection(work, "1GB")
     try:
         places = [glob.escape(str(_paths(work, number)[1])) for number in range(total)]
-        reader = con.sql("""select * exclude (place) from (select *, row_number() over (
+        reader = con.sql(
+            """select * exclude (place) from (select *, row_number() over (
                 partition by sample_id order by shard) as place from read_parquet(?, union_by_name = true)
-            ) where place = 1 order by shard, sample_id""", params=[places]).to_arrow_reader(BATCH)
+            ) where place = 1 order by shard, sample_id""",
+            params=[places],
+        ).to_arrow_reader(BATCH)
         count = 0
         for number, batch in enumerate(reader):
             if not batch.num_rows:

@@ -32,9 +32,7 @@ from salad.prepare.recorded import plain
 from salad.speech.audio import Unusable
 from store import atomic, lines
 
-AUDIO = frozenset(
-    "mp3 flac wav ogg oga opus m4a mp4 aac aif aiff aifc au caf w64 rf64 sph webm mka amr wma voc".split()
-)
+AUDIO = frozenset("mp3 flac wav ogg oga opus m4a mp4 aac aif aiff aifc au caf w64 rf64 sph webm mka amr wma voc".split())
 _META = re.compile(r"__[^/]*__($|/)")  # webdataset's own
 BLOCK = tarfile.BLOCKSIZE
 VERSION = 2

@@ -266,9 +266,7 @@ def _means(sample, labels, centers) -> np.ndarray:
     """Mean direction of each cluster's documents; a cluster without any keeps its centre."""
     from scipy.sparse import csr_matrix
 
-    ones = csr_matrix(
-        (np.ones(len(labels), np.float32), labels, np.arange(len(labels) + 1)), shape=(len(labels), len(centers))
-    )
+    ones = csr_matrix((np.ones(len(labels), np.float32), labels, np.arange(len(labels) + 1)), shape=(len(labels), len(centers)))
     means = ones.T @ sample
     norm = np.linalg.norm(means, axis=1, keepdims=True)
     return np.where(norm > 0, means / np.maximum(norm, 1e-30), centers).astype(np.float32)
@@ -343,12 +341,14 @@ def _hard_prices(scores, part, prices, cap, width, iterations: int = 30) -> np.n
 _WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")
 CONTRACTED = frozenset(("t", "ve", "ll", "re", "d", "m", "am", "em"))
 # what scikit-learn's list of English function words lacks: how people talk, and who is talking
-SPOKEN_WORDS = frozenset("""
+SPOKEN_WORDS = frozenset(
+    """
     ah aha dear eh er erm ha hey hi hmm huh mhm mm oh ok okay ooh ow uh um wow yeah yep yes nope
     ask asked asks got gets getting going gonna gotta just know knows let lets like ma'am mr mrs ms really replied reply
     said saw say saying says sir tell telling tells thing things think thinks thought told want wanted wants well went
     ain aren couldn didn doesn don hadn hasn haven isn ll mustn re shan shouldn ve wasn weren won wouldn
-""".split())
+""".split()
+)
 
 
 def words_of(text: str) -> list[str]:

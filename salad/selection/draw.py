@@ -201,9 +201,7 @@ def draw(pool: Pool, strategy_name: str | Callable, gamma: float, budget_h: floa
         shuffled = shuffled[usable[shuffled]]
         rows = _by_cluster(shuffled, pool.cluster_N, pool.seconds_N, p_target, wanted, rng, first)
     seconds = float(pool.seconds_N[rows].sum())
-    notes = pool.notes[start:] + (
-        [f"ran dry at {seconds / 3600:.3g} h of {wanted / 3600:.3g} h"] if seconds < wanted else []
-    )
+    notes = pool.notes[start:] + ([f"ran dry at {seconds / 3600:.3g} h of {wanted / 3600:.3g} h"] if seconds < wanted else [])
     return Draw(rows, p_target, seconds, wanted, notes)
 
 

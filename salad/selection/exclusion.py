@@ -30,10 +30,16 @@ def speech_by_cluster(con, clustering_id: str, speech: str | None = None,
     step, and not what is spoken later, or a draw would depend on when it is made; else all): n syntheses, mean `cer`
     and `raw_cer`, `n_plain` and `cer_plain` of the texts without a digit or symbol, `digits` and `symbols` as shares of the
     written characters, `seconds` spoken and `chars` of the spoken form."""
-    return con.execute(_SQL, {
-        "clustering": clustering_id, "speech": speech, "punctuation": _PUNCTUATION, "run": (checkpoint or [None])[0],
-        "step": (checkpoint or [None])[-1],
-    }).df()
+    return con.execute(
+        _SQL,
+        {
+            "clustering": clustering_id,
+            "speech": speech,
+            "punctuation": _PUNCTUATION,
+            "run": (checkpoint or [None])[0],
+            "step": (checkpoint or [None])[-1],
+        },
+    ).df()
 
 
 def left_out(found: pd.DataFrame, max_cer: float) -> pd.DataFrame:

@@ -3,7 +3,6 @@
 An engine is named by a specification: `espeak`, `kokoro`, `kokoro:<folder or repository>`, `kokoro-onnx:<folder>`,
 `piper:<folder>` or the user's own `package.module:name` (see `load_tts`)."""
 
-
 from salad import parts
 from salad.errors import SaladError
 from salad.speech.utterance import SAMPLE_RATE, TTS, TimedPhone, Utterance, Word

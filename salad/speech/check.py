@@ -206,8 +206,9 @@ def load_recogniser(folder: str, device: str = "cpu", batch_s: float = 120.0) ->
     try:
         config = AutoConfig.from_pretrained(place, trust_remote_code=False)
         if type(config) in MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING:
-            kind, model = WhisperRecogniser, AutoModelForSpeechSeq2Seq.from_pretrained(
-                place, use_safetensors=True, trust_remote_code=False
+            kind, model = (
+                WhisperRecogniser,
+                AutoModelForSpeechSeq2Seq.from_pretrained(place, use_safetensors=True, trust_remote_code=False),
             )
         elif type(config) in MODEL_FOR_CTC_MAPPING:
             kind, model = CTCRecogniser, AutoModelForCTC.from_pretrained(place, use_safetensors=True, trust_remote_code=False)
@@ -283,9 +284,7 @@ class CTCRecogniser(_Batched):
         import torch
 
         with torch.inference_mode():
-            short, long = (
-                self.model(**self._features([np.zeros(n, np.float32)])).logits.shape[1] for n in (160_000, 320_000)
-            )
+            short, long = (self.model(**self._features([np.zeros(n, np.float32)])).logits.shape[1] for n in (160_000, 320_000))
         return 160_000 / (long - short)
 
     @property

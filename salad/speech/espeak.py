@@ -90,9 +90,7 @@ def _after_fork() -> None:
 
 
 # No fork while a thread loads the library: the child would wait for the loader's own lock for ever.
-os.register_at_fork(
-    before=lambda: _lock.acquire(), after_in_parent=lambda: _lock.release(), after_in_child=_after_fork
-)
+os.register_at_fork(before=lambda: _lock.acquire(), after_in_parent=lambda: _lock.release(), after_in_child=_after_fork)
 
 
 @cache
@@ -155,8 +153,7 @@ def variants() -> tuple[str, ...]:
 
 def _no_voice(name: str) -> SaladError:
     return SaladError(
-        f'espeak has no voice "{name}"; try en-us, gmw/en, en-gb-x-rp or en-gb-scotland, '
-        "with +f1 … +f5 or +m1 … +m8"
+        f'espeak has no voice "{name}"; try en-us, gmw/en, en-gb-x-rp or en-gb-scotland, with +f1 … +f5 or +m1 … +m8'
     )
 
 
@@ -176,7 +173,7 @@ def voice_names() -> frozenset[str]:
 
 @cache
 def parse_voice(voice: str) -> tuple[str, tuple[tuple[int, int], ...]]:
-    """"en-us+f2@rate=170,pitch=60" -> ("en-us+f2", ((1, 170), (3, 60))). Raises SaladError on an unknown name,
+    """ "en-us+f2@rate=170,pitch=60" -> ("en-us+f2", ((1, 170), (3, 60))). Raises SaladError on an unknown name,
     variant or parameter (espeak itself would take another voice, or ignore them)."""
     name, _, settings = voice.partition("@")
     base, plus, variant = name.partition("+")

@@ -102,8 +102,10 @@ class Kokoro:
             if voice not in self.voices:
                 raise SaladError(f'Kokoro has no voice "{voice}" in {self.source}; it has {", ".join(self.voices)}')
             if voice[:1] not in language("en").kokoro:
-                raise SaladError(f'Kokoro\'s voice "{voice}" reads another language than English, for which word times are not '
-                                 f"told: English voices begin with a or b; speak other languages with espeak or piper:<folder>")
+                raise SaladError(
+                    f'Kokoro\'s voice "{voice}" reads another language than English, for which word times are not '
+                    f"told: English voices begin with a or b; speak other languages with espeak or piper:<folder>"
+                )
             import torch
 
             self._styles[voice] = torch.load(self._file(f"voices/{voice}.pt"), weights_only=True)

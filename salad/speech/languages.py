@@ -73,5 +73,3 @@ def of_voice(tts: str, voice: str) -> str:
     elif engine in ("kokoro", "kokoro-onnx"):
         code = next((one.code for one in LANGUAGES.values() if voice[:1] and voice[0] in one.kokoro), "")
     return code if code in LANGUAGES else "en"
-
-

@@ -1,7 +1,7 @@
 """Phonemes word by word: what a voice that reads phonemes is given, with the run of the text that each comes from.
 
-    phonemised("The cat, of the house.", "en-us")
-    # [Said(0, "ðə", ""), Said(1, "kˈæt", ","), Said(2, "ʌv", ""), Said(3, "ðə", ""), Said(4, "hˈaʊs", ".")]
+phonemised("The cat, of the house.", "en-us")
+# [Said(0, "ðə", ""), Said(1, "kˈæt", ","), Said(2, "ʌv", ""), Said(3, "ðə", ""), Said(4, "hˈaʊs", ".")]
 """
 
 import re

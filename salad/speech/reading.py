@@ -43,24 +43,24 @@ def _num2words(number: int, language: str, to: str) -> str:
 
 
 def cardinal(digits: str, language: str = "en") -> str:
-    """"1000" → "one thousand". More than 15 digits, or a leading zero: digit by digit."""
+    """ "1000" → "one thousand". More than 15 digits, or a leading zero: digit by digit."""
     if len(digits) > 15 or (len(digits) > 1 and digits[0] == "0"):
         return one_by_one(digits, language)
     return _num2words(int(digits), language, "cardinal")
 
 
 def ordinal(digits: str, language: str = "en") -> str:
-    """"21" → "twenty-first"."""
+    """ "21" → "twenty-first"."""
     return _num2words(int(digits[-15:]), language, "ordinal")
 
 
 def year(digits: str, language: str = "en") -> str:
-    """"1998" → "nineteen ninety-eight"."""
+    """ "1998" → "nineteen ninety-eight"."""
     return _num2words(int(digits), language, "year")
 
 
 def one_by_one(digits: str, language: str = "en") -> str:
-    """"007" → "zero zero seven"; what is no digit is left out."""
+    """ "007" → "zero zero seven"; what is no digit is left out."""
     return " ".join(_num2words(int(d), language, "cardinal") for d in digits if d in DIGITS)
 
 

@@ -340,11 +340,7 @@ class Shar:
         return _row(self.name, self._index[id][0], self._line(id))
 
     def rows(self) -> list[dict]:
-        return [
-            _row(self.name, shard, cut)
-            for shard in self.shards
-            for cut in _read_cuts(_paths(self.folder, shard)[0])
-        ]
+        return [_row(self.name, shard, cut) for shard in self.shards for cut in _read_cuts(_paths(self.folder, shard)[0])]
 
     def cut(self, id: str):
         return _to_cut(self._line(id))

@@ -51,9 +51,11 @@ def broad_speech(progress: Progress | None, lab: Lab, config: StudyConfig) -> st
 
 def broad_synthesis(progress: Progress | None, lab: Lab, config: StudyConfig, share: int) -> str:
     """A share of the broad corpus in the synthesiser's voice, checked: every selection of the grid takes from it."""
-    rows = store.connect(lab).execute(
-        "select sample_id, text from samples where corpus = 'broad' and len(coalesce(flags, [])) = 0 order by 1"
-    ).fetchall()
+    rows = (
+        store.connect(lab)
+        .execute("select sample_id, text from samples where corpus = 'broad' and len(coalesce(flags, [])) = 0 order by 1")
+        .fetchall()
+    )
     part = [row for row in rows if int(row[0][-1], 16) % SHARES == share]
     jobs = jobs_of(part, config.voices, config.seed)
     seconds = steps.speak(progress, lab, config, f"broad-{share}", jobs, faults=config.speech_faults)

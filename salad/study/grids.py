@@ -118,6 +118,7 @@ def cells() -> tuple[Cell, ...]:
 
 def sized(study: StudyConfig, world: dict, budget_h: float, stage1: dict, stage2: dict) -> StudyConfig:
     """The study with other sizes of its world, its budget, and the optimisation of both stages."""
+
     def optim(run: RunConfig, update: dict) -> RunConfig:
         return run.model_copy(update={"optim": run.optim.model_copy(update=update)})
 

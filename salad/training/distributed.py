@@ -28,9 +28,7 @@ class Processes:
         if torch.cuda.is_available():
             local = int(os.environ.get("LOCAL_RANK", "0"))
             if local >= torch.cuda.device_count():
-                raise SaladError(
-                    f"process {local} of this machine has no GPU: it has {torch.cuda.device_count()}; start fewer"
-                )
+                raise SaladError(f"process {local} of this machine has no GPU: it has {torch.cuda.device_count()}; start fewer")
             self.device = torch.device("cuda", local)
             torch.cuda.set_device(self.device)
         else:

@@ -26,7 +26,14 @@ class StepResult(NamedTuple):
 
 
 def one_step(
-    model: SpeechLM, optimizer, taken: StepBatches, config: RunConfig, step: int, names: list[str], processes: Processes, run,
+    model: SpeechLM,
+    optimizer,
+    taken: StepBatches,
+    config: RunConfig,
+    step: int,
+    names: list[str],
+    processes: Processes,
+    run,
     cache=None,
 ) -> StepResult | None:
     """Forward, backward and update on one step's batches; None, with nothing changed, if asked to end in between.

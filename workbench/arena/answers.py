@@ -102,9 +102,7 @@ class Answer:
     def __init__(self, models: Models, contender: ArenaModel, modality: str, question: Question, items: list,
                  shots: int | None = None, temperature: float = 0.0, seed: int = 0):  # fmt: skip
         if modality not in contender.modalities:
-            raise SaladError(
-                f"{contender.name} does not answer {modality}; it answers {', '.join(contender.modalities)}"
-            )
+            raise SaladError(f"{contender.name} does not answer {modality}; it answers {', '.join(contender.modalities)}")
         if modality == "cascade" and question.heard is None:
             raise SaladError("a cascade needs a recogniser, and this lab has none; name one with --recogniser")
         self.models, self.contender, self.modality, self.question = models, contender, modality, question
@@ -181,8 +179,7 @@ class Answer:
     def _top(self, logp) -> list[tuple[str, float]]:
         best = logp.topk(min(ALTERNATIVES, len(logp)))
         return [
-            (self.model.tokenizer.decode([i]), p)
-            for i, p in zip(best.indices.tolist(), best.values.exp().tolist(), strict=True)
+            (self.model.tokenizer.decode([i]), p) for i, p in zip(best.indices.tolist(), best.values.exp().tolist(), strict=True)
         ]
 
     def facts(self) -> dict:

@@ -30,9 +30,7 @@ class Arena(gr.Blocks):
         gr.Blocks.launch has it."""
         from starlette.middleware import Middleware
 
-        theme = gr.themes.Default(
-            font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"], primary_hue="blue"
-        )
+        theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"], primary_hue="blue")
         given = {
             "server_name": "127.0.0.1", "share": False, "max_file_size": gate.LARGEST_UPLOAD, "show_error": True, "quiet": True,
             "allowed_paths": [], "blocked_paths": [str(self.lab)], "footer_links": ["api"], "theme": theme,
@@ -98,6 +96,4 @@ def wire_votes(service: ArenaService, compare: CompareTab, blind: BlindTab, vote
         if tab is blind:
             outputs += [tab.question, *tab.outs]
         for choice, button in tab.buttons.items():
-            button.click(
-                handler(choice), [tab.current, voter], outputs, show_progress="hidden", api_visibility="private"
-            )
+            button.click(handler(choice), [tab.current, voter], outputs, show_progress="hidden", api_visibility="private")

@@ -52,9 +52,7 @@ def blind_tab(service: ArenaService) -> BlindTab:
         sounded = gr.update(value=playable(comparison.question), visible=True)
         return [comparison.id, sounded, asked, *shown, *off, "Listen to the question to its end, then vote."]
 
-    start.click(
-        drawn, pool, outputs, show_progress="minimal", show_progress_on=[question], api_visibility="private", **DEVICE
-    )
+    start.click(drawn, pool, outputs, show_progress="minimal", show_progress_on=[question], api_visibility="private", **DEVICE)
 
     @plainly
     def listened(comparison_id):

@@ -33,9 +33,7 @@ class CompareTab:
         self.current = gr.State("")
         with gr.Row(equal_height=False):
             self.question = gr.HTML(elem_id="told")
-            self.sound = gr.Audio(
-                label="What was asked", interactive=False, buttons=["download"], visible=False, elem_id="asked"
-            )
+            self.sound = gr.Audio(label="What was asked", interactive=False, buttons=["download"], visible=False, elem_id="asked")
         with gr.Row(equal_height=True):
             titles = ("Left", "Right", "Cascade")
             self.outs = [gr.HTML(card(None, title), elem_id=f"answer-{title.lower()}") for title in titles]
@@ -77,12 +75,9 @@ class CompareTab:
         """Who answers, and how."""
         defaults = zip(("Left", "Right"), self.service.default_sides(), strict=True)
         self.menus = [
-            gr.Dropdown(self.service.sides(), value=value, label=f"{side} side", filterable=True)
-            for side, value in defaults
+            gr.Dropdown(self.service.sides(), value=value, label=f"{side} side", filterable=True) for side, value in defaults
         ]
-        self.cascade = gr.Checkbox(
-            value=True, label="Also the cascade: the recogniser's transcript, read by the teacher"
-        )
+        self.cascade = gr.Checkbox(value=True, label="Also the cascade: the recogniser's transcript, read by the teacher")
         with gr.Accordion("Sampling", open=False), gr.Row():
             self.temperature = gr.Slider(0, 1.5, value=0, step=0.1, label="Temperature (0: greedy)")
             self.seed = gr.Number(value=0, precision=0, label="Seed")
@@ -93,9 +88,7 @@ class CompareTab:
     def _lay_out_keeping(self) -> None:
         """What can be kept, and what was."""
         with gr.Row():
-            self.save = gr.Button(
-                "Save, with a link", size="sm", interactive=False, elem_id="save", scale=0, min_width=180
-            )
+            self.save = gr.Button("Save, with a link", size="sm", interactive=False, elem_id="save", scale=0, min_width=180)
             self.consent = gr.Checkbox(
                 label="I agree that my recording stays in this lab as a test item", visible=False, elem_id="consent"
             )
@@ -138,9 +131,7 @@ class CompareTab:
         question = self.service.ask(
             None if way == ITEM else text, recording if recorded else None, item if way == ITEM else None, voice, seed
         )
-        comparison = self.service.compare(
-            question, left, right, cascade=bool(cascade), seed=seed, temperature=temperature
-        )
+        comparison = self.service.compare(question, left, right, cascade=bool(cascade), seed=seed, temperature=temperature)
         off = [gr.update(interactive=False)] * len(CHOICES)
         first = [comparison.id, question_html(comparison.facts()), gr.update(value=playable(question), visible=True)]
         keepable = [gr.update(visible=recorded, value=False), gr.update(visible=recorded)]

@@ -126,9 +126,7 @@ def results_html(service: ArenaService, blind_only: bool, margin: float, minimum
     with store.connect(service.lab) as con:
         rows = preferences.games(preferences.votes(con, blind_only))
     if rows.empty:
-        return Markup(
-            '<p class="none">No votes yet. Vote in the Blind tab; untick “blind votes only” to count the others.</p>'
-        )
+        return Markup('<p class="none">No votes yet. Vote in the Blind tab; untick “blind votes only” to count the others.</p>')
     how = {"margin": float(margin), "minimum": int(minimum)}
     overall = preferences.speech_against_text(rows, **how)
     table = [p for p in [overall, *preferences.pairs(rows, **how)] if p.n]

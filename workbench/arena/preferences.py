@@ -123,9 +123,7 @@ def preference(rows: pd.DataFrame, a: str | None = None, b: str | None = None, m
     names = (a or (rows.a.iloc[0] if n else "a"), b or (rows.b.iloc[0] if n else "b"))
     if n == 0:
         nan = math.nan
-        return Preference(
-            *names, 0, 0, 0, 0, 0, 0, 0, nan, nan, nan, nan, margin, nan, nan, nan, nan, nan, nan, minimum
-        )
+        return Preference(*names, 0, 0, 0, 0, 0, 0, 0, nan, nan, nan, nan, margin, nan, nan, nan, nan, nan, nan, minimum)
     mean, low, high, error, freedom = mean_interval(rows.score, rows.question, rows.voter, draws=draws, seed=seed)
     if error > 0:
         inside = ((mean - (0.5 - margin)) / error, ((0.5 + margin) - mean) / error)
@@ -235,9 +233,7 @@ def lines(table: pd.DataFrame, margin: float = MARGIN, minimum: int = MINIMUM) -
             )
     ranked = bradley_terry(rows)
     if ranked is not None:
-        told += [
-            f"{r.competitor}: strength {r.strength:+.2f} [{r.low:+.2f}, {r.high:+.2f}]" for r in ranked.itertuples()
-        ]
+        told += [f"{r.competitor}: strength {r.strength:+.2f} [{r.low:+.2f}, {r.high:+.2f}]" for r in ranked.itertuples()]
     return told
 
 

@@ -228,9 +228,7 @@ def keep_recording(lab: Path | str, question: Question) -> str:
             store.publish(lab, "samples", [row], made_from)
     name = store.ids.hash_id("y", sample_id, "recorded", question.samples.tobytes().hex())
     shard = int(name[1:], 16) % 10**6  # a shard of its own, as two apps may keep at once
-    while (
-        cuts := shar.folder_of(lab, "recorded") / f"cuts.{shard:06d}.jsonl"
-    ).exists() and name not in cuts.read_text():
+    while (cuts := shar.folder_of(lab, "recorded") / f"cuts.{shard:06d}.jsonl").exists() and name not in cuts.read_text():
         shard = (shard + 1) % 10**6
     speech = shar.Speech(
         name, sample_id, text, Utterance(question.samples, SAMPLE_RATE, []), "recorded", "recorded",

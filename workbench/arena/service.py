@@ -104,9 +104,7 @@ class ArenaService:
         if cascade and question.heard is not None:
             chosen["cascade"] = self._side("teacher/cascade")
         made = {
-            side: answers.Answer(
-                self.models, contender, modality, question, self.listener.items, self.shots, temperature, seed
-            )
+            side: answers.Answer(self.models, contender, modality, question, self.listener.items, self.shots, temperature, seed)
             for side, (contender, modality) in chosen.items()
         }
         comparison = SideBySide("a" + secrets.token_hex(6), question, made, blind, seed)

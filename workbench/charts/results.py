@@ -18,9 +18,7 @@ def accuracy(rows: pd.DataFrame) -> alt.HConcatChart:
         part = rows[rows.modality == modality].assign(low=lambda r: r.accuracy - r.se, high=lambda r: r.accuracy + r.se)
         offset = alt.YOffset("contender:N", sort=list(CONTENDERS))
         first = not panels
-        y = alt.Y(
-            "group:N", sort=groups, title=None, axis=alt.Axis(labels=first, ticks=False, domain=False, labelLimit=220)
-        )
+        y = alt.Y("group:N", sort=groups, title=None, axis=alt.Axis(labels=first, ticks=False, domain=False, labelLimit=220))
         colour = alt.Color(
             "contender:N", scale=contenders_scale(sorted(set(rows.contender))), legend=alt.Legend(orient="top", title=None)
         )
@@ -183,9 +181,7 @@ def strategies(rows: pd.DataFrame) -> alt.LayerChart:
     return alt.layer(
         alt.Chart(pd.DataFrame({"x": [0]})).mark_rule(color=GREY, strokeDash=[4, 3]).encode(x="x:Q"),
         base.mark_rule(strokeWidth=2.5).encode(y=y, x=alt.X("low:Q", **x), x2="high:Q", color=colour),
-        base.mark_point(filled=True, size=80, opacity=1).encode(
-            y=y, x=alt.X("difference:Q", **x), color=colour, tooltip=tip
-        ),
+        base.mark_point(filled=True, size=80, opacity=1).encode(y=y, x=alt.X("difference:Q", **x), color=colour, tooltip=tip),
     )
 
 

@@ -54,9 +54,7 @@ def clusters(con, selection_id: str, words: str = "", top: int | None = None) ->
         ),
     ]
     # An invisible bar makes the whole row the target of the click, not its point alone.
-    row = base.mark_bar(opacity=0, cursor="pointer", size=ROW).encode(
-        y=y, x=alt.value(0), x2=alt.value(220), tooltip=tip
-    )
+    row = base.mark_bar(opacity=0, cursor="pointer", size=ROW).encode(y=y, x=alt.value(0), x2=alt.value(220), tooltip=tip)
     interval = base.mark_rule(strokeWidth=2, color=BLUE).encode(y=y, x=alt.X("low:Q", **x), x2="high:Q", opacity=faded)
     point = base.mark_point(filled=True, size=70, color=BLUE).encode(y=y, x=alt.X("d_measured:Q", **x), opacity=faded)
     return alt.layer(interval, point, row.add_params(pick))
@@ -133,9 +131,7 @@ def quadrants(con, selection_id: str, cer_at: float = 0.1, d_at: float | None = 
 
 def adjusted_ranking(con, selection_id: str) -> alt.LayerChart:
     """The clusters' D as measured, and with CER, duration and rate regressed out: what stays high is the text's."""
-    table = review.adjusted_ranking(con, selection_id)[
-        ["cluster_id", "label", "d", "d_adjusted", "rank", "rank_adjusted"]
-    ]
+    table = review.adjusted_ranking(con, selection_id)[["cluster_id", "label", "d", "d_adjusted", "rank", "rank_adjusted"]]
     order = table.label.tolist()
     y = alt.Y("label:N", sort=order, title=None, axis=alt.Axis(labelLimit=200, ticks=False, domain=False, grid=True))
     scale = alt.Scale(domain=[0, top_d(con)], clamp=True)

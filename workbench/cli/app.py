@@ -20,9 +20,7 @@ from tyro.extras import SubcommandApp
 
 import salad
 
-Lab = Annotated[
-    str | None, tyro.conf.arg(metavar="DIR", help="the lab (default: $SALAD_LAB, else lab/)", help_behavior_hint="")
-]
+Lab = Annotated[str | None, tyro.conf.arg(metavar="DIR", help="the lab (default: $SALAD_LAB, else lab/)", help_behavior_hint="")]
 File = Annotated[str | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")]
 COMMANDS: dict[str, Callable] = {}
 

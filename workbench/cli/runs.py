@@ -137,7 +137,7 @@ def pass_(
     from salad.passes import run as passes
 
     if what == "synthesise" and selection is None:
-        raise SaladError("say which with --selection l...; `salad sql \"from selections\"` shows them")
+        raise SaladError('say which with --selection l...; `salad sql "from selections"` shows them')
     given = {
         "run_id": run, "step": step, "speech": speech, "corpus": corpus, "model": model, "k": k, "seed": seed,
         "clustering": clustering, "per_cluster": per_cluster, "selection": selection, "tts": tts, "asr": asr,
@@ -221,12 +221,18 @@ def select(
                                  round)  # fmt: skip
     store.renew(lab)
     print("\n".join([f"selection {made.selection_id}: {made.hours:.2f} h by {strategy}", *made.notes]))
-    tables.show(store.query(lab, f"""select k.cluster_id as cluster, array_to_string(terms[:4], ' ') as terms,
+    tables.show(
+        store.query(
+            lab,
+            f"""select k.cluster_id as cluster, array_to_string(terms[:4], ' ') as terms,
             round(k.p_web, 3) as p_web, round(d_cluster, 3) as d, rank, round(d_adjusted, 3) as d_adjusted,
             rank_adjusted, round(cer, 2) as cer, round(text_share, 2) as text_share, round(p_target, 3) as p_target,
             round(p_target_low, 3) || '–' || round(p_target_high, 3) as interval,
             texts, round(seconds / 3600, 3) as hours, coalesce(left_out, if(dry, 'dry', '')) as note
         from selection_clusters k join selections using (selection_id) left join clusters c
             on c.clustering_id = selections.clustering_id and c.cluster_id = k.cluster_id
-        where selection_id = '{made.selection_id}' order by rank nulls last, 1"""), None)
+        where selection_id = '{made.selection_id}' order by rank nulls last, 1""",
+        ),
+        None,
+    )
     return 0

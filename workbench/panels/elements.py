@@ -89,8 +89,7 @@ def differences(table) -> mo.Html:
 def row(*parts) -> mo.Html:
     """Beside each other at their own widths, below each other where the window is narrow."""
     cells = "".join(
-        f"<div style='flex:0 0 auto;width:min-content;min-width:380px;max-width:100%'>{mo.as_html(part)}</div>"
-        for part in parts
+        f"<div style='flex:0 0 auto;width:min-content;min-width:380px;max-width:100%'>{mo.as_html(part)}</div>" for part in parts
     )
     return mo.Html(f"<div style='display:flex;flex-wrap:wrap;gap:12px 28px;align-items:flex-start'>{cells}</div>")
 

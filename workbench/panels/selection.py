@@ -222,9 +222,7 @@ def events_table(con, selection_id: str) -> mo.ui.table:
 def audits(con, selection_id: str, ids: list[int], n: int, more: int = 20) -> mo.Html:
     """The fault rate of each picked cluster's audit, with its interval and what `more` texts would buy."""
     if not ids:
-        return mo.md(
-            "Click a cluster above; choose the queue “audit” to judge its first texts in a fixed random order."
-        )
+        return mo.md("Click a cluster above; choose the queue “audit” to judge its first texts in a fixed random order.")
     lines = []
     for c in ids:
         a = review.audit(con, selection_id, c, n, more=more)
@@ -324,6 +322,4 @@ def go_on(lab, con, selection_id: str, recipe: str, on: str, *, export: bool, la
             )
     except (RuntimeError, OSError) as error:
         return mo.callout(mo.md(plain(error)), kind="danger")
-    return mo.md(
-        "Launching freezes what is kept and spoken now as a selection of its own; later drops do not change that run."
-    )
+    return mo.md("Launching freezes what is kept and spoken now as a selection of its own; later drops do not change that run.")

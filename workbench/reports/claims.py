@@ -210,8 +210,7 @@ def claims_of_scaling(rows: pd.DataFrame, labs: dict[int, Path]) -> list[ClaimRe
         most = max(law.n_max for x in laws.values() for law in x)
         verdict = analysis.verdict(mean, half)
         seen = (
-            f"E {e:.2f} at α = ½ and {b:.2f} at α = 1, difference {mean:+.2f} ± {half:.2f}, {n} seeds, up to "
-            f"{most:,.0f} tokens"
+            f"E {e:.2f} at α = ½ and {b:.2f} at α = 1, difference {mean:+.2f} ± {half:.2f}, {n} seeds, up to {most:,.0f} tokens"
         )
         reason = "E lies beyond the tokens that were seen: four checkpoints of short runs do not fix it."
         reason = "" if verdict == "holds" else reason

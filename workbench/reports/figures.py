@@ -100,9 +100,7 @@ def _with_groups(cells: pd.DataFrame, study: dict) -> pd.DataFrame:
 def published_gaps(con, rows: pd.DataFrame) -> pd.DataFrame:
     """system, accuracy (%), gap (points), whose: the contenders over all domains, and published means on speech."""
     own = rows[(rows.group == ALL) & rows.speech.notna()]
-    mine = pd.DataFrame({"system": own.contender, "accuracy": 100 * own.speech, "gap": 100 * own.gap}).assign(
-        whose="this lab"
-    )
+    mine = pd.DataFrame({"system": own.contender, "accuracy": 100 * own.speech, "gap": 100 * own.gap}).assign(whose="this lab")
     means = published_means(con).query("modality in ('speech', 'cascade')").dropna(subset=["accuracy", "gap"])
     theirs = means.assign(system=means.system.where(means.modality == "cascade", means.model), whose="published")
     return pd.concat([mine, theirs[["system", "accuracy", "gap", "whose"]]], ignore_index=True)

@@ -135,9 +135,7 @@ def clusters_left_out(con) -> list[ReportTable]:
     ).fetchall()
     cells = []
     for clustering, speech, max_cer, names in asked:
-        terms = dict(
-            con.execute("SELECT cluster_id, terms FROM clusters WHERE clustering_id = ?", [clustering]).fetchall()
-        )
+        terms = dict(con.execute("SELECT cluster_id, terms FROM clusters WHERE clustering_id = ?", [clustering]).fetchall())
         for row in left_out(speech_by_cluster(con, clustering, speech), max_cer).itertuples():
             plain = "–" if pd.isna(row.cer_plain) else f"{row.cer_plain:.2f} ({row.n_plain})"
             cells.append([
@@ -181,7 +179,5 @@ def _html(tables: list[ReportTable], figures: list) -> str:
             parts.append(f"<tr{first}>" + "".join(f"<td>{escape(c)}</td>" for c in shown) + "</tr>")
         parts.append("</tbody></table></div>")
         if i == 0:
-            parts += [
-                f"<figure><figcaption>{escape(f.caption)}</figcaption>{f.svg().decode()}</figure>" for f in figures
-            ]
+            parts += [f"<figure><figcaption>{escape(f.caption)}</figcaption>{f.svg().decode()}</figure>" for f in figures]
     return "\n".join([*parts, "</html>"])

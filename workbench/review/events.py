@@ -94,9 +94,7 @@ def rule_preview(con, selection_id: str, predicate: str, examples: int = 20) -> 
     source = f"FROM rule_rows WHERE selection_id = $selection AND {holds(predicate)}"
     try:
         count = con.execute(f"SELECT count(*) {source}", {"selection": selection_id}).fetchone()[0]
-        rows = con.execute(
-            f"SELECT * {source} ORDER BY md5(sample_id) LIMIT {int(examples)}", {"selection": selection_id}
-        ).df()
+        rows = con.execute(f"SELECT * {source} ORDER BY md5(sample_id) LIMIT {int(examples)}", {"selection": selection_id}).df()
     except duckdb.Error as error:
         raise store.StoreError(f"this rule does not run: {str(error).splitlines()[0]}") from None
     return count, rows
