@@ -184,7 +184,7 @@ def lengths(lab: Path, entries: list[str]) -> tuple[dict[str, int], list[Damage]
 def _fault(event: dict) -> str | None:
     """What is wrong with an event that somebody wrote, or None; `at` and `clock` are put in order."""
     table = event.get("table")
-    if table not in ID or not isinstance(event.get(ID[table]), str):
+    if not isinstance(table, str) or table not in ID or not isinstance(event.get(ID[table]), str):
         return "an event of an unknown table"
     for column in schema.TABLES[table].columns:
         value, type = event.get(column.name), column.type

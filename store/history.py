@@ -86,7 +86,8 @@ def _fault(entry: dict) -> str | None:
     if not isinstance(after, dict) or not all(isinstance(seq, int) and seq >= 1 for seq in after.values()):
         return "`after` is no list of writers and numbers"
     if entry["op"] in ("publish", "found", "remove", "prefer"):
-        if entry.get("table") not in schema.TABLES or not isinstance(entry.get("unit_id"), str):
+        named = isinstance(entry.get("table"), str) and isinstance(entry.get("unit_id"), str)
+        if not named or entry["table"] not in schema.TABLES:
             return "no unit of a known table"
         if entry["op"] != "prefer" and not re.fullmatch(r"[0-9a-f]{64}", str(entry.get("sha256"))):
             return "no sha256"

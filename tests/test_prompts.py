@@ -250,7 +250,7 @@ def test_a_checkpoint_keeps_its_format_in_training_scoring_and_answers(place, tr
                 assert told == answer_to(texts[sample]) if sample in texts else told in map(answer_to, tiny.TEXTS)
                 met.add((taken.kind, told.endswith("<|im_end|>")))
     assert met == {(kind, ends) for kind in ("speech", "text") for ends in (True, False)}
-    score(place, model, trained.run_id, step, spoken, "natural")
+    score(place, model, trained.run_id, step, spoken, "natural", span_units=(1, 4))  # speech in both patterns
     rows = store.connect(place).execute(
         "select sample_id, pattern, string_agg(token, '' order by position), count(start_s), bool_and(after_speech) "
         "from token_divergences group by all"
