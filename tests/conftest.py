@@ -2,8 +2,11 @@
 
 With SALAD_REQUIRE_ALL=1 (CI) a skipped test is a failed one: see tests/tools.py."""
 
+import atexit
 import os
+import shutil
 import signal
+import tempfile
 
 import pytest
 import tools
@@ -16,6 +19,8 @@ os.environ |= {
     "TOKENIZERS_PARALLELISM": "false",
 }
 os.environ.pop("SALAD_LAB", None)
+os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp(prefix="salad-state-")  # what launches note of the user is not this user's
+atexit.register(shutil.rmtree, os.environ["XDG_STATE_HOME"], ignore_errors=True)
 # what a script starts in the background inherits an ignored SIGINT, and would hand it on to whatever a test starts
 signal.signal(signal.SIGINT, signal.default_int_handler)
 

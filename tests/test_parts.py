@@ -13,7 +13,7 @@ import launch_gpu
 import store
 from salad import lookup, parts, selection, training
 from salad.config import EncoderConfig, RunConfig
-from salad.engines import Run
+from salad.engines import Run, targets
 from salad.engines.spec import Spec
 from salad.engines.targets import Target
 from salad.errors import SaladError
@@ -213,3 +213,26 @@ def test_a_launch_hands_on_what_is_allowed_by_name(monkeypatch):
     assert spec.env == ("HF_TOKEN",)
     parts.allow("mine.own:Part")
     assert spec.env == ("HF_TOKEN", parts.VARIABLE) and json.loads(spec.model_dump_json())["target"]["env"] == ["HF_TOKEN"]
+
+
+def test_a_machine_that_a_lab_names_starts_no_program_unless_it_is_the_users_own(tmp_path, marker, monkeypatch):
+    """`ssh_options` may hold a ProxyCommand, and `python`, `sky` … are programs: opening a run would start them."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    monkeypatch.setenv("SALAD_TARGETS", str(tmp_path / "targets.toml"))
+    (tmp_path / "targets.toml").write_text("")
+    evil = Target(engine="ssh", host="nowhere.invalid", ssh_options=("-o", f"ProxyCommand=touch {marker}"))
+    run = RunFolder.create(tmp_path / "lab", "stage1", "theirs", configured(seed=9))
+    Spec(run_id=run.run_id, on="box", engine="ssh", target=evil).save(run)
+    (tmp_path / "state" / "salad" / "launched-on.txt").unlink()  # somebody else has launched it
+    store.atomic.write_json(run.path / "status.json", {"state": "failed"})
+    opened = Run.open(tmp_path / "lab", run.run_id)
+    assert opened.status()["state"] == "failed" and isinstance(opened.logs(), str)
+    with pytest.raises(SaladError, match=r"ssh_options of the machine 'box' is not in your targets file"):
+        opened.resume()
+    assert not marker.exists()
+    options = json.dumps(list(evil.ssh_options))
+    (tmp_path / "targets.toml").write_text(f'[box]\nengine = "ssh"\nhost = "nowhere.invalid"\nssh_options = {options}\n')
+    assert Run.open(tmp_path / "lab", run.run_id).refused is None  # the user's own file says the same
+    (tmp_path / "targets.toml").write_text("")
+    targets.remember(evil)
+    assert Run.open(tmp_path / "lab", run.run_id).refused is None  # the user has launched on it before

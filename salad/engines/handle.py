@@ -6,7 +6,7 @@ from pathlib import Path
 
 import store
 from salad import parts
-from salad.engines import base, codesync
+from salad.engines import base, codesync, targets
 from salad.engines.fetching import verified_checkpoints
 from salad.engines.spec import Spec, secrets
 from salad.engines.supervisor import clear_failures
@@ -28,6 +28,7 @@ class Run:
         if spec is None and self.spec is not None:  # as its launch.json has it: data
             try:
                 parts.check(self.spec.target.engine, str(folder.path / "launch.json"))
+                targets.check_own(self.spec.on, self.spec.target, str(folder.path / "launch.json"))
             except SaladError as error:
                 self.refused = error
         self.engine = base.load(self.spec.target) if self.spec and self.refused is None else None

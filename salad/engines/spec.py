@@ -7,7 +7,7 @@ from pydantic import Field
 
 from salad import parts
 from salad.config import Frozen, validate
-from salad.engines.targets import Target
+from salad.engines.targets import Target, remember
 from salad.errors import SaladError
 from salad.runs import Limits, RunFolder, now, read_json
 from store import atomic
@@ -44,6 +44,8 @@ class Spec(Frozen):
         return Limits(self.max_hours, self.budget, self.price_per_hour)
 
     def save(self, run: RunFolder) -> None:
+        """Write launch.json, and note in the user's own folder that they have launched on this target."""
+        remember(self.target)
         atomic.write_json(run.path / "launch.json", self.model_dump(mode="json"))
 
     @classmethod

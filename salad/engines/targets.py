@@ -12,6 +12,7 @@
 Read from `--targets`, else $SALAD_TARGETS, else ./targets.toml, else ~/.config/salad/targets.toml.
 """
 
+import contextlib
 import difflib
 import os
 import re
@@ -22,6 +23,7 @@ from pydantic import Field, model_validator
 
 from salad.config import Frozen, validate
 from salad.errors import SaladError
+from store.ids import digest
 
 ENGINES = ("here", "ssh", "slurm", "sky")
 
@@ -118,3 +120,48 @@ def resolve(on: str | None, path: Path | str | None = None) -> tuple[str, Target
     near = difflib.get_close_matches(name, choices, 1)
     hint = f"did you mean {near[0]!r}?" if near else f"there are: ssh:HOST, {', '.join(choices)}"
     raise SaladError(f"unknown target {name!r}; {hint}")
+
+
+RUNS_CODE = ("ssh_options", "python", "modules", "container", "identity", "sky")  # fields that can start a program here or there
+
+
+def _launched_on() -> Path:
+    """Hashes of the targets on which this user has launched, one a line: in the user's own folder, not in a lab."""
+    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "salad" / "launched-on.txt"
+
+
+def _risks(target: Target) -> list[str]:
+    default = Target(engine=target.engine)
+    return [field for field in RUNS_CODE if getattr(target, field) != getattr(default, field)]
+
+
+def remember(target: Target) -> None:
+    """Note that this user has launched on a target, so that another process of theirs may open the run."""
+    if not _risks(target):
+        return
+    path, line = _launched_on(), f"{digest(target.model_dump(mode='json'))}\n"
+    with contextlib.suppress(OSError):  # without a home, the targets file alone says which machines are the user's own
+        if not path.exists() or line not in path.read_text().splitlines(keepends=True):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with open(path, "a") as file:
+                file.write(line)
+
+
+def check_own(name: str, target: Target, where: str) -> None:
+    """SaladError where a target that comes with data has fields that can start a program, while this user has neither launched
+    on it nor has the same in a targets file."""
+    risks = _risks(target)
+    with contextlib.suppress(OSError):
+        if risks and digest(target.model_dump(mode="json")) in _launched_on().read_text().split():
+            return
+    try:
+        own = resolve(name)[1] if risks else None
+    except SaladError:
+        own = None
+    strange = [field for field in risks if own is None or getattr(own, field) != getattr(target, field)]
+    if strange:
+        raise SaladError(
+            f"{where}: {', '.join(strange)} of the machine {name!r} {'is' if len(strange) == 1 else 'are'} not in your targets "
+            f"file, and what a lab brings with it is not run. If you know this machine, write [{name}] into targets.toml, or "
+            "name the file that has it by SALAD_TARGETS"
+        )
