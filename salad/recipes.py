@@ -86,7 +86,7 @@ def _small(name: str, stage: int) -> RunConfig:
 
 def smollm2_135m_stage1() -> RunConfig:
     """SmolLM2-135M-Instruct hears through Whisper tiny.en, on two CPU cores: the adapter is warm-started, then LoRA; 400,000
-    tokens and frames. Rates and sizes were tried on one seed (docs/models.md)."""
+    tokens and frames. Sizes and rates are those of a trial outside this code; they have not been tuned."""
     return RunConfig(
         kind="stage1",
         contender="stage1",
