@@ -247,13 +247,22 @@ def _export_events(con, lab: Path, to: Path, what: str) -> int:
             }[name]
             if mine or what == name:
                 carried.add(event[events.ID[name]])
-                event = {key: value for key, value in event.items() if value is not None}
-                event["at"] = event["at"].isoformat(timespec="microseconds")
-                lines.append(seal_line({"table": name, **event}))
+                lines.append(_event_line(name, event))
+    return _write_events(to, lines)
+
+
+def _event_line(table: str, event: dict) -> bytes:
+    """An event of a table as the line of an event file."""
+    told = {key: value for key, value in event.items() if value is not None}
+    return seal_line({"table": table, **told, "at": event["at"].isoformat(timespec="microseconds")})
+
+
+def _write_events(folder: Path, lines: list[bytes]) -> int:
+    """Write event lines into a lab or bundle, in a file named by their content; returns how many there are."""
     if lines:
-        lines.sort()
+        lines = sorted(lines)
         name = f"imported-{hashlib.sha256(b''.join(lines)).hexdigest()[:12]}.jsonl"
-        events.write_whole(to / "events" / name, lines)
+        events.write_whole(folder / "events" / name, lines)
     return len(lines)
 
 
@@ -479,11 +488,5 @@ def _import_events(lab: Path, bundle: Path) -> int:
         known = set(here[name][events.ID[name]].to_pylist())
         for event in rows.to_pylist():
             if event[events.ID[name]] not in known:
-                event = {key: value for key, value in event.items() if value is not None}
-                event["at"] = event["at"].isoformat(timespec="microseconds")
-                lines.append(seal_line({"table": name, **event}))
-    if lines:
-        lines.sort()
-        name = f"imported-{hashlib.sha256(b''.join(lines)).hexdigest()[:12]}.jsonl"
-        events.write_whole(lab / "events" / name, lines)
-    return len(lines)
+                lines.append(_event_line(name, event))
+    return _write_events(lab, lines)
