@@ -405,7 +405,9 @@ def test_what_an_import_brings_of_other_content_is_told(tmp_path):
     store.publish(same, "samples", [sample(n, domain="z") for n in range(3)], {"a": 1})
     told = store.import_(same, mine)
     assert any("two labs published unit" in line for line in told["conflicts"])
-    store.prefer(same, store.unit_id("samples", {"a": 1}) + "-" + store.units.scan(same)[0]["samples"][0].manifest["sha256"][:8])
+    name = store.unit_id("samples", {"a": 1})
+    shown = next(unit for unit in store.units.scan(same)[0]["samples"] if unit.unit_id == name)
+    assert store.prefer(same, f"{name}-{shown.manifest['sha256'][:8]}") == ["samples"]
 
 
 def test_a_run_that_has_gone_on_elsewhere_goes_on_here_and_never_back(tmp_path):
