@@ -132,6 +132,8 @@ def compact(lab=None, grace_s: float = GRACE_S) -> dict:
     Returns how many units and event files were joined and removed."""
     lab = lab_path(lab)
     joined = removed = 0
+    if lab.exists() and not lab.is_dir():
+        raise StoreError(f"could not compact {lab}: it is a file, not a lab's folder")
     try:
         units.adopt(lab)
         for table in schema.UNITS:
