@@ -1,5 +1,6 @@
 """Which code goes with a run: what git tracks and new code files; no key, no data, and everything that is taken is named."""
 
+import hashlib
 import json
 import os
 import subprocess
@@ -182,7 +183,9 @@ def test_a_bundle_carries_what_a_run_made_and_nothing_of_where_and_how_it_ran(tm
     run = RunFolder.create(lab, "stage1", "tiny", {"steps": 1})
     run.status(state="done")
     run.metrics_writer(0).log(1, 10, loss=1.0)
-    made = {"checkpoints/step-1/manifest.json": "{}", "checkpoints/step-1/model/adapter.json": "{}", "packages.txt": "torch==2\n"}
+    listed = {"step": 1, "sha256": {"model/adapter.json": hashlib.sha256(b"{}").hexdigest()}}
+    made = {"checkpoints/step-1/manifest.json": json.dumps(listed), "checkpoints/step-1/model/adapter.json": "{}",
+            "packages.txt": "torch==2\n"}  # fmt: skip
     own = {"log.txt": "HUSH", "code.diff": "HUSH", "launch.json": '{"target": "HUSH"}', "ssh.json": "HUSH", "sky.yaml": "HUSH",
            "supervisor.json": "HUSH", "slurm/1.sh": "HUSH", "code/salad/x.py": "HUSH", "code/config.json": "HUSH",
            "attempts.jsonl": "HUSH"}  # fmt: skip

@@ -22,7 +22,8 @@ from salad.evaluation.scoring import Prompt, Recording
 from salad.models.decoding import before_stop
 from store.ids import digest
 
-KEY, TOKENS = "SALAD_ENDPOINT_KEY", "SALAD_ENDPOINT_TOKENS"
+KEY = "SALAD_ENDPOINT_KEY"  # pragma: allowlist secret (the name of a variable)
+TOKENS = "SALAD_ENDPOINT_TOKENS"  # pragma: allowlist secret
 ASK = "Which of these continues or answers it best? Say its letter only."
 TRIES, AT_ONCE = 4, 8
 LONGEST_WAIT_S = 600.0  # that one answer waits in all for a server that is busy (429, 503)
