@@ -139,6 +139,8 @@ class Kokoro:
         wanted = KPipeline.tokens_to_ps(result.tokens)
         if len(result.phonemes) < len(wanted):
             flags.add("truncated")
+        # a phoneme that Kokoro does not know has no duration, so times run out before the last token, though it is spoken
+        unknown = any(phoneme not in self._model.vocab for phoneme in result.phonemes)
         for token in result.tokens:
             found = text.find(token.text, cursor, end)
             if found < 0:
@@ -149,7 +151,7 @@ class Kokoro:
                 flags.add("skipped words")
             elif spoken and token.start_ts is not None and token.end_ts is not None:
                 tokens.append((found, offset_s + token.start_ts, offset_s + token.end_ts))
-            elif spoken:
+            elif spoken and not unknown:
                 flags.add("truncated")
         return cursor
 
