@@ -40,6 +40,7 @@ def pytest_runtest_protocol(item, nextitem):
         return (yield)
     finally:
         tools.running = None
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a run in this process has latched it, and forks would inherit that
 
 
 @pytest.hookimpl(tryfirst=True)

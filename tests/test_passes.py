@@ -418,6 +418,7 @@ def trained_on(lab):
 
     for name in ("divergences", "token_divergences"):
         shutil.rmtree(lab / "tables" / name)
+    shutil.rmtree(lab / "log")  # which says that there should be more
     (lab / "corpora" / "broad").mkdir(parents=True)
     pq.write_table(pa.table({"text": tiny.TEXTS}), lab / "corpora" / "broad" / "part-0.parquet")
     optim = tiny.config().optim.model_copy(update={"steps": 2, "warmup": 0, "decay": 1, "checkpoint_every": 2})

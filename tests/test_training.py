@@ -198,7 +198,6 @@ def test_stage2_starts_from_before_the_parents_decay(place, whole):
         training.start_model(place, child.model_copy(update={"adapter": child.adapter.model_copy(update={"mlp": 96})}))
 
 
-@pytest.mark.compiler
 def test_resolving_and_a_dry_run_write_nothing_and_a_launch_freezes(place, whole):
     from salad.engines import launch
 
@@ -229,6 +228,7 @@ def test_resolving_and_a_dry_run_write_nothing_and_a_launch_freezes(place, whole
     assert con.execute("select count(*) from selected where selection_id = ?", [resolved.selection]).fetchone()[0] > 0
 
 
+@pytest.mark.compiler
 def test_a_compiled_objective_gives_the_losses_of_one_that_is_not(place):
     compiler()
     found = []
