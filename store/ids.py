@@ -18,10 +18,6 @@ def hash_id(letter: str, *parts) -> str:
     return letter + digest(list(parts))
 
 
-def config_hash(config: dict) -> str:
-    return digest(config)
-
-
 def sample_id(corpus: str, text: str) -> str:
     return hash_id("s", corpus, text)
 

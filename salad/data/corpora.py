@@ -115,7 +115,7 @@ def recordings(con, names: list[str], path: Path | None = None) -> Recordings:
 
 
 def selected(con, selection_id: str, path: Path | None = None) -> Recordings:
-    """`of_selection` for training: rows stay in the file `path` (or in memory)."""
+    """The speech of a selection's texts, in draw order, as rows of the file `path` (or in memory). SaladError without any."""
     return _recordings(con, _OF_SELECTION, [selection_id], path, nothing=_not_spoken(selection_id))
 
 
@@ -132,11 +132,6 @@ def of_speech(con, names: list[str]) -> list[SpokenText]:
 
     A folder that holds nothing is a SaladError."""
     return list(_recordings(con, _OF_SPEECH, [list(names)], None, _no_speech(con, names)))
-
-
-def of_selection(con, selection_id: str) -> list[SpokenText]:
-    """The spoken texts of a (frozen) selection in draw order, one synthesis a text."""
-    return list(selected(con, selection_id))
 
 
 def _no_speech(con, names) -> str:
