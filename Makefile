@@ -9,7 +9,7 @@ export HF_HUB_OFFLINE ?= 1
 export GRADIO_ANALYTICS_ENABLED = False
 export SALAD_LAB = $(LAB)
 
-.PHONY: demo test test-all test-bare test-marked pins lint select arena sql clean
+.PHONY: demo test test-all test-bare test-marked pins lint types select arena sql clean
 
 demo: .venv/installed
 	@$(BIN)/salad demo
@@ -37,6 +37,10 @@ lint: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/marimo check --strict notebooks/
+
+# static types of store/ and salad/, checked by mypy; the first run takes minutes, later ones seconds
+types: .venv/installed
+	$(BIN)/python -m mypy
 
 select: .venv/installed
 	$(BIN)/marimo edit notebooks/selection.py
