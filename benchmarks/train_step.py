@@ -39,7 +39,7 @@ sys.path = [path for path in sys.path if Path(path).resolve() != Path(__file__).
 from salad import recipes, training  # noqa: E402
 from salad.config import apply_overrides, parse_set  # noqa: E402
 from salad.data.batches import collate  # noqa: E402
-from salad.data.interleaving import Span, sequence  # noqa: E402
+from salad.data.interleaving import Span, interleaved_sequence  # noqa: E402
 from salad.data.loading import StepBatches, ahead  # noqa: E402
 from salad.models import meta  # noqa: E402
 from salad.models.prompts import PromptFormat  # noqa: E402
@@ -251,7 +251,7 @@ class FullSize:
             laid, sound = [], []
             while sum(len(one.ids) for one in laid) < optim.micro_tokens or not laid:
                 ids = rng.integers(5, self.model.vocab_size, 144).tolist()
-                laid.append(sequence(self.model.prefix, ids, spans))
+                laid.append(interleaved_sequence(self.model.prefix, ids, spans))
                 sound.append(rng.standard_normal((6 * frames, self.model.encoder.dim), dtype=np.float32))
             batches.append(collate(laid, sound, ["s"] * len(laid), ["random"] * len(laid), max(context, len(laid[0].ids))))
         self.taken = StepBatches(batches, "speech", sum(len(b.rows_N) for b in batches), sum(b.tokens for b in batches),

@@ -198,7 +198,7 @@ class RunFolder:
         self._pace: tuple[int, float] | None = None  # first step of this attempt, and when
 
     @classmethod
-    def create(
+    def get_or_create(
         cls,
         lab,
         kind: str,

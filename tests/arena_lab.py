@@ -34,7 +34,7 @@ def recogniser(folder: Path) -> None:
 def trained(place: Path, name: str, kind: str, steps: tuple[int, ...], seed: int, **settings) -> RunFolder:
     """A finished run whose checkpoints hold random LoRA weights, so that they differ from the teacher."""
     changed = config(kind=kind, contender=name, seed=seed, parent="stage1" if kind == "stage2" else None)
-    run = RunFolder.create(place, kind, f"tiny_{kind}", changed.model_dump(mode="json"))
+    run = RunFolder.get_or_create(place, kind, f"tiny_{kind}", changed.model_dump(mode="json"))
     model = SpeechLM.build(changed, place)
     model.settings |= settings
     torch.manual_seed(seed)
@@ -52,7 +52,7 @@ def make(folder: Path) -> Path:
     """The lab: contenders teacher, stage1 (steps 4 and 8) and stage2_active (step 9), task `tiny`."""
     lab(folder)
     recogniser(folder / "models" / "recogniser")
-    RunFolder.create(folder, "teacher", "tiny_teacher", {"seed": 0}).status(
+    RunFolder.get_or_create(folder, "teacher", "tiny_teacher", {"seed": 0}).status(
         state="done", step=5, ended_at="2026-01-01T00:00:00+00:00"
     )
     trained(folder, "stage1", "stage1", (4, 8), 2)

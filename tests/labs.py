@@ -77,7 +77,7 @@ def make_lab(lab: Path, broad: int = 280, spoken: int = 60, heldout: int = 8, n_
 
 
 def _run(lab, name, kind, rng) -> dict:
-    run = RunFolder.create(lab, kind, f"miniature_{kind}", {"contender": name, "seed": 0, "kind": kind})
+    run = RunFolder.get_or_create(lab, kind, f"miniature_{kind}", {"contender": name, "seed": 0, "kind": kind})
     lines = [
         {
             "step": s,

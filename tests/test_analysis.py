@@ -91,7 +91,7 @@ def lab(tmp_path_factory):
     runs = {}
     for contender in ("stage1", "narrow_alpha0"):
         config = {"contender": contender, "objective": {"alpha": 1.0}, "llm": {"finetune": "lora"}, "optim": {"decay": 0}}
-        run = RunFolder.create(lab, "stage1", "test", config)
+        run = RunFolder.get_or_create(lab, "stage1", "test", config)
         writer = run.metrics_writer(1)
         for step, tokens in TOKENS.items():
             if step != 80:  # a step that was kept and not logged: half way between its neighbours' tokens

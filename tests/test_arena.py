@@ -66,7 +66,7 @@ def asked(study, modality, name="stage2_active", **how) -> answers.Answer:
 
 
 def test_finished_runs_answer_and_the_teacher_stands_first(lab):
-    RunFolder.create(lab, "stage1", "r", {"contender": "half"}).status(state="running")
+    RunFolder.get_or_create(lab, "stage1", "r", {"contender": "half"}).status(state="running")
     found = models.contenders(lab)
     assert [(c.name, c.step) for c in found] == [("teacher", 5), ("stage2_active", 9), ("stage1", 8), ("stage1", 4)]
     assert found[0].modalities == ("text", "cascade") and found[1].modalities == ("text", "speech", "cascade")

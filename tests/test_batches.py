@@ -11,8 +11,8 @@ from salad.data.batches import collate, pack
 from salad.data.interleaving import (
     Span,
     interleave,
+    interleaved_sequence,
     scoring_patterns,
-    sequence,
     shortened,
     token_offsets,
     training_pattern,
@@ -44,11 +44,11 @@ def documents(model):
         ids, offsets = token_offsets(model.tokenizer, text)
         cut = units(text, offsets, spoken.words, spoken.duration_s)
         spans = interleave(cut, scoring_patterns(0, text, len(cut))[0], model.encoder.frame_rate)
-        laid.append(sequence(model.prefix, ids, spans))
+        laid.append(interleaved_sequence(model.prefix, ids, spans))
         speech.append(model.encoder(torch.from_numpy(samples)).numpy())
         names.append(f"s{i}")
         if i % 2:
-            laid.append(sequence(model.prefix, ids, [Span(False, 0, len(ids), 0, 0)]))
+            laid.append(interleaved_sequence(model.prefix, ids, [Span(False, 0, len(ids), 0, 0)]))
             speech.append(None)
             names.append(f"t{i}")
     return laid, speech, names
@@ -122,7 +122,7 @@ def test_what_is_longer_than_the_context_is_cut_and_keeps_its_positions(model, l
     ids, offsets = token_offsets(model.tokenizer, text)
     cut = units(text, offsets, spoken.words, spoken.duration_s)
     pattern = training_pattern(rng, len(cut), config().sequences)
-    whole = sequence(model.prefix, ids, interleave(cut, pattern, model.encoder.frame_rate))
+    whole = interleaved_sequence(model.prefix, ids, interleave(cut, pattern, model.encoder.frame_rate))
     short = shortened(whole, limit)
     assert max(len(short.ids), len(short.text_ids)) <= limit
     n = len(short.rows)

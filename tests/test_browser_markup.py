@@ -37,7 +37,7 @@ def with_markup(value, type_, name=""):
 def lab(tmp_path_factory):
     """A made lab whose units, runs and events hold EVIL wherever they hold words."""
     place = tmp_path_factory.mktemp("markup") / "lab"
-    real, create = store.publish, RunFolder.create
+    real, create = store.publish, RunFolder.get_or_create
     schema = {table.name: {c.name: c.type for c in table.columns} for table in store.schema.TABLES.values()}
 
     def publish(lab, table, rows, made_from, **more):

@@ -225,7 +225,7 @@ def test_rows_of_before_there_were_fingerprints_are_recognised_where_they_mean_t
     assert told["speech", None] == 0.0 and told["text", None] == 0.0
     second = Ours(SpeechLM.build(with_other_llm(place), place).eval(), "teacher", teacher=True)
     for name in ("models/teacher", "models/second"):
-        RunFolder.create(place, "stage1", "r", {"contender": "x", "llm": {"name": name}}).status(state="done")
+        RunFolder.get_or_create(place, "stage1", "r", {"contender": "x", "llm": {"name": name}}).status(state="done")
     assert counted(place, second, ["keys"], ("text",)) == 6  # the old rows may be the first's
 
 

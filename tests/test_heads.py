@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from salad import SaladError
 from salad.config import LLMConfig, ObjectiveConfig
 from salad.data.batches import collate
-from salad.data.interleaving import interleave, sequence, token_offsets, units
+from salad.data.interleaving import interleave, interleaved_sequence, token_offsets, units
 from salad.divergence import divergences
 from salad.evaluation.scoring import loglikelihoods
 from salad.models import SpeechLM
@@ -91,7 +91,7 @@ def batch_of(model: SpeechLM, speech: bool = True):
         ids, offsets = token_offsets(model.tokenizer, text)
         cut = units(text, offsets, spoken.words, spoken.duration_s)
         spans = interleave(cut, [speech and n % 2 == 0 for n in range(len(cut))], model.encoder.frame_rate)
-        laid.append(sequence(model.prefix, ids, spans))
+        laid.append(interleaved_sequence(model.prefix, ids, spans))
         frames.append(model.encoder(torch.from_numpy(samples)).numpy() if speech else None)
     return collate(laid, frames, list("abc"))
 

@@ -15,8 +15,8 @@ from salad.config import SequenceConfig
 from salad.data.interleaving import (
     SpokenUnit,
     interleave,
+    interleaved_sequence,
     scoring_patterns,
-    sequence,
     token_offsets,
     training_pattern,
     units,
@@ -70,7 +70,7 @@ def test_every_token_stands_in_exactly_one_span(tokenizer, text, seed):
     spans = interleave(parts, pattern, RATE)
     covered = [i for span in spans for i in range(span.token_start, span.token_end)]
     assert covered == list(range(len(ids)))
-    laid = sequence(0, ids, spans)
+    laid = interleaved_sequence(0, ids, spans)
     text_tokens = [int(i) for i in laid.ids[1:] if i >= 0]
     assert text_tokens == [ids[p] for p in laid.positions]
     assert all(laid.ids[row + 1] == ids[p] for row, p in zip(laid.rows, laid.positions, strict=True))
@@ -108,7 +108,7 @@ def test_frame_boundaries_are_floored_and_a_span_without_a_frame_stays_text():
 
 def test_all_speech_after_text_ends_on_the_last_frame():
     parts = [SpokenUnit(0, 2, 0.0, 0.4), SpokenUnit(2, 3, 0.4, 0.8), SpokenUnit(3, 4, 0.8, 1.2)]
-    laid = sequence(9, [5, 6, 7, 8], interleave(parts, [True, True, False], RATE))
+    laid = interleaved_sequence(9, [5, 6, 7, 8], interleave(parts, [True, True, False], RATE))
     assert list(laid.rows) == [10] and laid.frames[10] == 9  # predictor of the text token is the last frame
     assert list(laid.ids[-1:]) == [8] and list(laid.after_speech) == [True]
 

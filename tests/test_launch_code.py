@@ -50,7 +50,7 @@ def git(root, *words) -> bytes:
 
 @pytest.fixture
 def run(tmp_path):
-    return RunFolder.create(tmp_path / "lab", "stage1", "tiny", {"steps": 1})
+    return RunFolder.get_or_create(tmp_path / "lab", "stage1", "tiny", {"steps": 1})
 
 
 def contents(folder) -> dict[str, bytes]:
@@ -142,7 +142,7 @@ def test_a_launch_names_what_is_taken_and_what_is_not(project, tmp_path, monkeyp
     (project / "pkg/new.py").write_text("b = 1\n")
     (project / "secrets.toml").write_text("x = 1\n")
     monkeypatch.setattr(codesync, "ROOT", project)
-    folder = RunFolder.create(tmp_path / "lab", "stage1", "tiny", {"steps": 1})
+    folder = RunFolder.get_or_create(tmp_path / "lab", "stage1", "tiny", {"steps": 1})
     plan = launch_run(folder, "here", Target(engine="here"), module="tests.tiny_run", dry_run=True)
     lines = ["new code files taken: pkg/new.py", "untracked files left out (git add what the run needs): secrets.toml"]
     assert all(line in plan for line in lines)
@@ -180,7 +180,7 @@ def test_a_target_names_secrets_and_does_not_hold_them(tmp_path):
 
 def test_a_bundle_carries_what_a_run_made_and_nothing_of_where_and_how_it_ran(tmp_path):
     lab = tmp_path / "lab"
-    run = RunFolder.create(lab, "stage1", "tiny", {"steps": 1})
+    run = RunFolder.get_or_create(lab, "stage1", "tiny", {"steps": 1})
     run.status(state="done")
     run.metrics_writer(0).log(1, 10, loss=1.0)
     listed = {"step": 1, "sha256": {"model/adapter.json": hashlib.sha256(b"{}").hexdigest()}}

@@ -26,7 +26,7 @@ from salad.runs import RunFolder
 
 
 def start(lab, on="here", target=None, fields=None, **config) -> Run:
-    run = RunFolder.create(lab, "stage1", "tiny", {"steps": 20, "pause": 0.015} | config)
+    run = RunFolder.get_or_create(lab, "stage1", "tiny", {"steps": 20, "pause": 0.015} | config)
     target = target or Target(engine="here")
     return launch_run(run, on, target, module=TINY, **({"engine": target.engine} | (fields or {})))
 
@@ -158,7 +158,7 @@ def test_what_a_person_has_to_mend_is_not_tried_again(tmp_path):
 
 
 def test_a_module_that_is_not_there_fails_with_the_logs_last_line(tmp_path):
-    run = RunFolder.create(tmp_path, "stage1", "tiny", {"steps": 1})
+    run = RunFolder.get_or_create(tmp_path, "stage1", "tiny", {"steps": 1})
     status = launch_run(run, "here", Target(engine="here"), module="salad.no_such", engine="here").wait(60)
     assert status["state"] == "failed" and "salad.no_such" in status["error"]
 
@@ -178,7 +178,7 @@ def test_the_time_limit_and_the_budget_end_a_run_that_can_be_resumed_with_a_high
 def test_a_run_that_hangs_past_its_limit_is_made_to_end(tmp_path, monkeypatch):
     from salad.engines import supervisor
 
-    run = RunFolder.create(tmp_path, "stage1", "tiny", {"steps": 20, "hang_at": 3})
+    run = RunFolder.get_or_create(tmp_path, "stage1", "tiny", {"steps": 20, "hang_at": 3})
     spec = Spec(run_id=run.run_id, on="here", engine="here", target=Target(engine="here"), module=TINY,
                 max_hours=1 / 3600)  # fmt: skip
     spec.save(run)
@@ -293,19 +293,19 @@ def test_shards_of_a_pass_work_side_by_side_and_each_unit_is_counted_once(tmp_pa
 
 def test_what_a_pass_reads_goes_with_it_to_another_machine(tmp_path):
     models = {"llm": {"name": "models/teacher"}, "encoder": {"name": "models/encoder"}}
-    scored = RunFolder.create(tmp_path, "stage1", "tiny", models)
+    scored = RunFolder.get_or_create(tmp_path, "stage1", "tiny", models)
     for step in (5, 10):
         (scored.path / "checkpoints" / f"step-{step}").mkdir(parents=True)
     for name in ("models/teacher", "models/encoder", "models/recogniser", "speech/probe", "speech/other", "tables/samples"):
         (tmp_path / name).mkdir(parents=True)
     config = {"pass": "score", "run_id": scored.run_id, "step": 10, "speech": "probe"}
-    wanted = set(inputs(RunFolder.create(tmp_path, "pass", "score", config)))
+    wanted = set(inputs(RunFolder.get_or_create(tmp_path, "pass", "score", config)))
     assert wanted > {
         f"runs/{scored.run_id}/config.json", f"runs/{scored.run_id}/checkpoints/step-10", "models/teacher",
         "models/encoder", "speech/probe", "tables/samples",
     }  # fmt: skip
     assert not {"speech/other", f"runs/{scored.run_id}/checkpoints/step-5"} & wanted
-    check = RunFolder.create(tmp_path, "pass", "check", {"pass": "check", "speech": "probe", "asr": "../outside"})
+    check = RunFolder.get_or_create(tmp_path, "pass", "check", {"pass": "check", "speech": "probe", "asr": "../outside"})
     assert {"models/recogniser", "speech/probe"} <= set(inputs(check)) and "../outside" not in inputs(check)
 
 

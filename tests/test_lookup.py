@@ -9,7 +9,7 @@ from salad.runs import RunFolder
 
 
 def made(lab, kind: str, seed: int, ended_at: str | None, state: str = "done", **told) -> str:
-    run = RunFolder.create(lab, kind, "a recipe", {"kind": kind, "seed": seed, "contender": kind})
+    run = RunFolder.get_or_create(lab, kind, "a recipe", {"kind": kind, "seed": seed, "contender": kind})
     store.atomic.write_json(run.path / "status.json", {"state": state, "ended_at": ended_at, **told})
     return run.run_id
 

@@ -223,7 +223,7 @@ def test_an_export_is_whole_named_by_its_hash_and_lhotse_reads_it(opened):
 def test_stage2s_recipe_is_that_of_the_selections_stage1(opened):
     lab, ids, con = opened
     assert review.stage2_recipe(con, ids["active"]) == "miniature_stage2"
-    qwen = RunFolder.create(lab, "stage1", "qwen2_5_3b_lora_stage1", {"contender": "stage1", "seed": 1})
+    qwen = RunFolder.get_or_create(lab, "stage1", "qwen2_5_3b_lora_stage1", {"contender": "stage1", "seed": 1})
     store.publish(lab, "selections", [{"selection_id": "l00000000beef", "run_id": qwen.run_id, "step": 1}], {"x": 1})
     store.refresh(con)
     assert review.stage2_recipe(con, "l00000000beef") == "qwen2_5_3b_lora_stage2"
@@ -415,7 +415,7 @@ def test_opening_a_notebook_writes_nothing_in_the_lab(name, opened):
 
 def going(lab: Path) -> RunFolder:
     """A run that is still going: this test's own process, at step 30 of 100."""
-    run = RunFolder.create(lab, "stage1", "miniature_stage1", {"contender": "stage1", "seed": 9})
+    run = RunFolder.get_or_create(lab, "stage1", "miniature_stage1", {"contender": "stage1", "seed": 9})
     run.status(state="running", step=30, max_steps=100, seconds_left=65.0)
     run.log("step 30")
     return run

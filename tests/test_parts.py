@@ -63,17 +63,17 @@ def poisoned(shared):
     """The lab with the stranger's name in every place that can name code: a run and its checkpoint, a launch, all
     syntheses, a selection."""
     lab, ids = shared
-    run = RunFolder.create(lab, "stage1", "theirs", configured(encoder={"name": EVIL, "dtype": "float32"}))
+    run = RunFolder.get_or_create(lab, "stage1", "theirs", configured(encoder={"name": EVIL, "dtype": "float32"}))
     folder = run.path / "checkpoints" / "step-2"
     store.atomic.write_json(folder / "model" / "speech_lm.json", {
         "llm": run.config["llm"], "encoder": {"name": EVIL}, "adapter": run.config["adapter"], "frozen": {}})  # fmt: skip
     store.atomic.write_json(folder / "state.json", {"step": 2})
     store.atomic.write_json(folder / "manifest.json", {"step": 2, "sha256": {}})
     store.atomic.write_json(run.path / "status.json", {"state": "done", "ended_at": "2027-01-01T00:00:00Z", "step": 2})
-    launched = RunFolder.create(lab, "stage1", "theirs", configured(seed=1))
+    launched = RunFolder.get_or_create(lab, "stage1", "theirs", configured(seed=1))
     Spec(run_id=launched.run_id, on="theirs", engine=EVIL, target=Target(engine=EVIL), module=EVIL.split(":")[0]).save(launched)
     store.atomic.write_json(launched.path / "status.json", {"state": "failed"})
-    module = RunFolder.create(lab, "stage1", "theirs", configured(seed=2))
+    module = RunFolder.get_or_create(lab, "stage1", "theirs", configured(seed=2))
     Spec(run_id=module.run_id, on="here", engine="here", target=Target(engine="here"), module=EVIL.split(":")[0]).save(module)
     store.atomic.write_json(module.path / "status.json", {"state": "failed"})
     rows = store.connect(lab).sql("FROM syntheses").to_arrow_table().to_pylist()
@@ -86,7 +86,7 @@ def poisoned(shared):
         "strategy": EVIL, "gamma": 2.0, "budget_h": 90.0, "seed": 0}], {"evil": 1})  # fmt: skip
     store.append(lab, "decisions", selection_id="l0evil", target="sample", sample_id=rows[0]["sample_id"], verdict="drop",
                  reviewer="me")  # fmt: skip
-    spoken = RunFolder.create(lab, "pass", "probe", {"pass": "probe", "tts": EVIL, "clustering": ids["clustering"]})
+    spoken = RunFolder.get_or_create(lab, "pass", "probe", {"pass": "probe", "tts": EVIL, "clustering": ids["clustering"]})
     return ids | {"lab": lab, "run": run.run_id, "launched": launched.run_id, "module": module.run_id, "pass": spoken}
 
 
@@ -221,7 +221,7 @@ def test_a_machine_that_a_lab_names_starts_no_program_unless_it_is_the_users_own
     monkeypatch.setenv("SALAD_TARGETS", str(tmp_path / "targets.toml"))
     (tmp_path / "targets.toml").write_text("")
     evil = Target(engine="ssh", host="nowhere.invalid", ssh_options=("-o", f"ProxyCommand=touch {marker}"))
-    run = RunFolder.create(tmp_path / "lab", "stage1", "theirs", configured(seed=9))
+    run = RunFolder.get_or_create(tmp_path / "lab", "stage1", "theirs", configured(seed=9))
     Spec(run_id=run.run_id, on="box", engine="ssh", target=evil).save(run)
     (tmp_path / "state" / "salad" / "launched-on.txt").unlink()  # somebody else has launched it
     store.atomic.write_json(run.path / "status.json", {"state": "failed"})

@@ -324,7 +324,7 @@ def test_work_as_a_run_ends_where_it_tells_of_itself_when_asked_and_begins_again
             progress(done, 3)
 
     def do():
-        return passes.as_run(tmp_path, "count", {"pass": "count"}, work, progress=lambda *told: seen.append(told))
+        return passes.run_once(tmp_path, "count", {"pass": "count"}, work, progress=lambda *told: seen.append(told))
 
     try:
         with pytest.raises(Preempted):
@@ -452,7 +452,7 @@ def test_workers_on_an_engine_score_what_one_process_scores_even_if_one_of_them_
     status = pass_.read_status()
     assert status["state"] == "done" and status["step"] == status["max_steps"] == 12 and status["shards"] == {"done": 2}
     assert (lab / "store.duckdb").exists()
-    running.here(running.prepare(alone, "score", {"speech": "natural", "run_id": trained.run_id}))
+    running.run_here(running.prepare(alone, "score", {"speech": "natural", "run_id": trained.run_id}))
     assert left(lab) == left(alone) and rows(lab, "select count(*) from raw.divergences") == [(24,)]
 
 
@@ -470,5 +470,5 @@ def test_score_on_a_slurm_array_is_what_one_process_makes(lab, tmp_path):
         )  # fmt: skip
     assert told.returncode == 0, told.stdout + told.stderr
     assert len(list((lab / "runs").glob("*/slurm.json"))) == 1  # an array
-    running.here(running.prepare(alone, "score", {"speech": "natural", "run_id": trained.run_id}))
+    running.run_here(running.prepare(alone, "score", {"speech": "natural", "run_id": trained.run_id}))
     assert left(lab) == left(alone) and rows(lab, "select count(*) from raw.divergences") == [(24,)]

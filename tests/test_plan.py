@@ -93,7 +93,7 @@ def test_synthesis_is_counted_at_the_speed_that_the_lab_has_measured(tmp_path):
     assert before.tts_hours == pytest.approx(0.002 + plan.PROBE_H)
     assert any("50 × real time (assumed" in note for note in before.notes)
     run = passes.prepare(place, "synthesise", {"selection": chosen, "tts": "espeak"})
-    passes.here(run)
+    passes.run_here(run)
     seconds, spoken = store.connect(place).execute(
         """select epoch(any_value(ended_at) - any_value(started_at)), sum(duration_s) from runs, syntheses
            where run_id = ? and speech <> 'natural'""",

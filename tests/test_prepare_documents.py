@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import store
 from salad import SaladError
-from salad.prepare import Benchmarks, documents, near_duplicates, prepare_text, told
+from salad.prepare import Benchmarks, describe_counts, documents, near_duplicates, prepare_text
 from salad.prepare.overlap import words
 from salad.prepare.passages import passages, sentences
 from salad.prepare.text import TextOptions
@@ -47,7 +47,7 @@ def test_a_bad_row_is_one_document_wherever_it_stands(tmp_path):
     assert [fault for _, fault in found] == [*wanted, None, *wanted] and found[11] == ("good", None)
     counts = prepare_text(tmp_path / "lab", source, "c")
     assert counts["documents"] == {"read": 23, "kept": 1, "unreadable": 18, "empty": 4}
-    assert "23 documents: 18 unreadable, 4 empty, 1 kept" in told(counts)
+    assert "23 documents: 18 unreadable, 4 empty, 1 kept" in describe_counts(counts)
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
@@ -193,7 +193,9 @@ def test_whatever_a_corpus_holds_its_counts_reconcile(tmp_path_factory, texts, c
     except SaladError as error:
         assert "\n" not in str(error)
         return
-    assert counts["documents"]["read"] >= len(texts) and "documents" in told(counts)  # reconciled, or it would have raised
+    assert counts["documents"]["read"] >= len(texts) and "documents" in describe_counts(
+        counts
+    )  # reconciled, or it would have raised
     for text, spoken in samples(folder / "lab", "text, spoken"):
         assert text.strip() == text and isinstance(spoken, str)
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 import store
 from salad import SaladError
-from salad.prepare import SpeechOptions, prepare_speech, told
+from salad.prepare import SpeechOptions, describe_counts, prepare_speech
 from salad.prepare.recordings import recordings
 from salad.prepare.tars import split
 from salad.speech.audio import Unusable
@@ -201,7 +201,7 @@ def test_a_recording_is_its_file_and_its_start(recogniser, tmp_path):  # noqa: F
     assert found == [(9, 9)]
     by_text = dict(query(tmp_path / "lab", "select text, duration_s from syntheses join samples using (sample_id)"))
     assert [by_text[text] for text in TEXTS[2:]] == pytest.approx([starts[3] - starts[2]], abs=1e-3)
-    assert "12 recordings: 9 kept" in told(counts) and "3 listed twice" in told(counts)
+    assert "12 recordings: 9 kept" in describe_counts(counts) and "3 listed twice" in describe_counts(counts)
 
 
 def test_what_an_earlier_version_called_listed_twice_is_added_and_nothing_is_doubled(recogniser, tmp_path, monkeypatch):  # noqa: F811

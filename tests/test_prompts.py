@@ -332,7 +332,7 @@ def test_frames_of_a_users_turn_end_where_its_last_word_does(place, trained):
         heard = max(span.frame_end for span in spans if span.speech)
         assert heard == int(answer_s * model.encoder.frame_rate + 1e-6) and cut[-1].end_s == answer_s
         laid = layout.sequence(spans)
-        assert laid.after_speech.all() and len(laid.rows) == len(layout.written.ids) - cut[-1].token_end
+        assert laid.after_speech.all() and len(laid.rows) == len(layout.prompt_layout.ids) - cut[-1].token_end
 
 
 def test_a_child_of_another_format_is_refused(place, trained):

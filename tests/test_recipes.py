@@ -9,7 +9,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from salad import SaladError, recipes
 from salad.config import LATER, Frozen, RunConfig, apply_overrides
 from salad.data.batches import collate
-from salad.data.interleaving import Span, sequence
+from salad.data.interleaving import Span, interleaved_sequence
 from salad.models import meta
 from store.ids import run_id
 
@@ -54,7 +54,7 @@ def shorten(model) -> None:
 def shapes_of_a_batch(model, size=2, tokens=24, frames=20):
     """A batch of `size` sequences on the meta device: text, a span of frames, text."""
     spans = [Span(False, 0, 8, 0, 0), Span(True, 8, 16, 0, frames), Span(False, 16, tokens, 0, 0)]
-    laid = [sequence(model.prefix, list(range(5, 5 + tokens)), spans) for _ in range(size)]
+    laid = [interleaved_sequence(model.prefix, list(range(5, 5 + tokens)), spans) for _ in range(size)]
     sound = torch.zeros(frames, model.encoder.dim).numpy()
     return collate(laid, [sound] * size, ["s"] * size).to("meta")
 

@@ -20,17 +20,17 @@ CONFIG = {"kind": "stage1", "optim": {"steps": 4}}
 
 @pytest.fixture
 def run(tmp_path):
-    return RunFolder.create(tmp_path, "stage1", "tiny", CONFIG)
+    return RunFolder.get_or_create(tmp_path, "stage1", "tiny", CONFIG)
 
 
 def test_the_same_configuration_is_the_same_folder_and_a_repetition_another(tmp_path, run):
     assert run.run_id == ids.run_id(CONFIG, None, 0)
     run.status(state="queued")
-    again = RunFolder.create(tmp_path, "stage1", "renamed", CONFIG)
+    again = RunFolder.get_or_create(tmp_path, "stage1", "renamed", CONFIG)
     assert again.path == run.path and again.read_status()["state"] == "queued"
     assert again.record["recipe"] == "tiny"
-    assert RunFolder.create(tmp_path, "stage1", "tiny", CONFIG, repetition=1).path != run.path
-    assert RunFolder.create(tmp_path, "stage1", "tiny", CONFIG, parent_run_id="r1").path != run.path
+    assert RunFolder.get_or_create(tmp_path, "stage1", "tiny", CONFIG, repetition=1).path != run.path
+    assert RunFolder.get_or_create(tmp_path, "stage1", "tiny", CONFIG, parent_run_id="r1").path != run.path
 
 
 def test_opening_what_is_not_there_or_damaged_is_one_line(tmp_path, run):

@@ -32,7 +32,7 @@ def tokens(rows: list[dict]) -> list[dict]:
 def stage1(lab, span_units=(1, 6), ended_at="2026-01-01T01:00:00Z", seed=0) -> str:
     config = {"kind": "stage1", "contender": "stage1", "seed": seed, "sequences": {"span_units": list(span_units)},
               "optim": {"steps": 1, "lr_adapter": 1e-3, "lr_llm": 1e-3}}  # fmt: skip
-    run = RunFolder.create(lab, "stage1", "a recipe", config)
+    run = RunFolder.get_or_create(lab, "stage1", "a recipe", config)
     store.atomic.write_json(run.path / "status.json", {"state": "done", "ended_at": ended_at})
     return run.run_id
 
@@ -107,7 +107,7 @@ def test_a_run_is_scored_in_the_spans_that_its_stage_1_was_trained_in(tmp_path):
     first = stage1(tmp_path, (5, 25))
     config = {"kind": "stage2", "contender": "stage2", "parent": first, "sequences": {"span_units": [2, 3]},
               "optim": {"steps": 1, "lr_adapter": 1e-3, "lr_llm": 1e-3}}  # fmt: skip
-    second = RunFolder.create(tmp_path, "stage2", "a recipe", config, first).run_id
+    second = RunFolder.get_or_create(tmp_path, "stage2", "a recipe", config, first).run_id
     assert lookup.scoring_spans(tmp_path, second) == lookup.scoring_spans(tmp_path, first) == (5, 25)
     assert lookup.scoring_spans(tmp_path, "r000000000000") == (1, 4)  # of another lab: nothing here says more
     store.atomic.write_json(tmp_path / "study.json", {"scoring": {"span_units": [2, 9]}})

@@ -5,14 +5,14 @@ import pytest
 from salad import SaladError
 from salad.data.interleaving import units
 from salad.speech import load_tts
-from salad.speech.languages import LANGUAGES, language, of_voice
+from salad.speech.languages import LANGUAGES, find_language, of_voice
 from salad.speech.words import runs
 
 
 def test_a_language_is_found_by_its_code_and_others_are_refused_with_the_list():
-    assert language("de-AT").name == "German" and language("EN").spacy == "en"
+    assert find_language("de-AT").name == "German" and find_language("EN").spacy == "en"
     with pytest.raises(SaladError, match=r'"sw" does not work here: .*en \(English\), de \(German\), zh \(Chinese\) do'):
-        language("sw")
+        find_language("sw")
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from tiny import TEXTS, config, encoder, spoken_text, teacher
 from salad import SaladError
 from salad.config import LLMConfig
 from salad.data.batches import collate
-from salad.data.interleaving import Span, interleave, scoring_patterns, sequence, token_offsets, units
+from salad.data.interleaving import Span, interleave, interleaved_sequence, scoring_patterns, token_offsets, units
 from salad.divergence import divergences
 from salad.evaluation.scoring import Recording, loglikelihoods
 from salad.models.speech_lm import SpeechLM, load_llm, load_tokenizer
@@ -50,7 +50,7 @@ def batch_of(model, texts, patterns, sounds=None, first=0):
         ids, offsets = token_offsets(model.tokenizer, text)
         cut = units(text, offsets, spoken.words, spoken.duration_s)
         spans = interleave(cut, patterns(i, len(cut)), model.encoder.frame_rate)
-        laid.append(sequence(model.prefix, ids, spans))
+        laid.append(interleaved_sequence(model.prefix, ids, spans))
         speech.append(model.encoder(torch.from_numpy(samples)).numpy())
     return collate(laid, speech, [f"s{i}" for i in range(len(texts))])
 
@@ -386,6 +386,6 @@ def test_an_answer_never_holds_an_id_that_only_pads_the_head(model):
 
 
 def test_a_span_beyond_the_sound_is_never_looked_up(model):
-    laid = sequence(model.prefix, [5, 6], [Span(False, 0, 2, 0, 0)])
+    laid = interleaved_sequence(model.prefix, [5, 6], [Span(False, 0, 2, 0, 0)])
     batch = collate([laid], [np.zeros((0, model.encoder.dim), np.float32)], ["s"])
     assert batch.speech_PFD is None and model.hidden(batch).shape[:2] == (1, 3)

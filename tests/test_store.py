@@ -24,7 +24,7 @@ from fixtures import make_lab
 from scipy import stats
 
 import store
-from salad.passes import as_run
+from salad.passes import run_once
 from salad.runs import Stopped
 from store import docs, events, schema
 from store.compact import merge
@@ -405,11 +405,11 @@ def test_store_duckdb_is_renewed_by_what_changes_the_lab(lab, tmp_path):
         with duckdb.connect(str(where / "store.duckdb"), read_only=True) as con:
             return one(con, sql)
 
-    folder = as_run(lab, "count", {"pass": "count"}, lambda run, _: publish_two(lab)).path
+    folder = run_once(lab, "count", {"pass": "count"}, lambda run, _: publish_two(lab)).path
     assert there(lab, "SELECT count(*) FROM divergences") == 2
     assert there(lab, f"SELECT status FROM runs WHERE run_id = '{folder.name}'") == "done"
     with pytest.raises(Stopped):
-        as_run(lab, "stop", {"pass": "stop"}, lambda run, _: (_ for _ in ()).throw(Stopped("enough")))
+        run_once(lab, "stop", {"pass": "stop"}, lambda run, _: (_ for _ in ()).throw(Stopped("enough")))
     assert there(lab, "SELECT count(*) FROM runs WHERE status = 'stopped'") == 1
     for _ in range(2):  # joins, then removes the files that it named
         store.compact(lab, grace_s=0)

@@ -128,7 +128,7 @@ def test_no_single_bit_of_a_line_or_document_flips_unnoticed(tmp_path, name):
 
 
 def test_a_runs_own_metrics_files_are_missed_and_those_it_takes_back_are_not(tmp_path):
-    run = RunFolder.create(tmp_path, "stage1", "x", {"a": 1})
+    run = RunFolder.get_or_create(tmp_path, "stage1", "x", {"a": 1})
     first = run.metrics_writer(0)
     assert store.verify(tmp_path) == []  # nothing logged yet: an empty file is no loss
     for step in range(1, 9):

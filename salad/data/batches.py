@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, fields, replace
 import numpy as np
 import torch
 
-from salad.data.interleaving import Sequence
+from salad.data.interleaving import InterleavedSequence
 from salad.errors import SaladError
 
 
@@ -49,7 +49,7 @@ class Batch:
 
 
 def collate(
-    sequences: list[Sequence],
+    sequences: list[InterleavedSequence],
     speech: list[np.ndarray | None],
     sample_ids: list[str],
     sources: list[str] | None = None,

@@ -36,7 +36,7 @@ class FrameSource:
         known = self._layouts.get(spoken.synthesis_id)
         if known is not None and known.spoken.duration_s == spoken.duration_s:
             return known
-        made = lay_out(self.prompt, spoken, self.encoder.frame_rate, None if known is None else known.written)
+        made = lay_out(self.prompt, spoken, self.encoder.frame_rate, None if known is None else known.prompt_layout)
         if self.keep and known is None:  # at another speed it is a passing one
             self._layouts[spoken.synthesis_id] = made
         return made

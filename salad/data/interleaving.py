@@ -161,7 +161,7 @@ def scoring_patterns(seed: int, sample_id: str, n: int, span_units: tuple[int, i
 
 
 @dataclass(frozen=True)
-class Sequence:
+class InterleavedSequence:
     """One interleaved sequence beside its text, both beginning with the prefix token (row 0) or a chat's beginning.
 
     `ids` [T] int64: token id, or -1 where a frame stands; `frames` [T] int64: frame number, or -1 where a token
@@ -179,9 +179,9 @@ class Sequence:
     after_speech: np.ndarray
 
 
-def sequence(
+def interleaved_sequence(
     prefix: int | list[int], token_ids: list[int], spans: list[Span], between: list[int] = (), answer: int = 0
-) -> Sequence:
+) -> InterleavedSequence:
     """Lay out `spans` over `token_ids` after the prefix.
 
     The tokens of `between` stand in front of token number `answer`, in both sequences; text positions are the tokens
@@ -206,7 +206,7 @@ def sequence(
             ids.append(token_ids[position])
             frames.append(-1)
     positions = np.asarray(positions, dtype=np.int64)
-    return Sequence(
+    return InterleavedSequence(
         text_ids=np.asarray([*before, *token_ids[:answer], *between, *token_ids[answer:]], dtype=np.int64),
         ids=np.asarray(ids, dtype=np.int64),
         frames=np.asarray(frames, dtype=np.int64),
@@ -217,7 +217,7 @@ def sequence(
     )
 
 
-def shortened(one: Sequence, limit: int) -> Sequence:
+def shortened(one: InterleavedSequence, limit: int) -> InterleavedSequence:
     """The first `limit` places of a sequence and of its text, with the text positions that are within both."""
     if max(len(one.ids), len(one.text_ids)) <= limit:
         return one

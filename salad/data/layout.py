@@ -5,17 +5,17 @@ from typing import NamedTuple
 
 from salad.data.augmentation import Alteration
 from salad.data.corpora import SpokenText
-from salad.data.interleaving import Sequence, Span, SpokenUnit, interleave, units
+from salad.data.interleaving import InterleavedSequence, Span, SpokenUnit, interleave, units
 from salad.errors import SaladError
-from salad.models.prompts import PromptFormat, Written
+from salad.models.prompts import PromptFormat, PromptLayout
 
 
 class Layout(NamedTuple):
-    """`written`: the tokens; `units`: those of them that may be speech, each with its time in the recording; `words`: how many
-    words the voice says in them."""
+    """A spoken text as a prompt. `prompt_layout`: its tokens; `units`: the tokens that may be speech, each with its time in the
+    recording; `words`: the number of words that the voice says in these units."""
 
     spoken: SpokenText
-    written: Written
+    prompt_layout: PromptLayout
     units: list[SpokenUnit]
     frame_rate: float
     words: int
@@ -23,32 +23,32 @@ class Layout(NamedTuple):
     def spans(self, pattern: list[bool]) -> list[Span]:
         """Spans of a pattern over the units; frames beyond the recording's last are left out, an answer stays text."""
         spans = interleave(self.units, pattern, self.frame_rate)
-        if self.units and self.units[-1].token_end < len(self.written.ids):
-            spans.append(Span(False, self.units[-1].token_end, len(self.written.ids), 0, 0))
+        if self.units and self.units[-1].token_end < len(self.prompt_layout.ids):
+            spans.append(Span(False, self.units[-1].token_end, len(self.prompt_layout.ids), 0, 0))
         last = int(self.spoken.duration_s * self.frame_rate + 1e-6)
         return [s._replace(frame_end=min(s.frame_end, last)) if s.speech else s for s in spans]
 
-    def sequence(self, spans: list[Span]) -> Sequence:
+    def sequence(self, spans: list[Span]) -> InterleavedSequence:
         """The interleaved sequence of `spans`, as the prompt's format has it."""
-        return self.written.sequence(spans)
+        return self.prompt_layout.sequence(spans)
 
 
-def lay_out(prompt: PromptFormat, spoken: SpokenText, frame_rate: float, written: Written | None = None) -> Layout:
+def lay_out(prompt: PromptFormat, spoken: SpokenText, frame_rate: float, prompt_layout: PromptLayout | None = None) -> Layout:
     """Lay out a spoken text for a model with this prompt format and an encoder of `frame_rate` frames a second.
 
-    `written`: its tokens, where they are known already (the same text at another speed)."""
-    written = written or prompt.write(spoken.text, spoken.answer)
-    words, end_s, offsets = spoken.words, spoken.duration_s, written.offsets
-    if written.answer:  # what stands behind is text, whatever the recording holds there
-        end_s = next((word[3] for word in words if word[1] >= written.stop), end_s)
-        words, offsets = [word for word in words if word[2] <= written.stop], offsets[: written.answer]
-    return Layout(spoken, written, units(spoken.text[: written.stop], offsets, words, end_s), frame_rate, len(words))
+    `prompt_layout`: its tokens, where they are known already (the same text at another speed)."""
+    prompt_layout = prompt_layout or prompt.write(spoken.text, spoken.answer)
+    words, end_s, offsets = spoken.words, spoken.duration_s, prompt_layout.offsets
+    if prompt_layout.answer:  # what stands behind is text, whatever the recording holds there
+        end_s = next((word[3] for word in words if word[1] >= prompt_layout.stop), end_s)
+        words, offsets = [word for word in words if word[2] <= prompt_layout.stop], offsets[: prompt_layout.answer]
+    return Layout(spoken, prompt_layout, units(spoken.text[: prompt_layout.stop], offsets, words, end_s), frame_rate, len(words))
 
 
 class Member(NamedTuple):
     """A sample of a batch: its sequence; for speech its spans, its recording, and what alters it."""
 
-    laid: Sequence
+    sequence: InterleavedSequence
     sample_id: str
     source: str
     spans: list[Span] = []

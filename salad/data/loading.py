@@ -78,9 +78,9 @@ class Loader:
         return StepBatches(
             batches,
             kind,
-            positions=sum(len(m.laid.rows) for m in members),
-            tokens=sum(len(m.laid.ids) for m in members),
-            text_tokens=sum(len(m.laid.text_ids) for m in members),
+            positions=sum(len(m.sequence.rows) for m in members),
+            tokens=sum(len(m.sequence.ids) for m in members),
+            text_tokens=sum(len(m.sequence.text_ids) for m in members),
             state=copy.deepcopy(self.state),
         )
 
@@ -92,7 +92,7 @@ class Loader:
                 f"a step of {size} samples cannot be shared by {self.world} processes: raise optim.batch or "
                 "optim.batch_tokens, or take fewer processes"
             )
-        lengths = [len(m.laid.ids) for m in members]
+        lengths = [len(m.sequence.ids) for m in members]
         limit, whole = (optim.micro_tokens, sum(lengths)) if optim.batch_tokens else (optim.micro_batch, size)
         each = math.ceil(whole / (self.world * limit)) if limit else 1
         count = min(each, size // self.world) * self.world
@@ -108,7 +108,7 @@ class Loader:
 
     def _batch(self, members: list[Member]) -> Batch:
         return collate(
-            [m.laid for m in members],
+            [m.sequence for m in members],
             self.frames.frames_of(members, self.noises, self.config.data.augment),
             [m.sample_id for m in members],
             [m.source for m in members],
@@ -125,11 +125,11 @@ class Loader:
         else:
             laid, counts = self._drawn_by_samples(kind)
         if self.config.optim.batch_tokens:  # as they were drawn: packed rows have little padding whatever stands beside what
-            ends = np.cumsum([len(one.laid.ids) for one in laid])
+            ends = np.cumsum([len(one.sequence.ids) for one in laid])
             parts = max(1, round(ends[-1] / self.config.optim.batch_tokens))
             edges = [0, *np.searchsorted(ends, ends[-1] * np.arange(1, parts) / parts), len(laid)]
         else:
-            laid.sort(key=lambda one: len(one.laid.ids))
+            laid.sort(key=lambda one: len(one.sequence.ids))
             edges = [*range(0, len(laid), self.config.optim.batch), len(laid)]
         batches = [laid[a:b] for a, b in zip(edges, edges[1:], strict=False) if a < b]
         return [batches[i] for i in self._rng(kind).permutation(len(batches))], counts
@@ -144,7 +144,7 @@ class Loader:
         taken, laid = self.state[kind]["taken"], []
         for name, count in counts.items():
             for index, epoch in self.sampler.take(name, taken[name], count) if count else ():
-                laid.append(self._lay(name, index, epoch))
+                laid.append(self._lay_out(name, index, epoch))
         return laid, counts
 
     def _drawn_by_tokens(self, kind: str) -> tuple[list[Member], dict[str, int]]:
@@ -158,12 +158,12 @@ class Loader:
             if kind == "speech":
                 due = math.floor((n + 1) * share + start) > math.floor(n * share + start)
                 name = "selected" if due else "natural"
-            laid.append(self._lay(name, *self.sampler.at(name, taken[name] + counts[name])))
+            laid.append(self._lay_out(name, *self.sampler.at(name, taken[name] + counts[name])))
             counts[name] += 1
-            tokens += len(laid[-1].laid.ids)
+            tokens += len(laid[-1].sequence.ids)
         return laid, counts
 
-    def _lay(self, name: str, index: int, epoch: int) -> Member:
+    def _lay_out(self, name: str, index: int, epoch: int) -> Member:
         one, context = self.sources[name][index], self.config.sequences.context
         if not isinstance(one, SpokenText):
             return Member(shortened(self.frames.prompt.write(*one).sequence(), context), "text", "text")

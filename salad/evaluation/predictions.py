@@ -11,7 +11,7 @@ from salad.errors import SaladError
 from salad.evaluation import harness
 from salad.evaluation.harness import FLOORS, MODALITIES
 from salad.evaluation.items import objects
-from salad.evaluation.run import judged
+from salad.evaluation.run import grade
 from store.ids import hash_id
 
 
@@ -56,7 +56,7 @@ def read(lab: Path | str, path: Path | str) -> list[dict]:
         rows.append({
             "eval_id": eval_id, "run_id": None, "step": None, "contender": contender, "task": name, "domain": item.domain,
             "modality": modality, "voice": voice, "tts": tts, "asr": asr, "item_id": item.item_id,
-            **judged(task, index, answer, scores is not None),
+            **grade(task, index, answer, scores is not None),
         })  # fmt: skip
     if not rows:
         raise SaladError(f"{path} holds no prediction")

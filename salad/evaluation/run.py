@@ -188,7 +188,7 @@ class EvaluationJob:
                 "asr": self.asr(index) if texts else None, "seed": self.seed if self.modality == "deaf" else None,
                 "speech_s": sum(row["duration_s"] for row in heard) if texts and self.modality != "cascade" else None,
                 "compute_s": seconds, "finish_reason": reason, "at": at,
-                **judged(task, index, answer, who.scores),
+                **grade(task, index, answer, who.scores),
             })  # fmt: skip
         return rows
 
@@ -227,7 +227,7 @@ def content(task: Task, index: int) -> str:
     return store.ids.digest([asked, task.spec.spoken_shots, list(item.choices), item.answer, item.reference])
 
 
-def judged(task: Task, index: int, answer, scores: bool) -> dict:
+def grade(task: Task, index: int, answer, scores: bool) -> dict:
     """scores, prediction, answer, correct, correct_norm and parsed of an item: by the harness' own metrics where there
     are scores or an open answer; an answer in words that names no choice is wrong."""
     item = task.items[index]

@@ -18,7 +18,7 @@ from salad.miniature.recogniser import RecogniserConfig
 from salad.miniature.teacher import TeacherConfig
 from salad.miniature.world import WorldConfig
 from salad.models.speech_lm import load_tokenizer
-from salad.passes import Progress, as_run
+from salad.passes import Progress, run_once
 from salad.runs import RunFolder
 from store import atomic
 
@@ -88,7 +88,7 @@ def _train_as_run(progress: Progress | None, lab: Path | str, kind: str, config:
         writer.close()
 
     torch.set_num_threads(1)
-    return as_run(lab, f"miniature_{kind}", config, train, kind=kind, progress=progress)
+    return run_once(lab, f"miniature_{kind}", config, train, kind=kind, progress=progress)
 
 
 def make_teacher(progress: Progress | None, lab: Path | str, config: TeacherConfig) -> tuple[str, str]:

@@ -19,7 +19,7 @@ import warnings
 from datetime import datetime
 from typing import NamedTuple
 
-from salad.data.interleaving import Sequence, Span, sequence, token_offsets
+from salad.data.interleaving import InterleavedSequence, Span, interleaved_sequence, token_offsets
 from salad.errors import SaladError
 
 FORMATS = ("plain", "chat")
@@ -38,7 +38,7 @@ APART = (
 )
 
 
-class Written(NamedTuple):
+class PromptLayout(NamedTuple):
     """A text laid out: `before`, the tokens of the text up to number `answer`, `between`, the others.
 
     ids: the text's own tokens; offsets: their characters [start, end) in the text, where those of an answer of its own
@@ -54,10 +54,10 @@ class Written(NamedTuple):
     answer: int
     stop: int
 
-    def sequence(self, spans: list[Span] | None = None) -> Sequence:
+    def sequence(self, spans: list[Span] | None = None) -> InterleavedSequence:
         """The interleaved sequence of `spans`, beside its text; without spans all is text."""
         spans = [Span(False, 0, len(self.ids), 0, 0)] if spans is None else spans
-        return sequence(self.before, self.ids, spans, self.between, self.answer)
+        return interleaved_sequence(self.before, self.ids, spans, self.between, self.answer)
 
 
 class PromptFormat:
@@ -93,12 +93,12 @@ class PromptFormat:
 
     # --- training and scoring ---
 
-    def write(self, text: str, answer: str | None = None) -> Written:
+    def write(self, text: str, answer: str | None = None) -> PromptLayout:
         """Lay out a text, in `chat` with its `answer` (`plain` does not read it). There a text without an answer that
         cannot be divided has one without tokens, so no loss."""
         if self.name == "plain":
             ids, offsets = token_offsets(self.tokenizer, text)
-            return Written([self.prefix], ids, offsets, [], 0, len(text))
+            return PromptLayout([self.prefix], ids, offsets, [], 0, len(text))
         ends = []
         if answer is not None and answer.strip():
             stop = len(text) + len(answer) - len(answer.lstrip())
@@ -108,7 +108,7 @@ class PromptFormat:
             stop = turn(text)
         user = text[:stop].strip()
         if not user:
-            return Written(self._encode(self._render("")), [], [], [], 0, len(text))
+            return PromptLayout(self._encode(self._render("")), [], [], [], 0, len(text))
         lead = text.index(user)
         whole = self._render(user) + self._lead + text[stop:]
         start = self._render(MARK).index(MARK)
@@ -117,7 +117,7 @@ class PromptFormat:
             if self.changes_text:
                 raise SaladError(CHANGED)
             warnings.warn(f"the chat template changes this text, which is left out: {user[:80]!r}", stacklevel=2)
-            return Written(self._encode(self._render("")), [], [], [], 0, len(text))
+            return PromptLayout(self._encode(self._render("")), [], [], [], 0, len(text))
         ids, offsets = token_offsets(self.tokenizer, whole)
         said = [n for n, (a, b) in enumerate(offsets) if b > start and a < end]
         answered = [n for n, (a, b) in enumerate(offsets) if b > answer_at]
@@ -126,7 +126,7 @@ class PromptFormat:
         first, last = said[0], said[-1] + 1
         between = ids[last : answered[0] if answered else len(ids)]
         own = [ids[n] for n in (*said, *answered)] + ends
-        return Written(ids[:first], own, told + [(len(text), len(text))] * len(ends), between, len(said), stop)
+        return PromptLayout(ids[:first], own, told + [(len(text), len(text))] * len(ends), between, len(said), stop)
 
     # --- answering ---
 

@@ -102,12 +102,12 @@ def report_progress(run: RunFolder, progress: Progress | None = None) -> Progres
     return told
 
 
-def as_run(lab: Path | str, name: str, config: dict, work: Callable[[RunFolder, Progress], None], kind: str = "pass",
+def run_once(lab: Path | str, name: str, config: dict, work: Callable[[RunFolder, Progress], None], kind: str = "pass",
            parent: str | None = None, progress: Progress | None = None) -> RunFolder:  # fmt: skip
     """Do `work(run, progress)` inside a run folder of its own, unless that run is done already. Returns the folder.
 
     The progress that `work` is given is `report_progress`: asked to stop, the work ends where it tells of itself next."""
-    run = RunFolder.create(lab, kind, name, config, parent)
+    run = RunFolder.get_or_create(lab, kind, name, config, parent)
     if run.read_status().get("state") != "done":
         with renewing(lab), running(run):
             work(run, report_progress(run, progress))

@@ -202,7 +202,7 @@ def prepare(lab: Path | str, name: str, options: dict, yes: bool = False, say: C
         _say_size(lab, told, yes, say)
     if name == "probe":
         told["clustering"] = told.get("clustering") or lookup.newest_clustering(lab)
-    return RunFolder.create(lab, "pass", name, {"pass": name, **told})
+    return RunFolder.get_or_create(lab, "pass", name, {"pass": name, **told})
 
 
 def _say_size(lab, told: dict, yes: bool, say) -> None:
@@ -238,7 +238,7 @@ def perform(run: RunFolder, shard: int = 0, shards: int = 1, progress: Progress 
     return function(run.lab, **options, shard=shard, shards=shards, progress=progress)
 
 
-def here(run: RunFolder, progress: Progress | None = None) -> str:
+def run_here(run: RunFolder, progress: Progress | None = None) -> str:
     """Do it in this process, as a run. One that is done stays done; only what is damaged is made again."""
     with renewing(run.lab):
         if run.read_status().get("state") == "done":

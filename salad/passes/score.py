@@ -13,7 +13,7 @@ from salad.data.batches import collate
 from salad.data.corpora import SpokenText
 from salad.data.frame_source import FrameSource
 from salad.data.frames import Frames
-from salad.data.interleaving import Sequence, scoring_patterns
+from salad.data.interleaving import InterleavedSequence, scoring_patterns
 from salad.data.layout import Layout
 from salad.divergence import divergences
 from salad.errors import SaladError
@@ -82,7 +82,7 @@ def score_texts(model, encoded: FrameSource, spoken: list[SpokenText], seed: int
 
     Batches are of like length, up to BATCH_ROWS rows with their padding. The teacher and the student read a text
     once for both patterns, and a position's logits are made once, for the rows that count, in chunks."""
-    laid = [_lay(encoded, one, seed, span_units) for one in spoken]
+    laid = [_lay_out(encoded, one, seed, span_units) for one in spoken]
     spell = _Spelling(model.tokenizer, model.vocab_size)
     rows, tokens = [], []
     size = BATCH_ROWS.get(model.device.type, BATCH_ROWS["cuda"])
@@ -108,8 +108,8 @@ def batches(lengths: list[int], rows: int) -> list[list[int]]:
     return out
 
 
-def _lay(encoded: FrameSource, one: SpokenText, seed: int,
-         span_units: tuple[int, int]) -> tuple[Layout, list, list[Sequence]]:  # fmt: skip
+def _lay_out(encoded: FrameSource, one: SpokenText, seed: int,
+         span_units: tuple[int, int]) -> tuple[Layout, list, list[InterleavedSequence]]:  # fmt: skip
     """A spoken text laid out, with (spans, sequences) of its two patterns."""
     layout = encoded.layout(one)
     both = [layout.spans(pattern) for pattern in scoring_patterns(seed, one.sample_id, len(layout.units), span_units)]
@@ -166,7 +166,7 @@ def _token_rows(layouts: list[Layout], group, batch, told, pattern: int, spell: 
     chars, times, words = (np.zeros((len(sample), 2), dtype) for dtype in (np.int32, np.float64, object))
     for b, one in enumerate(group):
         at = np.flatnonzero(sample == b)
-        (ids, offsets), cut = layouts[b].written[1:3], layouts[b].units
+        (ids, offsets), cut = layouts[b].prompt_layout[1:3], layouts[b].units
         text = one.text + (one.answer or "")  # whose characters count on
         where = position[at]
         chars[at] = np.asarray(offsets, np.int32).reshape(-1, 2)[where]

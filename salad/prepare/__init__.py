@@ -21,7 +21,7 @@ def own_recogniser(lab: Path | str) -> str:
     return str(folder)
 
 
-def part_of(told: str) -> tuple[int, int]:
+def parse_part(told: str) -> tuple[int, int]:
     """ "K/N" as (K, N). SaladError where it is none."""
     k, slash, n = told.partition("/")
     if not (slash and k.isdigit() and n.isdigit() and int(k) < int(n)):
@@ -29,7 +29,7 @@ def part_of(told: str) -> tuple[int, int]:
     return int(k), int(n)
 
 
-def told(counts: dict) -> str:
+def describe_counts(counts: dict) -> str:
     """The counts of a preparation, for a person."""
 
     def parts(some: dict, but: str = "") -> str:
@@ -61,6 +61,6 @@ def told(counts: dict) -> str:
 
 
 __all__ = [
-    "Benchmarks", "SpeechOptions", "TextOptions", "near_duplicates", "own_recogniser", "part_of", "prepare_speech",
-    "prepare_text", "refuse_nothing", "told",
+    "Benchmarks", "SpeechOptions", "TextOptions", "describe_counts", "near_duplicates", "own_recogniser", "parse_part",
+    "prepare_speech", "prepare_text", "refuse_nothing",
 ]  # fmt: skip

@@ -7,7 +7,7 @@ from collections import Counter
 from functools import cache
 from typing import NamedTuple
 
-from salad.speech.languages import language as row_of
+from salad.speech.languages import find_language
 from salad.speech.spoken import spoken_form
 
 CHARACTERS_PER_S = 15.0  # of the spoken form, spaces included: fluent English
@@ -29,7 +29,7 @@ class Passage(NamedTuple):
 def _sentencizer(language: str):
     import spacy
 
-    row = row_of(language)
+    row = find_language(language)
     nlp = spacy.blank(row.spacy)
     nlp.add_pipe("sentencizer", config={"punct_chars": _ENDINGS[row.code]} if row.code in _ENDINGS else {})
     return nlp

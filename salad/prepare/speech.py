@@ -28,7 +28,7 @@ from salad.speech import SAMPLE_RATE, Utterance, shar
 from salad.speech.align import align
 from salad.speech.audio import Unusable
 from salad.speech.check import MIN_S, CTCRecogniser, WhisperRecogniser, check_many, is_silent
-from salad.speech.languages import language as row_of
+from salad.speech.languages import find_language
 from salad.speech.speakability import speakability
 from salad.speech.spoken import spoken_form
 from store import atomic
@@ -53,7 +53,7 @@ class SpeechOptions:
     @property
     def spoken_as(self) -> str:
         """The code of the language in which numbers and the like are read. SaladError where it does not work here."""
-        return "en" if self.language == "any" else row_of(self.language).code
+        return "en" if self.language == "any" else find_language(self.language).code
 
 
 def prepare_speech(lab: Path | str, source: Path | str, name: str, recogniser: CTCRecogniser | WhisperRecogniser,

@@ -31,7 +31,7 @@ from salad.prepare.documents import Document
 from salad.prepare.overlap import NGRAM, Benchmarks
 from salad.prepare.passages import passages, sentences, whole
 from salad.prepare.recorded import check_name
-from salad.speech.languages import language as row_of
+from salad.speech.languages import find_language
 from salad.speech.speakability import speakability
 from salad.speech.spoken import spoken_form
 from store import atomic
@@ -69,12 +69,12 @@ class TextOptions:
     @property
     def rate(self) -> float:
         """Characters of the spoken form a second."""
-        return row_of(self.spoken_as).characters_per_s if self.characters_per_s is None else self.characters_per_s
+        return find_language(self.spoken_as).characters_per_s if self.characters_per_s is None else self.characters_per_s
 
     @property
     def spoken_as(self) -> str:
         """The code of the language in which texts are read aloud."""
-        return "en" if self.language == "any" else row_of(self.language).code
+        return "en" if self.language == "any" else find_language(self.language).code
 
     def __post_init__(self):
         if not 0 < self.min_s < self.max_s:
@@ -314,7 +314,7 @@ def _unwanted(text: str, language: str) -> str | None:
     if language == "any" or sum(c.isalpha() for c in text[:2_000]) < SHORT_TEXT:
         return None
     found, sure = language_of(text)
-    return "other language" if found != row_of(language).code and sure >= SURE else None
+    return "other language" if found != find_language(language).code and sure >= SURE else None
 
 
 @cache

@@ -16,7 +16,7 @@ from typing import Protocol
 import numpy as np
 
 from salad.errors import SaladError
-from salad.speech.languages import language as row_of
+from salad.speech.languages import find_language
 from salad.speech.spoken import spoken_form
 from salad.speech.utterance import SAMPLE_RATE
 from salad.speech.words import runs
@@ -80,7 +80,7 @@ def normalise(text: str, language: str = "en") -> str:
     """`text` as it is compared: its reading (`spoken_form`), then Whisper's normaliser of the language (transformers), so
     that "$1,000", "one thousand dollars" and "1000 dollars" agree, "don’t" and "don't", "3 p.m." and "three PM". Texts of
     scripts without blanks between words come out without blanks."""
-    row = row_of(language)
+    row = find_language(language)
     plain = _normaliser(row.code)(spoken_form(text, row.code).spoken.translate(_BRACKETS))
     if not row.spaced:
         return "".join(plain.split())
@@ -143,7 +143,7 @@ def acoustic_flags(
         flags.append("silence")
     if loudest >= NO_SOUND and level[-1] > 0.3 * loudest:
         flags.append("cut off")
-    fluent = sum(c.isalnum() for c in text) / duration / row_of(language).characters_per_s
+    fluent = sum(c.isalnum() for c in text) / duration / find_language(language).characters_per_s
     if not SPEAKING_RATE[0] <= fluent <= SPEAKING_RATE[1]:
         flags.append("speaking rate")
     if expected_s and not EXPECTED[0] <= duration / expected_s <= EXPECTED[1]:
@@ -376,7 +376,9 @@ class WhisperRecogniser(_Batched):
         """What `generate` is told. Raises SaladError where the model knows no such language."""
         if not getattr(self.model.generation_config, "is_multilingual", False):
             if language != "en":
-                raise SaladError(f"{self.name} hears English alone, and this is {row_of(language).name}: name a multilingual one")
+                raise SaladError(
+                    f"{self.name} hears English alone, and this is {find_language(language).name}: name a multilingual one"
+                )
             return {}
         return {"language": language, "task": "transcribe"}
 

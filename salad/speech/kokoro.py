@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from salad.errors import SaladError
-from salad.speech.languages import language
+from salad.speech.languages import find_language
 from salad.speech.shar import to_rate
 from salad.speech.utterance import SAMPLE_RATE, Utterance, Word
 from salad.speech.words import pieces, runs, words_of
@@ -101,7 +101,7 @@ class Kokoro:
         if voice not in self._styles:
             if voice not in self.voices:
                 raise SaladError(f'Kokoro has no voice "{voice}" in {self.source}; it has {", ".join(self.voices)}')
-            if voice[:1] not in language("en").kokoro:
+            if voice[:1] not in find_language("en").kokoro:
                 raise SaladError(
                     f'Kokoro\'s voice "{voice}" reads another language than English, for which word times are not '
                     f"told: English voices begin with a or b; speak other languages with espeak or piper:<folder>"

@@ -1,7 +1,7 @@
 """The languages that the workbench works in, one row of a table each: what differs from one to the next.
 
-    language("de").espeak        # "de"
-    language("sw")               # SaladError that lists the languages that work
+    find_language("de").espeak        # "de"
+    find_language("sw")               # SaladError that lists the languages that work
     of_voice("espeak", "gmw/de+f2")   # "de": the language in which an engine's voice reads
 
 A further language is a row here, a module of reading rules (`salad.speech.german` is the shortest example), and a test.
@@ -50,7 +50,7 @@ LANGUAGES = {
 _ESPEAK = {"cmn": "zh", "zh": "zh"}  # espeak's codes that are not ISO 639-1
 
 
-def language(code: str) -> Language:
+def find_language(code: str) -> Language:
     """The row of a language by its code ("de"; "de-AT" and "en_US" too). Raises SaladError, naming those that work."""
     found = LANGUAGES.get(re.split("[-_]", code.strip().lower())[0])
     if found is None:

@@ -9,8 +9,7 @@ import re
 from functools import cache
 from pathlib import Path
 
-from salad.speech.languages import UNSPACED
-from salad.speech.languages import language as row_of
+from salad.speech.languages import UNSPACED, find_language
 from salad.speech.reading import EMAIL, URL
 
 _MATHS = r"[∑∫√∞≤≥≈≠±∂∇∈∀∃⇒]"
@@ -62,7 +61,7 @@ def _stop_words() -> dict[str, frozenset[str]]:
 
 
 def _other_language(text: str, code: str) -> str | None:
-    row = row_of(code)
+    row = find_language(code)
     letters = [c for c in text if c.isalpha()]
     foreign = re.findall(rf"[^{row.letters}]", "".join(letters))
     if row.spaced and len(foreign) > 2 and len(foreign) > 0.1 * len(letters):

@@ -14,7 +14,7 @@ from importlib import import_module
 from typing import NamedTuple
 
 from salad.speech.characters import Dropped, plain_text
-from salad.speech.languages import language as row_of
+from salad.speech.languages import find_language
 from salad.speech.reading import LAYOUT, LEFT_OVER, MARKUP, TAKEN, Rule
 from salad.speech.utterance import Word
 from salad.speech.words import is_unspaced, runs, words_of
@@ -33,7 +33,7 @@ class Spoken(NamedTuple):
 @cache
 def _rules(code: str) -> tuple[Rule, ...]:
     """Markup, the language's own rules, and what is left over, in order."""
-    own = import_module(f"salad.speech.{row_of(code).name.lower()}")
+    own = import_module(f"salad.speech.{find_language(code).name.lower()}")
     return (*MARKUP, *own.BEFORE_LAYOUT, *LAYOUT, *own.RULES, *LEFT_OVER)
 
 

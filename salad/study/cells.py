@@ -11,7 +11,7 @@ from salad.data import corpora
 from salad.evaluation import tasks
 from salad.evaluation.contenders import Ours
 from salad.evaluation.run import evaluate
-from salad.passes import Progress, as_run
+from salad.passes import Progress, run_once
 from salad.passes.cluster import probe_texts
 from salad.passes.score import score
 from salad.passes.synthesise import jobs_of
@@ -92,7 +92,7 @@ def probe_divergences(progress: Progress | None, lab: Lab, config: StudyConfig, 
         spoken = [s for s in corpora.of_speech(store.connect(lab), names) if s.sample_id in ids]
         score(lab, steps.load_checkpoint(lab, run_id, step), run_id, step, spoken, "probe", config.seed, progress=progress)
 
-    as_run(lab, "score", made_from, scored, progress=progress)
+    run_once(lab, "score", made_from, scored, progress=progress)
     return f"{len(ids)} texts"
 
 
@@ -166,7 +166,7 @@ def measure_cell(progress: Progress | None, lab: Lab, config: StudyConfig, cell:
     modalities = ("text", "speech", "cascade") if "arms" in cell.axes else ("text", "speech")
     made_from = {"evaluate": cell.name, "run_id": run_id, "step": step, "tasks": names, "modalities": list(modalities)}
     ours = Ours(model, cell.name, run_id, step)
-    as_run(lab, "evaluate", made_from, lambda run, progress: evaluate(lab, ours, names, modalities, progress=progress),
+    run_once(lab, "evaluate", made_from, lambda run, progress: evaluate(lab, ours, names, modalities, progress=progress),
            kind="evaluate", progress=progress)  # fmt: skip
     return f"divergences of held-out text; {', '.join(modalities)}"
 

@@ -18,7 +18,7 @@ from salad.miniature import make
 from salad.miniature.faults import Faulty
 from salad.models.encoders import fingerprint, load_encoder
 from salad.models.speech_lm import SpeechLM, load_llm, load_tokenizer
-from salad.passes import Progress, as_run
+from salad.passes import Progress, run_once
 from salad.passes.cluster import cluster, probe_texts
 from salad.passes.embed import embed, of_llm
 from salad.passes.encode import encode
@@ -128,7 +128,7 @@ def clusters(progress: Progress | None, lab: Lab, config: StudyConfig) -> str:
         remember(lab, clustering=cluster(lab, run.run_id, "teacher", "broad", config.n_clusters, config.seed))
 
     made_from = {"pass": "cluster", "n_clusters": config.n_clusters, "seed": config.seed, "teacher": recall(lab, "teacher")}
-    as_run(lab, "cluster", made_from, work, progress=progress)
+    run_once(lab, "cluster", made_from, work, progress=progress)
     return f"{config.n_clusters} clusters, {recall(lab, 'clustering')}"
 
 
@@ -154,7 +154,7 @@ def stage1_divergences(progress: Progress | None, lab: Lab, config: StudyConfig)
 def score_probe(progress: Progress, lab: Lab, run_id: str, step: int, seed: int) -> str:
     """M, F and D of the probe at a checkpoint, as a run of its own."""
     made_from = {"pass": "score", "run_id": run_id, "step": step, "speech": ["probe"], "seed": seed}
-    as_run(lab, "score", made_from, lambda run, progress: score_speech(progress, lab, run_id, step, "probe", seed) and None,
+    run_once(lab, "score", made_from, lambda run, progress: score_speech(progress, lab, run_id, step, "probe", seed) and None,
            progress=progress)  # fmt: skip
     return "M, F, D of the probe"
 
@@ -251,7 +251,7 @@ def evaluate_as_run(progress: Progress, lab: Lab, model: SpeechLM, contender: st
     """Ask a model every item of the lab's tasks, as a run of its own."""
     made_from = {"evaluate": contender, "run_id": run_id, "step": step, "tasks": tasks.names(lab)}
     ours = Ours(model, contender, run_id, step, teacher=is_teacher)
-    as_run(lab, "evaluate", made_from, lambda run, progress: evaluate(lab, ours, tasks.names(lab), progress=progress),
+    run_once(lab, "evaluate", made_from, lambda run, progress: evaluate(lab, ours, tasks.names(lab), progress=progress),
            kind="evaluate", progress=progress)  # fmt: skip
 
 

@@ -50,7 +50,9 @@ def prepare(lab: Path | str, config: RunConfig, recipe: str, repetition: int = 0
     this is a `dry_run`, whose folder the caller removes. A part of the caller's own that `config` names, they allow by that."""
     parts.trust(config.encoder.name)
     config = _resolved(lab, config, publish=not dry_run)
-    return RunFolder.create(lab, config.kind, recipe, config.model_dump(mode="json"), config.parent, config.selection, repetition)
+    return RunFolder.get_or_create(
+        lab, config.kind, recipe, config.model_dump(mode="json"), config.parent, config.selection, repetition
+    )
 
 
 def start_model(lab: Path | str, config: RunConfig) -> SpeechLM:

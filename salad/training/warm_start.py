@@ -168,7 +168,7 @@ def _words_of(layout: Layout, span: Span, sound: np.ndarray, causal: bool) -> Wo
             first, end = max(first, span.frame_start) - start, min(end, span.frame_end) - start
             if end > first:
                 words.append((first, end))
-                tokens.append(tuple(layout.written.ids[unit.token_start : unit.token_end]))
+                tokens.append(tuple(layout.prompt_layout.ids[unit.token_start : unit.token_end]))
     return WordSpan(sound[start : span.frame_end], words, tokens)
 
 

@@ -63,16 +63,16 @@ def prepare(
         part: speech: K/N does every N-th shard from K, for a process of its own.
     """
     import store
-    from salad import prepare as preparing
+    from salad import prepare
 
     lab = store.lab_path(lab)
     if what == "text":
-        options = preparing.TextOptions(
+        options = prepare.TextOptions(
             column, language, min_s, max_s or 30.0, characters_per_s, ngram, near, licence, tokenizer, answer
         )
         wanted = tasks.split(",") if tasks else None
         with progress_bar(name) as progress:
-            counts = preparing.prepare_text(lab, source, name, options, tasks=wanted, workers=workers, progress=progress)
+            counts = prepare.prepare_text(lab, source, name, options, tasks=wanted, workers=workers, progress=progress)
     else:
         from salad.errors import SaladError
         from salad.speech.check import load_recogniser
@@ -81,13 +81,13 @@ def prepare(
             raise SaladError("--answer is for text; a table of recordings holds answers in its column `answer`")
         if workers != 1:
             raise SaladError("--workers is for text; for speech start a process for each --part K/N, K from 0")
-        named = recogniser or preparing.own_recogniser(lab)
-        preparing.refuse_nothing(source, layout, language)
+        named = recogniser or prepare.own_recogniser(lab)
+        prepare.refuse_nothing(source, layout, language)
         heard_by = load_recogniser(named, device)
-        options = preparing.SpeechOptions(layout, language, max_cer, max_s or 60.0, licence, domain)
+        options = prepare.SpeechOptions(layout, language, max_cer, max_s or 60.0, licence, domain)
         with progress_bar(name) as progress:
-            counts = preparing.prepare_speech(
-                lab, source, name, heard_by, options, part=preparing.part_of(part), progress=progress
+            counts = prepare.prepare_speech(
+                lab, source, name, heard_by, options, part=prepare.parse_part(part), progress=progress
             )
-    print(preparing.told(counts))
+    print(prepare.describe_counts(counts))
     return 0

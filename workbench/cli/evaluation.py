@@ -52,17 +52,17 @@ def evaluate(
     """
     import store
     from salad.evaluation import answers, harness, spoken, statistics
-    from salad.evaluation import run as evaluation
-    from salad.evaluation import tasks as known
+    from salad.evaluation.run import evaluate as evaluate_contender
+    from salad.evaluation.tasks import names as task_names
     from workbench import tables
 
     lab = store.lab_path(lab)
-    wanted = harness.expand(lab, tasks.split(",") if tasks else known.names(lab))
+    wanted = harness.expand(lab, tasks.split(",") if tasks else task_names(lab))
     other = statistics.sides(lab, against) if against else None
     who = _contender(lab, run, step, contender, name, batch, device)
     split = lambda text: [part.strip() for part in text.split(",")]  # noqa: E731
     with progress_bar(who.name) as progress:
-        evaluation.evaluate(lab, who, wanted, tuple(split(modality)), spoken.listed(voices), tts, asr, limit,
+        evaluate_contender(lab, who, wanted, tuple(split(modality)), spoken.listed(voices), tts, asr, limit,
                             progress=progress, seed=seed)  # fmt: skip
     store.renew(lab)
     side = (who.name, who.run_id or getattr(who, "fingerprint", None), who.step)

@@ -70,14 +70,14 @@ def log(*, lab: Lab = None, n: int = 50, as_of: str | None = None, json: bool = 
         as_of: a time with its zone: the log as it was then.
         json: print one JSON object a line, with what each unit was made from.
     """
-    import json as json_
+    from json import dumps
 
     import store
 
     entries = store.log(store.lab_path(lab), as_of)[-n:]
     for entry in entries:
         if json:
-            print(json_.dumps({key: value for key, value in entry.items() if key != "sum"}, ensure_ascii=False))
+            print(dumps({key: value for key, value in entry.items() if key != "sum"}, ensure_ascii=False))
         else:
             print(" · ".join(str(part) for part in store.history.in_words(entry)))
     if not entries and not json:

@@ -105,10 +105,10 @@ def _study(lab, size, seeds, cells, workers, plan, no_run, write, name, axes) ->
     import store
     from salad.errors import SaladError
     from salad.study import grids, schedule
-    from workbench.reports import findings as judged
+    from workbench.reports import findings
 
     root = store.lab_path(lab)
-    wanted = _parts(axes, judged.AXES, "axis") if axes else tuple(judged.AXES)
+    wanted = _parts(axes, findings.AXES, "axis") if axes else tuple(findings.AXES)
     try:
         numbers = tuple(dict.fromkeys(int(seed) for seed in seeds.split(",")))
     except ValueError:
@@ -120,7 +120,7 @@ def _study(lab, size, seeds, cells, workers, plan, no_run, write, name, axes) ->
     if axes:
         only = [cell.name for cell in grid.cells if set(cell.axes) & set(wanted)]
     if plan:
-        judged.show_plan(grid, schedule.estimate(grid, root, workers, only), workers)
+        findings.show_plan(grid, schedule.estimate(grid, root, workers, only), workers)
         return 0
     failed = {}
     if not no_run:
@@ -130,12 +130,12 @@ def _study(lab, size, seeds, cells, workers, plan, no_run, write, name, axes) ->
 
         with watching(Console()) as watch:
             failed = schedule.run(grid, root, watch, workers, only)
-    found = judged.findings({s: p for s, p in grids.labs(root, grid.name).items() if s in numbers}, wanted)
-    judged.show(found, claims=not axes)
+    found = findings.findings({s: p for s, p in grids.labs(root, grid.name).items() if s in numbers}, wanted)
+    findings.show(found, claims=not axes)
     told = "salad sweep" if axes else "salad findings"
     told += f" --{size}" * (size != "full") + (f" --seeds {seeds}" if seeds != "0,1,2" else "")
     folder = root / "studies" / grid.name
-    for path in judged.write(found, folder, told, None if write is None else Path(write), claims=not axes):
+    for path in findings.write(found, folder, told, None if write is None else Path(write), claims=not axes):
         print(path)
     if failed:
         causes: dict[str, list[str]] = {}

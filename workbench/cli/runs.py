@@ -50,12 +50,12 @@ def plan(
     import pyarrow as pa
 
     import store
-    from salad import plan as planning
+    from salad import plan
     from salad.config import apply_overrides, parse_set
     from workbench import tables
 
     told, where = parse_set(overrides), store.lab_path(lab)
-    costs = [planning.cost(where, name, apply_overrides(config, told), gpu) for name, config in planning.stages(recipe)]
+    costs = [plan.cost(where, name, apply_overrides(config, told), gpu) for name, config in plan.stages(recipe)]
     rows = [{k: f"{v:,.1f}" if isinstance(v, float) else v for k, v in dataclasses.asdict(one).items()} for one in costs]
     tables.show(pa.Table.from_pylist(rows).drop_columns("notes"))
     for one in costs:
@@ -134,7 +134,7 @@ def pass_(
     """
     import store
     from salad.errors import SaladError
-    from salad.passes import run as passes
+    from salad.passes.run import launch, prepare, run_here
 
     if what == "synthesise" and selection is None:
         raise SaladError('say which with --selection l...; `salad sql "from selections"` shows them')
@@ -145,13 +145,13 @@ def pass_(
         "span_units": spans and _spans(spans),
     }  # fmt: skip
     options = {name: value for name, value in given.items() if value is not None}
-    folder = passes.prepare(store.lab_path(lab), what, options, yes)
+    folder = prepare(store.lab_path(lab), what, options, yes)
     if on is None and workers == 1:
         with progress_bar(what) as progress:
-            told = passes.here(folder, progress)
+            told = run_here(folder, progress)
         print(told)
         return 0
-    handle = passes.launch(folder, on or "here", workers, gpus)
+    handle = launch(folder, on or "here", workers, gpus)
     print(f"{folder.run_id} on {on or 'here'}, {workers} workers: python launch_gpu.py logs {folder.run_id} --follow")
     return _watch(handle, what)
 
