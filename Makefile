@@ -9,7 +9,7 @@ export HF_HUB_OFFLINE ?= 1
 export GRADIO_ANALYTICS_ENABLED = False
 export SALAD_LAB = $(LAB)
 
-.PHONY: demo test test-all test-bare test-marked pins lint types select arena sql clean
+.PHONY: demo test test-all test-bare test-marked pins lint types docs select arena sql clean
 
 demo: .venv/installed
 	@$(BIN)/salad demo
@@ -41,6 +41,14 @@ lint: .venv/installed
 # static types of store/ and salad/, checked by mypy; the first run takes minutes, later ones seconds
 types: .venv/installed
 	$(BIN)/python -m mypy
+
+# the documentation site, in build/site; a broken link or a page that the navigation lacks is an error
+docs: .venv/docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -W ignore::DeprecationWarning -m mkdocs build --strict
+
+.venv/docs: pyproject.toml .venv/installed
+	$(BIN)/python -m pip install -q -e '.[docs]'
+	@touch $@
 
 select: .venv/installed
 	$(BIN)/marimo edit notebooks/selection.py

@@ -1,7 +1,7 @@
-"""Writes the generated parts of docs/store.md: the data dictionary, and ten questions with their answers.
+"""Writes what the documentation generates from the store: the data dictionary, and ten questions with their answers.
 
-python -m store.docs                 # the data dictionary, from store/schema.py
-python -m store.docs --lab lab       # that, and the questions with what this lab answers"""
+python -m store.docs                 # docs/reference/data-dictionary.md, from store/schema.py
+python -m store.docs --lab lab       # that, and the questions in docs/store.md with what this lab answers"""
 
 import argparse
 import re
@@ -11,6 +11,15 @@ from . import atomic, connection, schema
 from .errors import StoreError
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "store.md"
+DICTIONARY = PAGE.parent / "reference" / "data-dictionary.md"
+HEAD = """# Data dictionary
+
+Every table that `store.connect(lab)` and `lab/store.duckdb` hold; [The store](../store.md) explains how they are written.
+Columns in bold are never null. `divergences` also has `clustering_id` and `cluster_id` of the newest clustering (whose pass
+ended last by `runs.ended_at`, then by id); `raw.divergences` is the bare table, and faster where you need no cluster.
+Written by `python -m store.docs` from `store/schema.py`; do not edit it by hand.
+
+"""
 
 # What is asked, in words and in SQL; {run}, {step}, {other_run}, {other_step}, {selection} are the lab's own.
 ASKED = (
@@ -81,7 +90,7 @@ ASKED = (
 
 
 def dictionary() -> str:
-    """The data dictionary as Markdown: every table with its columns, types, units and meanings."""
+    """The page of the data dictionary: every table with its columns, types, units and meanings, as Markdown."""
     lines = []
     for table in schema.TABLES.values():
         written = {
@@ -92,7 +101,7 @@ def dictionary() -> str:
             "view": "what readers leave out",
         }[table.kind]
         lines += [
-            f"### {table.name}",
+            f"## {table.name}",
             f"One row is {table.row}. From: {written}." + (f" Key: {', '.join(table.key)}." if table.key else ""),
             "",
             "| column | type | unit | meaning |",
@@ -103,7 +112,7 @@ def dictionary() -> str:
             type = schema.column_type(column).replace('"', "").replace("|", "\\|")
             lines.append(f"| {name} | {type} | {column.unit} | {column.meaning} |")
         lines.append("")
-    return "\n".join(lines).strip()
+    return HEAD + "\n".join(lines)
 
 
 def _cell(value) -> str:
@@ -165,10 +174,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--lab", help="the lab that answers the questions")
     options = parser.parse_args()
-    page = filled(PAGE.read_text(), "dictionary", dictionary())
+    atomic.write_bytes(DICTIONARY, dictionary().encode())
     if options.lab:
-        page = filled(page, "questions", answers(options.lab))
-    atomic.write_bytes(PAGE, page.encode())
+        atomic.write_bytes(PAGE, filled(PAGE.read_text(), "questions", answers(options.lab)).encode())
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 Long because it is one list: the data dictionary of all tables.
 
-`python -m store.docs` writes the data dictionary in docs/store.md from this file."""
+`python -m store.docs` writes docs/reference/data-dictionary.md from this file."""
 
 from typing import NamedTuple
 
