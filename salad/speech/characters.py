@@ -35,7 +35,8 @@ _SAME = {
     "\u203a": "'", "\u201c": '"', "\u201d": '"', "\u201e": '"', "\u201f": '"', "\u00ab": '"', "\u00bb": '"', "\uff02": '"',
     "\u2010": "-", "\u2011": "-", "\u00ad": "", "\ufe63": "-", "\u2212": "−", "\u2044": "/", "\u2215": "/", "\u2116": "No.",
     "\u2103": "°C", "\u2109": "°F", "\u00b5": "μ", "\u2126": "Ω", "\u212a": "K", "\u212b": "Å", "\u2236": ":", "\u223c": "~",
-    "\u00ba": "°", "\u02da": "°", "\u2032": "′", "\u2033": "″", "\u3003": '"', "\u00a6": "|", "\u2022": "•", "\u00b7": "·",
+    "\u00ba": "°", "\u02da": "°", "\u2032": "′", "\u2033": "″", "\u3003": '"', "\u00a6": "|", "㎡": "m²",
+    "㎢": "km²", "㎠": "cm²", "㎟": "mm²", "㎥": "m³", "㎤": "cm³", "\u2022": "•", "\u00b7": "·",
 }  # fmt: skip
 _KEPT_SIGNS = frozenset("°©♯♭")  # of category So, and read aloud
 _NOT_LETTERS = frozenset("™℠®℗")  # not spoken, though they decompose into letters
@@ -43,6 +44,8 @@ _SUPERSCRIPTS = frozenset("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻")  # "m²" has a re
 _WIDE_PUNCTUATION = frozenset("，！？：；（）")  # Chinese punctuation where the text is Chinese
 _PLAIN = re.compile(r"[\t\n\r\x20-\x7e]*")
 _PARTS = re.compile(r"([\t\n\r\x20-\x7e]+(?=[\t\n\r\x20-\x7e]|\Z))|[\t\n\r\x20-\x7e]?[^\t\n\r\x20-\x7e]+")
+_CIRCLED = re.compile("[\u2460-\u249b\u24ea-\u24ff\u2776-\u2793\u3220-\u3229\u3251-\u325f\u3280-\u3289\u32b1-\u32bf]")  # numbers
+_OVERLAYS = re.compile("[\u0300-\u036f]")  # accents that no letter takes: struck through, heaped up
 _ENDS_LINE = "\x85\u2028\u2029"
 
 
@@ -86,6 +89,8 @@ def plain_text(text: str, chinese: bool = False) -> Plain:
                 made += one
                 reason = why or reason
             if made:
+                if _CIRCLED.match(text, start):  # "①②" is one, two: no digits of one number
+                    made = f"{' ' * text[start - 1 : start].isalnum()}{made}{' ' * text[stop : stop + 1].isalnum()}"
                 characters.append(made)
                 origin += [(start, stop)] * len(made)
                 continue
@@ -116,6 +121,8 @@ def _character(c: str, chinese: bool) -> tuple[str, str]:
     if category in ("Cs", "Co", "Cn") or c in "\ufffc\ufffd":
         return "", "unassigned"
     if category in ("Cf", "Me") or "\ufe00" <= c <= "\ufe0f" or "\U000e0100" <= c <= "\U000e01ef" or c == "\u034f":
+        return "", "invisible"
+    if _OVERLAYS.match(c):
         return "", "invisible"
     if category == "Nd":
         return str(unicodedata.digit(c)), ""

@@ -18,6 +18,7 @@ from salad.speech.english_tables import (
     NO_STREET,
     NUMBERED,
     PER_UNITS,
+    QUALIFIED,
     QUOTIENTS,
     RESOLUTIONS,
     RULERS,
@@ -54,14 +55,17 @@ def plural(noun: str) -> str:
     head, _, rest = noun.partition(" ")
     if head in _SAME_PLURAL:
         return noun
-    if head in ("square", "cubic", "nautical", "US", "Australian", "Canadian", "Swiss", "British", "degree", "Hong"):
-        if head != "degree":
-            return f"{head} {plural(rest)}"
+    if rest and head in _BEFORE_NOUN:
+        return f"{head} {plural(rest)}"
     irregular = {"foot": "feet", "inch": "inches", "penny": "pence", "real": "reais"}
     made = irregular.get(head) or (head[:-1] + "ies" if head.endswith("y") and head[-2] not in "aeiou" else head + "s")
     return f"{made} {rest}".strip()
 
 
+_BEFORE_NOUN = frozenset(
+    "square cubic nautical fluid electron kilowatt megawatt gigawatt watt milliamp amp light US Australian "
+    "Canadian Swiss British Mexican".split()
+)  # the noun that takes the plural comes after them
 _SAME_PLURAL = frozenset("hertz kilohertz megahertz gigahertz percent yen won baht dong yuan siemens per miles beats frames "
                          "parts revolutions pixels words".split())  # fmt: skip
 
@@ -74,6 +78,11 @@ def many(amount: str, noun: str) -> str:
 def years(digits: str) -> str:
     """A year: "1905" → "nineteen oh five", "2000" → "two thousand"."""
     return year(digits).replace("oh-", "oh ")
+
+
+def _early_year(digits: str) -> str:
+    """A year that only its surroundings show to be one: "1066" → "ten sixty-six"."""
+    return in_pairs(digits) if digits[:2] in ("10", "21", "22") and digits[1:3] != "00" else years(digits)
 
 
 def in_pairs(digits: str) -> str:
@@ -155,6 +164,10 @@ def _doctor(match: re.Match) -> str:
     return "Doctor"
 
 
+def _company(match: re.Match) -> str | None:
+    return "Company" if re.match(r"[A-Z&]", _before(match)) else None
+
+
 def _letters(match: re.Match) -> str:
     return " ".join(c.upper() for c in match[0] if c.isalpha())
 
@@ -174,7 +187,9 @@ def _name_of_month(text: str) -> str:
 def _year_of(digits: str) -> str:
     if len(digits) == 4:
         return years(digits)
-    return ("oh " if digits[0] == "0" else "") + cardinal(digits.lstrip("0") or "0")
+    if digits == "00":
+        return "two thousand"
+    return ("oh " if digits[0] == "0" else "") + cardinal(digits.lstrip("0"))
 
 
 def _day(match: re.Match) -> str | None:
@@ -187,6 +202,32 @@ def _day(match: re.Match) -> str | None:
         return None
     said = f"{MONTH_NAMES[month - 1]} {ordinal(str(day))}"
     return said + (f", {_year_of(groups['y'])}" if groups.get("y") else "")
+
+
+def _timestamp(match: re.Match) -> str | None:
+    """An ISO 8601 date and time: "2020-01-05T10:30:00Z"."""
+    day = _day(match)
+    if day is None:
+        return None
+    hour, minute, zone = str(int(match["h"])), match["min"], match["zone"]
+    minutes = "hundred" if minute == "00" else ("oh " if minute[0] == "0" else "") + cardinal(str(int(minute)))
+    said = f"{day} at {cardinal(hour)} {minutes}"
+    if match["s"] and int(match["s"]):
+        said += f" and {cardinal(str(int(match['s'])))} {many(str(int(match['s'])), 'second')}"
+    if not zone:
+        return said
+    if zone == "Z":
+        return f"{said} U T C"
+    return f"{said} U T C {'plus' if zone[0] == '+' else 'minus'} {cardinal(str(int(zone[1:3])))}"
+
+
+_WEEKDAYS = {"Mon": "Monday", "Tue": "Tuesday", "Wed": "Wednesday", "Thu": "Thursday", "Fri": "Friday", "Sat": "Saturday",
+             "Sun": "Sunday"}  # fmt: skip
+_WEEKDAY_NAMES = "Mon|Tues?|Weds?|Thurs|Thur?|Fri|Sat|Sun"
+
+
+def _weekday(match: re.Match) -> str:
+    return _WEEKDAYS[match[0][:3]]
 
 
 def _day_after_month(match: re.Match) -> str | None:
@@ -221,6 +262,20 @@ def _hour(match: re.Match) -> str | None:
     return said + (f" {half[0].upper()} M" if half else "")
 
 
+def _military(match: re.Match) -> str:
+    """E.g. "0800 hours" → "zero eight hundred"."""
+    hour, minute = match["h"], match["m"]
+    said = one_by_one(hour) if hour[0] == "0" else cardinal(hour)
+    return f"{said} hundred" if minute == "00" else f"{said} {one_by_one(minute) if minute[0] == '0' else cardinal(minute)}"
+
+
+_BOOKS = (
+    "Genesis|Exodus|Leviticus|Numbers|Deuteronomy|Joshua|Judges|Ruth|Samuel|Kings|Chronicles|Ezra|Nehemiah|Esther|Job|Psalms?"
+    "|Proverbs|Ecclesiastes|Isaiah|Jeremiah|Ezekiel|Daniel|Hosea|Amos|Micah|Zechariah|Malachi|Matthew|Mark|Luke|John|Acts|Romans"
+    "|Corinthians|Galatians|Ephesians|Philippians|Colossians|Thessalonians|Timothy|Titus|Hebrews|James|Peter|Revelation"
+)
+
+
 def _decade(match: re.Match) -> str:
     century, tens = int(match["c"]), match["t"]
     if tens == "0":
@@ -249,7 +304,14 @@ def _several(match: re.Match) -> str | None:
 
 _SCALE_WORDS = "thousand million billion trillion hundred lakh crore".split()
 SCALE = rf"(?:[ -]?(?P<word>{'|'.join(_SCALE_WORDS)})\b|(?P<letter>{either(SCALES)})(?!\w))"
-_ADJECTIVE = re.compile(r"\b(?:[Aa]n?|[Aa]nother|[Ee]very|[Pp]er|[Ee]ach) $")
+_ARTICLE = re.compile(r"(?<!\w)[Aa]n? $")
+_QUALIFIED = re.compile(rf" (?:{'|'.join(QUALIFIED)})s?(?!\w)")
+
+
+def _qualifies(match: re.Match) -> bool:
+    """Whether an amount belongs to a noun that follows, so that its unit is singular: "a $5 bill", "the 100 m dash"."""
+    before, after = match.string[max(match.start() - 4, 0) : match.start()], match.string[match.end() : match.end() + 24]
+    return bool(_QUALIFIED.match(after) or _ARTICLE.search(before) and re.match(r"[ -][a-z(]", after))
 
 
 def _plural_money(noun: str) -> str:
@@ -262,13 +324,16 @@ def _money(match: re.Match) -> str | None:
     unit, small = CURRENCIES[sign] if sign in CURRENCIES else (CODES[sign], "cent")
     amount, upper = match["amount"], match["to"]
     scale = match["word"] or SCALES.get(match["letter"] or "", "")
-    before = match.string[max(match.start() - 9, 0) : match.start()]
-    single = bool(_ADJECTIVE.search(before)) and bool(re.match(r"[ -][a-z]", match.string[match.end() : match.end() + 2]))
+    single = _qualifies(match)
     units = unit if single else _plural_money(unit)
     if upper:
         return f"{number(amount)} to {' '.join(filter(None, [number(upper), scale, units]))}"
     if scale:
         return f"{number(amount)} {scale} {units}"
+    if re.fullmatch(r"\d+,\d\d", amount):  # no thousands: continental decimals
+        amount = amount.replace(",", ".")
+    elif amount.count(".") > 1 or " " in amount:
+        amount = re.sub("[. ]", "", amount)
     whole, _, cents = amount.replace(",", "").partition(".")
     if len(cents) == 2 and small:
         part_of = f"{cardinal(str(int(cents)))} {small if int(cents) == 1 else plural(small)}"
@@ -288,7 +353,13 @@ def _cents(match: re.Match) -> str:
 _SAME_PLURAL |= {"horsepower", "per"}
 _POWERS = {"²": "square", "2": "square", "³": "cubic", "3": "cubic"}
 _UNIT = rf"(?P<unit>{either(UNITS)})(?P<power>[²³]|(?<=m)[23]|(?<=ft)[23])?"
-_PER_UNIT = rf"(?:/(?P<per>{either([*UNITS, *PER_UNITS])})(?P<perpower>[²³]|(?<=m)[23])?)?"
+_SAFE_UNIT_NAMES = either(set(UNITS) - ATTACHED_UNITS - {"h", "s", "m", "l", "g"})
+_SAFE_UNIT = (
+    rf"(?P<unit>{_SAFE_UNIT_NAMES})(?P<power>[²³]|(?<=m)[23]|(?<=ft)[23])?"
+    r"(?!\w)"
+)  # what is a unit whatever stands around it
+_PER_NAMES = either([*UNITS, *PER_UNITS])
+_PER_UNIT = rf"(?:/(?P<several>\d{{1,6}} ?)?(?P<per>{_PER_NAMES})(?P<perpower>[²³]|(?<=m)[23])?(?!\w))?"
 
 
 def _powered(name: str, power: str | None) -> str:
@@ -299,30 +370,67 @@ def _unit(match: re.Match) -> str | None:
     unit, amount, dash = match["unit"], match["amount"], match["gap"]
     if unit in ATTACHED_UNITS and dash == " " and not re.match(r"(?:\W|$)", match.string[match.end() : match.end() + 1]):
         return None
-    if unit in ("t", "us") and dash == " ":
+    if unit in ("t", "us") and dash == " " or unit == "in" and dash:
         return None
     name = _powered(UNITS[unit], match["power"])
-    before = match.string[max(match.start() - 9, 0) : match.start()]
-    follows = re.match(r"[ -][a-z]", match.string[match.end() : match.end() + 2])
-    said = name if dash == "-" or (follows and _ADJECTIVE.search(before)) else many(amount, name)
-    if match["per"]:
-        per = match["per"]
-        other = PER_UNITS.get(per) or UNITS[per]
-        if match["perpower"] and other == "second":
-            said += f" per second {'squared' if match['perpower'] in '²2' else 'cubed'}"
-        else:
-            said += f" per {_powered(other, match['perpower'])}"
-    return f"{number(amount)} {said}"
+    return f"{number(amount)} {name if dash == '-' or _qualifies(match) else many(amount, name)}{_per(match)}"
+
+
+def _per(match: re.Match) -> str:
+    """What follows a unit: " per hour", " per second squared", " per one hundred grams"; "" where nothing does."""
+    if not match["per"]:
+        return ""
+    other = PER_UNITS.get(match["per"]) or UNITS[match["per"]]
+    if match["perpower"] and other == "second":
+        return f" per second {'squared' if match['perpower'] in '²2' else 'cubed'}"
+    other = _powered(other, match["perpower"])
+    return f" per {number(match['several'])} {many(match['several'], other)}" if match["several"] else f" per {other}"
+
+
+def _unit_after(match: re.Match) -> str:
+    """The unit of an amount that another rule has read."""
+    name = _powered(UNITS[match["unit"]], match["power"])
+    return ("" if match["gap"] else " ") + (name if match["gap"] == "-" else plural(name)) + _per(match)
+
+
+def _decimal_comma(match: re.Match) -> str:
+    """A continental decimal: "1,5 million", where no thousands can be meant."""
+    return number(match[0].replace(",", "."))
+
+
+def _between_digits(match: re.Match) -> str | None:
+    """A hyphen between digits that is no range: not within a name such as "i7-8700K"."""
+    token = re.search(r"[\w-]*$", match.string[max(match.start() - 24, 0) : match.start()])[0]
+    return None if re.search(r"[A-Za-z]", token) else " "
 
 
 def _feet(match: re.Match) -> str:
     return f"{cardinal(match[1])} foot {number(match[2])}"
 
 
+def _feet_and_inches(match: re.Match) -> str:
+    feet, inches = match["feet"], match["inches"]
+    return f"{cardinal(feet)} {many(feet, 'foot')} {number(inches)} {many(inches, 'inch')}"
+
+
+_QUARTERS = {"N": "north", "S": "south", "E": "east", "W": "west"}
+
+
+def _latitude(degrees: str, quarter: str) -> str:
+    return f"{degrees} {'degree' if degrees == 'one' else 'degrees'} {_QUARTERS[quarter]}"
+
+
 def _inches(match: re.Match) -> str | None:
     """`5"` outside of quotation marks."""
     line = match.string[max(match.start() - 500, 0) : match.start()].rpartition("\n")[2]
     return f"{number(match['amount'])} {many(match['amount'], 'inch')}" if line.count('"') % 2 == 0 else None
+
+
+def _times(match: re.Match) -> str:
+    """E.g. "3x" → "three times", but "2x + 1" → "two x"."""
+    around = re.search(r"[-+*/=(] ?$", match.string[max(match.start() - 2, 0) : match.start()])
+    follows = re.match(r" ?(?:[+*/=^)]|-[ \d])", match.string[match.end() : match.end() + 3])
+    return f"{number(match['n'])} {'x' if around or follows else 'times'}"
 
 
 def _magnitude(match: re.Match) -> str | None:
@@ -390,6 +498,28 @@ def _phone(match: re.Match) -> str:
     return ", ".join("plus" if group == "+" else one_by_one(group) for group in groups).replace("plus, ", "plus ")
 
 
+_STATES = frozenset("AL AK AZ AR CA CO CT DE FL GA HI ID IL IN IA KS KY LA ME MD MA MI MN MS MO MT NE NV NH NJ NM NY NC ND OH OK "
+                    "OR PA RI SC SD TN TX UT VT VA WA WV WI WY DC".split())  # fmt: skip
+
+
+def _zip(match: re.Match) -> str | None:
+    """The five digits after a state: "Springfield, IL 62704"."""
+    return one_by_one(match["take"]) if match[0][:2] in _STATES else None
+
+
+def _continental(match: re.Match) -> str | None:
+    """Thousands between full stops: "1.000.000"; not an address of four groups, not a version."""
+    whole, comma, decimals = match["take"].partition(",")
+    groups = whole.split(".")
+    named = re.search(
+        r"(?i)(?:version|release|build|v\.?|ip|address|host) ?$", match.string[max(match.start() - 12, 0) : match.start()]
+    )
+    address = len(groups) == 4 and all(int(group) <= 255 for group in groups)
+    if address or named or groups[0][0] == "0":
+        return None
+    return cardinal("".join(groups)) + (f" point {one_by_one(decimals)}" if comma else "")
+
+
 def _short_phone(match: re.Match) -> str | None:
     before = match.string[max(match.start() - 24, 0) : match.start()].lower()
     return _phone(match) if match[0].startswith("555") or re.search(r"call|phone|tel|dial|fax|number|text", before) else None
@@ -402,12 +532,15 @@ def _dotted(match: re.Match) -> str:
                                       match.string[max(match.start() - 12, 0) : match.start()])  # fmt: skip
     said = "version " if match["v"] else ""
     if len(groups) == 4 and not version and all(len(g) <= 3 and int(g) <= 255 for g in groups):
-        return " dot ".join(one_by_one(g) for g in groups)
+        port = f" {'port' if match['sign'] == ':' else 'slash'} {one_by_one(match['port'])}" if match["port"] else ""
+        return " dot ".join(one_by_one(g) for g in groups) + port
+    if match["port"]:
+        return None
     return said + " point ".join(cardinal(g) for g in groups)
 
 
 def _v(match: re.Match) -> str:
-    return f"version {number(match['n'])}"
+    return f"version {number(match['n'] or match['large'])}"
 
 
 def _quotient(match: re.Match) -> str | None:
@@ -415,9 +548,18 @@ def _quotient(match: re.Match) -> str | None:
         return QUOTIENTS[match[0]]
     dated = re.search(r"\b(?:on|since|by|dated|until|before|after|of) $", match.string[max(match.start() - 7, 0) : match.start()])
     over, under = int(match[1][:15]), int(match[2][:15])
-    if dated and 1 <= over <= 12 and 1 <= under <= 31 and over < under and under > 10:
-        return f"{MONTH_NAMES[over - 1]} {ordinal(match[2])}"
-    return fraction(match[1], match[2])
+    if dated and 1 <= over <= 12 and 1 <= under <= 31 and (under > max(over, 10) or dated[0] == "on "):
+        return f"{MONTH_NAMES[over - 1]} {ordinal(str(under))}"
+    if "0" in (match[1][0], match[2][0]):
+        return f"{one_by_one(match[1])} slash {one_by_one(match[2])}"
+    said = fraction(match[1], match[2])
+    if not match["unit"]:
+        return said
+    name = _powered(UNITS[match["unit"]], match["power"])
+    if match["gap"] == "-" or over >= under:
+        return f"{said} {name if match['gap'] == '-' else plural(name)}{_per(match)}"
+    article = "" if "percent" in name else "an " if name[0] in "aeiou" or name == "hour" else "a "
+    return f"{said} {'' if (over, under) == (1, 2) or not article else 'of ' + article}{name}{_per(match)}"
 
 
 def _mixed(match: re.Match) -> str | None:
@@ -425,6 +567,12 @@ def _mixed(match: re.Match) -> str | None:
     if not 0 < over < under <= 64:
         return None
     return f"{cardinal(match[1])} and {'a' if (over, under) == (1, 2) else cardinal(match[2])} {part(under, over > 1)}"
+
+
+def _score(match: re.Match) -> str:
+    """E.g. "9.5/10", "4/5 stars", "85/100"."""
+    got, of = match[0].split("/")
+    return f"{number(got)} out of {cardinal(of)}"
 
 
 def _mixed_vulgar(match: re.Match) -> str:
@@ -497,7 +645,13 @@ RULES = [
     rule(r"(?<!\w)(?:w/o|w/|and/or|b/c|n/a|N/A)(?!\w)", lambda m: SLASHED[m[0]], "/"),
     # abbreviations
     rule(rf"(?<![\w.])(?:{either(_ALWAYS)})(?!\w)", lambda m: ABBREVIATIONS[m[0]], "."),
-    rule(r"(?<![\w.])St\.(?!\w)", _saint, "."),
+    rule(r"(?<![\w.])St(?:\.(?!\w)|(?= [A-Z][a-z]))", _saint, "S"),
+    rule(
+        r"(?<![\w.])(?<!\d )(?P<take>Mt|Ft|Prof)(?= [A-Z][a-z])",
+        lambda m: {"Mt": "Mount", "Ft": "Fort", "Prof": "Professor"}[m[0]],
+        "MFP",
+    ),
+    rule(r"(?<!\w)[Nn]°\.? ?(?=\d)", "number ", "°"),
     rule(r"(?<![\w.])Dr\.(?!\w)", _doctor, "."),
     rule(
         r"(?<![\w.])(?P<take>Mr|Mrs|Ms|Dr)(?= [A-Z])",
@@ -507,7 +661,7 @@ RULES = [
     rule(rf"(?<![\w.])(?:{either(TITLES)})\.(?= [A-Z])", lambda m: TITLES[m[0][:-1]], "."),
     rule(r"(?:(?<=[a-z] )|(?<=[a-z], ))Sr\.(?!\w)", lambda m: "Senior", "."),
     rule(r"(?<=[A-Za-z] )Rd\.(?!\w)", lambda m: "Road", "."),
-    rule(r"(?<=[A-Z][a-z] )Co\.(?!\w)|(?<=& )Co\.(?!\w)|(?<=[a-z] )Co\.(?=,| (?:Inc|Ltd|is|was|of)|$)", lambda m: "Company", "."),
+    rule(r"(?<=& )Co\.(?!\w)|(?<=[\w'] )Co\.(?!\w)", _company, "."),
     rule(rf"(?<![\w.])(?:{either(BEFORE_NUMBER)})(?= ?[#(]?\d)", lambda m: BEFORE_NUMBER[m[0]], "."),
     rule(
         r"(?<![\w.])(?P<of>Vol|vol|Ch|ch|Chap|chap|Pt|pt|Art|art|Sec|sec|Fig|fig|Bk|Op|op|(?:No"
@@ -517,7 +671,7 @@ RULES = [
     ),
     rule(r"(?<=[A-Z][a-z]{2} )v\.? (?=[A-Z])|(?<=[a-z] )v\. (?=[A-Z])|(?<=[\w)] )vs (?=[\w(])", "versus ", "v"),
     rule(
-        r"(?<![\w.])(?:[A-Za-z]\.){2,}(?:[A-Z](?![\w.]))?(?!\w)|(?<!\w)Ph\.D\.?(?!\w)",
+        r"(?<![\w.])(?:[A-Za-z]\.){2,}(?:[A-Z](?![\w.]))?(?!\w)|(?<!\w)(?:Ph\.D|[MB]\.(?:Sc|Ed|Phil|Eng)|D\.Phil|Ed\.D)\.?(?!\w)",
         lambda m: (
             None
             if re.fullmatch(r"[AaPp]\.[Mm]\.", m[0]) and m.string[max(m.start() - 2, 0) : m.start()][:1].isdigit()
@@ -529,6 +683,9 @@ RULES = [
     ),
     # numbers that are names: phones, addresses, versions
     rule(r"(?<![\w.+(-])(?:\+?\d{1,3}[ .-]?)?(?:\(\d{3}\) ?|\d{3}[ .-])\d{3}(?:[ .-]| - )\d{4}(?![\w-]|\.\d)", _phone, DIGITS),
+    rule(r"(?<![\w.+(-])\(0\d{2,4}\) ?\d{3,4} ?\d{3,4}(?![\w-]|\.\d)", _phone, DIGITS),
+    rule(r"(?<![\w.,-])1-800(?=[ -][A-Za-z])", "one eight hundred", "1"),
+    rule(r"(?<![\w.,-])50-50(?![\w-]|[.,]\d)", "fifty fifty", "5"),
     rule(r"(?<!\w)\+\d{1,3}(?:[ .-]\(?\d{1,5}\)?){2,6}(?![\w-]|\.\d)", _phone, "+"),
     rule(
         r"(?<![\w.,-])\d{3}-\d{2}-\d{4}(?![\w-])|(?<![\w.,-])\d{4}(?:[ -]\d{4}){3}(?![\w-])"
@@ -537,12 +694,51 @@ RULES = [
         DIGITS,
     ),
     rule(r"(?<![\w.,-])\d{3} ?- ?\d{4}(?![\w-]|[.,]\d)", _short_phone, DIGITS),
-    rule(r"(?:[Cc]all(?:ed|ing)?|[Dd]ial(?:ed|ing)?) (?P<take>\d11)(?![\w]|[.,]\d)", lambda m: one_by_one(m["take"]), DIGITS),
+    rule(
+        r"(?:[Cc]all(?:ed|ing)?|[Dd]ial(?:ed|ing)?|[Cc]alls? to|[Tt]o) (?P<take>[2-9]11)(?![\w]|[.,]\d)",
+        lambda m: one_by_one(m["take"]),
+        DIGITS,
+    ),
+    rule(
+        r"(?<![\w.,])[2-9]11(?= (?:calls?|operators?|dispatch\w*|cent(?:er|re)s?|lines?)\b)", lambda m: one_by_one(m[0]), DIGITS
+    ),
+    rule(r"(?i:zip(?: code)?|post(?:al )?code):? (?P<take>\d{5})(?![\w-]|[.,]\d)", lambda m: one_by_one(m["take"]), DIGITS),
+    rule(r"(?<![A-Z])[A-Z]{2} (?P<take>\d{5})(?=$|[,.;]|\n)(?![.,]\d)", _zip, DIGITS),
+    rule(r"(?<![\w.,$£€])(?<![$£€] )(?P<take>\d{1,3}(?:\.\d{3}){2,4}(?:,\d{1,2})?)(?![\w]|[.,]\w)", _continental, "."),
+    rule(
+        r"(?<![\w.,$£€])(?<![$£€] )(?<!\d )\d{1,3}(?:(?: \d{3})+,\d{1,2}|(?:'\d{3})+)(?![\w']|[.,]\d)",
+        lambda m: number(re.sub("[ ']", "", m[0]).replace(",", ".")),
+        " '",
+    ),
     rule(r"(?<![\w.,])(?P<y>\d{4})[.](?P<m>\d{2})[.](?P<d>\d{2})(?![\w.])", _day, DIGITS),
     rule(r"(?<![\w.,])(?P<d>[0-3]?\d)\.(?P<m>[01]?\d)\.(?P<y>(?:1[5-9]|20)\d\d)(?![\w]|\.\d)", _day, DIGITS),
-    rule(r"(?<![\w.,])(?P<v>[vV]\.?)?(?P<n>\d{1,9}(?:\.\d{1,9}){2,8})(?!\w|\.\w)", _dotted, DIGITS),
-    rule(r"(?<![\w.])[vV](?P<n>\d{1,4}(?:\.\d{1,4})?)(?![\w]|\.\d)", _v, "vV"),
+    rule(
+        r"(?<![\w.,$£€])(?<![$£€] )(?P<v>[vV]\.?)?(?P<n>\d{1,9}(?:\.\d{1,9}){2,8})"
+        r"(?:(?P<sign>[:/])(?P<port>\d{1,5})(?![\w:/]))?(?!\w|\.\w)",
+        _dotted,
+        DIGITS,
+    ),
+    rule(r"(?<![\w.])(?:v(?P<n>\d{1,4}(?:\.\d{1,4})?)|V(?P<large>\d{1,4}\.\d{1,4}))(?![\w]|\.\d)", _v, "vV"),
     # dates
+    rule(
+        r"(?<![\w/.,-])(?P<y>\d{4})-(?P<m>\d{2})-(?P<d>\d{2})T(?P<h>[01]\d|2[0-3]):(?P<min>[0-5]\d)"
+        r"(?::(?P<s>[0-5]\d)(?:\.\d{1,9})?)?(?P<zone>Z|[+-]\d{2}:?\d{2})?(?!\w)",
+        _timestamp,
+        "T",
+    ),
+    rule(rf"(?<!\w)(?P<take>(?:{_WEEKDAY_NAMES})\b\.?)(?=,? ?(?:\d{{1,2}}(?:st|nd|rd|th)? )?{MONTH}(?!\w))", _weekday, DIGITS),
+    rule(rf"(?<![\w.])(?:{_WEEKDAY_NAMES})\.?(?=[-–—](?:{_WEEKDAY_NAMES})(?!\w))", _weekday, "-–—"),
+    rule(rf"(?:(?<=\ufffc)|(?<=day))(?P<take>[-–—])(?={_WEEKDAY_NAMES}\b)", " to ", "-–—"),
+    rule(rf"(?<=\ufffc)(?:{_WEEKDAY_NAMES})(?!\w)\.?", _weekday, "-–—"),
+    rule(r"(?<![\w.])(?:Mon|Tues?|Thur?s?|Fri)\.(?!\w)", _weekday, "."),
+    rule(r"(?<!\w)(?P<half>FY|CY) ?'?(?P<n>(?:19|20)?\d\d)(?!\w)", lambda m: f"{' '.join(m['half'])} {_year_of(m['n'])}", "Y"),
+    rule(r"(?<![\w.,])(?P<n>1\d{3}|2[0-2]\d{2})(?= (?:B\.?C|A\.?D|CE\b))", lambda m: _early_year(m["n"]), "BAC"),
+    rule(
+        r"\b(?:[Ii]n|[Ss]ince|[Bb]y|[Uu]ntil|AD|A\.D\.|year) (?P<take>1[0]\d\d|2[12]\d\d)(?![\w:%-]|[.,]\d| [a-z]+s\b)",
+        lambda m: _early_year(m["take"]),
+        "12",
+    ),
+    rule(r"(?<![\w.])(?P<take>[bd]\.)(?= ?(?:c\. ?)?1\d\d\d(?!\d))", lambda m: "born" if m["take"][0] == "b" else "died", "."),
     rule(r"(?<![\w/.,-])(?P<y>\d{4})([-/])(?P<m>\d{1,2})\2(?P<d>\d{1,2})(?![\w/-]|[.,]\d)", _day, "-/"),
     rule(r"(?<![\w/.,-])(?P<m>\d{1,2})([-/])(?P<d>\d{1,2})\2(?P<y>(?:1[5-9]|20)\d\d|\d\d)(?![\w/-]|[.,]\d)", _day, "-/"),
     rule(
@@ -569,15 +765,16 @@ RULES = [
         "^⁰¹²³⁴⁵⁶⁷⁸⁹",
     ),
     rule(rf"{FREE}(?P<amount>{NUM})[eE](?P<e>[-+−]\d{{1,3}})(?!\w)", _scientific, "eE"),
+    rule(r"(?<![\w.,:-])(?P<amount>\d(?:\.\d+)?)[eE](?P<e>\d{1,3})(?![\w:])", _scientific, "eE"),
     # decades, plurals, years
     rule(
-        r"(?<![\w.,])(?<!\d )(?P<n>\d{1,3}(?: \d{3})* (?:000|\d{3} \d{3}))(?![\w]| \d|[.,]\d)",
+        r"(?<![\w.,$£€])(?<![$£€] )(?<!\d )(?P<n>\d{1,3}(?: \d{3})* (?:000|\d{3} \d{3}))(?![\w]| \d|[.,]\d)",
         lambda m: number(m["n"].replace(" ", "")),
         DIGITS,
     ),
     rule(r"(?<![\w.,$£€'])(?P<c>1\d|20)(?P<t>\d)0'?s(?!\w)", _decade, DIGITS),
     rule(r"(?<![\w.,$£€])(?P<apostrophe>')?(?P<t>[1-9])0'?s(?!\w)", _tens, DIGITS),
-    rule(r"(?<![\w.,$£€])(?P<apostrophe>')(?P<t>0)0s(?!\w)", _tens, DIGITS),
+    rule(r"(?<![\w.,$£€])(?:(?P<apostrophe>')|(?<=[Tt]he )|(?<=early )|(?<=late )|(?<=mid-))(?P<t>0)0s(?!\w)", _tens, DIGITS),
     rule(r"(?<![\w'.,])'(?P<n>\d\d)(?![\w']|[.,:]\d)", lambda m: _year_of(m["n"]), "'"),
     rule(
         r"(?<![\w.,$£€])(?P<n>\d{3,4})s(?!\w)|(?<=[A-Za-z]-)(?P<m>\d{1,3})s(?!\w)",
@@ -589,7 +786,16 @@ RULES = [
         lambda m: f"{years(m['a'])} to {_year_of(m['b'])}" if int(m["b"]) > int(m["a"][2:]) else None,
         "-–—/",
     ),
-    rule(r"(?<![\w.)\ufffc])[-−](?=[$£€¥]?\.?\d)", "minus ", "-−"),
+    rule(
+        rf"(?<!\w)(?P<sign>{_SIGN})[-−](?P<amount>{NUM})(?P<to>(?!)x)?{SCALE}?(?![.,]?\d)(?!\w)",
+        lambda m: f"minus {_money(m)}",
+        "-−",
+    ),
+    rule(r"(?<![\w.)\ufffc^])(?<!\^[({])[-−](?=[$£€¥]?\.?\d)", "minus ", "-−"),
+    rule(r"(?<![\w/.,-])(\d{1,9})[ -](\d{1,2})/(\d{1,3})(?![\w/-]|[.,]\d)", _mixed, "/"),
+    rule(r"(?<![\w:.,])(?P<h>1?\d)\.(?P<m>[0-5]\d)(?P<s>(?!)x)?" + rf" ?{_HALF}(?!\w)", _hour, DIGITS),
+    rule(r"(?<![\w:.,])(?P<h>[01]\d|2[0-3])(?P<m>[0-5]\d)(?= hours\b)", _military, DIGITS),
+    rule(rf"\b(?:{_BOOKS}) (?P<take>\d{{1,3}}:\d{{1,3}})(?![\w:])", lambda m: " ".join(map(cardinal, m["take"].split(":"))), ":"),
     # times; ranges are read as two numbers with "to" between
     rule(rf"(?<![\w:$£€])(?<!\d[.,])(?P<h>\d{{1,2}})(?::(?P<m>[0-5]\d)(?::(?P<s>[0-5]\d))?)?(?: ?{_HALF})(?!\w)", _hour, DIGITS),
     rule(
@@ -599,11 +805,18 @@ RULES = [
     ),
     rule(r"(?<![\w:.,])\d+(?P<take>:)\d+(?![\w:]|[.,]\d)", " to ", ":"),
     rule(
+        rf"(?<!\w)(?P<sign>{_SIGN}) ?(?P<amount>\d{{1,9}},\d\d|\d{{1,3}}(?:\.\d{{3}}){{2,4}}|\d{{1,3}}(?: \d{{3}}){{1,4}})"
+        r"(?P<to>(?!)x)?(?P<word>(?!)x)?(?P<letter>(?!)x)?(?![.,]?\d)(?!\w)",
+        _money,
+        _MONEY_SIGNS,
+    ),
+    rule(
         rf"(?<!\w)(?P<sign>{_SIGN}) ?(?P<amount>{NUM})(?! ?[-–—] ?[$£€])(?: ?[-–—] ?(?P<to>{NUM}))?{SCALE}?(?![.,]?\d)(?!\w)",
         _money,
         _MONEY_SIGNS,
     ),
     rule(rf"(?<!\w)(?P<sign>{_SIGN}) ?(?P<amount>{NUM})(?P<to>(?!)x)?{SCALE}?(?![.,]?\d)(?!\w)", _money, _MONEY_SIGNS),
+    rule(rf"(?<=\ufffc)/(?P<per>{_PER_NAMES})(?!\w)", lambda m: f" per {PER_UNITS.get(m['per']) or UNITS[m['per']]}", "/"),
     rule(rf"(?<!\w)(?P<sign>{either(CODES)}) ?(?P<amount>{NUM})(?P<to>(?!)x)?{SCALE}?(?![.,]?\d)(?!\w)", _money, DIGITS),
     rule(
         rf"{FREE}(?:(?P<lower>{NUM}) ?[-–—] ?)?(?P<amount>{NUM})(?P<to>(?!)x)?{SCALE}? ?(?P<sign>[€£¥₹₩₽₺₪]|\$(?!\d)"
@@ -612,6 +825,7 @@ RULES = [
         DIGITS,
     ),
     rule(rf"{FREE}(?P<amount>{NUM}) ?(?P<sign>¢)", _cents, "¢"),
+    rule(r"(?<![\w/.,-])\d+(?P<take>-)(?=\d+(?:[-+×x*/]\d+)* ?= ?\d)", " minus ", "="),
     rule(
         r"(?<![\w/.,-])(?:\d+(?:[.,]\d+)*)(?:%|°[CF]?|[A-Za-z]{1,4}(?=\s?[-–—]))?(?P<take>-"
         r"|\s?[–—]\s?)(?=\d+(?:[.,]\d+)*(?:[A-Za-z%°]{0,5})(?![\w/-]))",
@@ -619,49 +833,102 @@ RULES = [
         "-–—",
     ),
     rule(r"(?:(?<=\ufffc)|(?<=\d))(?P<take>-| ?[–—] ?)(?=\ufffc)|(?<=\ufffc)(?P<then>-| ?[–—] ?)(?=[$£€]?\d)", " to ", "-–—"),
-    rule(r"(?<=\d)-(?=\d)", " ", "-"),
+    rule(r"(?<=\d)-(?=\d)", _between_digits, "-"),
     rule(
-        r"(?<=[\d\ufffc]) - (?=[\d\ufffc])",
+        r"(?<=[\d\ufffc%]) - (?=[$£€]?[\d\ufffc])",
         lambda m: " minus " if re.match(r"[^=\n]{0,24}=", m.string[m.end() : m.end() + 25]) else " to ",
         "-",
     ),
     # fractions
-    rule(r"(?<![\w/.,-])(\d{1,9})[ -](\d{1,2})/(\d{1,3})(?![\w/-]|[.,]\d)", _mixed, "/"),
-    rule(r"(?<![\w/-])(\d+)/(\d+)(?:(?:/365)?)(?![\w/-]|[.,]\d)", _quotient, "/"),
+    rule(
+        r"(?<![\w/.,-])(?P<n>\d{1,3}(?:\.\d{1,2})?)/(?P<of>\d{1,4})(?= stars?\b)"
+        r"|(?<![\w/.,-])(?P<score>\d{1,3}\.\d{1,2})/(?P<most>\d{1,4})(?![\w/-]|[.,]\d)"
+        r"|(?<![\w/.,-])(?P<points>[2-9]|\d\d)/100(?![\w/-]|[.,]\d)",
+        _score,
+        "/",
+    ),
+    rule(
+        r"(?<![\w/-])(?<!\d[.,])(\d+)/(\d+)(?:/365)?(?:(?P<gap>[ -]?)" + _SAFE_UNIT + _PER_UNIT + r")?(?![\w/-]|[.,]\d)",
+        _quotient,
+        "/",
+    ),
     rule(rf"{FREE}(?P<whole>\d{{1,15}}) ?(?P<part>[{_VULGAR}])", _mixed_vulgar, _VULGAR),
     # numbers with something attached
-    rule(r"(?<=\w)\^\(?(?P<n>-?(?:\d{1,9}|[a-zA-Z]))\)?(?!\w)", _power, "^"),
+    rule(r"(?<=\w)\^[({]?(?P<n>[-−]?(?:\d{1,9}|[a-zA-Z]))[)}]?(?!\w)", _power, "^"),
     rule(r"(?<![\w.,])(\d{3,4})([pi])(?!\w)", _resolution, DIGITS),
-    rule(r"(?<=\d) ?[x×] ?(?=\d)", "by", "x×"),
-    rule(r"(?<!\w)401\(?k\)?(?!\w)", "four oh one k", "4"),
-    rule(r"(?<![\w.,])(\d{1,2})['′] ?(\d{1,2}(?:\.\d+)?)(?:[\"″]|''|(?!\w))", _feet, "'′"),
     rule(
-        r"(?<![\w.,])(\d+)° ?(\d+)[′'](?: ?(\d+(?:\.\d+)?)[″\"])?",
-        lambda m: f"{cardinal(m[1])} degrees {cardinal(m[2])} minutes" + (f" {number(m[3])} seconds" if m[3] else ""),
+        r"(?<=\d) ?[x×] ?(?=\d)", lambda m: "times" if re.match(r"[\d.,]+ ?=", m.string[m.end() : m.end() + 24]) else "by", "x×"
+    ),
+    rule(r"(?<!\w)401\(?k\)?(?!\w)", "four oh one k", "4"),
+    rule(r"(?<![\w.,°])(?<!° )(\d{1,2})['′] ?(\d{1,2}(?:\.\d+)?)(?:[\"″]|''|(?!\w))", _feet, "'′"),
+    rule(
+        r"(?<![\w.,])(\d+)° ?(\d+)[′'](?: ?(\d+(?:\.\d+)?)[″\"])?(?: ?([NSEW])(?!\w))?",
+        lambda m: (
+            f"{cardinal(m[1])} degrees {cardinal(m[2])} minutes"
+            + (f" {number(m[3])} seconds" if m[3] else "")
+            + (f" {_QUARTERS[m[4]]}" if m[4] else "")
+        ),
         "°",
     ),
     rule(rf"{FREE}(?P<amount>{NUM})\"(?!\w)", _inches, '"'),
-    rule(rf"{FREE}(?P<amount>{NUM})(?P<letter>k|K|M|B|bn|Bn|mn|tn)(?!\w)", _magnitude, "kKMBn"),
-    rule(rf"{FREE}(?P<amount>{NUM})(?P<gap>[ -]?){_UNIT}{_PER_UNIT}(?!\w)(?:(?<=[a-zA-Z])\.(?= [a-z]|,))?", _unit, DIGITS),
-    rule(rf"{FREE}(?P<n>{NUM})x(?!\w)", lambda m: f"{number(m['n'])} times", "x"),
+    rule(
+        rf"{FREE}(?<!:)(?<![A-Za-z]\d-)(?<![A-Za-z]\d\d-)(?P<amount>{NUM})(?P<letter>k|K|M|B|bn|Bn|mn|tn)(?![\w:])",
+        _magnitude,
+        "kKMBn",
+    ),
+    rule(rf"{FREE}(?P<n>{INT})Ks(?!\w)", lambda m: f"{number(m['n'])} Ks", "K"),
+    rule(
+        rf"{FREE}(?P<amount>{NUM})m(?= (?:people|users|views|viewers|copies|customers|downloads|subscribers|jobs|homes|dollars"
+        r"|pounds|euros|barrels|visitors|residents|followers|voters|workers|children|tourists|passengers|tons|tonnes)\b)",
+        lambda m: f"{number(m['amount'])} million",
+        "m",
+    ),
+    rule(rf"(?<![\w.,])\d{{1,3}},\d{{1,2}}(?=[ -]?(?:{'|'.join(_SCALE_WORDS)}|percent|%)(?!\w))", _decimal_comma, ","),
+    rule(rf"(?<![\w.,])\d{{1,3}},\d{{1,2}}(?=[ -]?(?:{_SAFE_UNIT_NAMES})(?!\w))", _decimal_comma, ","),
+    rule(
+        r"(?<![\w.,])(?P<feet>\d+) ?(?:ft\.?|feet|foot) (?P<inches>\d+(?:\.\d+)?) ?(?:in(?:ches)?\b\.?|\")", _feet_and_inches, "f"
+    ),
+    rule(r"(?<![\w.,])(?P<n>\d+(?:\.\d+)?)° ?(?P<where>[NSEW])(?!\w)", lambda m: _latitude(number(m["n"]), m["where"]), "°"),
+    rule(
+        rf"{FREE}(?P<amount>{NUM})(?P<gap>[ -]?){_UNIT}{_PER_UNIT}(?!\w|['’]s\b)(?:(?<=[a-zA-Z])\.(?= [a-z]|,))?", _unit, DIGITS
+    ),
+    rule(rf"(?<=\ufffc)(?P<gap>[ -]?){_SAFE_UNIT}{_PER_UNIT}(?!\w)", _unit_after, DIGITS),
+    rule(rf"{FREE}(?P<n>{NUM})x(?!\w)", _times, "x"),
     rule(r"\b(?=[A-Za-z]{1,12}\d)(?:[A-Z][a-z]?\d{0,3}){1,10}\b", _formula, DIGITS),
+    rule(rf"{FREE}(?P<n>1?\d(?:st|nd|rd|th)) c\.(?!\w)", lambda m: f"{ordinal(m['n'][:-2])} century", "c"),
     rule(rf"{FREE}(?P<n>{INT})(?:st|nd|rd|th|ST|ND|RD|TH)(?!\w)", lambda m: ordinal(m["n"].replace(",", "")), DIGITS),
     rule(
         r"\b(?P<kind>Boeing|Flight|flight|Room|room|Route|Highway|Interstate) (?P<take>\d{3})(?!\w|[.,]\d)", _designation, DIGITS
     ),
     # Roman numerals
+    rule(r"\bWW ?(?P<n>II?|[12])\b", lambda m: "World War " + ("two" if m["n"] in ("II", "2") else "one"), "W"),
+    rule(r"\bM(?:M|CM|D|C|L|X)[MDCLXVI]{2,9}\b", lambda m: years(str(value)) if (value := roman(m[0])) else None, "M"),
     rule(r"(?<!\w)(?P<take>[IVXLC]{2,}(?:th|st|nd|rd)?|[VX](?:th)?)(?= (?:[Cc]entur|[Dd]ynast))", _century, "IVX"),
     rule(rf"\b(?:{NUMBERED}) (?P<take>[IVXLCDM]{{1,9}})(?![\w'’-]\w|\w)", _numeral, "IVXLCDM"),
     rule(r"\b(?P<name>[A-Z][\w-]{1,30}) (?P<take>[IVXLCDM]{1,9})(?!\w|\.\w)", _ruler, "IVXLCDM"),
     # numbers alone
-    rule(rf"(?<![A-Za-z\d])(?<!\d[.,:/]){NUM}(?![A-Za-z]|[.,:/]?\d)", _alone, DIGITS),
-    rule(r"(?<![A-Za-z\d])\d+(?:[.,:/-]\d+)*(?![A-Za-z\d])", _rest, DIGITS),
+    rule(rf"(?<![A-Za-z\d])(?<!\d[A-Fa-f]:)(?<![A-Fa-f]\d:)(?<!\d[.,:/]){NUM}(?![A-Za-z]|[.,:/]?\d|:[A-Za-z])", _alone, DIGITS),
+    rule(
+        r"(?<![A-Za-z\d])(?<!\d[A-Fa-f]:)(?<![A-Fa-f]\d:)(?<!\d[:.,/])(?>\d+(?:[.,:/-]\d+)*)(?![A-Za-z\d]|[:.,][A-Za-z\d])",
+        _rest,
+        DIGITS,
+    ),
     # signs
+    rule(
+        rf"\ufffc [a-z]{{2,20}}(?P<take>/(?:{_PER_NAMES}))(?!\w)",
+        lambda m: f" per {PER_UNITS.get(m['take'][1:]) or UNITS[m['take'][1:]]}",
+        "/",
+    ),
     rule(r"(?<=\ufffc) ?(?P<take>/)(?= ?(?:[a-z]+\b))", " per ", "/"),
-    rule(r"(?<=[\w\ufffc])(?P<n>[⁺⁻]?[⁰¹²³⁴⁵⁶⁷⁸⁹]{1,9})", _power, "⁰¹²³⁴⁵⁶⁷⁸⁹"),
+    rule(r"(?<![A-Za-z][A-Za-z])(?<=[\w\ufffc)])(?P<n>[⁺⁻]?[⁰¹²³⁴⁵⁶⁷⁸⁹]{1,9})", _power, "⁰¹²³⁴⁵⁶⁷⁸⁹"),
+    rule(r"(?<![A-Za-z])(?:[kcm]m|mi|ft|in|yd)(?P<take>[²³])", lambda m: _power(re.match("(?P<n>.)", m["take"])), "²³"),
+    rule(r"[⁺⁻]?[⁰¹²³⁴⁵⁶⁷⁸⁹]{1,9}|[†‡]", "", "⁰¹²³⁴⁵⁶⁷⁸⁹†‡"),  # marks of footnotes
+    rule(r"(?<![\w\ufffc+])\+(?=[$£€\ufffc])", "plus ", "+"),
     rule(rf"(?<!\S)[{re.escape(''.join(SYMBOLS))}](?!\S)", _symbol, "".join(SYMBOLS)),
     rule(r"(?<=\ufffc)\+(?=\ufffc)|(?<=[\w\ufffc])\+(?=\s|$|[.,;!?])", "plus", "+"),
     rule(r"(?<=\ufffc)=(?=\ufffc)|(?<=\w)=(?=\ufffc)", "equals", "="),
+    rule(r"(?<=[\w\ufffc]) ?(?P<take>[−÷])(?= ?[\w\ufffc])", lambda m: {"−": " minus ", "÷": " divided by "}[m["take"]], "−÷"),
+    rule(r"√(?=[\w\ufffc(])", "square root of ", "√"),
     rule(r"[~≈](?=\ufffc)", "about ", "~≈"),
     rule(
         r"(?<![\w\ufffc])(?:(?P<less><)|(?P<more>>)|(?P<most>≤)|(?P<least>≥)|(?P<both>±))(?=\ufffc)",

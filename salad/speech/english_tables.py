@@ -39,7 +39,8 @@ CURRENCIES = {
 }  # fmt: skip
 CODES = {
     "USD": "US dollar", "EUR": "euro", "GBP": "British pound", "JPY": "yen", "CNY": "yuan", "RMB": "yuan", "INR": "rupee",
-    "AUD": "Australian dollar", "CAD": "Canadian dollar", "CHF": "Swiss franc", "Rs": "rupee", "Rs.": "rupee",
+    "AUD": "Australian dollar", "CAD": "Canadian dollar", "CHF": "Swiss franc",
+    "CAD$": "Canadian dollar", "AUD$": "Australian dollar", "USD$": "US dollar", "Rs": "rupee", "Rs.": "rupee",
     "SEK": "Swedish krona", "NOK": "Norwegian krone", "DKK": "Danish krone", "NZD": "New Zealand dollar",
     "KRW": "won", "MXN": "Mexican peso", "BTC": "bitcoin",
 }  # fmt: skip
@@ -64,7 +65,14 @@ UNITS = {
     "kbps": "kilobit per second", "Mbps": "megabit per second", "Gbps": "gigabit per second", "Mb": "megabit", "Gb": "gigabit",
     "W": "watt", "kW": "kilowatt", "MW": "megawatt", "GW": "gigawatt", "kWh": "kilowatt hour", "MWh": "megawatt hour",
     "V": "volt", "kV": "kilovolt", "mV": "millivolt", "mA": "milliamp", "mAh": "milliamp hour", "Ω": "ohm",
-    "J": "joule", "kJ": "kilojoule", "kcal": "kilocalorie", "cal": "calorie", "Pa": "pascal", "kPa": "kilopascal",
+    "J": "joule", "kJ": "kilojoule", "kcal": "kilocalorie",
+    "kΩ": "kilohm", "MΩ": "megohm", "Å": "angstrom",
+    "mW": "milliwatt", "pF": "picofarad",
+    "nF": "nanofarad", "μF": "microfarad", "μA": "microamp", "mSv": "millisievert", "lm": "lumen", "kN": "kilonewton",
+    "KM": "kilometer", "kms": "kilometer", "CM": "centimeter", "cms": "centimeter", "KG": "kilogram", "kgs": "kilogram",
+    "LBS": "pound", "MPH": "mile per hour", "KPH": "kilometer per hour", "RPM": "revolution per minute",
+    "PSI": "pound per square inch",
+    "in": "inch", "cal": "calorie", "Pa": "pascal", "kPa": "kilopascal",
     "MPa": "megapascal", "hPa": "hectopascal", "psi": "pound per square inch", "atm": "atmosphere",
     "mmHg": "millimeter of mercury",
     "hp": "horsepower", "mol": "mole", "eV": "electron volt", "°C": "degree Celsius", "°F": "degree Fahrenheit",
@@ -101,8 +109,14 @@ QUOTIENTS = {"24/7": "twenty-four seven", "9/11": "nine eleven", "50/50": "fifty
             "7/11": "seven eleven", "7/7": "seven seven", "24/7/365": "twenty-four seven three sixty-five"}  # fmt: skip
 RESOLUTIONS = frozenset("240 360 480 540 576 720 900 1080 1440 2160 4320".split())
 SLASHED = {"w/o": "without", "w/": "with", "and/or": "and or", "b/c": "because", "n/a": "N A", "N/A": "N A"}
-ATTACHED_UNITS = frozenset(["t", "us", "V", "W", "J", "L", "cal", "mo", "mos", "pts", "cc", "″", "′", "atm", "mi"])
-PER_UNITS = {"h": "hour", "hr": "hour", "s": "second", "sec": "second", "min": "minute", "day": "day", "yr": "year",
+ATTACHED_UNITS = frozenset(["t", "us", "V", "W", "J", "L", "cal", "mo", "mos", "pts", "cc", "in", "″", "′", "atm", "mi"])
+QUALIFIED = (
+    "dash run race sprint walk swim hike ride drive trek marathon course lap track relay hurdles freestyle butterfly "
+    "backstroke breaststroke radius limit ruler bill note coin fine fee prize bounty deposit surcharge"
+).split()  # "the 5 km run"
+PER_UNITS = {"in": "inch", "week": "week", "month": "month", "year": "year", "person": "person",
+    "night": "night", "min": "minute",
+    "h": "hour", "hr": "hour", "s": "second", "sec": "second", "day": "day", "yr": "year",
 "mo": "month",
         "wk": "week", "d": "day"}  # fmt: skip
 NUMBERED = ("Chapter|Part|Volume|Vol\\.|Act|Scene|Book|Article|Section|Title|Phase|Type|Class|Level|Round|Canto|Stage|Figure|"

@@ -36,10 +36,23 @@ def amount_of(text: str, noun: str) -> str:
 def ordinal(digits: str, match: re.Match) -> str:
     """E.g. "dritte", or "dritten" after a preposition or an article other than "der"."""
     said = _ordinal(digits, "de")
-    before = match.string[max(match.start() - 12, 0) : match.start()]
+    start = match.start("take") if "take" in match.re.groupindex else match.start()
+    before = match.string[max(start - 24, 0) : start]
+    before = _AND_BEFORE.sub("", before)  # "die 1. und 2. Runde": what stands before the first of them decides
+    noun = re.match(r" ([A-ZÄÖÜ][a-zäöüß]+)", match.string[match.end() : match.end() + 24])
+    if noun and noun[1] in _FEMININE_COUNTED:
+        return said + ("n" if re.search(r"\b(?:der|einer|dieser|jeder|zur|seiner|ihrer) $", before, re.I) else "")
+    if noun and noun[1] in _NEUTER_COUNTED and (not before.strip() or before.rstrip()[-1:] in ".,;:!?(\"'"):
+        return said + "s"
     if re.search(r"\b(?:der|die|das) $", before, re.I):
         return said
     return said + ("n" if _DATIVE.search(before) else "r")
+
+
+_AND_BEFORE = re.compile(r"(?:\d{1,2}\.|\ufffc+) (?:und|oder|bis|u\.|\ufffc+) $|\ufffc+$")
+_FEMININE_COUNTED = frozenset("Bundesliga Liga Klasse Etage Runde Auflage Woche Staffel Ausgabe Stunde Minute Stufe Generation "
+                              "Halbzeit Person Symphonie Sinfonie".split())  # fmt: skip
+_NEUTER_COUNTED = frozenset("Jahrhundert Jh Mal Kapitel Jahr Quartal Halbjahr Semester Jahrtausend".split())
 
 
 def years(digits: str) -> str:
@@ -58,6 +71,14 @@ ABBREVIATIONS = {
     "Art.": "Artikel", "Abs.": "Absatz", "Tel.": "Telefon", "Std.": "Stunden", "Min.": "Minuten", "Sek.": "Sekunden",
     "v. Chr.": "vor Christus", "n. Chr.": "nach Christus", "v.Chr.": "vor Christus", "n.Chr.": "nach Christus",
     "geb.": "geboren", "gest.": "gestorben", "Jh.": "Jahrhundert", "Jhd.": "Jahrhundert", "St.": "Sankt", "Hbf.": "Hauptbahnhof",
+    "e.V.": "eingetragener Verein", "e. V.": "eingetragener Verein", "i.A.": "im Auftrag", "i. A.": "im Auftrag",
+    "i.V.": "in Vertretung", "i. V.": "in Vertretung", "u.v.m.": "und vieles mehr", "u. v. m.": "und vieles mehr",
+    "o.g.": "oben genannte", "o. g.": "oben genannte", "lt.": "laut", "bzgl.": "bezüglich", "ggü.": "gegenüber",
+    "z.Zt.": "zurzeit", "z. Zt.": "zurzeit", "zzt.": "zurzeit", "a.D.": "außer Dienst", "a. D.": "außer Dienst",
+    "d.J.": "dieses Jahres", "d. J.": "dieses Jahres", "u.ä.": "und ähnliches", "u. ä.": "und ähnliches",
+    "m.E.": "meines Erachtens", "m. E.": "meines Erachtens", "h.c.": "honoris causa", "h. c.": "honoris causa",
+    "s.o.": "siehe oben", "s.u.": "siehe unten", "u.U.": "unter Umständen", "usf.": "und so fort", "allg.": "allgemein",
+    "bes.": "besonders", "ehem.": "ehemalig", "Aufl.": "Auflage", "Hausnr.": "Hausnummer", "einschl.": "einschließlich",
     "max.": "maximal", "min.": "mindestens", "mind.": "mindestens", "zzgl.": "zuzüglich", "Hrsg.": "Herausgeber",
 }  # fmt: skip
 UNITS = {
@@ -70,7 +91,7 @@ UNITS = {
     "°C": "Grad Celsius", "° C": "Grad Celsius", "°F": "Grad Fahrenheit", "°": "Grad", "%": "Prozent", "‰": "Promille",
     "W": "Watt", "kW": "Kilowatt", "MW": "Megawatt", "kWh": "Kilowattstunden", "V": "Volt", "Hz": "Hertz", "kHz": "Kilohertz",
     "MHz": "Megahertz", "GHz": "Gigahertz", "KB": "Kilobyte", "MB": "Megabyte", "GB": "Gigabyte", "TB": "Terabyte",
-    "PS": "PS", "ha": "Hektar", "dB": "Dezibel", "hPa": "Hektopascal", "kcal": "Kilokalorien",
+    "PS": "PS", "ct": "Cent", "ha": "Hektar", "dB": "Dezibel", "hPa": "Hektopascal", "kcal": "Kilokalorien",
 }  # fmt: skip
 _SINGULAR = {"Stunden": "Stunde", "Minuten": "Minute", "Sekunden": "Sekunde", "Millisekunden": "Millisekunde", "Tonnen": "Tonne",
              "Kilowattstunden": "Kilowattstunde", "Kilokalorien": "Kilokalorie", "Millionen": "Million",
@@ -99,6 +120,8 @@ def _money(match: re.Match) -> str:
     if scale:
         word = _scaled(scale, text)
         return f"{amount_of(text, word)} {word} {unit}"
+    if re.fullmatch(r"\d+\.\d\d", text):
+        text = text.replace(".", ",")
     whole, _, cents = text.partition(",")
     if len(cents) == 2 and int(cents):
         rest = f"{amount_of(str(int(cents)), small)} {small}" if whole == "0" else cardinal(str(int(cents)))
@@ -145,8 +168,29 @@ def _decade(match: re.Match) -> str:
 
 def _ruler(match: re.Match) -> str | None:
     value = roman(match["take"].rstrip("."))
+    if match["name"] in _QUEENS:
+        return f"die {_ordinal(str(value), 'de').capitalize()}" if value else None
     genitive = bool(re.search(r"s$", match["name"])) and match["name"] not in ("Louis", "Nikolaus", "Pius", "Klemens", "Johannes")
     return f"{'des' if genitive else 'der'} {_ordinal(str(value), 'de').capitalize()}{'n' if genitive else ''}" if value else None
+
+
+_QUEENS = frozenset("Elisabeth Elizabeth Maria Katharina Viktoria Victoria Margarethe Margrethe Anna Beatrix Christina Isabella "
+                    "Johanna Luise Wilhelmina Mathilde Kleopatra".split())  # fmt: skip
+_WEEKDAYS = {"Mo": "Montag", "Di": "Dienstag", "Mi": "Mittwoch", "Do": "Donnerstag", "Fr": "Freitag", "Sa": "Samstag",
+             "So": "Sonntag"}  # fmt: skip
+
+
+def _ordinal_numeral(match: re.Match) -> str | None:
+    """E.g. "II. Weltkrieg" → "zweiter Weltkrieg"."""
+    value = roman(match["take"].rstrip("."))
+    return ordinal(str(value), match) if value else None
+
+
+def _mixed(match: re.Match) -> str:
+    whole, over, under = match["whole"], int(match["over"]), int(match["under"])
+    if (over, under) == (1, 2):
+        return _mixed_vulgar(whole, "½")
+    return f"{cardinal(whole)} {_share(over, under)}"
 
 
 def _numeral(match: re.Match) -> str | None:
@@ -154,13 +198,33 @@ def _numeral(match: re.Match) -> str | None:
     return cardinal(str(value)) if value else None
 
 
+def _share(over: int, under: int) -> str:
+    """E.g. 3, 4 → "drei Viertel"."""
+    if (over, under) == (1, 2):
+        return "ein halb"
+    name = {3: "Drittel", 7: "Siebtel", 8: "Achtel", 20: "Zwanzigstel"}.get(under)
+    name = name or (_ordinal(str(under), "de")[:-2] + ("tel" if under < 20 else "stel")).capitalize()
+    return f"{'ein' if over == 1 else cardinal(str(over))} {name}"
+
+
+_QUOTIENTS = {"24/7": "vierundzwanzig sieben", "9/11": "nine eleven", "50/50": "fünfzig fünfzig"}
+
+
 def _quotient(match: re.Match) -> str:
     over, under = int(match[1][:9]), int(match[2][:9])
-    if 0 < over < under <= 20:
-        name = {2: "Halbe"}.get(under) or (_ordinal(str(under), "de")[:-2] + ("tel" if under < 20 else "stel")).capitalize()
-        name = {3: "Drittel", 7: "Siebtel", 8: "Achtel", 20: "Zwanzigstel"}.get(under, name)
-        return "ein halb" if (over, under) == (1, 2) else f"{'ein' if over == 1 else cardinal(match[1])} {name}"
-    return f"{cardinal(match[1])} durch {cardinal(match[2])}" if under != 7 or over != 24 else "vierundzwanzig sieben"
+    if match[0] in _QUOTIENTS:
+        return _QUOTIENTS[match[0]]
+    if "0" in (match[1][0], match[2][0]):
+        return f"{one_by_one(match[1], 'de')} Strich {one_by_one(match[2], 'de')}"
+    return _share(over, under) if 0 < over < under <= 20 else f"{cardinal(match[1])} durch {cardinal(match[2])}"
+
+
+def _season(match: re.Match) -> str | None:
+    """E.g. "2019/20": two years that follow each other, "1914/18" that do not."""
+    first, second = match["a"], match["b"]
+    if len(second) == 2 and int(second) <= int(first[2:]):
+        return None
+    return f"{years(first)} {years(second) if len(second) == 4 else cardinal(str(int(second)))}"
 
 
 def _mixed_vulgar(whole: str, sign: str) -> str:
@@ -179,11 +243,24 @@ def _site(address: str) -> str:
 
 
 def _phone(text: str) -> str:
-    return ", ".join(one_by_one(group, "de") for group in re.findall(r"\d+", text))
+    said = ", ".join(one_by_one(group, "de") for group in re.findall(r"\d+", text))
+    return f"plus {said}" if text[0] == "+" else said
 
 
 def _alone(match: re.Match) -> str:
     return years(match[0]) if re.fullmatch(r"1[1-9]\d\d", match[0]) else number(match[0])
+
+
+_FEMININE_NOUN = re.compile(
+    r" (?:\w+(?:e|ung|heit|keit|schaft|ion|tät|ik|ei)|Frau|Mark|Stadt|Nacht|Hand|Uhr|Tür|Wand|Person)(?!\w)"
+)
+
+
+def _one(match: re.Match) -> str | None:
+    """1 before a noun that it counts: "ein Jahr", "eine Stunde"; not after a noun ("Platz 1")."""
+    if re.search(r"(?:\b[A-ZÄÖÜ]\w*|\ufffc) $", match.string[max(match.start() - 24, 0) : match.start()]):
+        return None
+    return "eine" if _FEMININE_NOUN.match(match.string, match.end()) else "ein"
 
 
 def _rest(match: re.Match) -> str:
@@ -193,8 +270,60 @@ def _rest(match: re.Match) -> str:
     return " ".join(" ".join(said).split())
 
 
+def _even_price(match: re.Match) -> str:
+    """E.g. "5,- €" → "fünf Euro"."""
+    sign = match["sign"] or ""
+    unit = "Franken" if sign == "Fr." else MONEY[sign][0] if sign in MONEY else sign
+    return f"{amount_of(match['n'], unit)} {unit}".strip()
+
+
+def _times_word(digits: str) -> str:
+    """E.g. "3x" → "dreimal"."""
+    said = cardinal(digits)
+    return (said[:-1] if said == "eins" else said) + "mal"
+
+
+def _first_of_days(match: re.Match) -> str:
+    """The first of two days of a month: "1.–3. Mai"."""
+    return ordinal(match["n"], match) + (" und " if "/" in match["sign"] else " bis ")
+
+
 BEFORE_LAYOUT = addresses(_site)
+_DAYS = "|".join(_WEEKDAYS)
 RULES = [
+    rule(r"(?<![\w.@])@(?=\w{0,40}[^\W\d_])(\w{1,40})(?!\.\w)", lambda m: f"at {_spelled(m[1])}", "@"),
+    rule(rf"(?<![\w.])(?:{_DAYS})\b\.?(?= ?[-–—] ?(?:{_DAYS})\b)", lambda m: _WEEKDAYS[m[0][:2]], "-–—"),
+    rule(rf"(?<=\ufffc)(?P<take> ?[-–—] ?)(?=(?:{_DAYS})\b)", " bis ", "-–—"),
+    rule(rf"(?<=\ufffc)(?:{_DAYS})\b\.?", lambda m: _WEEKDAYS[m[0][:2]], "-–—"),
+    rule(
+        rf"(?<![\w.])(?:{_DAYS})\.?(?=,? \d{{1,2}}\. ?{_MONTH}|,? \d{{1,2}}\.\d{{1,2}}\.)", lambda m: _WEEKDAYS[m[0][:2]], DIGITS
+    ),
+    rule(r"(?<=[\wäöüß.] )u\.(?= [\wÄÖÜäöü])", "und", "."),
+    rule(r"(?<!\w)s\.(?= (?:Abb|S|Kap|Tab|Abs|Art|Anm)\.)", "siehe", "."),
+    rule(r"(?<![\w.,])(?P<n>\d+(?:\.\d{3})*),[-–—]{1,2}(?: ?(?P<sign>€|EUR|Euro|DM|CHF|Fr\.))?(?!\w)", _even_price, "-–—"),
+    rule(r"(?<![\w.,])(?P<amount>\d{1,6}\.\d\d)(?P<scale>(?!)x)? ?(?P<sign>€|EUR)(?!\w)", _money, "€E"),
+    rule(
+        r"(?<![\w.,])(?<!\d )\d{1,3}(?:(?: \d{3}){2,4}| 000)(?![\w]| \d|[.,]\d)",
+        lambda m: cardinal(m[0].replace(" ", "")),
+        DIGITS,
+    ),
+    rule(rf"{FREE}(?P<n>{NUM}) ?%ig(?P<end>e[rnms]?)?(?!\w)", lambda m: f"{number(m['n'])}prozentig{m['end'] or ''}", "%"),
+    rule(rf"(?<![\w.,])(?P<n>\d{{1,2}})\.(?P<sign> ?[-–—/] ?)(?=\d{{1,2}}\. ?{_MONTH})", _first_of_days, DIGITS),
+    rule(r"\b(?:am|vom|bis|zum|seit|ab|den|dem|der) (?P<take>(?P<d>[0-3]?\d)\. ?(?P<m>0?[1-9]|1[0-2])\.)(?![\d])", _day, "."),
+    rule(
+        r"\b(?:[Uu]m|[Aa]b|[Bb]is|[Gg]egen) (?P<take>\d{1,2} ?h)(?!\w)",
+        lambda m: f"{cardinal(re.match(r'[0-9]+', m['take'])[0])} Uhr",
+        "h",
+    ),
+    rule(r"(?<![\w/.,-])(?P<a>1[5-9]\d\d|20\d\d)/(?P<b>\d\d|1[5-9]\d\d|20\d\d)(?![\w/-]|[.,]\d)", _season, "/"),
+    rule(
+        r"\b(?P<take>[IVX]{1,6}\.)(?= (?:Weltkrieg|Jahrhundert|Bundesliga|Akt|Kapitel|Teil|Quartal|Internationale|Reich|Korps))",
+        _ordinal_numeral,
+        "IVX",
+    ),
+    rule(r"(?<![\w.,])1\.(?= (?:FC|SV|FSV|FFC|SC)\b)", "erster", "."),
+    rule(r"(?<![\w/.,-])(?P<whole>\d{1,4}) (?P<over>\d)/(?P<under>\d{1,2})(?![\w/-]|[.,]\d)", _mixed, "/"),
+    rule(r"\bPLZ:? (?P<take>\d{5})(?!\w)", lambda m: one_by_one(m["take"], "de"), "P"),
     rule(r"(?<![\w&/#])#(?=\w{0,80}[^\W\d_])(\w{1,80})", lambda m: f"Hashtag {_spelled(m[1])}", "#"),
     rule(r"(?<![\w.])St\.(?! ?[A-ZÄÖÜ])", "Stück", "."),
     rule(
@@ -206,6 +335,11 @@ RULES = [
         DIGITS,
     ),
     rule(rf"{FREE}(?P<amount>{NUM}) ?(?P<scale>{either(_SCALES)})(?!\w)", _magnitude, DIGITS),
+    rule(
+        r"(?<![\w.,])1 (?P<n>Std|Min|Sek)\.(?!\w)",
+        lambda m: {"Std": "eine Stunde", "Min": "eine Minute", "Sek": "eine Sekunde"}[m["n"]],
+        "1",
+    ),
     rule(rf"(?<![\w.])(?:{either(ABBREVIATIONS)})(?!\w)", lambda m: ABBREVIATIONS[m[0]], "."),
     rule(r"(?<!\w)([A-ZÄÖÜ]?[a-zäöüß-]{2,40})str\.(?!\w)", lambda m: f"{m[1]}straße", "."),
     rule(r"(?<![\w.])S\.(?= ?\d)", "Seite", "."),
@@ -224,7 +358,11 @@ RULES = [
     rule(r"(?<![\w.,-])0\d{2,4}[/ -]\d{4,9}(?![\w-]|[.,]\d)", lambda m: _phone(m[0]), "0"),
     rule(r"(?<![\w.)\ufffc])[-−](?=[€$]?\d)", "minus ", "-−"),
     rule(r"(?<![\w/.,-])\d+(?:[.,]\d+)*[%°]?(?P<take>-|\s?[–—]\s?)(?=\d+(?:[.,]\d+)*(?![\w/-]))", " bis ", "-–—"),
-    rule(r"(?<=\ufffc)(?P<take>-| ?[–—] ?)(?=\d|\ufffc)", " bis ", "-–—"),
+    rule(r"(?:(?<=\ufffc)|(?<=\d))(?P<take>-| ?[–—] ?)(?=\ufffc)|(?<=\ufffc)(?P<then>-| ?[–—] ?)(?=\d)", " bis ", "-–—"),
+    rule(r"(?<![\w\ufffc+])\+(?=[€$]?[\d\ufffc])", "plus ", "+"),
+    rule(r"(?<!\w)±(?=[\d\ufffc])", "plus minus ", "±"),
+    rule(r"(?<=\d) ?[x×] ?(?=\d)", "mal", "x×"),
+    rule(rf"{FREE}(?P<n>\d{{1,4}}) ?x(?!\w)", lambda m: f"{_times_word(m['n'])}", "x"),
     rule(r"(?<=\d)-(?=\d)", " ", "-"),
     rule(r"(?<![\w/.,-])(\d+)/(\d+)(?![\w/-]|[.,]\d)", _quotient, "/"),
     rule(rf"{FREE}(?P<whole>\d{{1,9}}) ?(?P<part>[½¼¾])", lambda m: _mixed_vulgar(m["whole"], m["part"]), "½¼¾"),
@@ -249,8 +387,9 @@ RULES = [
         _numeral,
         "IVXLC",
     ),
+    rule(r"(?<![\w.,/:-])1(?= [A-ZÄÖÜ][a-zäöüß]+)", _one, "1"),
     rule(rf"(?<![A-Za-z\d])(?<!\d[.,:/]){NUM}(?![A-Za-z]|[.,:/]?\d)", _alone, DIGITS),
-    rule(r"(?<![A-Za-z\d])\d+(?:[.,:/-]\d+)*(?![A-Za-z\d])", _rest, DIGITS),
+    rule(r"(?<![A-Za-z\d])(?<!\d[.:/,])(?>\d+(?:[.,:/-]\d+)*)(?![A-Za-z\d])", _rest, DIGITS),
     rule(rf"(?<!\S)[{re.escape(''.join(SYMBOLS))}](?!\S)", lambda m: SYMBOLS[m[0]], "".join(SYMBOLS)),
     rule(
         r"(?<=[\w\ufffc])[%‰]|§ ?(?=\ufffc)",

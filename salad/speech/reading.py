@@ -8,11 +8,12 @@ from typing import NamedTuple
 
 DIGITS = "0123456789"
 TAKEN = "\ufffc"  # stands where an earlier rule has read something: no blank, no letter, no digit
-URL = r"(?:https?://|www\.)[^\s<>\"')\]]{0,2000}[^\s<>\"')\].,;:!?]"
+_NO_ADDRESS = r"\s<>\"')\]\u3000-\u303f\u4e00-\u9fff\uff00-\uffef\u2018-\u201f"  # what ends an address
+URL = rf"(?:https?://|www\.)[^{_NO_ADDRESS}]{{0,2000}}[^{_NO_ADDRESS}.,;:!?]"
 EMAIL = r"(?<![\w.+-])[\w.+-]{1,64}@[\w-]{1,63}(?:\.[\w-]{1,63}){1,8}"
 DOMAIN = (
     r"(?<![\w@.-])(?=[\w-]*[A-Za-z])[\w-]{1,63}(?:\.[\w-]{1,63}){0,3}\.(?:com|org|net|edu|gov|io|ai|dev|app|info|tv|"
-    r"co\.uk|ac\.uk|de|fr|eu|ch|at|cn)(?:/[^\s<>\"')\]]{0,2000}[^\s<>\"')\].,;:!?])?(?![\w-]|\.\w)"
+    rf"co\.uk|ac\.uk|de|fr|eu|ch|at|cn)(?:/[^{_NO_ADDRESS}]{{0,2000}}[^{_NO_ADDRESS}.,;:!?])?(?![A-Za-z0-9_-]|\.\w)"
 )
 
 
@@ -96,7 +97,7 @@ MARKUP = [
 ]
 LAYOUT = [
     rule(r"^#{1,6} ", "", "#", re.M),
-    rule(r"^[-*•·] ", "", "-*•·", re.M),
+    rule(r"^[-*•·‣◦] ", "", "-*•·‣◦", re.M),
     rule(r"\*{1,3}|`{1,3}|(?<!\w)_+|_+(?!\w)", "", "*`_"),
 ]
 LEFT_OVER = [rule(r"[\[{|\]}~^\\]", " ", "[{|]}~^\\")]  # what a TTS takes for markup of its own, or reads out by name

@@ -8,6 +8,7 @@ First the characters are made plain (`salad.speech.characters`), then the langua
 (`salad.speech.english`, `german`, `chinese`). Time is linear in the length of the text.
 """
 
+import re
 from bisect import bisect_right
 from functools import cache
 from importlib import import_module
@@ -15,7 +16,7 @@ from typing import NamedTuple
 
 from salad.speech.characters import Dropped, plain_text
 from salad.speech.languages import find_language
-from salad.speech.reading import LAYOUT, LEFT_OVER, MARKUP, TAKEN, Rule
+from salad.speech.reading import DIGITS, LAYOUT, LEFT_OVER, MARKUP, TAKEN, Rule
 from salad.speech.utterance import Word
 from salad.speech.words import is_unspaced, runs, words_of
 
@@ -61,25 +62,30 @@ def spoken_form(text: str, language: str = "en") -> Spoken:
         reached = max(end, start)
 
     def leave(start: int, end: int) -> None:
-        """Characters of the plain text that no rule has read: runs that are the text's own, else one by one."""
+        """Characters of the plain text that no rule has read: runs that are the text's own in one piece, any other one by
+        one, a run of digits never in two."""
         if plain.origin is None:
             add(plain.text[start:end], start, end)
             return
-        begin = start
-        for i in range(start, end + 1):
-            own = i < end and plain.origin[i][1] - plain.origin[i][0] == 1 and text[plain.origin[i][0]] == plain.text[i]
-            if own and (i == begin or plain.origin[i][0] == plain.origin[i - 1][1]):
-                continue
-            if i > begin:
-                add(plain.text[begin:i], plain.origin[begin][0], plain.origin[i - 1][1])
-            begin = i
-            if i < end and not own:
-                t0, t1 = plain.origin[i]
-                shared = i + 1 < end and plain.origin[i + 1] == plain.origin[i]
-                if shared:  # several characters from one: the last of them adds them all
-                    continue
-                add(plain.text[begin : i + 1], t0, t1)
-                begin = i + 1
+        origin, begin, i = plain.origin, start, start
+        while i < end:
+            stop = i + 1
+            while plain.text[i] in DIGITS and stop < end and plain.text[stop] in DIGITS:
+                stop += 1
+            own = all(origin[k][1] - origin[k][0] == 1 and text[origin[k][0]] == plain.text[k] for k in range(i, stop))
+            own = own and all(origin[k][0] == origin[k - 1][1] for k in range(i + 1, stop))
+            if not (own and (i == begin or origin[i][0] == origin[i - 1][1])):
+                if i > begin:
+                    add(plain.text[begin:i], origin[begin][0], origin[i - 1][1])
+                begin = i
+                if not own:
+                    while stop < end and origin[stop] == origin[stop - 1]:  # several characters from one
+                        stop += 1
+                    add(plain.text[i:stop], origin[i][0], origin[stop - 1][1])
+                    begin = stop
+            i = stop
+        if i > begin:
+            add(plain.text[begin:i], origin[begin][0], origin[i - 1][1])
 
     position = 0
     for start, end, said in taken:
@@ -104,6 +110,9 @@ def _blank_between(left: str, right: str) -> bool:
     return left.isalnum() and right.isalnum()
 
 
+_ENDS = re.compile(r"[\"')\]]{0,3} {0,3}(?:\n|\Z)")
+
+
 def _read(text: str, rules: tuple[Rule, ...]) -> list[tuple[int, int, str]]:
     """What the rules read in `text`, as (start, end, what is said), in order. What an earlier rule has read, a later one
     does not see: there stand signs that are neither blank nor letter nor digit."""
@@ -119,6 +128,8 @@ def _read(text: str, rules: tuple[Rule, ...]) -> list[tuple[int, int, str]]:
             start, end = match.span(match.lastgroup if match.lastgroup in ("take", "then") else 0)
             if said is None or start == end or said == match[0] or any(gone[start:end]):
                 continue
+            if said and said[-1] != "." and text[end - 1] == "." and _ENDS.match(text, end):
+                said += "."  # the full stop of an abbreviation that ends the sentence, too
             taken.append((start, end, said))
             free = free if free is not None else list(text)
             free[start:end] = TAKEN * (end - start)
