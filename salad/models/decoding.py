@@ -1,5 +1,6 @@
 """Answers of a speech LM, token by token or in batches. `SpeechLM.stream` and `SpeechLM.generate` are the doors."""
 
+import inspect
 import time
 from collections import deque
 from collections.abc import Callable
@@ -138,9 +139,13 @@ def before_stop(text: str, stop: tuple[str, ...]) -> str:
 @torch.no_grad()
 def generate(model, prompts: list[list], max_new_tokens: int, stop: tuple[str, ...], temperature: float = 0.0,
              seed: int = 0) -> list[str]:  # fmt: skip
-    """Answers of a `SpeechLM` to a batch of prompts, by transformers' own loop; each ends before the first of `stop`."""
+    """Answers of a `SpeechLM` to a batch of prompts, by transformers' own loop; each ends before the first of `stop`. An LLM
+    whose loop takes no embeddings (Falcon-H1) answers one prompt after another."""
     from transformers import GenerationConfig
 
+    if "inputs_embeds" not in inspect.signature(model.llm.prepare_inputs_for_generation).parameters:
+        return ["".join(step.text for step in Decoding(model, prompt, max_new_tokens, stop, temperature, seed))
+                for prompt in prompts]  # fmt: skip
     embedded = [model.prompt_embeddings(prompt)[0] for prompt in prompts]
     longest = max(map(len, embedded))
     inputs = embedded[0].new_zeros(len(embedded), longest, embedded[0].shape[1])

@@ -16,6 +16,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from salad.errors import SaladError
+from salad.models.packing import decode
 from salad.objective.projection import Head
 
 PROBE = 12  # tokens that a model reads for this
@@ -58,8 +59,8 @@ def form_of(llm: nn.Module) -> HeadForm:
 
 
 def hidden_of(llm: nn.Module, **inputs) -> torch.Tensor:
-    """The hidden states [B, T, H] that the output matrix is multiplied with. `inputs`: those of the decoder."""
-    return before_head(llm, llm.get_decoder()(**inputs, use_cache=False).last_hidden_state)
+    """The hidden states [B, T, H] that the output matrix is multiplied with. `inputs`: those of `salad.models.packing.decode`."""
+    return before_head(llm, decode(llm, **inputs))
 
 
 def before_head(llm: nn.Module, last_hidden: torch.Tensor) -> torch.Tensor:
@@ -102,7 +103,12 @@ def _found(llm: nn.Module) -> HeadForm:
     llm.eval()
     try:
         quiet, loud = _run(llm, out, ids), _run(llm, out, ids, LOUD)
-        given = llm.get_decoder()(inputs_embeds=llm.get_input_embeddings()(ids), use_cache=False).last_hidden_state
+        embedded = llm.get_input_embeddings()(ids)
+        given = llm.get_decoder()(inputs_embeds=embedded, use_cache=False).last_hidden_state
+        try:  # what speech gives it is no token's embedding
+            llm.get_decoder()(inputs_embeds=embedded * 1.5, use_cache=False)
+        except RuntimeError:
+            raise _NotUnderstood("it reads the embeddings of tokens only, which speech has none of") from None
     finally:
         llm.train(trains)
     tolerance = TOLERANCE[weight.dtype]
