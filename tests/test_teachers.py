@@ -3,7 +3,7 @@
 import pytest
 import torch
 from tiny import TEXTS, config, encoder, spoken_text
-from zoo import TEACHERS, causal_lm
+from zoo import SEEING, TEACHERS, causal_lm
 
 from salad import SaladError
 from salad.config import LLMConfig
@@ -16,7 +16,7 @@ from salad.models.heads import hidden_of
 from salad.models.packing import keeps_documents_apart
 from salad.models.speech_lm import load_llm
 
-CARRIES_A_STATE = {"qwen3_next", "qwen3_5_text", "olmo_hybrid", "granitemoehybrid", "falcon_h1", "lfm2"}
+CARRIES_A_STATE = {"qwen3_next", "qwen3_5_text", "qwen3_5", "olmo_hybrid", "granitemoehybrid", "falcon_h1", "lfm2"}
 LEAKS = CARRIES_A_STATE | {"gpt_oss"}  # whose masks are made without the positions
 
 
@@ -27,7 +27,7 @@ def lab(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="module", params=TEACHERS)
+@pytest.fixture(scope="module", params=[*TEACHERS, *SEEING])
 def model(request, lab):
     """Student and teacher of one architecture, moved apart."""
     causal_lm(lab / "models" / request.param, request.param)
@@ -92,6 +92,14 @@ def test_scores_and_answers_are_those_of_its_own_forward(model):
     assert any(answers)
     for prompt, answer in zip(prompts, answers, strict=True):
         assert "".join(step.text for step in model.stream(prompt, max_new_tokens=6)) == answer
+
+
+def test_lora_is_in_every_layer_of_the_text_half_and_nowhere_else(model):
+    adapted = {name.rpartition(".lora_A")[0] for name, _ in model.llm.named_parameters() if ".lora_A" in name}
+    inside = {name for name, module in model.llm.named_modules() if module in set(model.llm.get_decoder().modules())}
+    assert adapted and adapted <= inside
+    layers = {name.partition(".layers.")[2].partition(".")[0] for name in adapted}
+    assert layers == {"0", "1", "2", "3"}
 
 
 @pytest.mark.parametrize("kind", sorted(LEAKS | {"gemma3_text", "qwen3"}))

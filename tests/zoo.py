@@ -33,17 +33,29 @@ TEACHERS = {  # transformers' model_type -> what it needs beside SIZES; what att
     "lfm2": {"layer_types": ["conv", "conv", "full_attention", "conv"]},
 }  # fmt: skip
 
+VISION = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32, "image_size": 28,
+          "patch_size": 14, "depth": 1, "num_heads": 2, "out_hidden_size": 32, "head_dim": 16}  # fmt: skip
+SEEING = {  # published with a vision tower in front of their text half
+    "gemma3": TEACHERS["gemma3_text"],
+    "gemma4": TEACHERS["gemma4_text"],
+    "qwen3_5": TEACHERS["qwen3_5_text"],
+    "mistral3": {"model_type": "ministral3"},
+}
+
 
 def causal_lm(folder: Path, kind: str, **more) -> Path:
     """A folder of a tiny random causal LM of this model_type, loud enough for what it computes to matter."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
     tok = tokenizer()
     torch.manual_seed(0)
-    made = AutoModelForCausalLM.from_config(AutoConfig.for_model(
-        kind, vocab_size=len(tok) + 8, bos_token_id=tok.bos_token_id, eos_token_id=tok.eos_token_id,
-        pad_token_id=tok.pad_token_id, **SIZES | TEACHERS.get(kind, {}) | more,
-    ))  # fmt: skip
+    told = {"vocab_size": len(tok) + 8, "bos_token_id": tok.bos_token_id, "eos_token_id": tok.eos_token_id,
+            "pad_token_id": tok.pad_token_id, **SIZES, **(TEACHERS | SEEING).get(kind, {}), **more}  # fmt: skip
+    if kind in SEEING:
+        both = {"text_config": told, "vision_config": VISION, "image_token_id": 5, "audio_token_id": 6, "video_token_id": 7}
+        made = AutoModelForImageTextToText.from_config(AutoConfig.for_model(kind, **both))
+    else:
+        made = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **told))
     with torch.no_grad():
         for parameter in made.parameters():
             if parameter.dim() > 1:

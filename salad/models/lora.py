@@ -27,6 +27,7 @@ def add_lora(llm: nn.Module, config: LLMConfig, name: str | None = None):
         lora_alpha=config.lora_alpha,
         lora_dropout=config.lora_dropout,
         target_modules=targets,
+        exclude_modules=_towers(llm, targets) or None,
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in llm.modules()),
         task_type="CAUSAL_LM",
     )
@@ -90,6 +91,13 @@ def _linear_layers(llm: nn.Module) -> list[str]:
     inside = set(llm.get_decoder().modules())
     return [key for key, module in llm.named_modules()
             if isinstance(module, (nn.Linear, Conv1D)) and module is not head and module in inside]  # fmt: skip
+
+
+def _towers(llm: nn.Module, targets: list[str]) -> list[str]:
+    """Layers of these names outside of the decoder and the output head: a vision tower's, which reads no text."""
+    head, inside = llm.get_output_embeddings(), set(llm.get_decoder().modules())
+    return [key for key, module in llm.named_modules()
+            if module not in inside and module is not head and any(_named(key, one) for one in targets)]  # fmt: skip
 
 
 def _layer(key: str) -> str | None:

@@ -11,7 +11,7 @@ from salad.config import EncoderConfig, RunConfig
 from salad.errors import SaladError
 from salad.models.encoders import SpeechEncoder, load_encoder, wrap
 from salad.models.names import DTYPES, resolve
-from salad.models.speech_lm import SpeechLM, new_adapter, settings_of
+from salad.models.speech_lm import SpeechLM, llm_class, new_adapter, settings_of
 
 SIZES = Path(__file__).with_name("sizes")
 
@@ -54,18 +54,16 @@ def speech_lm(config: RunConfig, lab: Path | str | None = None, device: str = "m
     `device` its weights are random, for measuring speed.
 
     Raises SaladError where the sizes of its LLM or encoder are not at hand."""
-    from transformers import AutoModelForCausalLM
-
     dtype, settings = DTYPES[config.llm.dtype], settings_of(config)
     llm_config, tokenizer = sizes(config.llm.name, lab)
     if isinstance(tokenizer, TokenizerSizes):  # shapes do not depend on the prompt's format, which needs a template
         settings |= {"prompt": "plain", "system": None, "template": {}}
     with torch.device(device):
-        llm = AutoModelForCausalLM.from_config(llm_config, dtype=dtype, trust_remote_code=False)
+        llm = llm_class(llm_config).from_config(llm_config, dtype=dtype, trust_remote_code=False)
         original = None
         if config.llm.finetune == "full" or config.llm.teacher is not None:
             teacher, _ = sizes(config.llm.teacher or config.llm.name, lab)
-            original = AutoModelForCausalLM.from_config(teacher, dtype=dtype, trust_remote_code=False)
+            original = llm_class(teacher).from_config(teacher, dtype=dtype, trust_remote_code=False)
         encoder = _encoder(config.encoder, lab)
         adapter = new_adapter(config.adapter, encoder.dim, llm)
         return SpeechLM.join(settings, llm, tokenizer, encoder, adapter, original, lab)

@@ -9,6 +9,7 @@ import json
 from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -28,6 +29,9 @@ from salad.models.names import DTYPES, is_unchanged, quiet, remembered, resolve
 from salad.models.prompts import CHANGED, PromptFormat
 from salad.objective.projection import Head
 from store import atomic
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 SETTINGS = "speech_lm.json"
 
@@ -395,18 +399,27 @@ def load_tokenizer(name: str, lab: Path | str | None):
         raise SaladError(f"the tokenizer of {name!r} cannot be loaded: {str(error).splitlines()[0]}") from None
 
 
+def llm_class(config: "PreTrainedConfig") -> type:
+    """The Auto class of transformers that loads an LLM of this configuration: causal LMs, and those that are published with a
+    vision tower (Ministral 3), of which the text half is used."""
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+
+    seeing = type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING and type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING
+    return AutoModelForImageTextToText if seeing else AutoModelForCausalLM
+
+
 def load_llm(config: LLMConfig, lab: Path | str | None, name: str | None = None):
     """The causal LM called `name` (by default `config.name`), from safetensors, in `config.dtype`; a SaladError where
     it cannot be had."""
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig
 
     quiet()
     name = name or config.name
     folder = resolve(name, lab)
     try:
-        llm = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=DTYPES[config.dtype], use_safetensors=True, trust_remote_code=False
-        )
+        kind = llm_class(AutoConfig.from_pretrained(folder, trust_remote_code=False))
+        llm = kind.from_pretrained(folder, dtype=DTYPES[config.dtype], use_safetensors=True, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise SaladError(f"LLM {name!r} cannot be loaded: {str(error).splitlines()[0]}") from None
     understand(llm, name)
