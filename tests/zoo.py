@@ -8,8 +8,8 @@ from tiny import tokenizer
 SIZES = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8,
          "intermediate_size": 48, "max_position_embeddings": 256}  # fmt: skip
 SLIDING = {"sliding_window": 5, "layer_types": ["sliding_attention"] * 3 + ["full_attention"]}
-LINEAR = {"layer_types": ["linear_attention", "linear_attention", "full_attention", "linear_attention"], "linear_num_key_heads": 2,
-          "linear_num_value_heads": 4, "linear_key_head_dim": 8, "linear_value_head_dim": 8}  # fmt: skip
+LINEAR = {"layer_types": ["linear_attention"] * 3 + ["full_attention"], "linear_num_key_heads": 2, "linear_num_value_heads": 4,
+          "linear_key_head_dim": 8, "linear_value_head_dim": 8}  # fmt: skip
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "shared_expert_intermediate_size": 16}
 MAMBA = {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_n_groups": 1, "mamba_chunk_size": 16}
 TEACHERS = {  # transformers' model_type -> what it needs beside SIZES; what attends to a window, or carries a state, does so here
@@ -28,7 +28,8 @@ TEACHERS = {  # transformers' model_type -> what it needs beside SIZES; what att
     "olmo3": SLIDING,
     "olmo_hybrid": LINEAR,
     "gpt_oss": {"sliding_window": 5, "num_local_experts": 4, "num_experts_per_tok": 2},
-    "granitemoehybrid": MAMBA | {"layer_types": ["mamba", "attention"] * 2, "num_local_experts": 0, "shared_intermediate_size": 48},
+    "granitemoehybrid": MAMBA | {"layer_types": ["mamba", "attention"] * 2, "num_local_experts": 0,
+                                 "shared_intermediate_size": 48},
     "falcon_h1": MAMBA | {"mamba_d_ssm": 64},
     "lfm2": {"layer_types": ["conv", "conv", "full_attention", "conv"]},
 }  # fmt: skip

@@ -402,8 +402,12 @@ def load_tokenizer(name: str, lab: Path | str | None):
 def llm_class(config: "PreTrainedConfig") -> type:
     """The Auto class of transformers that loads an LLM of this configuration: causal LMs, and those that are published with a
     vision tower (Ministral 3), of which the text half is used."""
-    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
-    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+    from transformers import (
+        MODEL_FOR_CAUSAL_LM_MAPPING,
+        MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+        AutoModelForCausalLM,
+        AutoModelForImageTextToText,
+    )
 
     seeing = type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING and type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING
     return AutoModelForImageTextToText if seeing else AutoModelForCausalLM
