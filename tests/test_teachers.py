@@ -8,7 +8,7 @@ from zoo import SEEING, TEACHERS, causal_lm
 from salad import SaladError
 from salad.config import LLMConfig
 from salad.data.batches import collate
-from salad.data.interleaving import interleave, scoring_patterns, sequence, token_offsets, units
+from salad.data.interleaving import interleave, interleaved_sequence, scoring_patterns, token_offsets, units
 from salad.divergence import divergences
 from salad.evaluation.scoring import loglikelihoods
 from salad.models import SpeechLM
@@ -48,7 +48,7 @@ def batch_of(model: SpeechLM, context: int | None):
         ids, offsets = token_offsets(model.tokenizer, text)
         cut = units(text, offsets, spoken.words, spoken.duration_s)
         spans = interleave(cut, scoring_patterns(0, f"s{i}", len(cut))[0], model.encoder.frame_rate)
-        laid.append(sequence(model.prefix, ids, spans))
+        laid.append(interleaved_sequence(model.prefix, ids, spans))
         frames.append(model.encoder(torch.from_numpy(samples)).numpy())
     return collate(laid, frames, list("abcd"), context=context)
 
