@@ -9,7 +9,7 @@ export HF_HUB_OFFLINE ?= 1
 export GRADIO_ANALYTICS_ENABLED = False
 export SALAD_LAB = $(LAB)
 
-.PHONY: demo test test-all test-bare test-marked pins lint types docs select arena sql clean
+.PHONY: demo test test-all test-bare test-marked coverage pins lint types docs select arena sql clean
 
 demo: .venv/installed
 	@$(BIN)/salad demo
@@ -17,6 +17,11 @@ demo: .venv/installed
 # two files of tests at a time: many of them wait for processes and clocks. -rs says what was skipped, and why
 test: .venv/installed
 	$(BIN)/python -m pytest -q -rs -n $(JOBS) --dist loadfile
+
+# the same, with the share of lines that ran in each module; processes that tests start are not counted
+coverage: .venv/installed
+	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile --cov=store --cov=salad --cov=workbench --cov-report=term:skip-covered \
+		--cov-report=html:build/coverage
 
 # what runs on a machine with Python, make and git alone, and what needs more (tests/tools.py); CI runs one after the other
 MARKED := chromium or compiler or slurm or sshd or rsync or sky or root or onnx or data or real
