@@ -72,19 +72,19 @@ def _list(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="launch_gpu.py list", description="The lab's runs, newest first.")
     _common(parser)
     lab = store.lab_path(parser.parse_args(argv).lab)
-    found = runs(lab)
-    if not found:
+    found_runs = runs(lab)
+    if not found_runs:
         print(f"no runs in {lab}; start one with: python launch_gpu.py RECIPE")
         return 0
     form = "{:13}  {:10}  {:18}  {:12}  {:>15}  {:>9}  {}"
     print(form.format("run", "kind", "recipe", "where", "step", "left", "state"))
-    for run in found:
+    for run in found_runs:
         status, record = run.status(), run.folder.record
         step = "" if status.get("step") is None else f"{status['step']:,}/{status.get('max_steps') or '?'}"
         left = _duration(status.get("seconds_left")) if status["state"] == "running" else ""
-        told = status["state"] + (f": {status['error']}" if status.get("error") else "")
+        description = status["state"] + (f": {status['error']}" if status.get("error") else "")
         print(form.format(run.run_id, record["kind"], record["recipe"][:18], status.get("on") or "by hand", step, left,
-                          told))  # fmt: skip
+                          description))  # fmt: skip
     return 0
 
 
@@ -110,7 +110,7 @@ def _check(argv: list[str]) -> int:
     for variable in target.env:
         print(f"no  {variable} is not set here" if variable in unset else f"ok  {variable} is set here")
     for finding in findings:
-        print(f"{'ok ' if finding.ok else 'no '} {finding.told}")
+        print(f"{'ok ' if finding.ok else 'no '} {finding.message}")
     works = not unset and all(finding.ok for finding in findings)
     print(f"{name} {'would work' if works else 'would not work'}")
     return 0 if works else 1
@@ -119,13 +119,13 @@ def _check(argv: list[str]) -> int:
 def _one(name: str, argv: list[str]) -> int:
     import store
 
-    told = {
+    descriptions = {
         "logs": "Show a run's log.",
         "stop": "Ask a run to write a checkpoint and end.",
         "resume": "Take a run up from its last checkpoint.",
         "fetch": "Bring a run's units and checkpoints into this lab.",
     }
-    parser = argparse.ArgumentParser(prog=f"launch_gpu.py {name}", description=told[name])
+    parser = argparse.ArgumentParser(prog=f"launch_gpu.py {name}", description=descriptions[name])
     parser.add_argument("run_id", metavar="RUN", help="the run's id, as `list` shows it")
     _common(parser)
     if name in ("logs", "resume"):
@@ -148,11 +148,11 @@ def _one(name: str, argv: list[str]) -> int:
         if given.follow:
             return _show(run, follow=True)
     elif name == "fetch":
-        told = run.fetch(tables_only=given.tables_only)
-        print(f"{told['checkpoints']} checkpoints and {told['units']} units are here and whole")
-        for line in told["damaged"]:
+        fetched = run.fetch(tables_only=given.tables_only)
+        print(f"{fetched['checkpoints']} checkpoints and {fetched['units']} units are here and whole")
+        for line in fetched["damaged"]:
             print(f"damaged: {line}")
-        return 1 if told["damaged"] else 0
+        return 1 if fetched["damaged"] else 0
     print(run)
     return 0
 

@@ -36,16 +36,16 @@ WHISPER_TARGET_MS = 60.0
 def of_lab(lab: Path, speech: str, most: int) -> list[tuple[np.ndarray, str, list]]:
     """(samples, text, words) of up to `most` syntheses of lab/speech/<speech>."""
     spoken = corpora.of_speech(store.connect(lab), [speech])[:most]
-    return [(corpora.audio(lab, one, SAMPLE_RATE), one.text, one.words) for one in spoken]
+    return [(corpora.audio(lab, recording, SAMPLE_RATE), recording.text, recording.words) for recording in spoken]
 
 
 def of_tts(spec: str, texts: Path, most: int) -> list[tuple[np.ndarray, str, list]]:
     """The same of up to `most` sentences of a JSONL of documents, spoken by an engine."""
     documents = [json.loads(line)["text"] for line in texts.read_text(encoding="utf-8").splitlines()]
-    found = [text[start:end] for text in documents[:: max(len(documents) // most, 1)]
+    results = [text[start:end] for text in documents[:: max(len(documents) // most, 1)]
              for start, end in sentences(text) if 40 <= end - start <= 150][:: 7][:most]  # fmt: skip
     tts, made = load_tts(spec), []
-    for seed, text in enumerate(found):
+    for seed, text in enumerate(results):
         form = spoken_form(text)
         utterance = tts.speak(form.spoken, tts.voices[seed % len(tts.voices)], seed)
         made.append((utterance.samples, text, text_words(utterance.words, form, text)))
@@ -56,20 +56,20 @@ def measure(name: str, spoken: list[tuple[np.ndarray, str, list]], recogniser) -
     """Errors of starts and ends in ms (aligned - true) over speech whose word times are known."""
     samples = [sound for sound, _, _ in spoken]
     begin = time.process_time()
-    heard = recogniser.hear(samples)
+    transcript = recogniser.hear(samples)
     starts, ends, words, scores, refused = [], [], 0, [], 0
-    for (sound, text, true), (_, log_probs) in zip(spoken, heard, strict=True):
+    for (sound, text, true), (_, log_probs) in zip(spoken, transcript, strict=True):
         try:
-            found = align(sound, text, recogniser, log_probs)
+            checked = align(sound, text, recogniser, log_probs)
         except SaladError:
             refused += 1
             continue
-        scores.append(found.score)
+        scores.append(checked.score)
         true_start = {word[1]: word[3] for word in true}
         true_end = {word[2]: word[4] for word in true}
         words += len(true)
-        starts += [w.start_s - true_start[w.char_start] for w in found.words if w.char_start in true_start]
-        ends += [w.end_s - true_end[w.char_end] for w in found.words if w.char_end in true_end]
+        starts += [w.start_s - true_start[w.char_start] for w in checked.words if w.char_start in true_start]
+        ends += [w.end_s - true_end[w.char_end] for w in checked.words if w.char_end in true_end]
     spent = time.process_time() - begin
     both = 1000 * np.array(starts + ends)
     return {
@@ -101,12 +101,12 @@ def main() -> None:
     for row in rows:
         print(json.dumps(row))
     name = Path(args.recogniser).name if args.recogniser else None
-    told = {
+    fields = {
         "recogniser": name or "the miniature's", "target_median_ms": WHISPER_TARGET_MS if args.tts else TARGET_MS, "rows": rows,
         "machine": {"cores": os.cpu_count(), "load": round(os.getloadavg()[0], 1)},
         "at": datetime.now(UTC).isoformat(timespec="minutes"),
     }  # fmt: skip
-    (RESULTS.with_name(f"alignment-{name}.json") if args.tts else RESULTS).write_text(json.dumps(told, indent=1) + "\n")
+    (RESULTS.with_name(f"alignment-{name}.json") if args.tts else RESULTS).write_text(json.dumps(fields, indent=1) + "\n")
 
 
 if __name__ == "__main__":

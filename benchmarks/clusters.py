@@ -80,15 +80,15 @@ def contenders(k: int, per_cluster: int, constrained: bool) -> dict:
         # it knows no price: one document alone can only go to the nearest centre
         return centers, lambda other: (other @ centers.T).argmax(1)
 
-    found = {
+    by_name = {
         "faiss k-means, best of 3": faiss_plain,
         "MiniBatchKMeans": mini_batch,
         "BalancedKMeans (largest 1.12, the default)": ours(1.12),
         "BalancedKMeans (largest 1.0)": ours(1.0),
     }
     if constrained:
-        found["k-means-constrained"] = k_means_constrained
-    return found
+        by_name["k-means-constrained"] = k_means_constrained
+    return by_name
 
 
 def quality(s: float, k: int, per_cluster: int, peer: bool) -> list[dict]:
@@ -139,8 +139,8 @@ def write_parquet(folder: Path, n: int, part: int = 500_000) -> None:
 
 def peak_memory_mb() -> int:
     """Of this program alone: getrusage's figure is inherited from the parent."""
-    told = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
-    return int(told.split()[1]) // 1024
+    result = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return int(result.split()[1]) // 1024
 
 
 def stream(folder: str, name: str, k: int) -> dict:
@@ -183,9 +183,9 @@ def speed(n: int, k: int, folder: str | None, names: list[str]) -> list[dict]:
         rows = []
         for name in names:
             print(f"{name}: fit, then predict", flush=True)
-            told = subprocess.run([sys.executable, __file__, "--stream", place, name, str(k)], check=True,
+            completed = subprocess.run([sys.executable, __file__, "--stream", place, name, str(k)], check=True,
                                   capture_output=True, text=True).stdout  # fmt: skip
-            rows.append(json.loads(told.splitlines()[-1]) | {"load_after": round(os.getloadavg()[0], 1)})
+            rows.append(json.loads(completed.splitlines()[-1]) | {"load_after": round(os.getloadavg()[0], 1)})
             print(rows[-1], flush=True)
             if name == "BalancedKMeans" and n >= 10_000_000:
                 seconds = rows[-1]["seconds"]

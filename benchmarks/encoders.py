@@ -41,13 +41,13 @@ def spans(folder: str | None, count: int, rate: int, seed: int = 0) -> list[torc
                 sounds.append(samples.mean(-1) if samples.ndim > 1 else samples)
     if not sounds:
         sounds = [0.05 * rng.standard_normal(rate * 20)]
-    found = []
-    while len(found) < count:
+    results = []
+    while len(results) < count:
         sound = sounds[int(rng.integers(len(sounds)))]
         length = min(int(rng.integers(3, 16) * SECONDS_A_WORD * rate) // 1280 * 1280, len(sound) // 1280 * 1280)
         first = int(rng.integers(0, len(sound) - length + 1))
-        found.append(torch.from_numpy(np.ascontiguousarray(sound[first : first + length], dtype=np.float32)))
-    return found
+        results.append(torch.from_numpy(np.ascontiguousarray(sound[first : first + length], dtype=np.float32)))
+    return results
 
 
 def timed(encode, batches: list[list[torch.Tensor]]) -> float:

@@ -82,13 +82,13 @@ def items(count: int, examples: int):
 @torch.no_grad()
 def unshared(lm, prompts, continuations, batch: int) -> list[list[float]]:
     """Every choice by itself: its prompt's recordings encoded, prompt and choice run together, `batch` rows at once."""
-    flat = [(prompt, one) for prompt, some in zip(prompts, continuations, strict=True) for one in some]
+    flat = [(prompt, item) for prompt, some in zip(prompts, continuations, strict=True) for item in some]
     embed, decoder, head = lm.llm.get_input_embeddings(), lm.llm.get_decoder(), lm.head
     sums = []
     for start in range(0, len(flat), batch):
         rows, targets = [], []
-        for prompt, one in flat[start : start + batch]:
-            units, (ids,) = lm.prompt.units(prompt, [one])
+        for prompt, item in flat[start : start + batch]:
+            units, (ids,) = lm.prompt.units(prompt, [item])
             parts = [
                 embed(torch.tensor([unit])) if isinstance(unit, int)
                 else lm.adapter(lm.encoder(torch.from_numpy(unit.samples))[None])[0]
@@ -130,22 +130,22 @@ def qwen2_audio(folder: Path):
 @torch.no_grad()
 def repeated(who, prompts, continuations) -> list[list[float]]:
     """An item's choices as rows of one batch, recordings and prompt in each of them."""
-    told = []
+    results = []
     for prompt, some in zip(prompts, continuations, strict=True):
         ids, tail, sounds = who._inputs(prompt)
         context = ids + who._encode(tail)
-        after = [torch.tensor(who._encode(tail + one)[len(who._encode(tail)) :]) for one in some]
-        rows = [torch.cat([torch.tensor(context), one]) for one in after]
+        after = [torch.tensor(who._encode(tail + item)[len(who._encode(tail)) :]) for item in some]
+        rows = [torch.cat([torch.tensor(context), item]) for item in after]
         mask = torch.nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
         rows = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
         sounds = {name: x.repeat(len(some), *[1] * (x.dim() - 1)) for name, x in sounds.items()}
         logits = who.model(input_ids=rows, attention_mask=mask, use_cache=False, **sounds).logits
         start = len(context) - 1
-        told.append([
-            float(row[start : start + len(one)].log_softmax(-1).gather(1, one[:, None]).sum())
-            for row, one in zip(logits, after, strict=True)
+        results.append([
+            float(row[start : start + len(item)].log_softmax(-1).gather(1, item[:, None]).sum())
+            for row, item in zip(logits, after, strict=True)
         ])  # fmt: skip
-    return told
+    return results
 
 
 def case(both: dict, count: int, examples: int, rounds: int, batch: int) -> dict:
@@ -153,13 +153,13 @@ def case(both: dict, count: int, examples: int, rounds: int, batch: int) -> dict
     prompts, continuations = items(count, examples)
     times, worst = {"shared": [], "unshared": []}, 0.0
     for number in range(rounds + 1):
-        told = {}
+        fields = {}
         for name in ("shared", "unshared") if number % 2 else ("unshared", "shared"):
             started = time.perf_counter()
-            told[name] = both[name](prompts, continuations)
+            fields[name] = both[name](prompts, continuations)
             if number:  # the first round warms up
                 times[name].append(time.perf_counter() - started)
-        worst = max(worst, float(np.abs(np.array(told["shared"]) - np.array(told["unshared"])).max()))
+        worst = max(worst, float(np.abs(np.array(fields["shared"]) - np.array(fields["unshared"])).max()))
     if worst > 1e-4:
         raise SystemExit(f"the two ways differ by {worst:.2e} nats")
     ratios = [u / s for s, u in zip(times["shared"], times["unshared"], strict=True)]
@@ -181,8 +181,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         from salad.evaluation.scoring import loglikelihoods
 
-        def scores(found):
-            return [[score for score, _ in some] for some in found]
+        def scores(result):
+            return [[score for score, _ in some] for some in result]
 
         lm = model(Path(folder))
         who = qwen2_audio(Path(folder))
@@ -190,21 +190,24 @@ def main() -> None:
             "shared": lambda *asked: scores(loglikelihoods(lm, *asked, batch=given.batch // CHOICES)),
             "unshared": lambda *asked: unshared(lm, *asked, given.batch),
         }
-        theirs = {"shared": lambda *asked: scores(who.loglikelihoods(*asked)), "unshared": lambda *asked: repeated(who, *asked)}
-        told = {
+        reference = {
+            "shared": lambda *asked: scores(who.loglikelihoods(*asked)),
+            "unshared": lambda *asked: repeated(who, *asked),
+        }
+        fields = {
             "items": case(ours, given.items, 0, given.rounds, given.batch),
             "examples": case(ours, given.items, EXAMPLES, given.rounds, given.batch),
-            "qwen2-audio": case(theirs, given.items, 0, given.rounds, CHOICES),
+            "qwen2-audio": case(reference, given.items, 0, given.rounds, CHOICES),
         }
-    for name, one in told.items():
-        print(f"{name}: {one['seconds_shared']:.2f} s shared, {one['seconds_unshared']:.2f} s unshared, "
-              f"{one['ratio']:.2f} x, largest difference {one['largest_difference_nats']:.1e} nats")  # fmt: skip
+    for name, item in fields.items():
+        print(f"{name}: {item['seconds_shared']:.2f} s shared, {item['seconds_unshared']:.2f} s unshared, "
+              f"{item['ratio']:.2f} x, largest difference {item['largest_difference_nats']:.1e} nats")  # fmt: skip
     machine = {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count(), "threads": 1,
                "load_average": os.getloadavg()[0], "torch": torch.__version__, "python": platform.python_version()}  # fmt: skip
     if not given.no_save:
         command = " ".join(["python benchmarks/evaluate.py", *sys.argv[1:]])
         document = {"command": command, "date": f"{datetime.now(UTC):%Y-%m-%d}", "machine": machine}
-        RESULTS.write_text(json.dumps(document | {"cases": told}, indent=1) + "\n")
+        RESULTS.write_text(json.dumps(document | {"cases": fields}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

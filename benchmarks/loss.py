@@ -41,7 +41,7 @@ HEADS, SHARES = ("frozen", "trainable"), (1.0, 0.25)
 
 
 def contenders(device: str, use: set[str] | None) -> tuple[dict, dict]:
-    found, missing = {}, {}
+    by_name, missing = {}, {}
 
     def plain(hs, ws, ht, wt, y):
         kept = y >= 0
@@ -50,21 +50,21 @@ def contenders(device: str, use: set[str] | None) -> tuple[dict, dict]:
             log_q = F.log_softmax((ht[kept] @ wt.t()).float(), dim=1)
         return F.kl_div(log_p, log_q, log_target=True, reduction="batchmean")
 
-    found["salad"] = lambda *a: distillation_loss(*a).loss
-    found["salad, low memory"] = lambda *a: distillation_loss(*a, vocab_tile=TILE[device]).loss
-    found["salad, compiled"] = lambda *a: distillation_loss(*a, compile=True).loss
-    found["plain torch"] = plain
+    by_name["salad"] = lambda *a: distillation_loss(*a).loss
+    by_name["salad, low memory"] = lambda *a: distillation_loss(*a, vocab_tile=TILE[device]).loss
+    by_name["salad, compiled"] = lambda *a: distillation_loss(*a, compile=True).loss
+    by_name["plain torch"] = plain
     try:
         from trl.trainer.distillation_trainer import _chunked_divergence_loss
 
-        found["TRL"] = lambda hs, ws, ht, wt, y: _chunked_divergence_loss(hs[None], ht[None], ws, wt, (y >= 0)[None], 0.0)[0]
+        by_name["TRL"] = lambda hs, ws, ht, wt, y: _chunked_divergence_loss(hs[None], ht[None], ws, wt, (y >= 0)[None], 0.0)[0]
     except ImportError as error:
         missing["TRL"] = f"import failed: {error}"
     try:
         from liger_kernel.chunked_loss import LigerFusedLinearJSDLoss
 
         loss = LigerFusedLinearJSDLoss(weight_hard_loss=0.0, weight_soft_loss=1.0, beta=0.0, compiled=device == "cuda")
-        found["Liger chunked"] = lambda hs, ws, ht, wt, y: loss(hs, ws, ht, wt, y)
+        by_name["Liger chunked"] = lambda hs, ws, ht, wt, y: loss(hs, ws, ht, wt, y)
     except ImportError as error:
         missing["Liger chunked"] = f"import failed: {error}"
     try:
@@ -73,10 +73,10 @@ def contenders(device: str, use: set[str] | None) -> tuple[dict, dict]:
         from liger_kernel.transformers.fused_linear_jsd import LigerFusedLinearJSD
 
         jsd = LigerFusedLinearJSD(jsd_beta=0.0)
-        found["Liger fused JSD"] = lambda hs, ws, ht, wt, y: jsd(hs, ws, ht, wt, y)
+        by_name["Liger fused JSD"] = lambda hs, ws, ht, wt, y: jsd(hs, ws, ht, wt, y)
     except ImportError as error:
         missing["Liger fused JSD"] = str(error)
-    return {k: f for k, f in found.items() if not use or k in use or k == "salad"}, missing
+    return {k: f for k, f in by_name.items() if not use or k in use or k == "salad"}, missing
 
 
 def floor(hs, ws, ht, wt, y, head: str):
@@ -90,8 +90,8 @@ def floor(hs, ws, ht, wt, y, head: str):
     sums = torch.zeros(ws.shape, device=device) if head == "trainable" else None
     ws = ws.detach()
     wide = ws.float() if device == "cpu" else None
-    one = rows <= size
-    out = torch.empty_like(ws) if one and sums is not None else None
+    item = rows <= size
+    out = torch.empty_like(ws) if item and sums is not None else None
     setting = torch.backends.mkldnn.matmul
 
     def run():
@@ -102,13 +102,13 @@ def floor(hs, ws, ht, wt, y, head: str):
                 before, setting.fp32_precision = setting.fp32_precision, "bf16"
                 torch.mm(s_wide, wide.t(), out=p[: len(s)])
                 torch.mm(t_wide, wide.t(), out=q[: len(s)])
-                if sums is not None and not one:
+                if sums is not None and not item:
                     sums.addmm_(gradient[: len(s)].t(), s_wide)
                 setting.fp32_precision = before
             else:
                 torch.mm(s, ws.t(), out_dtype=torch.float32, out=p[: len(s)])
                 torch.mm(t, wt.t(), out_dtype=torch.float32, out=q[: len(s)])
-                if sums is not None and not one:
+                if sums is not None and not item:
                     torch.addmm(sums, narrow[: len(s)].t(), s, out_dtype=torch.float32, out=sums)
             torch.mm(narrow[: len(s)], ws)
             if out is not None:
@@ -169,13 +169,13 @@ def exact_gradients(hs, ws, ht, wt):
     return total / n, grad_h, grad_w
 
 
-def errors(found: dict, device: str, n: int, h: int, v: int) -> dict:
+def errors(result: dict, device: str, n: int, h: int, v: int) -> dict:
     """Per contender and KL: Frobenius error of both gradients, and the rows' 99th percentile, against float64."""
     out = {}
     for kl in (0.01, 3.0):
         hs, ws, ht, wt, y = tensors(device, n, h, v, kl, seed=1)
         value, exact_h, exact_w = exact_gradients(hs, ws, ht, wt)
-        for name, f in found.items():
+        for name, f in result.items():
             a, b = hs.clone().requires_grad_(), ws.clone().requires_grad_()
             f(a, b, ht, wt, y).backward()
             off = a.grad.double() - exact_h
@@ -227,7 +227,7 @@ def peak_bytes(run, device: str) -> int | None:
     return status("VmHWM") - before
 
 
-def steps(found: dict, data, share: float, head: str) -> dict:
+def steps(result: dict, data, share: float, head: str) -> dict:
     hs, ws, ht, wt, y = data
     hs, ws = hs.clone().requires_grad_(), ws.clone().requires_grad_(head == "trainable")
     y = torch.where(torch.arange(len(y), device=y.device) % round(1 / share) == 0, y, -100)
@@ -242,12 +242,12 @@ def steps(found: dict, data, share: float, head: str) -> dict:
 
         return run, clear
 
-    return {name: step(f) for name, f in found.items()} | {"floor": (floor(hs, ws, ht, wt, y, head), lambda: None)}
+    return {name: step(f) for name, f in result.items()} | {"floor": (floor(hs, ws, ht, wt, y, head), lambda: None)}
 
 
 def measure(args) -> None:
     size = SIZES[args.device] | {k: x for k in "hvn" if (x := getattr(args, k))}
-    found, missing = contenders(args.device, set(args.only or ()))
+    results, missing = contenders(args.device, set(args.only or ()))
     hardware = hardware_name(args.device)
     path = RESULTS / f"loss-{args.device}-{hardware['slug']}.json"
     old = json.loads(path.read_text()) if args.add and path.exists() else {}
@@ -259,14 +259,14 @@ def measure(args) -> None:
     }  # fmt: skip
     if old and old["size"] != size:
         raise SystemExit(f"{path} was measured at {old['size']}; leave --add out to replace it")
-    result["errors"] = old.get("errors") or errors(found, args.device, min(size["n"], args.error_rows), size["h"], size["v"])
+    result["errors"] = old.get("errors") or errors(results, args.device, min(size["n"], args.error_rows), size["h"], size["v"])
     data = tensors(args.device, size["n"], size["h"], size["v"], 0.3)
     for head in HEADS:
         runs = {}
         for share in SHARES:
             case = result["cases"].setdefault(f"{head}, text share {share:g}", {})
             case["formula_bytes"] = formula_bytes(args.device, size, share, head == "trainable")
-            for name, (run, clear) in steps(found, data, share, head).items():
+            for name, (run, clear) in steps(results, data, share, head).items():
                 run()  # warm
                 clear()
                 row = case.setdefault(name, {"seconds": [], "cpu_seconds": []})
@@ -304,23 +304,23 @@ def table(result: dict) -> str:
             share, share_cpu = (of_rounds(rows["floor"], row, k) for k in ("seconds", "cpu_seconds"))
             which = "hidden" if case.startswith("frozen") else "head"
             error = result["errors"].get(name)
-            told = ["–", "–", "–"]
+            outcome = ["–", "–", "–"]
             if error:
                 low, high = error.values()
                 worst = [max(x["hidden"], x[which]) for x in (low, high)]
-                told = [f"{100 * worst[0]:.2f} % / {100 * worst[1]:.2f} %",
+                outcome = [f"{100 * worst[0]:.2f} % / {100 * worst[1]:.2f} %",
                         f"{100 * low['hidden_rows_p99']:.2f} % / {100 * high['hidden_rows_p99']:.2f} %",
                         "passes" if max(worst) <= 0.01 else "**fails**"]  # fmt: skip
             peak = "–" if name == "floor" or row["peak_bytes"] is None else f"{row['peak_bytes'] / 2**20:.0f}"
             lines.append(
                 f"| {case} | {name} | {statistics.median(ms):.0f} | {ms[math.ceil(0.8 * len(ms)) - 1]:.0f} | "
-                f"{ratio:.2f} | {100 * share:.0f} % ({100 * share_cpu:.0f} %) | {peak} | {' | '.join(told)} |"
+                f"{ratio:.2f} | {100 * share:.0f} % ({100 * share_cpu:.0f} %) | {peak} | {' | '.join(outcome)} |"
             )
     lines += ["", *(f"Left out: {name}: {why}." for name, why in result["missing"].items())]
     for case, rows in result["cases"].items():
-        peak, said = rows["salad"]["peak_bytes"], rows["formula_bytes"]
+        peak, expected_peak = rows["salad"]["peak_bytes"], rows["formula_bytes"]
         if peak is not None:
-            lines.append(f"Peak of salad against its formula, {case}: {peak / 2**20:.0f} / {said / 2**20:.0f} MiB.")
+            lines.append(f"Peak of salad against its formula, {case}: {peak / 2**20:.0f} / {expected_peak / 2**20:.0f} MiB.")
     for head in ("frozen", "trainable"):
         some, whole = (result["cases"][f"{head}, text share {share:g}"]["salad"] for share in (0.25, 1.0))
         lines.append(
@@ -341,8 +341,8 @@ def hardware_name(device: str) -> dict:
     else:
         name = platform.processor() or platform.machine()
         if platform.system() == "Linux":
-            told = json.loads(subprocess.run(["lscpu", "-J"], capture_output=True, text=True, check=True).stdout)
-            fields = {x["field"].rstrip(":"): x["data"] for x in told["lscpu"]}
+            completed = json.loads(subprocess.run(["lscpu", "-J"], capture_output=True, text=True, check=True).stdout)
+            fields = {x["field"].rstrip(":"): x["data"] for x in completed["lscpu"]}
             name = f"{fields['Model name']}, family {fields.get('CPU family')} model {fields.get('Model')}"
             name += ", AMX" if "amx_bf16" in fields.get("Flags", "") else ""
         name += f", {os.cpu_count()} cores"

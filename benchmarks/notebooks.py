@@ -71,7 +71,7 @@ def make(lab: Path, texts: int = TEXTS, drawn: int = DRAWN) -> None:
         list_transform(range({WORDS}), lambda k: list[(hash(i * 31 + k) % len(list) + 1)::INTEGER]) AS words,
         array_to_string(words, ' ') || '.' AS text FROM range({texts}) t(i), w""")
     runs = {name: _run(lab, name, kind, rng) for name, kind in (("stage1", "stage1"), ("stage2_active", "stage2"))}
-    one = runs["stage1"]
+    item = runs["stage1"]
     tts, spoken = load_tts("espeak"), con.sql("SELECT sample_id, text FROM texts WHERE i < 24").fetchall()
     real = shar.write(lab, "probe", spoken, lambda s: shar.Speech(
         store.ids.synthesis_id(s[0], "espeak", "en-us", 0), s[0], s[1], tts.speak(s[1], "en-us", 0), "en-us", "espeak"),
@@ -82,7 +82,7 @@ def make(lab: Path, texts: int = TEXTS, drawn: int = DRAWN) -> None:
     clustering = store.ids.clustering_id({"benchmark": "notebooks", "texts": texts})
     clusters = con.sql(f"""SELECT $c AS clustering_id, cluster_id, $r AS run_id, count(*) AS size,
         count(*) / {texts} AS p_web, list_distinct(any_value(words))[1:4] AS terms FROM texts GROUP BY cluster_id""",
-                       params={"c": clustering, "r": one["run_id"]})  # fmt: skip
+                       params={"c": clustering, "r": item["run_id"]})  # fmt: skip
     store.publish(lab, "clusters", clusters.to_arrow_table(), {"k": CLUSTERS})
     level = "(0.3 + (hash(cluster_id) % 100) / 40.0)"
     position = f"""SELECT i, sample_id, synthesis_id, cluster_id, k AS position, words[k + 1] AS word,
@@ -125,7 +125,7 @@ def make(lab: Path, texts: int = TEXTS, drawn: int = DRAWN) -> None:
     made = {"clustering": clustering, "drawn": drawn}
     selection = store.ids.selection_id(made)
     store.publish(lab, "selections", [{"selection_id": selection, "clustering_id": clustering, "strategy": "active",
-                  "run_id": one["run_id"], "step": one["step"], "gamma": 2.0, "budget_h": drawn * 4.5 / 3600 / 1.1,
+                  "run_id": item["run_id"], "step": item["step"], "gamma": 2.0, "budget_h": drawn * 4.5 / 3600 / 1.1,
                   "seed": 0}], made)  # fmt: skip
     store.publish(lab, "selected", con.sql(f"""SELECT $l AS selection_id, sample_id, cluster_id,
         row_number() OVER (ORDER BY md5(sample_id)) - 1 AS draw, 1 / {CLUSTERS} AS p_web, 1 / {CLUSTERS} AS p_target,
@@ -190,17 +190,17 @@ class Watch:
 
 def visit(tab, address: str, heading: str, listens: bool = True) -> dict:
     """Seconds from opening the address to the heading, the first figure and, where there is one, sound to be heard."""
-    started, cpu, found = time.perf_counter(), _cpu(), {}
+    started, cpu, result = time.perf_counter(), _cpu(), {}
     tab.goto(address)
     awaited = {"heading": tab.get_by_role("heading", name=heading), "first figure": tab.locator(".vega-embed canvas").first}
     if listens:
         awaited["a text and its sound"] = tab.locator(".salad-listen[data-loaded^=y]").first
     for name, what in awaited.items():
         what.wait_for()
-        found[name] = {"s": round(time.perf_counter() - started, 3), "cpu_s": round(_cpu() - cpu, 3)}
+        result[name] = {"s": round(time.perf_counter() - started, 3), "cpu_s": round(_cpu() - cpu, 3)}
     tab.locator("marimo-vega canvas").first.wait_for()  # the figure that is clicked
     Watch(tab).settle()
-    return found | {"everything": {"s": None, "cpu_s": round(_cpu() - cpu, 3)}}
+    return result | {"everything": {"s": None, "cpu_s": round(_cpu() - cpu, 3)}}
 
 
 def selection(tab, watch: Watch, rounds: int) -> None:
@@ -272,15 +272,15 @@ def measure(lab: Path, rounds: int) -> dict:
         path = empty if name == "floor" else f"notebooks/{name}.py"
         with served(path, lab) as address, sync_playwright() as playwright:
             browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGS)
-            told = {"visits": []}
+            fields = {"visits": []}
             for _ in range(3):  # the first imports what notebooks need, later visitors find it there
                 tab = browser.new_page(viewport={"width": 1500, "height": 1000})
                 tab.set_default_timeout(300_000)  # on a busy machine too; what took long is told
                 watch = Watch(tab)
-                told["visits"].append(visit(tab, address, heading, listens=name != "floor"))
+                fields["visits"].append(visit(tab, address, heading, listens=name != "floor"))
             acts(tab, watch, rounds)
-            told |= {"acts": watch.times, "largest_message_bytes": watch.largest}
-            result["notebooks"][name] = told
+            fields |= {"acts": watch.times, "largest_message_bytes": watch.largest}
+            result["notebooks"][name] = fields
             browser.close()
     place.cleanup()
     result["machine"]["load_after"] = os.getloadavg()
@@ -296,19 +296,19 @@ def tables(result: dict) -> str:
         "| notebook | from → to | s by the clock, median (worst) | CPU s of the notebook until then | and in all |",
         "| --- | --- | --- | --- | --- |",
     ]  # fmt: skip
-    for name, told in result["notebooks"].items():
-        for which, visits in (("first visit", told["visits"][:1]), ("later visit", told["visits"][1:])):
+    for name, message in result["notebooks"].items():
+        for which, visits in (("first visit", message["visits"][:1]), ("later visit", message["visits"][1:])):
             whole = statistics.median(v["everything"]["cpu_s"] for v in visits)
             for what in visits[0]:
                 if what != "everything":
                     clock, cpu = ([v[what][key] for v in visits] for key in ("s", "cpu_s"))
                     lines.append(f"| {name} | {which} → {what} | {statistics.median(clock):.2f} ({max(clock):.2f}) | "
                                  f"{statistics.median(cpu):.2f} | {whole:.2f} |")  # fmt: skip
-        for what, times in told["acts"].items():
+        for what, times in message["acts"].items():
             clock, cpu, whole = ([t[key] for t in times] for key in ("s", "cpu_s", "cpu_in_all_s"))
             lines.append(f"| {name} | {what} | {statistics.median(clock):.2f} ({max(clock):.2f}) | "
                          f"{statistics.median(cpu):.2f} | {statistics.median(whole):.2f} |")  # fmt: skip
-        lines.append(f"| {name} | largest message to the page | {told['largest_message_bytes'] / 1000:,.0f} kB | | |")
+        lines.append(f"| {name} | largest message to the page | {message['largest_message_bytes'] / 1000:,.0f} kB | | |")
     return "\n".join(lines)
 
 

@@ -55,11 +55,11 @@ def write(path: Path, count: int) -> None:
 def resident_mb(pid: int) -> float:
     """Of a process and its children."""
     try:
-        told = Path(f"/proc/{pid}/status").read_text()
+        result = Path(f"/proc/{pid}/status").read_text()
         children = [c for task in Path(f"/proc/{pid}/task").iterdir() for c in (task / "children").read_text().split()]
     except (FileNotFoundError, ProcessLookupError):
         return 0.0
-    own = next((int(line.split()[1]) / 1024 for line in told.splitlines() if line.startswith("VmRSS")), 0.0)
+    own = next((int(line.split()[1]) / 1024 for line in result.splitlines() if line.startswith("VmRSS")), 0.0)
     return own + sum(resident_mb(int(child)) for child in children)
 
 
@@ -75,17 +75,17 @@ def measure(count: int, workers: int, folder: str | None) -> dict:
         while process.poll() is None:
             peak = max(peak, resident_mb(process.pid))
             try:
-                told = Path(f"/proc/{process.pid}/status").read_text()
-                own = next((int(x.split()[1]) // 1024 for x in told.splitlines() if x.startswith("VmHWM")), own)
+                result = Path(f"/proc/{process.pid}/status").read_text()
+                own = next((int(x.split()[1]) // 1024 for x in result.splitlines() if x.startswith("VmHWM")), own)
             except (FileNotFoundError, ProcessLookupError):
                 break
             time.sleep(0.1)
-        said = process.communicate()[0]
+        output = process.communicate()[0]
         if process.returncode:
             raise SystemExit(f"salad prepare text ended with {process.returncode}")
         seconds = time.perf_counter() - begin
         counts = json.loads((lab / "corpora" / "made_up.json").read_text())["counts"]
-        print(said, flush=True)
+        print(output, flush=True)
         return {"documents": count, "workers": workers, "source_mb": source.stat().st_size >> 20, "seconds": round(seconds),
                 "documents_per_s": round(count / seconds, 1), "peak_memory_mb": round(peak), "process_memory_mb": own,
                 "passages": counts["passages"], "flags": counts["flags"], "load_before": round(load, 1)}  # fmt: skip

@@ -47,9 +47,9 @@ def plain(model, encoded: FrameSource, spoken: list, seed: int = 0, batch: int =
         group = spoken[start : start + batch]
         for pattern in (0, 1):
             layouts = [encoded.layout(s) for s in group]
-            spans = [one.spans(scoring_patterns(seed, s.sample_id, len(one.units))[pattern])
-                     for s, one in zip(group, layouts, strict=True)]  # fmt: skip
-            laid = [one.sequence(sp) for one, sp in zip(layouts, spans, strict=True)]
+            spans = [item.spans(scoring_patterns(seed, s.sample_id, len(item.units))[pattern])
+                     for s, item in zip(group, layouts, strict=True)]  # fmt: skip
+            laid = [item.sequence(sp) for item, sp in zip(layouts, spans, strict=True)]
             speech = [encoded.frames(s, sp) for s, sp in zip(group, spans, strict=True)]
             at = collate(laid, speech, [s.sample_id for s in group]).to(model.device)
             teacher = model.teacher
@@ -62,28 +62,28 @@ def plain(model, encoded: FrameSource, spoken: list, seed: int = 0, batch: int =
             m = (log_p.exp() * (log_p - log_c)).sum(-1)
             f = (log_q.exp() * (log_q - log_p)).sum(-1)
             d = (log_q.exp() * (log_q - log_c)).sum(-1)
-            for b, one in enumerate(group):
-                mine = at.sample_N == b
-                out[one.synthesis_id, pattern] = tuple(x[mine].cpu() for x in (at.positions_N, m, f, d, at.after_N))
+            for b, item in enumerate(group):
+                own = at.sample_N == b
+                out[item.synthesis_id, pattern] = tuple(x[own].cpu() for x in (at.positions_N, m, f, d, at.after_N))
     return out
 
 
-def differences(told: dict, rows, tokens) -> dict[str, float]:
+def differences(result: dict, rows, tokens) -> dict[str, float]:
     """The largest absolute difference of a position's and of a sample's m, f and d, nats; `missing` positions."""
     worst, sample_worst = 0.0, 0.0
     of_token = {(t["synthesis_id"], t["pattern"], t["position"]): t for t in tokens.to_pylist()}
     missing = 0
-    for (synthesis, pattern), (positions, m, f, d, after) in told.items():
-        for place, *values, heard in zip(*(x.tolist() for x in (positions, m, f, d, after)), strict=True):
+    for (synthesis, pattern), (positions, m, f, d, after) in result.items():
+        for place, *values, recorded in zip(*(x.tolist() for x in (positions, m, f, d, after)), strict=True):
             row = of_token.pop((synthesis, pattern, place), None)
             if row is None:
                 missing += 1
                 continue
             for name, value in zip("mfd", values, strict=True):
-                if heard or name == "f":
+                if recorded or name == "f":
                     worst = max(worst, abs(row[name] - value))
     for row in rows.to_pylist():
-        _, m, f, d, after = told[row["synthesis_id"], row["pattern"]]
+        _, m, f, d, after = result[row["synthesis_id"], row["pattern"]]
         for name, values in (("m", m[after]), ("f", f), ("d", d[after])):
             if len(values):
                 sample_worst = max(sample_worst, abs(row[name] - values.double().mean().item()))
@@ -126,9 +126,9 @@ def made_up(count: int, folder: Path):
     spoken, sounds = [], {}
     for number in range(count):
         text = " ".join(rng.choice(words, int(rng.integers(12, 75))))
-        one, samples = tiny.spoken_text(text, number)
-        spoken.append(one)
-        sounds[one.synthesis_id] = samples
+        recording, samples = tiny.spoken_text(text, number)
+        spoken.append(recording)
+        sounds[recording.synthesis_id] = samples
     return model, InMemory(model, sounds), spoken
 
 
@@ -168,8 +168,8 @@ def main() -> None:
         spoken = sorted(spoken, key=lambda s: s.synthesis_id)
         for _ in range(2):  # frames come into memory
             rows, tokens = score_texts(model, encoded, spoken)
-        told = plain(model, encoded, spoken)
-        found = differences(told, rows, tokens)
+        outcome = plain(model, encoded, spoken)
+        results = differences(outcome, rows, tokens)
         n = tokens.num_rows
         seconds: dict[str, list[float]] = {"salad": [], "plain": []}
         for _ in range(options.rounds):
@@ -188,14 +188,14 @@ def main() -> None:
         "threads": torch.get_num_threads(), "torch": torch.__version__, "samples": len(spoken), "positions": n,
         "batch of the loop": BATCH, "positions a second": rate, "ratio": statistics.median(ratios),
         "ratio of each round": ratios, "seconds": seconds, "seconds of": "processor" if device == "cpu" else "clock",
-        "largest difference": found,
+        "largest difference": results,
         "load average": os.getloadavg()[0],
     }  # fmt: skip
     name = f"scoring-{'cuda' if device == 'cuda' else 'cpu'}-{'lab' if options.lab else 'random'}.json"
     (RESULTS / name).write_text(json.dumps(result, indent=1) + "\n")
     print(table())
-    if not (found["position"] < 1e-4 and found["sample"] < 1e-4 and found["missing"] == 0):
-        raise SystemExit(f"the values differ: {found}")
+    if not (results["position"] < 1e-4 and results["sample"] < 1e-4 and results["missing"] == 0):
+        raise SystemExit(f"the values differ: {results}")
 
 
 def processor() -> str:

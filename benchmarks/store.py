@@ -111,9 +111,9 @@ def _publish(lab: Path, parts: dict[int, pa.Table], threads: int) -> None:
 def in_turns(rounds: int, ours, raw) -> dict:
     """Best of `rounds` of each."""
     times = [(seconds(ours), seconds(raw)) for _ in range(rounds)]
-    told = {"ours": [t[0] for t in times], "raw": [t[1] for t in times]}
-    return {name: min(t[0] for t in each) for name, each in told.items()} | {
-        f"{name}_cpu_s": min(t[1] for t in each) for name, each in told.items()
+    fields = {"ours": [t[0] for t in times], "raw": [t[1] for t in times]}
+    return {name: min(t[0] for t in each) for name, each in fields.items()} | {
+        f"{name}_cpu_s": min(t[1] for t in each) for name, each in fields.items()
     }
 
 
@@ -174,38 +174,38 @@ def questions(lab: Path, n: int, rounds: int) -> dict:
     by_cluster = "SELECT cluster_id, sum(m * n_positions) / sum(n_positions) FROM {} GROUP BY cluster_id ORDER BY ALL"
     joined = f"""(SELECT d.*, a.cluster_id FROM {read["divergences"]} d
         LEFT JOIN {read["assignments"]} a USING (sample_id))"""
-    told = {
+    fields = {
         "by_cluster_s": in_turns(
             rounds,
             lambda: con.sql(by_cluster.format("divergences")).fetchall(),
             lambda: raw.sql(by_cluster.format(joined)).fetchall(),
         )
     }
-    told["by_cluster_of_a_checkpoint_s"] = in_turns(
+    fields["by_cluster_of_a_checkpoint_s"] = in_turns(
         rounds,
         lambda: con.sql("FROM divergence_by_cluster('r00000000beef', 300)").fetchall(),
         lambda: raw.sql(by_cluster.format(joined + " WHERE step = 300")).fetchall(),
     )
-    told["by_cluster_of_a_checkpoint_s"]["note"] = (
+    fields["by_cluster_of_a_checkpoint_s"]["note"] = (
         "ours M, F, D with intervals: by text first, then each cluster's mean, then its spread; raw the mean of M alone"
     )
-    told["worst_100_s"] = in_turns(
+    fields["worst_100_s"] = in_turns(
         rounds,
         lambda: con.sql("FROM worst_samples('r00000000beef', 300)").fetchall(),
         lambda: raw.sql(f"FROM {read['divergences']} WHERE step = 300 ORDER BY m DESC LIMIT 100").fetchall(),
     )
-    told["worst_100_s"]["note"] = "ours with text, cluster and voice joined in; raw the divergences alone"
+    fields["worst_100_s"]["note"] = "ours with text, cluster and voice joined in; raw the divergences alone"
     page = f"""SELECT d.sample_id, any_value(s.text), sum(m * n_positions) / sum(n_positions) AS m
         FROM {read["divergences"]} d JOIN {read["samples"]} s USING (sample_id)
         JOIN {read["assignments"]} a USING (sample_id)
         WHERE step = 300 AND cluster_id = 5 AND contains(lower(s.text), 'comet')
         GROUP BY d.sample_id ORDER BY m DESC LIMIT 50"""
-    told["page_of_50_s"] = in_turns(
+    fields["page_of_50_s"] = in_turns(
         rounds,
         lambda: con.sql("FROM browse_samples('r00000000beef', 300, 5, 'comet')").fetchall(),
         lambda: raw.sql(page).fetchall(),
     )
-    return told
+    return fields
 
 
 def run(millions: int, folder: Path, rounds: int) -> dict:
@@ -222,16 +222,16 @@ def run(millions: int, folder: Path, rounds: int) -> dict:
         texts, places = samples(con, start, min(250_000, of_samples - start))
         store.publish(lab, "samples", texts, made_from={"benchmark": "store", "start": start})
         store.publish(lab, "assignments", places, made_from={"benchmark": "store", "start": start})
-    told = {"publish_rows_per_s": publishing(lab, folder, n)}
+    fields = {"publish_rows_per_s": publishing(lab, folder, n)}
     load = os.getloadavg()[0]
-    told |= opening(lab, rounds) | questions(lab, n, rounds) | thousand_units(folder, rounds)
+    fields |= opening(lab, rounds) | questions(lab, n, rounds) | thousand_units(folder, rounds)
     for name, (goal, meets) in GOALS.items():
-        told[name] |= {"goal": goal}
+        fields[name] |= {"goal": goal}
         if OF_SIZE.get(name, n) == n:  # a goal at another size is neither met nor missed here
-            told[name]["met"] = bool(meets(told[name]))
+            fields[name]["met"] = bool(meets(fields[name]))
     return {
         "rows": n,
-        "results": told,
+        "results": fields,
         "machine": {
             "processor": platform.processor() or platform.machine(),
             "cores": os.cpu_count(),
@@ -248,15 +248,15 @@ def run(millions: int, folder: Path, rounds: int) -> dict:
 def tables() -> str:
     lines = []
     for path in sorted(RESULTS.glob("store-*.json"), key=lambda path: int(path.stem.split("-")[1])):
-        told = json.loads(path.read_text())
-        machine = told["machine"]
+        content = json.loads(path.read_text())
+        machine = content["machine"]
         lines += [
-            f"\n{told['rows'] / 1e6:.0f} M rows, {machine['cores']} cores, "
+            f"\n{content['rows'] / 1e6:.0f} M rows, {machine['cores']} cores, "
             f"load average {machine['load_average']:.1f}, DuckDB {machine['duckdb']}:\n",
             "| what | ours | raw DuckDB | CPU, ours | CPU, raw | goal | met |",
             "|---|---|---|---|---|---|---|",
         ]
-        for name, result in told["results"].items():
+        for name, result in content["results"].items():
             cpu = "per_cpu_s" if name == "publish_rows_per_s" else "cpu_s"
             figures = [f"{result[k]:.3g}" if k in result else "" for k in ("ours", "raw", f"ours_{cpu}", f"raw_{cpu}")]
             met = {True: "yes", False: "**no**"}.get(result.get("met"), "")
@@ -277,9 +277,9 @@ def main() -> None:
     if options.folder:
         options.folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="store-benchmark-", dir=options.folder) as folder:
-        told = run(options.millions, Path(folder), options.rounds)
-    store.atomic.write_json(RESULTS / f"store-{options.millions}.json", told)
-    print(json.dumps(told, indent=1))
+        result = run(options.millions, Path(folder), options.rounds)
+    store.atomic.write_json(RESULTS / f"store-{options.millions}.json", result)
+    print(json.dumps(result, indent=1))
 
 
 if __name__ == "__main__":

@@ -57,7 +57,7 @@ def small_lab(folder: Path) -> Path:
     config = recipes.miniature().smoke()
     for step in (steps.world, steps.encoder, steps.teacher, steps.natural):
         print(f"making {step.__name__} …", file=sys.stderr, flush=True)
-        step(lambda *told: None, str(folder), config)
+        step(lambda *progress: None, str(folder), config)
     return folder
 
 
@@ -102,8 +102,8 @@ class Trained:
             decoder, head = model.llm.get_decoder(), model.head[: model.vocab_size]
             out = decoder(inputs_embeds=model.embed(batch), use_cache=False).last_hidden_state
             with torch.no_grad(), model._beside["peft"].disable_adapter():
-                told = decoder(input_ids=batch.text_ids_BS, use_cache=False).last_hidden_state
-            self.loss(out.flatten(0, 1)[batch.rows_N], head, told.flatten(0, 1)[batch.text_rows_N], head.detach()).backward()
+                result = decoder(input_ids=batch.text_ids_BS, use_cache=False).last_hidden_state
+            self.loss(out.flatten(0, 1)[batch.rows_N], head, result.flatten(0, 1)[batch.text_rows_N], head.detach()).backward()
         weights = [p for group in self.optimizer.param_groups for p in group["params"]]
         torch.nn.utils.clip_grad_norm_(weights, self.config.optim.clip).item()
         self.optimizer.step()
@@ -123,14 +123,14 @@ def timed(make, do, steps: int, wait=lambda: None) -> tuple[int, float, float, f
     return tokens, time.monotonic() - began, waited, time.process_time() - busy
 
 
-def read_and_timed(one, plain: bool, steps: int, wait=lambda: None) -> tuple[int, float, float, float]:
+def read_and_timed(item, plain: bool, steps: int, wait=lambda: None) -> tuple[int, float, float, float]:
     """`timed` from disk: the trainer's loader makes steps ahead, the plain loop reads where it stands."""
     if plain:
-        return timed(one.loader.next, one.plain, steps, wait)
-    with closing(ahead(one.loader, one.config.data.prefetch)) as made:
-        one.step(next(made))  # as many are made ahead when the clock starts as when it stops
+        return timed(item.loader.next, item.plain, steps, wait)
+    with closing(ahead(item.loader, item.config.data.prefetch)) as made:
+        item.step(next(made))  # as many are made ahead when the clock starts as when it stops
         wait()
-        return timed(lambda: next(made), one.step, steps, wait)
+        return timed(lambda: next(made), item.step, steps, wait)
 
 
 PACKED = {"optim.batch_tokens": 900}  # about what 8 samples hold
@@ -141,70 +141,70 @@ def contenders(lab: Path, steps: int, only: str | None = None) -> dict:
     """name → a function that does `steps` steps: what `timed` tells."""
 
     def from_tensors(overrides: dict, plain: bool):
-        one = Trained(lab, **overrides)
-        held = [one.loader.next() for _ in range(24)]
+        trainer = Trained(lab, **overrides)
+        held = [trainer.loader.next() for _ in range(24)]
         place = iter(range(10**9))
-        return lambda: timed(lambda: held[next(place) % len(held)], one.plain if plain else one.step, steps)
+        return lambda: timed(lambda: held[next(place) % len(held)], trainer.plain if plain else trainer.step, steps)
 
     def from_disk(overrides: dict, plain: bool):
-        one = Trained(lab, **DISK, **overrides)
-        return lambda: read_and_timed(one, plain, steps)
+        trainer = Trained(lab, **DISK, **overrides)
+        return lambda: read_and_timed(trainer, plain, steps)
 
-    found = {
+    by_name = {
         "salad, from tensors": lambda: from_tensors({}, plain=False),
         "salad, packed, from tensors": lambda: from_tensors(PACKED, plain=False),
         "plain loop, from tensors": lambda: from_tensors({}, plain=True),
         "salad, from disk": lambda: from_disk({}, plain=False),
         "plain loop, from disk": lambda: from_disk({}, plain=True),
     }
-    return {name: make() for name, make in found.items() if only in (None, name)}
+    return {name: make() for name, make in by_name.items() if only in (None, name)}
 
 
 def reading(lab: Path, steps: int) -> dict:
     """Seconds of recordings that one second of processor time reads, decodes and encodes."""
-    one = Trained(lab, **DISK)
-    heard = 0.0
-    real = one.loader.frames.frames_of
+    trainer = Trained(lab, **DISK)
+    recorded = 0.0
+    real = trainer.loader.frames.frames_of
 
     def counted(members, *others):
-        nonlocal heard
-        heard += sum(m.recording.duration_s for m in members if any(span.speech for span in m.spans))
+        nonlocal recorded
+        recorded += sum(m.recording.duration_s for m in members if any(span.speech for span in m.spans))
         return real(members, *others)
 
-    one.loader.frames.frames_of = counted
+    trainer.loader.frames.frames_of = counted
     began = time.process_time()
     for _ in range(steps):
-        one.loader.next()
+        trainer.loader.next()
     spent = time.process_time() - began
-    return {"audio_s": heard, "processor_s": spent, "real_time_factor": heard / spent}
+    return {"audio_s": recorded, "processor_s": spent, "real_time_factor": recorded / spent}
 
 
 def measured(lab: Path, rounds: int, steps: int, memory: bool) -> dict:
-    found = contenders(lab, steps)
-    for measure in found.values():
+    results = contenders(lab, steps)
+    for measure in results.values():
         measure()
-    samples: dict[str, list] = {name: [] for name in found}
+    samples: dict[str, list] = {name: [] for name in results}
     for number in range(rounds):
-        for name, measure in found.items():
+        for name, measure in results.items():
             samples[name].append(measure())
             print(f"round {number + 1}/{rounds} {name}: {samples[name][-1][0] / samples[name][-1][1]:.0f} tokens/s", flush=True)
-    rates = {name: [tokens / seconds for tokens, seconds, _, _ in told] for name, told in samples.items()}
-    busy = {name: [tokens / seconds for tokens, _, _, seconds in told] for name, told in samples.items()}
+    rates = {name: [tokens / seconds for tokens, seconds, _, _ in timings] for name, timings in samples.items()}
+    busy = {name: [tokens / seconds for tokens, _, _, seconds in timings] for name, timings in samples.items()}
     peaks = {}
-    for name in found if memory else ():
+    for name in results if memory else ():
         words = [sys.executable, __file__, "--lab", str(lab), "--only", name, "--steps", str(steps)]
         peaks[name] = float(subprocess.run(words, capture_output=True, text=True, check=True).stdout.split()[-1])
 
-    def ratio(one: str, other: str) -> float:
-        return [statistics.median(a / b for a, b in zip(by[one], by[other], strict=True)) for by in (rates, busy)]
+    def ratio(item: str, other: str) -> float:
+        return [statistics.median(a / b for a, b in zip(by[item], by[other], strict=True)) for by in (rates, busy)]
 
     return {
         "hardware": hardware(), "torch": torch.__version__, "threads": 1, "load": os.getloadavg(),
         "command": f"python benchmarks/train_step.py --rounds {rounds} --steps {steps}" + ("" if memory else " --no-memory"),
         "rounds": rounds, "steps": steps, "samples": samples,
-        "tokens_per_s": {name: statistics.median(told) for name, told in rates.items()},
-        "tokens_per_processor_s": {name: statistics.median(told) for name, told in busy.items()},
-        "waiting": {name: statistics.median(w / s for _, s, w, _ in told) for name, told in samples.items()},
+        "tokens_per_s": {name: statistics.median(timings) for name, timings in rates.items()},
+        "tokens_per_processor_s": {name: statistics.median(timings) for name, timings in busy.items()},
+        "waiting": {name: statistics.median(w / s for _, s, w, _ in timings) for name, timings in samples.items()},
         "peak_mb": peaks,
         "ratios": {
             "from tensors": ratio("salad, from tensors", "plain loop, from tensors"),
@@ -249,7 +249,7 @@ class FullSize:
         batches = []
         for _ in range(passes):
             laid, sound = [], []
-            while sum(len(one.ids) for one in laid) < optim.micro_tokens or not laid:
+            while sum(len(token.ids) for token in laid) < optim.micro_tokens or not laid:
                 ids = rng.integers(5, self.model.vocab_size, 144).tolist()
                 laid.append(interleaved_sequence(self.model.prefix, ids, spans))
                 sound.append(rng.standard_normal((6 * frames, self.model.encoder.dim), dtype=np.float32))
@@ -271,10 +271,10 @@ class FullSize:
             with torch.autocast(device.type, torch.bfloat16, enabled=model.dtype == torch.bfloat16):
                 decoder = model.llm.get_decoder()
                 out = decoder(inputs_embeds=model.embed(batch), position_ids=batch.place_BT, use_cache=False).last_hidden_state
-                told = model.teacher.hidden(batch.text_ids_BS, batch.text_place_BS)
+                result = model.teacher.hidden(batch.text_ids_BS, batch.text_place_BS)
                 rows, heads = len(batch.rows_N), (model.head[: model.vocab_size], model.teacher.head[: model.vocab_size])
                 loss = self.loss(
-                    out.flatten(0, 1)[batch.rows_N], heads[0], told.flatten(0, 1)[batch.text_rows_N], heads[1]
+                    out.flatten(0, 1)[batch.rows_N], heads[0], result.flatten(0, 1)[batch.text_rows_N], heads[1]
                 )  # fmt: skip
             (loss * (rows / taken.positions)).backward()
         weights = [p for group in self.optimizer.param_groups for p in group["params"]]
@@ -286,7 +286,7 @@ class FullSize:
 def full_size(recipe: str, overrides: dict, device: str, rounds: int, passes: int, steps: int, lab: Path | None) -> dict:
     """Tokens a second, share of the measured bf16 matrix rate, peak bytes and the time waiting for data of `steps` steps
     and of as many of the plain loop, by turns; from tensors, or from the disk of a `lab`."""
-    one, cuda = FullSize(recipe, overrides, device, passes, lab), device == "cuda"
+    trainer, cuda = FullSize(recipe, overrides, device, passes, lab), device == "cuda"
     wait = torch.cuda.synchronize if cuda else lambda: None
 
     def seconds(do) -> float:
@@ -301,33 +301,33 @@ def full_size(recipe: str, overrides: dict, device: str, rounds: int, passes: in
     rate = 2 * size**3 / statistics.median([seconds(lambda: a @ b) for _ in range(9)][3:])
     samples, work, peaks = {"salad": [], "plain loop": []}, {"salad": [], "plain loop": []}, {}
     for number in range(rounds + 1):
-        for name, do in (("salad", one.step), ("plain loop", one.plain)):
+        for name, do in (("salad", trainer.step), ("plain loop", trainer.plain)):
             done = []
 
             def step(taken, do=do, done=done):
                 do(taken)
-                done.append(training.flops(one.model, one.config, taken.tokens, taken.text_tokens, taken.positions))
+                done.append(training.flops(trainer.model, trainer.config, taken.tokens, taken.text_tokens, taken.positions))
 
             if cuda:
                 torch.cuda.reset_peak_memory_stats()
             wait()
             if lab is None:
-                spent = timed(lambda: one.taken, step, steps, wait)
+                spent = timed(lambda: trainer.taken, step, steps, wait)
             else:
-                spent = read_and_timed(SimpleNamespace(loader=one.loader, config=one.config, step=step, plain=step),
+                spent = read_and_timed(SimpleNamespace(loader=trainer.loader, config=trainer.config, step=step, plain=step),
                                        name == "plain loop", steps, wait)  # fmt: skip
             peaks[name] = torch.cuda.max_memory_allocated() if cuda else None
             if number:  # the first warms up
                 samples[name].append(spent)
                 work[name].append(sum(done[-steps:]) / spent[1])
-    told = {name: statistics.median(tokens / s for tokens, s, _, _ in x) for name, x in samples.items()}
+    fields = {name: statistics.median(tokens / s for tokens, s, _, _ in x) for name, x in samples.items()}
     return {
         "hardware": torch.cuda.get_device_name() if cuda else hardware(), "torch": torch.__version__, "recipe": recipe,
         "overrides": overrides, "rounds": rounds, "steps": steps, "passes": passes, "samples": samples,
-        "tokens_per_s": told, "matrix_rate": rate,
+        "tokens_per_s": fields, "matrix_rate": rate,
         "share_of_matrix_rate": {name: statistics.median(x) / rate for name, x in work.items()},
         "waiting": {name: statistics.median(w / s for _, s, w, _ in x) for name, x in samples.items()},
-        "plain_loss": peer()[0], "peak_bytes": peaks, "salad_over_plain": told["salad"] / told["plain loop"],
+        "plain_loss": peer()[0], "peak_bytes": peaks, "salad_over_plain": fields["salad"] / fields["plain loop"],
         "from": "tensors" if lab is None else "FLAC on disk, resampled and encoded in every step",
     }  # fmt: skip
 
@@ -337,26 +337,29 @@ def hardware() -> str:
     return f"{model or platform.processor()}, {os.cpu_count()} cores"
 
 
-def table(told: dict) -> str:
+def table(result: dict) -> str:
     lines = [
-        f"**{told['hardware']}**, torch {told['torch']}, {told['threads']} thread, `{told['command']}`: {told['rounds']} "
-        f"rounds of {told['steps']} steps; load average at the end {', '.join(f'{x:.1f}' for x in told['load'])}.",
+        f"**{result['hardware']}**, torch {result['torch']}, {result['threads']} thread, `{result['command']}`: "
+        f"{result['rounds']} rounds of {result['steps']} steps; "
+        f"load average at the end {', '.join(f'{x:.1f}' for x in result['load'])}.",
         "",
         "| miniature Stage I, speech batches | tokens/s (median) | tokens per processor second | share of peak | "
         "time waiting for data | peak resident MB |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
-    for name, rate in told["tokens_per_s"].items():
-        peak = f"{told['peak_mb'][name]:.0f}" if name in told["peak_mb"] else "not measured"
-        busy = told["tokens_per_processor_s"][name]
-        lines.append(f"| {name} | {rate:.0f} | {busy:.0f} | not known | {told['waiting'][name]:.1%} | {peak} |")
-    lines += [f"| {name} |" + " not measured |" * 5 for name in told["not_measured"]]
-    by_clock = ", ".join(f"{clock:.2f} × {how} ({busy:.2f} × by processor time)" for how, (clock, busy) in told["ratios"].items())
+    for name, rate in result["tokens_per_s"].items():
+        peak = f"{result['peak_mb'][name]:.0f}" if name in result["peak_mb"] else "not measured"
+        busy = result["tokens_per_processor_s"][name]
+        lines.append(f"| {name} | {rate:.0f} | {busy:.0f} | not known | {result['waiting'][name]:.1%} | {peak} |")
+    lines += [f"| {name} |" + " not measured |" * 5 for name in result["not_measured"]]
+    by_clock = ", ".join(
+        f"{clock:.2f} × {how} ({busy:.2f} × by processor time)" for how, (clock, busy) in result["ratios"].items()
+    )
     lines += [
         "",
-        f"The plain loop's loss: {told.get('plain_loss', 'torch, whole logits')}.",
+        f"The plain loop's loss: {result.get('plain_loss', 'torch, whole logits')}.",
         f"salad over the plain loop: {by_clock}. One second of processor time reads, decodes and encodes "
-        f"{told['reading']['real_time_factor']:.0f} s of speech.",
+        f"{result['reading']['real_time_factor']:.0f} s of speech.",
     ]
     return "\n".join(lines)
 
@@ -379,12 +382,12 @@ def main() -> None:
     if given.recipe:
         with tempfile.TemporaryDirectory() as folder:
             lab = (given.lab or small_lab(Path(folder) / "lab")) if given.from_disk else None
-            told = full_size(given.recipe, parse_set(given.set), given.device, given.rounds, given.passes, given.steps, lab)
+            result = full_size(given.recipe, parse_set(given.set), given.device, given.rounds, given.passes, given.steps, lab)
         if given.device == "cuda":
-            name = "".join(c if c.isalnum() else "-" for c in told["hardware"].lower())
+            name = "".join(c if c.isalnum() else "-" for c in result["hardware"].lower())
             how = "-from-disk" if given.from_disk else ""
-            (RESULTS / f"train-step-full-{given.recipe}{how}-{name}.json").write_text(json.dumps(told, indent=1) + "\n")
-        print(json.dumps(told, indent=1))
+            (RESULTS / f"train-step-full-{given.recipe}{how}-{name}.json").write_text(json.dumps(result, indent=1) + "\n")
+        print(json.dumps(result, indent=1))
         return
     if given.table:
         for path in sorted(RESULTS.glob("train-step-cpu-*.json")):
@@ -398,10 +401,10 @@ def main() -> None:
         print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6)
         return
     with tempfile.TemporaryDirectory() as folder:
-        told = measured(given.lab or small_lab(Path(folder) / "lab"), given.rounds, given.steps, not given.no_memory)
+        result = measured(given.lab or small_lab(Path(folder) / "lab"), given.rounds, given.steps, not given.no_memory)
     path = RESULTS / f"train-step-cpu-{os.cpu_count()}-cores.json"
-    path.write_text(json.dumps(told, indent=1) + "\n")
-    print(table(told))
+    path.write_text(json.dumps(result, indent=1) + "\n")
+    print(table(result))
 
 
 if __name__ == "__main__":

@@ -52,21 +52,21 @@ def _(con, rows, table):
 @app.cell(hide_code=True)
 def _(con, lab, rows, study):
     figures = reports.figures(con, lab, study, rows)
-    said = reports.votes(con)
-    return figures, said
+    votes_figures = reports.votes(con)
+    return figures, votes_figures
 
 
 @app.cell(hide_code=True)
 def _(figures):
     mo.vstack([mo.md("### Figures\nEach saves as SVG, PNG and the rows behind it."),
-               panels.row(*(panels.figure(one) for one in figures))])
+               panels.row(*(panels.figure(single) for single in figures))])
     return
 
 
 @app.cell(hide_code=True)
-def _(said):
+def _(votes_figures):
     mo.vstack([mo.md("### What people said"),
-               panels.plain_table(said) if len(said) else
+               panels.plain_table(votes_figures) if len(votes_figures) else
                mo.md("No blind votes yet: `make arena` opens the app where people compare answers.")])
     return
 

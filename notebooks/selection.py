@@ -21,8 +21,8 @@ def _():
 @app.cell(hide_code=True)
 def _():
     drawn, set_drawn = mo.state(None)  # the selection that a refill has drawn
-    said, set_said = mo.state((0, ""))  # events so far, and the last in words: what shows decisions reads it
-    return drawn, said, set_drawn, set_said
+    decided, set_decided = mo.state((0, ""))  # events so far, and the last in words: what shows decisions reads it
+    return drawn, decided, set_drawn, set_decided
 
 
 @app.cell(hide_code=True)
@@ -55,8 +55,8 @@ def _(con, lab, reviewer_ui, selection_ui):
 
 
 @app.cell(hide_code=True)
-def _(con, said, selection):
-    said()
+def _(con, decided, selection):
+    decided()
     events_ui = panels.events_table(con, selection)
     mo.vstack([mo.md("### What is kept, and what the drops did"), panels.effect(con, selection)])
     return (events_ui,)
@@ -72,8 +72,8 @@ def _(con, selection, shown_ui):
 
 
 @app.cell(hide_code=True)
-def _(cluster_view, con, gamma_ui, said, selection, shown_ui):
-    said()
+def _(cluster_view, con, gamma_ui, decided, selection, shown_ui):
+    decided()
     _gamma, _shown = gamma_ui.value, shown_ui.value
     panels.main_and_side(
         panels.clusters(shown_ui, cluster_view, charts.masses(con, selection, _gamma, **_shown)),
@@ -117,8 +117,8 @@ def _(con, selection):
 
 
 @app.cell(hide_code=True)
-def _(con, judge, set_said):
-    listening = Listening(con, judge, [], on_said=lambda told: set_said(lambda before: (before[0] + 1, told)))
+def _(con, judge, set_decided):
+    listening = Listening(con, judge, [], on_decision=lambda message: set_decided(lambda before: (before[0] + 1, message)))
     player = mo.vstack([mo.ui.anywidget(listening)])
     return listening, player
 
@@ -147,8 +147,8 @@ def _(audit_n, brushed, con, judge, listening, order_ui, picked, player, search_
 
 
 @app.cell(hide_code=True)
-def _(brushed, con, listening, page_ui, picked, said, search_ui, selection, sort_ui, standing_ui):
-    said()
+def _(brushed, con, listening, page_ui, picked, decided, search_ui, selection, sort_ui, standing_ui):
+    decided()
     rows, total = review.texts(con, selection, picked, search_ui.value, sort_ui.value, page_ui.value - 1, 10,
                                standing_ui.value, brushed)
     mo.vstack([
@@ -165,16 +165,16 @@ def _(con, selection):
 
 
 @app.cell(hide_code=True)
-def _(con, events_ui, judge, picked, reason_ui, rule_ui, set_drawn, set_said, weight_ui):
+def _(con, events_ui, judge, picked, reason_ui, rule_ui, set_drawn, set_decided, weight_ui):
     # Each acts once, on its click: a cell that acted would act again when what it showed has changed.
     actions = panels.buttons(
         con, judge, rule_ui.value, reason_ui.value, weight_ui.value, picked, events_ui.value,
-        on_said=lambda told: set_said(lambda before: (before[0] + 1, told)), on_drawn=set_drawn)
+        on_decision=lambda message: set_decided(lambda before: (before[0] + 1, message)), on_drawn=set_drawn)
     return (actions,)
 
 
 @app.cell(hide_code=True)
-def _(actions, audit_n, con, events_ui, picked, reason_ui, rule_ui, said, selection, weight_ui):
+def _(actions, audit_n, con, events_ui, picked, reason_ui, rule_ui, decided, selection, weight_ui):
     mo.vstack([
         mo.md("### By rule, by cluster, by audit"),
         mo.hstack([rule_ui, reason_ui, actions["rule"]], widths=[4, 1, 1], align="end"),
@@ -183,7 +183,7 @@ def _(actions, audit_n, con, events_ui, picked, reason_ui, rule_ui, said, select
                    actions["reweight"]], justify="start", gap=1),
         mo.hstack([mo.md("**Audit**"), audit_n, actions["accept"], actions["reject"]], justify="start", gap=1),
         panels.audits(con, selection, picked, audit_n.value),
-        mo.md(f"#### What was said, and stands\n{said()[1]}"), events_ui,
+        mo.md(f"#### What was said, and stands\n{decided()[1]}"), events_ui,
         mo.hstack([actions["undo"], panels.agreement(con, selection)], justify="start", gap=2)])
     return
 

@@ -20,13 +20,13 @@ def _():
 
 @app.cell(hide_code=True)
 def _():
-    told, set_told = mo.state((0, ""))  # actions so far, and what came of the last
+    acted, set_acted = mo.state((0, ""))  # actions so far, and what came of the last
     kept = {}  # the runs that are chosen, while the table is drawn anew
 
     def say(words):
-        set_told(lambda before: (before[0] + 1, words))
+        set_acted(lambda before: (before[0] + 1, words))
 
-    return kept, say, told
+    return kept, say, acted
 
 
 @app.cell(hide_code=True)
@@ -52,8 +52,8 @@ def _(con):
 
 
 @app.cell(hide_code=True)
-def _(con, kept, lab, tick, told):
-    tick.value, told()
+def _(con, kept, lab, tick, acted):
+    tick.value, acted()
     store.refresh(con)
     runs = control.runs(con, lab)
     runs_ui = control.runs_table(runs, kept)
@@ -69,7 +69,7 @@ def _(runs, runs_ui):
 
 
 @app.cell(hide_code=True)
-def _(lab, note_ui, picked, runs_ui, say, tags_ui, tick, told):
+def _(lab, note_ui, picked, runs_ui, say, tags_ui, tick, acted):
     _stop = control.button("stop", lambda: control.stop(lab, picked), say, "danger")
     _resume = control.button("resume", lambda: control.resume(lab, picked), say)
     _fetch = control.button("fetch", lambda: control.fetch(lab, picked), say)
@@ -79,7 +79,7 @@ def _(lab, note_ui, picked, runs_ui, say, tags_ui, tick, told):
         mo.md("### Runs"),
         mo.hstack([mo.md("Choose rows to see their curves and to act on them."), tick], justify="space-between"),
         runs_ui, mo.hstack([_stop, _resume, _fetch, tags_ui, note_ui, _note], justify="start", gap=1),
-        mo.md(told()[1])])
+        mo.md(acted()[1])])
     return
 
 
@@ -118,7 +118,7 @@ def _(form_ui, recipe_ui):
 
 
 @app.cell(hide_code=True)
-def _(budget_ui, changed, form_ui, gpus_ui, hours_ui, lab, on_ui, recipe_ui, say, told, wrong):
+def _(budget_ui, changed, form_ui, gpus_ui, hours_ui, lab, on_ui, recipe_ui, say, acted, wrong):
     _limits = {"max_hours": hours_ui.value, "budget": budget_ui.value}
     command = control.command_line(recipe_ui.value, changed, on_ui.value, gpus_ui.value, lab, **_limits)
 
@@ -134,7 +134,7 @@ def _(budget_ui, changed, form_ui, gpus_ui, hours_ui, lab, on_ui, recipe_ui, say
         mo.callout(mo.md(plain(wrong)), kind="danger") if wrong else mo.md(preformatted(command)),
         mo.hstack([control.button("say what it would cost and do", lambda: _start(True), say),
                    control.button("launch", lambda: _start(False), say, "success")], justify="start", gap=1),
-        mo.md(told()[1])])
+        mo.md(acted()[1])])
     return (command,)
 
 

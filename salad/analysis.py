@@ -146,18 +146,18 @@ def groups(study: dict, domains) -> dict[str, dict[str, float]]:
         settings.setdefault(plain_domain(domain), []).append(domain)
     first = {plain: some[0] for plain, some in settings.items()}
     further = sorted({domain.removeprefix(plain) for plain, some in settings.items() for domain in some[1:]})
-    found = {}
+    weights_of_group = {}
     for setting in (None, *further):
         of = first if setting is None else {
             plain: plain + setting for plain, some in settings.items() if plain + setting in some[1:]}  # fmt: skip
         suffix = "" if setting is None else f" ({setting})"
         whole = {of.get(d, d): w for d, w in study["p_web"].items() if setting is None or d in of}
-        found[ALL + suffix] = whole
+        weights_of_group[ALL + suffix] = whole
         for coverage, name in GROUPS.items():
             chosen = sorted(cell for plain, cell in of.items() if study["coverage"].get(plain) == coverage)
             if chosen:
-                found[name + suffix] = {cell: 1 / len(chosen) for cell in chosen}
-    return found
+                weights_of_group[name + suffix] = {cell: 1 / len(chosen) for cell in chosen}
+    return weights_of_group
 
 
 def by_group(con, study: dict) -> pd.DataFrame:
@@ -179,10 +179,12 @@ def by_group(con, study: dict) -> pd.DataFrame:
                 row[f"{measure}_se"] = float(np.sqrt((w**2 * part.se.fillna(0) ** 2).sum()) / w.sum()) if whole else np.nan
                 if measure == "speech" or (measure == "text" and "n_items" not in row):
                     row["n_items"] = int(part.n.sum()) if len(part) else 0
-            found = hearing(con, weights, contender)
-            row["heard_n"] = found.n if found else 0
-            told = (None,) * 3 if found is None else (found.share, found.low, found.high)
-            row |= {name: np.nan if x is None else x for name, x in zip(("heard", "heard_low", "heard_high"), told, strict=True)}
+            share = hearing(con, weights, contender)
+            row["heard_n"] = share.n if share else 0
+            estimate = (None,) * 3 if share is None else (share.share, share.low, share.high)
+            row |= {
+                name: np.nan if x is None else x for name, x in zip(("heard", "heard_low", "heard_high"), estimate, strict=True)
+            }
             rows.append(row)
     return pd.DataFrame(rows)
 
@@ -258,10 +260,10 @@ def teachers(labs: Mapping[object, Path | str]) -> pd.DataFrame:
     for seed, lab in labs.items():
         con = store.connect(lab)
         statistics.answered(con)
-        found = con.execute("""SELECT contender, run_id, step, who, 0 AS place FROM answered
+        newest_teacher = con.execute("""SELECT contender, run_id, step, who, 0 AS place FROM answered
             WHERE contender = 'teacher' GROUP BY ALL ORDER BY count(*) DESC, run_id, step, who LIMIT 1""").df()
-        if len(found):
-            con.register("contenders", found)
+        if len(newest_teacher):
+            con.register("contenders", newest_teacher)
             parts.append(by_group(con, read_study(lab, con)).assign(seed=seed))
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
 
@@ -360,15 +362,15 @@ def compare(rows: pd.DataFrame, contenders: Iterable[str], base: str | None = "u
     known = last.group.drop_duplicates().tolist()
     for contender in contenders:
         for group in known:
-            mine = last[(last.contender == contender) & (last.group == group)].set_index("seed")
-            if mine.empty:
+            own = last[(last.contender == contender) & (last.group == group)].set_index("seed")
+            if own.empty:
                 continue
-            theirs = last[(last.contender == base) & (last.group == group)].set_index("seed")
-            row = {"contender": contender, "group": group, "seeds": len(mine), "hours": mine.hours.mean()}
-            both = mine.index.intersection(theirs.index)
+            baseline = last[(last.contender == base) & (last.group == group)].set_index("seed")
+            row = {"contender": contender, "group": group, "seeds": len(own), "hours": own.hours.mean()}
+            both = own.index.intersection(baseline.index)
             for measure in measures:
-                row[measure], row[f"{measure}_half"] = interval(mine[measure])
-                change = mine.loc[both, measure] - theirs.loc[both, measure]
+                row[measure], row[f"{measure}_half"] = interval(own[measure])
+                change = own.loc[both, measure] - baseline.loc[both, measure]
                 row[f"{measure}_over"], row[f"{measure}_over_half"] = interval(change)
             out.append(row)
     return pd.DataFrame(out)

@@ -38,7 +38,7 @@ def divergences(student, teacher, batch, top_k: int = 0, text_hidden=None, teach
         text_hidden = student.text_hidden(batch.text_ids_BS, batch.text_place_BS)
     if teacher_hidden is None:
         teacher_hidden = teacher.hidden(batch.text_ids_BS, batch.text_place_BS)
-    told = position_divergences(
+    positions = position_divergences(
         (text_hidden.flatten(0, 1)[batch.text_rows_N], student.output_head),
         (student.hidden(batch).flatten(0, 1)[batch.rows_N], student.output_head),
         (teacher_hidden.flatten(0, 1)[batch.text_rows_N], teacher.output_head),
@@ -53,7 +53,7 @@ def divergences(student, teacher, batch, top_k: int = 0, text_hidden=None, teach
 
     n, n_f = total(after), total(torch.ones_like(after))
     samples = SampleDivergences(
-        m=total(told.m * after) / n, f=total(told.f) / n_f, d=total(told.d * after) / n,
+        m=total(positions.m * after) / n, f=total(positions.f) / n_f, d=total(positions.d * after) / n,
         n_positions=n.long(), n_positions_f=n_f.long(),
     )  # fmt: skip
-    return Divergences(told, samples)
+    return Divergences(positions, samples)

@@ -15,11 +15,11 @@ def held():
     if threading.current_thread() is not threading.main_thread() or not callable(before):
         yield  # only the main thread runs handlers of signals
         return
-    heard = []
-    signal.signal(signal.SIGINT, lambda *signal_and_frame: heard.append(signal_and_frame))
+    received = []
+    signal.signal(signal.SIGINT, lambda *signal_and_frame: received.append(signal_and_frame))
     try:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
-        if heard:
-            before(*heard[0])
+        if received:
+            before(*received[0])

@@ -36,10 +36,10 @@ def newest_run(lab: Path | str, kind: str, advice: str = "name one with --run") 
     """The id of the newest run of a kind that is done (stage1, stage2, teacher …).
 
     SaladError where there is none, ending in `advice`: what the caller's user can do about it."""
-    found = _newest_run(lab, kind)
-    if found is None:
+    row = _newest_run(lab, kind)
+    if row is None:
         raise SaladError(f"{lab} has no finished {kind} run; {advice}")
-    return found[0]
+    return row[0]
 
 
 def newest_teacher(lab: Path | str) -> TeacherSource:
@@ -101,18 +101,18 @@ def checkpoint(lab: Path | str, run_id: str, step: int | None = None) -> Checkpo
     run = RunFolder.open(lab, run_id)
     if step is not None:
         return Checkpoint(run_id, step, checkpoints.at(run.path, step))
-    found = checkpoints.latest(run.path)
-    if found is None:
+    newest = checkpoints.latest(run.path)
+    if newest is None:
         raise SaladError(f"run {run_id} has no checkpoint yet")
-    return Checkpoint(run_id, int(found.name.partition("-")[2]), found)
+    return Checkpoint(run_id, int(newest.name.partition("-")[2]), newest)
 
 
 def model_of(lab: Path | str, run_id: str, step: int | None = None) -> "tuple[SpeechLM, int]":
     """(the model of a run's checkpoint, ready to be asked; its step); by default of the last whole one."""
     from salad.models.speech_lm import SpeechLM
 
-    found = checkpoint(lab, run_id, step)
-    return SpeechLM.from_pretrained(found.folder / "model", lab).eval(), found.step
+    chosen = checkpoint(lab, run_id, step)
+    return SpeechLM.from_pretrained(chosen.folder / "model", lab).eval(), chosen.step
 
 
 def llm_of(lab: Path | str, run_id: str | None = None) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":

@@ -37,9 +37,9 @@ def trust(*names: object) -> None:
 def allow(*names: str | None) -> None:
     """Let data name these parts, in this process and in those that it starts."""
     wanted = [name.strip() for name in names if name and name.strip()]
-    told = dict.fromkeys([*_allowed(), *wanted])
+    allowed = dict.fromkeys([*_allowed(), *wanted])
     if wanted:
-        os.environ[VARIABLE] = ",".join(told)
+        os.environ[VARIABLE] = ",".join(allowed)
 
 
 def _allowed() -> list[str]:

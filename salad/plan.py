@@ -40,12 +40,12 @@ class Cost:
 def stages(name: str) -> list[tuple[str, RunConfig]]:
     """(name, configuration) of each stage of a recipe: `qwen2_5_3b` is both, `qwen2_5_3b_stage1` or a config.json one."""
     both = [f"{name}_stage{n}" for n in (1, 2)]
-    if all(one in recipes.names() for one in both):
-        return [(one, recipes.get(one)) for one in both]
+    if all(stage in recipes.names() for stage in both):
+        return [(stage, recipes.get(stage)) for stage in both]
     from salad.engines import configuration
 
-    config, told = configuration(name)
-    return [(told, config)]
+    config, chosen = configuration(name)
+    return [(chosen, config)]
 
 
 def cost(lab: Path | str, name: str, config: RunConfig, gpu: str | None = None) -> Cost:
@@ -80,11 +80,11 @@ def cost(lab: Path | str, name: str, config: RunConfig, gpu: str | None = None) 
 
 def _natural_hours(con, config: RunConfig, made: Cost) -> float:
     """Hours of the natural speech that the recipe names: the lab's where it has them, else as published."""
-    told = con.execute(
+    rows = con.execute(
         "select speech, sum(duration_s) / 3600 from syntheses where speech in (select unnest(?)) group by 1",
         [list(config.data.natural)],
     ).fetchall()
-    here, hours = dict(told), 0.0
+    here, hours = dict(rows), 0.0
     for source in config.data.natural:
         if source in here:
             made.notes.append(f"{source}: {here[source]:,.2f} h in this lab")
@@ -118,9 +118,9 @@ def _tokens(con, config: RunConfig, model, made: Cost) -> float:
 
 
 def _training(con, config: RunConfig, model, tokens: float, gpu: str | None, made: Cost) -> None:
-    found = measured(con, config)
-    if found is not None:
-        run_id, device, rate, world = found
+    measurement = measured(con, config)
+    if measurement is not None:
+        run_id, device, rate, world = measurement
         made.gpu_hours = tokens / rate * world / 3600
         made.notes.append(f"training: {rate:,.0f} tokens/s, measured by {run_id} on {device}")
         return

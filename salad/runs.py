@@ -113,10 +113,12 @@ def git_commit() -> str | None:
     """The commit of the working tree that this code was imported from; None outside git."""
     root = Path(__file__).resolve().parent.parent
     try:
-        told = subprocess.run(["git", "-C", root, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True)
+        completed = subprocess.run(
+            ["git", "-C", root, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True
+        )
     except (OSError, subprocess.SubprocessError):
         return None
-    return told.stdout.strip()
+    return completed.stdout.strip()
 
 
 class Limits:
@@ -344,8 +346,8 @@ class RunFolder:
 
     def checkpoints(self) -> list[Path]:
         """The complete checkpoints (manifest.json is written last) in order of step."""
-        found = [path.parent for path in self.path.glob("checkpoints/step-*/manifest.json")]
-        return sorted(found, key=lambda path: int(path.name.split("-")[1]))
+        folders = [path.parent for path in self.path.glob("checkpoints/step-*/manifest.json")]
+        return sorted(folders, key=lambda path: int(path.name.split("-")[1]))
 
     # limits, and being asked to end
 
@@ -371,10 +373,10 @@ class RunFolder:
 
 def last_line(error: BaseException) -> str:
     """An exception in one line: a user's error as it is told, any other with its type."""
-    told = str(error).strip().splitlines()
-    if isinstance(error, UserError) and told:
-        return told[0]
-    return f"{type(error).__name__}: {told[-1]}" if told else type(error).__name__
+    lines = str(error).strip().splitlines()
+    if isinstance(error, UserError) and lines:
+        return lines[0]
+    return f"{type(error).__name__}: {lines[-1]}" if lines else type(error).__name__
 
 
 @contextlib.contextmanager

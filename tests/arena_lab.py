@@ -67,7 +67,7 @@ def make(folder: Path) -> Path:
         {"sample_id": s, "text": text, "spoken": text, "corpus": corpus, "domain": "tiny", "n_tokens": 8, "flags": []}
         for s, text, corpus in contexts
     ], {"corpus": "tiny"})  # fmt: skip
-    jobs = jobs_of([found[:2] for found in contexts], ("en-us@rate=195",))
+    jobs = jobs_of([result[:2] for result in contexts], ("en-us@rate=195",))
     synthesise(folder, "items", jobs, load_tts("espeak"), {"items": 0},
                load_recogniser(str(folder / "models" / "recogniser")))  # fmt: skip
     return folder

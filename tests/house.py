@@ -48,7 +48,7 @@ def circles() -> list[list[str]]:
     index: dict[str, int] = {}
     low: dict[str, int] = {}
     stack: list[str] = []
-    found: list[list[str]] = []
+    results: list[list[str]] = []
 
     def visit(name: str) -> None:
         index[name] = low[name] = len(index)
@@ -64,17 +64,17 @@ def circles() -> list[list[str]]:
             while not part or part[-1] != name:
                 part.append(stack.pop())
             if len(part) > 1:
-                found.append(sorted(part))
+                results.append(sorted(part))
 
     for name in arrows:
         if name not in index:
             visit(name)
-    return found
+    return results
 
 
 def private_uses() -> list[str]:
     """Every private name (`_x`) that a module takes from another module of ours, as file:line."""
-    found = []
+    results = []
     for name, (path, tree) in modules().items():
         where = path.relative_to(ROOT)
         known = {}
@@ -85,19 +85,19 @@ def private_uses() -> list[str]:
         ours = {alias.rpartition(".")[2] for other, alias_name, _ in imports(name) if alias_name is None for alias in [other]}
         for other, taken, line in imports(name):
             if taken and taken.startswith("_") and not taken.startswith("__"):
-                found.append(f"{where}:{line}: {taken} of {other}")
+                results.append(f"{where}:{line}: {taken} of {other}")
         for node in ast.walk(tree):
             if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in ours & known.keys():
                 if node.attr.startswith("_") and not node.attr.startswith("__"):
-                    found.append(f"{where}:{node.lineno}: {node.value.id}.{node.attr}")
-    return found
+                    results.append(f"{where}:{node.lineno}: {node.value.id}.{node.attr}")
+    return results
 
 
 def classes() -> dict[str, list[str]]:
     """The modules that define a class of each name."""
-    found = defaultdict(list)
+    result = defaultdict(list)
     for name, (_, tree) in modules().items():
         for node in tree.body:
             if isinstance(node, ast.ClassDef):
-                found[node.name].append(name)
-    return found
+                result[node.name].append(name)
+    return result

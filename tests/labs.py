@@ -60,15 +60,15 @@ def make_lab(lab: Path, broad: int = 280, spoken: int = 60, heldout: int = 8, n_
         s["flags"] = ["near-duplicate"]
     store.publish(lab, "samples", samples, made_from={"corpus": "broad", "seed": seed})
     runs = {name: _run(lab, name, "stage1" if name == "stage1" else "stage2", rng) for name in MISALIGNED}
-    one = runs["stage1"]
-    clustering, clusters, where = _cluster(lab, one["run_id"], samples, p_web)
+    item = runs["stage1"]
+    clustering, clusters, where = _cluster(lab, item["run_id"], samples, p_web)
     rows, utterances = _speak(lab, samples, where, spoken, heldout, rng)
     store.publish(lab, "syntheses", rows, made_from={"speech": "lab", "seed": seed})
     by_id = {s["sample_id"]: s for s in samples}
     for contender, run in runs.items():
-        heard = [r for r in rows if by_id[r["sample_id"]]["corpus"] == "heldout" or contender == "stage1"]
-        _score(lab, run, contender, heard, by_id, rng, tokens=contender == "stage1")
-    ids = {"run": one["run_id"], "step": one["step"], "clustering": clustering}
+        recorded = [r for r in rows if by_id[r["sample_id"]]["corpus"] == "heldout" or contender == "stage1"]
+        _score(lab, run, contender, recorded, by_id, rng, tokens=contender == "stage1")
+    ids = {"run": item["run_id"], "step": item["step"], "clustering": clustering}
     for strategy, gamma in (("active", 2.0), ("uniform", 0.0)):
         ids[strategy] = _select(lab, strategy, gamma, ids, clusters, where, rng)
     _evaluate(lab, runs, world, rng)
@@ -215,14 +215,14 @@ def _score(lab, run, contender, rows, by_id, rng, tokens):
                         ],
                     }
                 )
-            heard = [t for t in per if t["after_speech"]]
-            mean = {k: float(np.mean([t[k] for t in heard])) if heard else None for k in ("m", "d")}
+            recorded = [t for t in per if t["after_speech"]]
+            mean = {k: float(np.mean([t[k] for t in recorded])) if recorded else None for k in ("m", "d")}
             scored.append(
                 {
                     **key,
                     **mean,
                     "f": float(np.mean([t["f"] for t in per])) if per else None,
-                    "n_positions": len(heard),
+                    "n_positions": len(recorded),
                     "n_positions_f": len(per),
                     "speech_s": row["duration_s"] / 2,
                 }

@@ -131,8 +131,8 @@ def make_lab(lab: Path) -> None:
         "natural": [{"sample_id": i, "text": t, "spoken": t, "corpus": "natural", "domain": "stories"} for i, t in natural],
         "broad": [{"sample_id": i, "text": t, "spoken": t, "corpus": "broad", "domain": d} for i, t, d in broad],
     }
-    for corpus, found in rows.items():
-        store.publish(lab, "samples", [row | {"n_tokens": 20, "flags": []} for row in found], {"corpus": corpus})
+    for corpus, result in rows.items():
+        store.publish(lab, "samples", [row | {"n_tokens": 20, "flags": []} for row in result], {"corpus": corpus})
     store.publish(lab, "syntheses", speak(lab, "natural", natural, "recorded"), {"speech": "natural"})
     probe = speak(lab, "probe", [(i, t) for i, t, _ in broad], "espeak")
     store.publish(lab, "syntheses", probe, {"speech": "probe"})
@@ -235,12 +235,12 @@ def measure() -> dict:
     with tempfile.TemporaryDirectory() as folder:
         lab = Path(folder) / "lab"
         make_lab(lab)
-        found, runs = {}, {}
+        by_name, runs = {}, {}
         for number, (name, changes) in enumerate(RUNS.items()):
             file = Path(folder) / f"{number}.json"
             file.write_text(json.dumps(configuration(**changes)))
             runs[name] = trained(lab, file)
-            found[name] = trajectory(runs[name])
+            by_name[name] = trajectory(runs[name])
         salad("pass", "score", "--lab", lab, "--run", runs["lora"].name, "--step", RESUMED_AT, "--speech", "natural")
         rows = store.connect(lab).execute(
             """select sample_id, synthesis_id, pattern, m, f, d, n_positions, n_positions_f, speech_s from raw.divergences
@@ -255,28 +255,28 @@ def measure() -> dict:
         file = Path(folder) / "stage2.json"
         stage2 = {"kind": "stage2", "contender": "stage2", "parent": runs["lora"].name, "selection": min(drawn)}
         file.write_text(json.dumps(configuration(**stage2)))
-        found["stage 2"] = trajectory(trained(lab, file))
+        by_name["stage 2"] = trajectory(trained(lab, file))
         selections = ids_of(lab)[1]
         units = sorted(
             f"{path.relative_to(lab / 'tables').parts[0]} {'-'.join(path.stem.split('-')[:2])}"
             for path in (lab / "tables").rglob("unit-*.json") if runs["lora"].name not in str(path)
         )  # fmt: skip
-        found["lora, resumed"] = resumed(lab, runs["lora"], Path(folder) / "0.json")
+        by_name["lora, resumed"] = resumed(lab, runs["lora"], Path(folder) / "0.json")
     ids = {"clusterings": clusterings, "selections": selections, "units": units}
-    return {"trajectories": found, "scoring": scored, "ids": ids}
+    return {"trajectories": by_name, "scoring": scored, "ids": ids}
 
 
 def ids_of(lab: Path) -> tuple[dict, dict]:
     """Texts by cluster of each clustering, and each selection's texts in draw order."""
     import store
 
-    found = []
+    results = []
     for query in (
         "select clustering_id, list(sample_id || ' ' || cluster_id order by sample_id) from assignments group by 1",
         "select selection_id, list(sample_id order by draw) from selected group by 1",
     ):
-        found.append(dict(sorted(store.connect(lab).execute(query).fetchall())))
-    return found[0], found[1]
+        results.append(dict(sorted(store.connect(lab).execute(query).fetchall())))
+    return results[0], results[1]
 
 
 # --- comparing ---
@@ -321,10 +321,10 @@ def measured(tree: Path) -> dict:
             "PYTHONPATH": str(tree), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false",
         }  # fmt: skip
         environment.pop("SALAD_LAB", None)
-        told = subprocess.run([sys.executable, str(Path(__file__).resolve()), "--measure", str(out)], cwd=tree, text=True,
+        completed = subprocess.run([sys.executable, str(Path(__file__).resolve()), "--measure", str(out)], cwd=tree, text=True,
                               env=environment, capture_output=True)  # fmt: skip
-        if told.returncode:
-            raise SystemExit(f"pins of {tree} could not be measured:\n{told.stdout[-2000:]}{told.stderr[-4000:]}")
+        if completed.returncode:
+            raise SystemExit(f"pins of {tree} could not be measured:\n{completed.stdout[-2000:]}{completed.stderr[-4000:]}")
         return json.loads(out.read_text())
 
 
@@ -365,10 +365,10 @@ def main() -> int:
     revision = given.rev or ("HEAD" if git("status", "--porcelain", "--untracked-files=no") else "HEAD^")
     with checkout(revision) as tree:
         before = measured(tree)
-    found = list(differences(before, now, SAME_MACHINE))
-    told = f"{git('rev-parse', '--short', revision)} and this tree"
-    print(f"{told}: {len(found)} pins differ" if found else f"{told} agree in every pin", *found[:60], sep="\n")
-    return 1 if found else 0
+    rows = list(differences(before, now, SAME_MACHINE))
+    result = f"{git('rev-parse', '--short', revision)} and this tree"
+    print(f"{result}: {len(rows)} pins differ" if rows else f"{result} agree in every pin", *rows[:60], sep="\n")
+    return 1 if rows else 0
 
 
 if __name__ == "__main__":

@@ -45,8 +45,8 @@ def test_leaving_out_whole_seeds_is_what_refitting_without_them_gives():
 
 def test_noise_explains_nothing_that_was_left_out():
     rng = np.random.default_rng(5)
-    found = [analysis.regression(rng.normal(size=20), rng.normal(size=(20, 1)), ("x",)) for _ in range(200)]
-    assert np.mean([f.r2_loo for f in found]) < 0 < np.mean([f.r2 for f in found])
+    fits = [analysis.regression(rng.normal(size=20), rng.normal(size=(20, 1)), ("x",)) for _ in range(200)]
+    assert np.mean([f.r2_loo for f in fits]) < 0 < np.mean([f.r2 for f in fits])
 
 
 @pytest.mark.parametrize(("y", "x", "says"), [
@@ -194,10 +194,10 @@ def test_misalignment_that_drives_accuracy_is_found_to_do_so():
     rows = pd.DataFrame({"group": ALL, "seed": np.arange(40) % 3, "m": m, "f": f,
                          "speech": 0.6 - 0.1 * np.log(m) + 0.02 * rng.normal(size=40),
                          "text": 0.7 - 0.08 * np.log(f) + 0.02 * rng.normal(size=40)})  # fmt: skip
-    found = analysis.predictors(rows)
-    assert found["speech on M"].r2_loo > 0.9 and found["text on F"].r2_loo > 0.8
-    assert found["speech on M"].coefficients[1] == pytest.approx(-0.1, abs=0.01)
-    assert found["speech on M, F"].partial["M"] > 0.9 and found["speech on M, F"].partial["F"] < 0.2
+    fits = analysis.predictors(rows)
+    assert fits["speech on M"].r2_loo > 0.9 and fits["text on F"].r2_loo > 0.8
+    assert fits["speech on M"].coefficients[1] == pytest.approx(-0.1, abs=0.01)
+    assert fits["speech on M, F"].partial["M"] > 0.9 and fits["speech on M, F"].partial["F"] < 0.2
 
 
 def test_a_law_of_tokens_leaves_out_what_was_measured_in_the_decay():

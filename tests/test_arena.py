@@ -67,12 +67,12 @@ def asked(study, modality, name="stage2_active", **how) -> answers.Answer:
 
 def test_finished_runs_answer_and_the_teacher_stands_first(lab):
     RunFolder.get_or_create(lab, "stage1", "r", {"contender": "half"}).status(state="running")
-    found = models.contenders(lab)
-    assert [(c.name, c.step) for c in found] == [("teacher", 5), ("stage2_active", 9), ("stage1", 8), ("stage1", 4)]
-    assert found[0].modalities == ("text", "cascade") and found[1].modalities == ("text", "speech", "cascade")
-    assert models.pick(found, "stage1").step == 8 and models.pick(found, found[3].key).step == 4
+    results = models.contenders(lab)
+    assert [(c.name, c.step) for c in results] == [("teacher", 5), ("stage2_active", 9), ("stage1", 8), ("stage1", 4)]
+    assert results[0].modalities == ("text", "cascade") and results[1].modalities == ("text", "speech", "cascade")
+    assert models.pick(results, "stage1").step == 8 and models.pick(results, results[3].key).step == 4
     with pytest.raises(SaladError, match="did you mean stage1"):
-        models.pick(found, "stage1x")
+        models.pick(results, "stage1x")
 
 
 def test_a_lab_without_a_model_says_how_to_get_one(tmp_path):
@@ -86,7 +86,7 @@ def test_an_answer_is_what_the_model_streams(study, name, modality):
     answer = asked(study, modality, name)
     model, question, is_teacher = study.models.get(answer.contender), answer.question, name == "teacher"
     prompt = [question.samples if modality == "speech" else question.text]
-    alone = [one.token for one in model.stream(prompt, len(answer.tokens), stop=(), teacher=is_teacher)]
+    alone = [streamed.token for streamed in model.stream(prompt, len(answer.tokens), stop=(), teacher=is_teacher)]
     assert answer.text == model.tokenizer.decode(alone) and answer.tokens
     assert answer.text == "".join(token.text for token in answer.tokens) and 0 < answer.first_s <= answer.total_s
     assert is_teacher or answer.why == "12 tokens"
@@ -103,9 +103,9 @@ def test_divergence_is_the_kl_from_the_teacher_on_the_written_question(study):
         after = torch.tensor([[model.prefix, *encode(question.text), *ids]])
         with model.teacher.switched():
             q = model.teacher.llm(input_ids=after, use_cache=False).logits[0, -1]
-        heard = model.prompt_embeddings([question.samples])
-        said = model.llm.get_input_embeddings()(torch.tensor([ids], dtype=torch.long))
-        p = model.llm(inputs_embeds=torch.cat([heard, said], 1), use_cache=False).logits[0, -1]
+        recorded = model.prompt_embeddings([question.samples])
+        embedded = model.llm.get_input_embeddings()(torch.tensor([ids], dtype=torch.long))
+        p = model.llm(inputs_embeds=torch.cat([recorded, embedded], 1), use_cache=False).logits[0, -1]
         q, p = (x[: model.vocab_size].double().log_softmax(-1) for x in (q, p))
         assert token.d == pytest.approx(float((q.exp() * (q - p)).sum()), abs=1e-4)
         assert token.teachers[0][1] == pytest.approx(float(q.exp().max()), abs=1e-4)
@@ -199,19 +199,19 @@ def sounds(folder) -> dict:
 
 
 def test_what_is_no_question_is_said_plainly(study, tmp_path):
-    for name, said in sounds(tmp_path).items():
-        with pytest.raises(SaladError, match=said):
+    for name, message in sounds(tmp_path).items():
+        with pytest.raises(SaladError, match=message):
             questions.read_audio(tmp_path / name)
-    for text, said in (("", "no question"), ("  \x00\n", "no question"), ("a" * 401, "401 characters")):
-        with pytest.raises(SaladError, match=said):
+    for text, message in (("", "no question"), ("  \x00\n", "no question"), ("a" * 401, "401 characters")):
+        with pytest.raises(SaladError, match=message):
             study.listener.ask(text=text)
     with pytest.raises(SaladError, match="says nothing|short|no words"):
         study.listener.ask(text="___")
 
 
 def test_typed_items_are_their_items(study):
-    found = study.listener.ask(text=ITEMS[1][0])
-    assert found.question_id == "tiny-1" and found.voice == "en-us@rate=195" and found.duration_s > 0.5
+    result = study.listener.ask(text=ITEMS[1][0])
+    assert result.question_id == "tiny-1" and result.voice == "en-us@rate=195" and result.duration_s > 0.5
     other = study.listener.ask(text="Who bakes bread?")
     assert other.question_id[0] == "q" and other.question_id == study.listener.ask(text="Who bakes  bread?").question_id
 
@@ -249,11 +249,11 @@ def test_a_blind_vote_needs_the_question_heard_and_whole_answers(study):
     with pytest.raises(store.UserError, match="vote first"):
         study.save(comparison.id)
     comparison.heard = True
-    for choice, said in (("maybe", "no choice"), ("tie", None)):
-        if said is None:
+    for choice, message in (("maybe", "no choice"), ("tie", None)):
+        if message is None:
             study.vote(comparison.id, choice)
         else:
-            with pytest.raises(store.UserError, match=said):
+            with pytest.raises(store.UserError, match=message):
                 study.vote(comparison.id, choice)
     begun = study.compare(study.listener.ask(item_id="tiny-1"), "teacher/text", "stage1/speech")
     with pytest.raises(store.UserError, match="not complete"):
@@ -342,8 +342,8 @@ def test_a_script_asks_and_votes(client, lab):
     reply = client.predict(question=ITEMS[0][0], left="stage1/text", right="stage2_active/speech", cascade=True,
                            api_name="/ask")  # fmt: skip
     assert reply["left"]["contender"] == "stage1" and reply["cascade"]["modality"] == "cascade" and reply["cer"] >= 0
-    told = client.predict(comparison=reply["comparison"], choice="tie", voter="script", api_name="/vote")
-    assert told["choice"] == "tie" and votes(lab)[-1]["voter"] == "script"
+    result = client.predict(comparison=reply["comparison"], choice="tie", voter="script", api_name="/vote")
+    assert result["choice"] == "tie" and votes(lab)[-1]["voter"] == "script"
     blind = client.predict(blind=True, seed=5, api_name="/ask")
     assert set(blind["left"]) == {"text"} and "stage2" not in json.dumps(blind)
     with pytest.raises(AppError, match="listen to the question"):
@@ -354,13 +354,13 @@ def test_a_script_asks_and_votes(client, lab):
 
 
 def test_bad_questions_get_one_line_through_the_api(client, tmp_path):
-    for name, said in sounds(tmp_path).items():
+    for name, message in sounds(tmp_path).items():
         if name != "missing.wav":
-            with pytest.raises(AppError, match=said):
+            with pytest.raises(AppError, match=message):
                 client.predict(audio=handle_file(tmp_path / name), api_name="/ask")
-    for how, said in (({}, "no question"), ({"item": "nope"}, "no item"), ({"question": "a", "left": "x"}, "no side"),
+    for how, message in (({}, "no question"), ({"item": "nope"}, "no item"), ({"question": "a", "left": "x"}, "no side"),
                       ({"question": "Who?", "right": "stage9/speech"}, "no contender")):  # fmt: skip
-        with pytest.raises(AppError, match=said) as caught:
+        with pytest.raises(AppError, match=message) as caught:
             client.predict(**how, api_name="/ask")
         assert "\n" not in str(caught.value)
 
@@ -370,10 +370,10 @@ def test_ten_clients_at_once_lose_no_vote(served, lab):
 
     def visit(number):
         try:
-            mine = Client(served[1], verbose=False)
+            own = Client(served[1], verbose=False)
             for _ in range(2):
-                reply = mine.predict(item=f"tiny-{number % 3}", api_name="/ask")
-                mine.predict(comparison=reply["comparison"], choice="right", voter=f"many-{number}", api_name="/vote")
+                reply = own.predict(item=f"tiny-{number % 3}", api_name="/ask")
+                own.predict(comparison=reply["comparison"], choice="right", voter=f"many-{number}", api_name="/vote")
         except Exception as error:
             failures.append(error)
 
@@ -394,8 +394,8 @@ def test_only_what_was_uploaded_is_read(served, lab, tmp_path):
     for path in outside:
         body = {"data": ["", {"path": path, "meta": FILE}, "", "", "", "", False, False, 0, 0]}
         begun = httpx.post(f"{served[1]}/gradio_api/call/ask", json=body).json()["event_id"]
-        told = httpx.get(f"{served[1]}/gradio_api/call/ask/{begun}", timeout=60).text
-        assert "event: error" in told and "event: complete" not in told, path
+        result = httpx.get(f"{served[1]}/gradio_api/call/ask/{begun}", timeout=60).text
+        assert "event: error" in result and "event: complete" not in result, path
         with pytest.raises(gr.Error, match="upload"):
             safety.refuse_foreign_files([{"deep": [{"path": path, "meta": FILE}]}])
 
@@ -414,15 +414,15 @@ def test_only_one_folder_is_served(served, lab):
 
 def test_an_upload_is_limited_in_size(served, tmp_path):
     body = b"RIFF" + bytes(21 * 1024 * 1024)
-    told = httpx.post(f"{served[1]}/gradio_api/upload", files={"files": ("big.wav", body)}, timeout=60)
-    assert told.status_code == 413 and "maximum allowed size" in told.text
+    fields = httpx.post(f"{served[1]}/gradio_api/upload", files={"files": ("big.wav", body)}, timeout=60)
+    assert fields.status_code == 413 and "maximum allowed size" in fields.text
 
 
 def test_another_host_needs_a_password_and_visitors_too(lab, capsys, monkeypatch):
     monkeypatch.delenv("SALAD_ARENA_PASSWORD", raising=False)
     assert main(["--lab", str(lab), "--host", "0.0.0.0"]) == 2
-    said = capsys.readouterr().err
-    assert "give --password" in said and said.count("\n") == 1
+    output = capsys.readouterr().err
+    assert "give --password" in output and output.count("\n") == 1
     monkeypatch.setattr(Arena, "block_thread", lambda self: visited.append(httpx.get(self.local_url)))
     visited = []
     assert main(["--lab", str(lab), "--password", "thyme"]) == 0
@@ -430,5 +430,5 @@ def test_another_host_needs_a_password_and_visitors_too(lab, capsys, monkeypatch
 
 
 def test_help_reads_well():
-    told = subprocess.run([sys.executable, "-m", "workbench.arena", "--help"], capture_output=True, text=True)
-    assert told.returncode == 0 and "--password" in told.stdout and "lab's store" in told.stdout
+    completed = subprocess.run([sys.executable, "-m", "workbench.arena", "--help"], capture_output=True, text=True)
+    assert completed.returncode == 0 and "--password" in completed.stdout and "lab's store" in completed.stdout

@@ -133,8 +133,8 @@ def test_blind_vote_after_listening_unveils_and_counts_and_is_exported(app, tab,
     assert len(votes(app)) == before  # the key did nothing before the sound was heard
     tab.keyboard.press("3")
     expect(tab.locator("#blind-message")).to_contain_text("Voted: tie")
-    said = " ".join(tab.locator("#blind-left-answer, #blind-right-answer").all_text_contents())
-    assert "teacher" in said and "stage2_active" in said
+    shown_text = " ".join(tab.locator("#blind-left-answer, #blind-right-answer").all_text_contents())
+    assert "teacher" in shown_text and "stage2_active" in shown_text
     assert [(v["choice"], v["blind"]) for v in votes(app)[before:]] == [("tie", True)]
     tab.get_by_role("tab", name="Statistics").click()
     expect(tab.locator("#results")).to_contain_text("too few votes")

@@ -187,8 +187,8 @@ def test_the_app_with_a_password_waits_after_wrong_ones(lab):
     _, address, _ = made.launch(prevent_thread_lock=True, auth=lambda user, word: word == "thyme", hosts=("lab.example",))
     try:
         wrong = {"username": "a", "password": "sage"}  # pragma: allowlist secret
-        told = [httpx.post(f"{address}login", data=wrong).status_code for _ in range(12)]
-        assert set(told[:6]) == {400} and set(told[6:]) == {429}
+        result = [httpx.post(f"{address}login", data=wrong).status_code for _ in range(12)]
+        assert set(result[:6]) == {400} and set(result[6:]) == {429}
         late = httpx.post(f"{address}login", data={"username": "a", "password": "thyme"})  # pragma: allowlist secret
         assert late.status_code == 429 and int(late.headers["retry-after"]) >= 1
         assert httpx.post(f"{address}gradio_api/call/ask", json={"data": []}).status_code == 401

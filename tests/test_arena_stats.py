@@ -16,11 +16,11 @@ def table(rows) -> pd.DataFrame:
     """Votes from (question, voter, left, right, choice[, tokens left, tokens right]); a side: (contender, modality)."""
     made = []
     for question, voter, left, right, choice, *lengths in rows:
-        told = dict(zip(("left", "right"), ({"tokens": n} for n in lengths), strict=False)) if lengths else None
+        result = dict(zip(("left", "right"), ({"tokens": n} for n in lengths), strict=False)) if lengths else None
         made.append({
             "question_id": question, "voter": voter, "choice": choice,
             "left_contender": left[0], "left_modality": left[1], "right_contender": right[0],
-            "right_modality": right[1], "latencies": json.dumps(told) if told else None,
+            "right_modality": right[1], "latencies": json.dumps(result) if result else None,
         })  # fmt: skip
     return pd.DataFrame(made)
 
@@ -49,13 +49,13 @@ def test_points_go_to_speech_whatever_side_it_was_on():
 
 def test_with_one_vote_a_question_and_voter_the_interval_is_the_t_interval():
     rows = many(33, 60)
-    found = s.preference(rows, draws=6000)
+    result = s.preference(rows, draws=6000)
     p = 33 / 60
     error = math.sqrt(p * (1 - p) / 59)
-    assert found.mean == pytest.approx(p) and (found.wins, found.losses, found.ties) == (33, 27, 0)
-    assert found.se == pytest.approx(error, rel=0.05)
-    assert found.high - found.mean == pytest.approx(error * stats.t.ppf(0.975, 59), rel=0.05)
-    assert found.p_left == pytest.approx(stats.binomtest(round(found.left * 60), 60).pvalue)
+    assert result.mean == pytest.approx(p) and (result.wins, result.losses, result.ties) == (33, 27, 0)
+    assert result.se == pytest.approx(error, rel=0.05)
+    assert result.high - result.mean == pytest.approx(error * stats.t.ppf(0.975, 59), rel=0.05)
+    assert result.p_left == pytest.approx(stats.binomtest(round(result.left * 60), 60).pvalue)
 
 
 def test_votes_of_one_voter_do_not_count_as_many():
@@ -84,20 +84,20 @@ def test_votes_that_all_agree_leave_doubt_and_the_doubt_shrinks(constant):
 def test_parity_is_shown_only_by_the_equivalence_test():
     for n, points, verdict in ((20, 10, "too few votes"), (40, 20, "undecided"), (400, 200, "parity"),
                                (400, 300, "speech is preferred"), (400, 100, "text is preferred")):  # fmt: skip
-        found = s.preference(many(points, n))
-        assert verdict in found.verdict, (n, points, found.verdict)
-    found = s.preference(many(200, 400), draws=6000)
+        result = s.preference(many(points, n))
+        assert verdict in result.verdict, (n, points, result.verdict)
+    result = s.preference(many(200, 400), draws=6000)
     t = 0.1 / math.sqrt(0.25 / 399)
-    assert found.p_parity == pytest.approx(stats.t.sf(t, 399), rel=0.3)
+    assert result.p_parity == pytest.approx(stats.t.sf(t, 399), rel=0.3)
     assert s.preference(many(200, 400), margin=0.02).p_parity > 0.05  # a stricter margin is not met
 
 
 def test_side_bias_and_answer_length_stand_beside():
     rows = [(f"q{i}", f"v{i}", SPEECH, TEXT, "left", 3, 9) for i in range(15)]
     rows += [(f"p{i}", f"w{i}", TEXT, SPEECH, "left", 9, 3) for i in range(15)]
-    found = s.preference(s.games(table(rows)))
-    assert found.left == 1.0 and found.p_left < 1e-6 and found.mean == 0.5
-    assert found.longer == 0.5 and (found.tokens_a, found.tokens_b) == (3, 9)
+    result = s.preference(s.games(table(rows)))
+    assert result.left == 1.0 and result.p_left < 1e-6 and result.mean == 0.5
+    assert result.longer == 0.5 and (result.tokens_a, result.tokens_b) == (3, 9)
 
 
 def test_no_votes_is_an_answer_too():
@@ -135,10 +135,10 @@ def test_bradley_terry_says_nothing_across_a_gap():
 @pytest.mark.parametrize("name", ["independent votes, speech at 0.62", "alike by both"])
 def test_intervals_cover_the_truth_of_simulated_studies(name):
     """200 studies here; the 1,000 of docs/arena.md were run once."""
-    found = simulated.coverage(simulated.SIMULATIONS[name], 200, seed=1, draws=400)
-    assert 0.90 <= found["held"] <= 0.99
+    result = simulated.coverage(simulated.SIMULATIONS[name], 200, seed=1, draws=400)
+    assert 0.90 <= result["held"] <= 0.99
     if name == "alike by both":
-        assert found["naive"] < 0.88  # what independent votes would have claimed
+        assert result["naive"] < 0.88  # what independent votes would have claimed
 
 
 def test_the_simulation_knows_its_own_truth():

@@ -69,9 +69,9 @@ def test_a_packed_batch_gives_each_documents_own_logits(model):
     together = logits(model, packed)
     for b in range(len(laid)):
         alone = logits(model, collate(laid[b : b + 1], speech[b : b + 1], names[b : b + 1]))
-        mine = packed.sample_N == b
-        for one, other in zip(together, alone, strict=True):
-            torch.testing.assert_close(one[mine], other, rtol=0, atol=1e-5)
+        own = packed.sample_N == b
+        for first, other in zip(together, alone, strict=True):
+            torch.testing.assert_close(first[own], other, rtol=0, atol=1e-5)
     padded = collate(laid, speech, names)
     for name in ("targets_N", "after_N", "sample_N", "positions_N"):
         assert torch.equal(getattr(packed, name), getattr(padded, name))
@@ -90,17 +90,17 @@ def test_without_its_places_a_packed_batch_would_leak(model):
 def test_packed_and_padded_batches_have_the_same_loss_and_gradients(model):
     laid, speech, names = documents(model)
     model.train()
-    told = []
+    results = []
     for context in (None, 120):
         model.zero_grad()
         out = model(collate(laid, speech, names, context=context), alpha=0.5, reduction="sum", per_position=True)
         out.loss.backward()
-        told.append((out, [p.grad.clone() for p in model.parameters() if p.grad is not None]))
-    (padded, padded_grads), (packed, packed_grads) = told
+        results.append((out, [p.grad.clone() for p in model.parameters() if p.grad is not None]))
+    (padded, padded_grads), (packed, packed_grads) = results
     torch.testing.assert_close(packed.loss, padded.loss, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(packed.d, padded.d, rtol=1e-4, atol=1e-5)
-    for one, other in zip(packed_grads, padded_grads, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
+    for first, other in zip(packed_grads, padded_grads, strict=True):
+        torch.testing.assert_close(first, other, rtol=1e-3, atol=1e-4)
     model.eval()
 
 

@@ -192,11 +192,11 @@ def test_a_drag_over_the_quadrants_puts_those_texts_into_the_queue(made):
 
 def test_two_browsers_at_once_lose_no_event(made):
     lab, ids = made
-    with served("notebooks/selection.py", lab) as one, served("notebooks/selection.py", lab) as two:
+    with served("notebooks/selection.py", lab) as item, served("notebooks/selection.py", lab) as two:
         with sync_playwright() as playwright:
             browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGS)
             tabs = [browser.new_page(viewport={"width": 1400, "height": 900}) for _ in range(2)]
-            for tab, address in zip(tabs, (one, two), strict=True):
+            for tab, address in zip(tabs, (item, two), strict=True):
                 tab.goto(address)
             widgets = [ready(tab) for tab in tabs]
             for _ in range(6):

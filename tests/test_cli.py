@@ -35,8 +35,8 @@ def lab(tmp_path_factory):
 def run(capsys, *args) -> tuple[int, str, str]:
     with pytest.raises(SystemExit) as stop:
         cli.main([str(a) for a in args])
-    said = capsys.readouterr()
-    return stop.value.code, said.out, said.err
+    output = capsys.readouterr()
+    return stop.value.code, output.out, output.err
 
 
 def salad(*args, **kwargs) -> subprocess.CompletedProcess:
@@ -49,9 +49,9 @@ def test_help_answers_within_a_second_and_names_every_command():
         return used.ru_utime + used.ru_stime
 
     before = spent()
-    told = salad("--help")
-    assert told.returncode == 0 and spent() - before < 1.0
-    assert all(name in told.stdout for name in cli.COMMANDS)
+    completed = salad("--help")
+    assert completed.returncode == 0 and spent() - before < 1.0
+    assert all(name in completed.stdout for name in cli.COMMANDS)
 
 
 def test_every_command_explains_itself_and_takes_a_lab(capsys):
@@ -90,8 +90,8 @@ def test_lists_structs_and_times_come_out_of_sql_whole(capsys, lab):
 
 
 def test_sql_reads_the_statement_from_the_standard_input(lab):
-    told = salad("sql", "-", "--csv", "--lab", lab, input="select 6 * 7 as answer")
-    assert told.stdout == "answer\n42\n"
+    completed = salad("sql", "-", "--csv", "--lab", lab, input="select 6 * 7 as answer")
+    assert completed.stdout == "answer\n42\n"
 
 
 def test_the_lab_may_come_from_the_environment(lab, monkeypatch, capsys):

@@ -50,15 +50,15 @@ def rows(place, what, **where):
 
 
 @pytest.mark.parametrize(
-    "answer, told",
+    "answer, message",
     [
         ("B", 1), ("b", 1), ("(C)", 2), ("The answer is B.", 1), ("**D**", 3), ("A.", 0), ("fish", 0), ("It is Fish!", 0),
         ("In Paris, by the sea", 3), ("It was in Paris by the sea.", 3), ("A or B?", None), ("", None), ("no idea", None),
         ("I think a dog", None), ("E", None), ("Fish. Or a book.", None), ("Answer: C. Paris.", 2),
     ],
 )  # fmt: skip
-def test_an_answer_in_words_names_one_choice_or_none(answer, told):
-    assert parse_choice(answer, CHOICES) == told
+def test_an_answer_in_words_names_one_choice_or_none(answer, message):
+    assert parse_choice(answer, CHOICES) == message
 
 
 class Server(ThreadingHTTPServer):
@@ -88,8 +88,8 @@ class Handler(BaseHTTPRequestHandler):
             return self._say(404, {"error": f"no model {body['model']}"})
         self._say(200, {"choices": [{"message": {"role": "assistant", "content": self.server.script}}]})
 
-    def _say(self, code, told):
-        data = json.dumps(told).encode()
+    def _say(self, code, result):
+        data = json.dumps(result).encode()
         self.send_response(code)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(data)))
@@ -126,11 +126,11 @@ def test_an_endpoint_hears_the_recording_and_its_answers_are_read_or_count_as_wr
     (row,) = statistics.summary(place, "talker-2", None, None)
     assert row["unread"] == 1.0 and row["accuracy"] == 0.0
     before = len(list((place / "tables").rglob("*.parquet")))
-    for spec, told in (
+    for spec, message in (
         (f"endpoint:{server.url}#nobody", "404.*no model nobody"),
         ("endpoint:http://127.0.0.1:9/v1#talker", "does not answer"),
     ):
-        with pytest.raises(SaladError, match=told) as error:
+        with pytest.raises(SaladError, match=message) as error:
             broken = outside(spec, "x", place)
             broken.pause_s = 0.001
             evaluate(place, broken, ["questions"], ("text",))
@@ -223,26 +223,26 @@ def test_a_speech_llm_of_transformers_is_evaluated_by_name(place, tmp_path, kind
 
     who = outside(f"{kind}:{speech_llm(kind, tmp_path / 'model')}", kind, place)
     evaluate(place, who, ["questions"], ("text", "speech"))
-    told = {(m, i): s for m, i, s in rows(place, "modality, item_id, scores", contender=kind).fetchall()}
-    assert len(told) == 6 and all(len(scores) == 4 and np.isfinite(scores).all() for scores in told.values())
-    assert told["text", "t-0"] != told["speech", "t-0"]
+    fields = {(m, i): s for m, i, s in rows(place, "modality, item_id, scores", contender=kind).fetchall()}
+    assert len(fields) == 6 and all(len(scores) == 4 and np.isfinite(scores).all() for scores in fields.values())
+    assert fields["text", "t-0"] != fields["speech", "t-0"]
     # a choice scores as it does alone, and the recording is heard: other sound, other scores
     sound, other = (Recording(f"y{n}", spoken_text(TEXTS[n], n)[1]) for n in (0, 1))
     prompt, wanted = ["Question: ", sound, "\nAnswer:"], [" Fish.", " A book and a pear."]
     both = who.loglikelihoods([prompt], [wanted])[0]
-    alone = [who.loglikelihoods([prompt], [[one]])[0][0] for one in wanted]
+    alone = [who.loglikelihoods([prompt], [[item]])[0][0] for item in wanted]
     assert [s for s, _ in both] == pytest.approx([s for s, _ in alone], abs=1e-4)
-    heard = who.loglikelihoods([["Question: ", other, "\nAnswer:"]], [wanted])[0]
-    assert [s for s, _ in heard] != pytest.approx([s for s, _ in both], abs=1e-4)
+    recorded = who.loglikelihoods([["Question: ", other, "\nAnswer:"]], [wanted])[0]
+    assert [s for s, _ in recorded] != pytest.approx([s for s, _ in both], abs=1e-4)
     (first, second) = who.generate([prompt, [*prompt[:1], other, prompt[2]]], 6, ())
     assert isinstance(first, str) and who.generate([prompt], 6, ()) == [first]
     if kind == "qwen2-audio":  # its own processor lays the prompt out in the same way
         processor = Qwen2AudioProcessor(who.features, who.tokenizer)
         made = processor(text="Question: <|audio_bos|><|AUDIO|><|audio_eos|>\nAnswer:", audio=[sound.samples],
                          sampling_rate=16_000, return_tensors="pt")  # fmt: skip
-        ids, tail, found = who._inputs(prompt)
+        ids, tail, result = who._inputs(prompt)
         assert made["input_ids"][0].tolist() == ids + who._encode(tail)
-        assert torch.equal(made["feature_attention_mask"], found["feature_attention_mask"])
+        assert torch.equal(made["feature_attention_mask"], result["feature_attention_mask"])
     with pytest.raises(SaladError, match="hears at most 30 s"):
         who.loglikelihoods([[Recording("long", np.zeros(31 * 16_000, np.float32))]], [[" x"]])
 
@@ -258,12 +258,12 @@ def test_a_folder_that_is_no_speech_llm_is_refused_in_one_line(place):
 
 def test_predictions_of_others_are_checked_whole_and_then_imported(place, tmp_path):
     def line(n, **change):
-        told = {"contender": "theirs", "task": "questions", "item": f"t-{n}", "modality": "speech", "text": "B"}
-        return {key: value for key, value in (told | change).items() if value is not None}
+        fields = {"contender": "theirs", "task": "questions", "item": f"t-{n}", "modality": "speech", "text": "B"}
+        return {key: value for key, value in (fields | change).items() if value is not None}
 
     good = [line(0), line(1), line(2, text=None, scores=[-4.0, -9.0, -1.0, -8.0]), line(0, modality="text", text="?")]
     before = len(list((place / "tables").rglob("*.parquet")))
-    for change, told in (
+    for change, fields in (
         ({"item": "q-9"}, "questions has no item 'q-9'; its items are called like 't-0'"),
         ({"task": "question"}, "did you mean 'questions'"),
         ({"modality": "smell"}, "no modality 'smell'"),
@@ -273,17 +273,17 @@ def test_predictions_of_others_are_checked_whole_and_then_imported(place, tmp_pa
         ({"item": "t-0"}, "predicted already, on line 1"),
     ):
         path = write(tmp_path, "bad.jsonl", [good[0], line(1, **change)])
-        with pytest.raises(SaladError, match=told) as error:
+        with pytest.raises(SaladError, match=fields) as error:
             predictions.import_predictions(place, path)
         assert "line 2" in str(error.value) or "task" in change
     assert before == len(list((place / "tables").rglob("*.parquet")))
     path = write(tmp_path, "good.jsonl", good)
-    told = predictions.import_predictions(place, path)
-    assert told.splitlines() == [
+    fields = predictions.import_predictions(place, path)
+    assert fields.splitlines() == [
         "theirs, questions, speech: 3 of 3 items, 66.7 % right, 0.0 % cannot be read and count as wrong",
         "theirs, questions, text: 1 of 3 items, 0.0 % right, 100.0 % cannot be read and count as wrong",
     ]
-    assert predictions.import_predictions(place, path) == told  # the same file again changes nothing
+    assert predictions.import_predictions(place, path) == fields  # the same file again changes nothing
     assert rows(place, "count(*)", contender="theirs").fetchone() == (4,)
     with pytest.raises(SaladError, match="has answers of theirs"):
         predictions.import_predictions(place, write(tmp_path, "other.jsonl", good[:1]))
@@ -315,25 +315,25 @@ def test_open_questions_are_answered_as_text_and_as_speech_with_the_same_seed(pl
     path.write_text('What does the otter eat?\n\n{"question": "Who bakes bread?", "id": "bread", "reference": "Clara"}\n')
     asked = answers.read_questions(path)
     ours = Ours(SpeechLM.build(config(), place).eval(), "stage1", "r000000000001", 5)
-    told = answers.answer(place, ours, asked, max_new_tokens=8, temperature=1.0, seed=3)
-    assert [(row["question_id"], row["modality"]) for row in told[2:]] == [("bread", "text"), ("bread", "speech")]
+    result = answers.answer(place, ours, asked, max_new_tokens=8, temperature=1.0, seed=3)
+    assert [(row["question_id"], row["modality"]) for row in result[2:]] == [("bread", "text"), ("bread", "speech")]
     stored = store.connect(place).execute(
         "select question_id, modality, text, reference, seed, voice is null from answers where task = 'questions' order by all"
     ).fetchall()  # fmt: skip
     assert sorted(stored) == sorted(
-        (row["question_id"], row["modality"], row["text"], row["reference"], 3, row["modality"] == "text") for row in told
+        (row["question_id"], row["modality"], row["text"], row["reference"], 3, row["modality"] == "text") for row in result
     )
     # asked alone, with what was answered before left as it is: the same answers, and another seed gives others
     alone = answers.answer(place, ours, asked[1:], max_new_tokens=8, temperature=1.0, seed=3)
-    assert [row["text"] for row in alone] == [row["text"] for row in told[2:]]
+    assert [row["text"] for row in alone] == [row["text"] for row in result[2:]]
     assert store.connect(place).execute("select count(*) from answers where task = 'questions'").fetchone() == (4,)
     fresh = ours.generate([["Who bakes bread?"]], 8, ("\n",), 1.0, 3)
-    assert fresh == [told[2]["text"]]
+    assert fresh == [result[2]["text"]]
     other = answers.answer(place, ours, asked, max_new_tokens=8, temperature=1.0, seed=4)
-    assert [row["text"] for row in other] != [row["text"] for row in told]
-    for text, said in (("", "holds no question"), ('{"ask": 1}', "line 1: write"), ("Who?\nWho?", "twice")):
+    assert [row["text"] for row in other] != [row["text"] for row in result]
+    for text, message in (("", "holds no question"), ('{"ask": 1}', "line 1: write"), ("Who?\nWho?", "twice")):
         path.write_text(text)
-        with pytest.raises(SaladError, match=said):
+        with pytest.raises(SaladError, match=message):
             answers.read_questions(path)
 
 
@@ -342,10 +342,10 @@ def test_transcription_is_scored_word_by_word_and_kept(place):
 
     ours = Ours(SpeechLM.build(config(), place).eval(), "stage1", "r000000000001", 5)
     wer = answers.transcribe(place, ours, "natural", count=3)
-    found = store.connect(place).execute(
+    outcome = store.connect(place).execute(
         "select reference, text, wer from answers where task = 'transcription' order by answer_id"
     ).fetchall()  # fmt: skip
-    assert len(found) == 3 and all(each == pytest.approx(jiwer.wer(*map(answers_normal, (r, t)))) for r, t, each in found)
+    assert len(outcome) == 3 and all(each == pytest.approx(jiwer.wer(*map(answers_normal, (r, t)))) for r, t, each in outcome)
     assert answers.transcribe(place, ours, "natural", count=3) == wer > 0  # kept: not asked again
     with pytest.raises(SaladError, match="no speech in nowhere"):
         answers.transcribe(place, ours, "nowhere")

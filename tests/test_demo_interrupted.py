@@ -36,9 +36,9 @@ def whole(tmp_path_factory):
     interrupt(lab, lambda: (lab / "study.json").exists() and not time.sleep(0.3))
     assert [path.name for path in lab.iterdir()] == ["study.json"]
     interrupt(lab, lambda: list(lab.glob("runs/*/checkpoints/step-*/manifest.json")))
-    told = salad(*DEMO, "--lab", lab)
-    assert told.returncode == 0, told.stderr + told.stdout
-    return lab, told.stdout
+    result = salad(*DEMO, "--lab", lab)
+    assert result.returncode == 0, result.stderr + result.stdout
+    return lab, result.stdout
 
 
 def test_the_numbers_are_those_of_the_lab_that_nothing_disturbed(whole, demo):
@@ -47,10 +47,10 @@ def test_the_numbers_are_those_of_the_lab_that_nothing_disturbed(whole, demo):
 
 
 def test_again_it_costs_little_and_tells_the_same(whole):
-    lab, told = whole
+    lab, result = whole
     before, files = results(lab), {p: p.stat().st_mtime_ns for p in (lab / "runs").rglob("*.safetensors")}
     again = salad(*DEMO, "--lab", lab)
-    assert again.returncode == 0 and table(again.stdout) == table(told)
+    assert again.returncode == 0 and table(again.stdout) == table(result)
     assert results(lab) == before and files == {p: p.stat().st_mtime_ns for p in files}
 
 

@@ -60,12 +60,12 @@ def test_two_processes_give_the_losses_of_one_with_the_same_global_batch(place, 
     process = together(place, run)
     alone = training.prepare(place, wanted(finetune), "tiny", repetition=1)
     training.train(place, alone.run_id)
-    said = process.communicate(timeout=240)[0]
-    assert process.returncode == 0, said
+    output = process.communicate(timeout=240)[0]
+    assert process.returncode == 0, output
     names = ("loss", "grad_norm", "d_natural", "d_text")
-    one, two = losses(alone, *names), losses(run, *names)
-    assert len(one) == len(two) == STEPS["steps"]
-    for a, b in zip(one, two, strict=True):
+    first, two = losses(alone, *names), losses(run, *names)
+    assert len(first) == len(two) == STEPS["steps"]
+    for a, b in zip(first, two, strict=True):
         assert [x is None for x in a] == [x is None for x in b]
         assert [x for x in b if x is not None] == pytest.approx([x for x in a if x is not None], abs=1e-4, rel=1e-4)
     assert [row["tokens"] for row in run.metrics()] == [row["tokens"] for row in alone.metrics()]
@@ -89,8 +89,8 @@ def test_one_process_that_dies_ends_the_other_and_the_run_goes_on_exactly(place)
     victim.send_signal(signal.SIGKILL)
     gone, alive = psutil.wait_procs(workers, timeout=60)
     assert not alive and time.monotonic() - began < 60
-    said = process.communicate(timeout=60)[0]
-    assert process.returncode != 0 and run.read_status()["state"] == "failed", said
+    output = process.communicate(timeout=60)[0]
+    assert process.returncode != 0 and run.read_status()["state"] == "failed", output
     assert "process" in run.read_status()["error"] or "onnection" in run.read_status()["error"]
     before = {row["step"]: row["values"]["loss"] for row in run.metrics()}
     # taken up again by as many, and asked to end: a checkpoint, and status preempted
@@ -99,9 +99,9 @@ def test_one_process_that_dies_ends_the_other_and_the_run_goes_on_exactly(place)
     reach(run, process, step + 5, attempt=2)
     began = time.monotonic()
     os.killpg(process.pid, signal.SIGTERM)
-    said = process.communicate(timeout=25)[0]
+    output = process.communicate(timeout=25)[0]
     assert time.monotonic() - began < 25
-    assert run.read_status()["state"] == "preempted", said
+    assert run.read_status()["state"] == "preempted", output
     rows = {row["step"]: row["values"]["loss"] for row in run.metrics()}
     saved = checkpoints.state_of(checkpoints.latest(run.path))["step"]
     assert list(rows) == list(range(1, saved + 1)) and saved == run.read_status()["step"] > step
@@ -133,11 +133,11 @@ def test_two_processes_and_a_tracker_end_well_and_the_first_alone_tracks(place, 
     monkeypatch.setenv("TRACKED", str(tmp_path / "tracked-"))
     run = training.prepare(place, wanted().model_copy(update={"trackers": ("trackio",), "seed": 3}), "tiny")
     process = together(place, run)
-    said = process.communicate(timeout=240)[0]
-    assert process.returncode == 0 and run.read_status()["state"] == "done", said
+    output = process.communicate(timeout=240)[0]
+    assert process.returncode == 0 and run.read_status()["state"] == "done", output
     assert [path.name for path in tmp_path.glob("tracked-*")] == ["tracked-0"]
     sent = [json.loads(line) for line in (tmp_path / "tracked-0").read_text().splitlines()]
     assert sent[0] == "salad" and sent[-1] == "finish"
-    assert [one["loss"] for one in sent if isinstance(one, dict) and "loss" in one] == [
+    assert [item["loss"] for item in sent if isinstance(item, dict) and "loss" in item] == [
         row["values"]["loss"] for row in run.metrics()
     ]

@@ -93,18 +93,18 @@ def test_losses_are_the_same_with_and_without_the_frames_on_disk(lab, tmp_path, 
     plain = losses(tmp_path / "plain")
     encoder, spoken = kept(lab)
     assert len(left(lab)) == 2 * 3
-    for one in spoken:  # the bits that the encoder gives
-        expected = encoder(torch.from_numpy(corpora.audio(lab, one, encoder.sample_rate))).numpy()
-        assert np.array_equal(Frames(lab, encoder).of(one), expected)
+    for recording in spoken:  # the bits that the encoder gives
+        expected = encoder(torch.from_numpy(corpora.audio(lab, recording, encoder.sample_rate))).numpy()
+        assert np.array_equal(Frames(lab, encoder).of(recording), expected)
     copies = [tmp_path / name for name in ("kept", "read", "augmented")]
     for copy in copies:
         shutil.copytree(lab, copy)
     taken = []
     real = Frames.of
-    monkeypatch.setattr(Frames, "of", lambda self, one: (taken.append(one.synthesis_id), real(self, one))[1])
+    monkeypatch.setattr(Frames, "of", lambda self, recording: (taken.append(recording.synthesis_id), real(self, recording))[1])
     for path in [*copies[0].rglob("recording.*.tar"), *copies[1].rglob("recording.*.tar")]:
         forget_sound(path, spoken)  # whoever encodes now, hears nothing that can be decoded
-    assert losses(copies[0]) == plain and set(taken) == {one.synthesis_id for one in spoken}
+    assert losses(copies[0]) == plain and set(taken) == {recording.synthesis_id for recording in spoken}
     assert losses(copies[1], keep_gb=0.0) == pytest.approx(plain, abs=2e-5)
     taken.clear()
     for keep_gb in (4.0, 0.0):
@@ -115,9 +115,9 @@ def test_losses_are_the_same_with_and_without_the_frames_on_disk(lab, tmp_path, 
 def forget_sound(path: Path, spoken) -> None:
     """Overwrite what follows the header of every recording in a tar."""
     data = bytearray(path.read_bytes())
-    for one in spoken:
-        if one.audio_path.endswith(path.name):
-            data[one.audio_offset + 42 : one.audio_offset + one.audio_bytes] = bytes(one.audio_bytes - 42)
+    for recording in spoken:
+        if recording.audio_path.endswith(path.name):
+            data[recording.audio_offset + 42 : recording.audio_offset + recording.audio_bytes] = bytes(recording.audio_bytes - 42)
     path.write_bytes(data)
 
 
@@ -126,15 +126,17 @@ def test_damaged_frames_are_named_once_passed_over_and_made_again(lab, tmp_path)
     plain = losses(tmp_path / "plain")
     encoder, spoken = kept(lab)
     before = left(lab)
-    paths = sorted({path_of(lab, one.audio_path, fingerprint(encoder), "float32") for one in spoken})
+    paths = sorted({path_of(lab, recording.audio_path, fingerprint(encoder), "float32") for recording in spoken})
     data = bytearray(paths[0].read_bytes())
     data[-3] ^= 4
     paths[0].write_bytes(data)
     paths[1].write_bytes(paths[1].read_bytes()[:-100])
-    with pytest.warns(DamagedFrames) as told:
+    with pytest.warns(DamagedFrames) as result:
         reader = Frames(lab, encoder)
-        assert {one.audio_path for one in spoken for _ in "ab" if reader.of(one) is not None} >= {spoken[-1].audio_path}
-    named = [str(one.message) for one in told if issubclass(one.category, DamagedFrames)]
+        assert {recording.audio_path for recording in spoken for _ in "ab" if reader.of(recording) is not None} >= {
+            spoken[-1].audio_path
+        }
+    named = [str(recording.message) for recording in result if issubclass(recording.category, DamagedFrames)]
     assert len(named) == 2 and all(any(str(path) in line for line in named) for path in paths[:2])
     with pytest.warns(DamagedFrames, match=paths[0].name):
         assert losses(lab) == plain
@@ -205,16 +207,16 @@ def test_workers_killed_at_any_file_leave_what_a_clean_run_leaves(lab, tmp_path)
     killed = 0
     for number in (1, 2, 4):  # of the file before which they are killed
         both = [process.Process(target=killed_while_keeping, args=(lab, shard, number)) for shard in (0, 1)]
-        for one in both:
-            one.start()
-        for one in both:
-            one.join()
-            killed += one.exitcode == -signal.SIGKILL
+        for item in both:
+            item.start()
+        for item in both:
+            item.join()
+            killed += item.exitcode == -signal.SIGKILL
         encoder = running.to_encode(lab, "natural", None, "models/encoder")[0]
         with warnings.catch_warnings():
             warnings.simplefilter("error", DamagedFrames)  # half a shard's frames are none
-            for one in corpora.of_speech(store.connect(lab), ["natural"]):
-                Frames(lab, encoder).of(one)
+            for item in corpora.of_speech(store.connect(lab), ["natural"]):
+                Frames(lab, encoder).of(item)
     assert killed >= 2
     for shard in (1, 0):
         kept(lab, "float32", shard, 2)
@@ -226,24 +228,24 @@ def test_the_size_is_said_first_and_what_cannot_be_kept_is_refused_in_one_line(l
         running.prepare(lab, "encode", {"encoder": "test_encode:LooksAhead"})
     with pytest.raises(SaladError, match="no finished stage1 run"):
         running.prepare(lab, "encode", {})
-    said = []
+    messages = []
     with pytest.raises(SaladError, match="would take .* GB in .*: say --yes to go on"):
-        running.prepare(lab, "encode", {"encoder": "test_encode:Wide"}, False, said.append)
+        running.prepare(lab, "encode", {"encoder": "test_encode:Wide"}, False, messages.append)
     with pytest.raises(SaladError, match=r"GB more in \S*/frames/natural/\S*, and \S* GB are free there: make room, or"):
-        running.prepare(lab, "encode", {"encoder": "test_encode:Wide"}, True, said.append)  # no disk holds that
-    assert len(said) == 2 and "6 recordings of natural" in said[0] and not (lab / "frames").exists()
+        running.prepare(lab, "encode", {"encoder": "test_encode:Wide"}, True, messages.append)  # no disk holds that
+    assert len(messages) == 2 and "6 recordings of natural" in messages[0] and not (lab / "frames").exists()
     assert not list((lab / "runs").glob("*"))
     monkeypatch.setattr("salad.passes.encode.ASKED_GB", 1e-9)
     with pytest.raises(SaladError, match="--yes"):
-        running.prepare(lab, "encode", {"encoder": "models/encoder"}, False, said.append)
-    running.prepare(lab, "encode", {"encoder": "models/encoder"}, True, said.append)
+        running.prepare(lab, "encode", {"encoder": "models/encoder"}, False, messages.append)
+    running.prepare(lab, "encode", {"encoder": "models/encoder"}, True, messages.append)
     monkeypatch.undo()
     with pytest.raises(SystemExit, match="^0$"):
         main(["pass", "encode", "--speech", "natural", "--encoder", "models/encoder", "--lab", str(lab)])
     encoder, spoken = running.to_encode(lab, "natural", None, "models/encoder")
-    size = sum(one.duration_s for one in spoken) * encoder.frame_rate * encoder.dim * 4
-    told = capsys.readouterr().out.splitlines()
-    assert told[0].startswith("6 recordings of natural") and f"in float32: {size / 1e6:.1f} MB in lab/frames" in told[0]
-    assert told[-1].endswith(f"lab/frames/natural/{fingerprint(encoder)[:12]}-float32")
+    size = sum(recording.duration_s for recording in spoken) * encoder.frame_rate * encoder.dim * 4
+    output = capsys.readouterr().out.splitlines()
+    assert output[0].startswith("6 recordings of natural") and f"in float32: {size / 1e6:.1f} MB in lab/frames" in output[0]
+    assert output[-1].endswith(f"lab/frames/natural/{fingerprint(encoder)[:12]}-float32")
     held = sum(path.stat().st_size for path in (lab / "frames").rglob("*.safetensors"))
     assert len(left(lab)) == 2 * 3 and held == pytest.approx(size, rel=0.05)

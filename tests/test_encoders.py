@@ -132,13 +132,13 @@ def test_whisper_looks_ahead_so_a_span_is_encoded_alone(folders, monkeypatch):
 
     spoken = SpokenText("s", "y", "abc", (), 3.0, "", 0, 0)
     spans = [Span(True, 0, 1, 0, 50), Span(False, 1, 2, 0, 0), Span(True, 2, 3, 100, 150)]
-    heard = []
+    received = []
     for samples in (sound, torch.cat([sound[:16_000], changed[16_000:32_000], sound[32_000:]])):
         monkeypatch.setattr("salad.data.frame_source.audio", lambda *_, s=samples: s.numpy())
         encoded = FrameSource("", PromptFormat(tokenizer()), encoder)
-        heard.append(encoded.frames(spoken, spans))
-    assert np.array_equal(*heard)  # what is said between the spans changes neither
-    assert np.array_equal(heard[0][:50], encoder(sound[:16_000]).numpy())
+        received.append(encoded.frames(spoken, spans))
+    assert np.array_equal(*received)  # what is said between the spans changes neither
+    assert np.array_equal(received[0][:50], encoder(sound[:16_000]).numpy())
 
 
 def windows(folders, **settings):
@@ -195,9 +195,9 @@ def test_the_spans_of_a_batch_are_encoded_together_and_each_as_if_alone(folders,
 
 
 def test_other_windows_and_stacks_are_other_encoders_and_only_for_those_that_look_ahead(folders):
-    found = {fingerprint(load_encoder(EncoderConfig(name=str(folders / "whisper"), **settings)))
+    by_name = {fingerprint(load_encoder(EncoderConfig(name=str(folders / "whisper"), **settings)))
              for settings in ({}, {"window": "speech"}, {"stack": 4}, {"window": "speech", "stack": 4})}  # fmt: skip
-    assert len(found) == 4
+    assert len(by_name) == 4
     for settings in ({"window": "speech"}, {"stack": 2}):
         with pytest.raises(SaladError, match="mimi does not"):
             load_encoder(EncoderConfig(name=str(folders / "mimi"), **settings))

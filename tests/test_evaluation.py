@@ -87,14 +87,14 @@ def test_a_cascade_takes_the_mark_of_the_prompt():
 def test_what_is_wrong_with_a_task_is_told_in_one_line(place):
     with pytest.raises(SaladError, match="did you mean 'tiny_questions'"):
         tasks.load(place, "tiny_question")
-    for name, change, told in (
+    for name, change, message in (
         ("few", {"choices": ["Fish."]}, "lacks choices"),
         ("none", {"answer": 3}, "none of its choices"),
         ("silent", {"context": "  "}, "empty context"),
         ("broken", {"choices": None}, "missing or wrong"),
     ):
         write(place, name, [ITEMS[0], ITEMS[1] | change])
-        with pytest.raises(SaladError, match=f"line 2.*{told}"):
+        with pytest.raises(SaladError, match=f"line 2.*{message}"):
             tasks.load(place, name)
     model = Ours(SpeechLM.build(config(), place).eval(), "x", "r000000000001", 5)
     with pytest.raises(SaladError, match="no modality 'smell'"):

@@ -38,15 +38,15 @@ def phrasings(patterns):
 
 
 def test_every_phrasing_that_names_one_choice_is_read():
-    told = list(phrasings(NAMES_ONE))
-    assert len(told) > 200
-    assert not [(text, want) for want, text in told if parse_choice(text, CHOICES) != want]
+    result = list(phrasings(NAMES_ONE))
+    assert len(result) > 200
+    assert not [(text, want) for want, text in result if parse_choice(text, CHOICES) != want]
 
 
 def test_letter_and_words_that_disagree_two_names_and_refusals_are_unread():
-    told = list(phrasings(NAMES_NONE))
-    assert len(told) > 100
-    assert not [text for _, text in told if parse_choice(text, CHOICES) is not None]
+    result = list(phrasings(NAMES_NONE))
+    assert len(result) > 100
+    assert not [text for _, text in result if parse_choice(text, CHOICES) is not None]
 
 
 @pytest.mark.parametrize(
@@ -79,5 +79,5 @@ def test_the_cases_of_the_wild_are_read_as_a_person_would():
 
 @given(st.text(max_size=60), st.lists(st.text(min_size=1, max_size=12), min_size=2, max_size=5))
 def test_any_text_is_read_or_not_without_an_error_and_its_own_words_never_as_another(text, choices):
-    found = parse_choice(text, choices)
-    assert found is None or 0 <= found < len(choices)
+    result = parse_choice(text, choices)
+    assert result is None or 0 <= result < len(choices)

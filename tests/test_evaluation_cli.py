@@ -16,8 +16,8 @@ def salad(capsys, *args):
     """(exit status, standard output, standard error's own lines) of a command."""
     with pytest.raises(SystemExit) as stop:
         cli.main([str(arg) for arg in args])
-    told = capsys.readouterr()
-    return stop.value.code, told.out, [line for line in told.err.splitlines() if line.startswith("salad: ")]
+    output = capsys.readouterr()
+    return stop.value.code, output.out, [line for line in output.err.splitlines() if line.startswith("salad: ")]
 
 
 @pytest.fixture(scope="module")
@@ -32,16 +32,16 @@ def place(tmp_path_factory):
 
 def test_a_run_is_evaluated_compared_and_told(place, capsys):
     folder, run_id = place
-    told = salad(capsys, "evaluate", "--lab", folder, "--contender", "teacher", "--modality", "text")
-    assert told[0] == 0 and "questions  text" in told[1]
+    result = salad(capsys, "evaluate", "--lab", folder, "--contender", "teacher", "--modality", "text")
+    assert result[0] == 0 and "questions  text" in result[1]
     code, out, _ = salad(capsys, "evaluate", "--lab", folder, "--run", run_id, "--modality", "text,speech", "--against",
                          "teacher")  # fmt: skip
     assert code == 0 and "speech − text" in out and "stage1 against teacher, item by item:" in out
-    found = store.connect(folder).execute(
+    rows = store.connect(folder).execute(
         "select contender, run_id, step, modality, count(*), count(speech_s), count(compute_s) from evaluations "
         "group by all order by all"
     ).fetchall()  # fmt: skip
-    assert found == [
+    assert rows == [
         ("stage1", run_id, 2, "speech", 3, 3, 3), ("stage1", run_id, 2, "text", 3, 0, 3),
         ("teacher", None, None, "text", 3, 0, 3),
     ]  # fmt: skip
@@ -65,7 +65,7 @@ def test_questions_are_answered_and_predictions_imported(place, capsys, tmp_path
 
 
 @pytest.mark.parametrize(
-    "args, told",
+    "args, message",
     [
         (["evaluate", "--tasks", "question"], "did you mean 'questions'"),
         (["evaluate", "--modality", "smell"], "no modality 'smell'"),
@@ -77,11 +77,11 @@ def test_questions_are_answered_and_predictions_imported(place, capsys, tmp_path
         (["import-predictions", "nowhere.jsonl"], "nowhere.jsonl cannot be read"),
     ],
 )
-def test_what_is_wrong_is_told_in_one_line(place, capsys, args, told):
+def test_what_is_wrong_is_told_in_one_line(place, capsys, args, message):
     folder, run_id = place
     run = ["--run", run_id] if args[0] == "evaluate" and "--contender" not in args else []
     before = len(list((folder / "tables").rglob("*.parquet")))
     code, out, lines = salad(capsys, *args, *run, "--lab", folder)
-    assert code == 2 and not out and told in lines[-1]
+    assert code == 2 and not out and message in lines[-1]
     assert len([line for line in lines if "deprecated" not in line]) == 1
     assert before == len(list((folder / "tables").rglob("*.parquet")))

@@ -30,8 +30,8 @@ class Handler(BaseHTTPRequestHandler):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         with self.server.lock:
             self.server.seen.append(body)
-            code, told, headers = self.server.script(len(self.server.seen), body)
-        data = json.dumps(told).encode()
+            code, result, headers = self.server.script(len(self.server.seen), body)
+        data = json.dumps(result).encode()
         self.send_response(code)
         for name, value in {"Content-Type": "application/json", "Content-Length": str(len(data)), **headers}.items():
             self.send_header(name, value)
@@ -61,9 +61,9 @@ def serve():
         return made[-1], f"http://127.0.0.1:{made[-1].server_port}/v1"
 
     yield start
-    for one in made:
-        one.shutdown()
-        one.server_close()
+    for item in made:
+        item.shutdown()
+        item.server_close()
 
 
 @pytest.fixture

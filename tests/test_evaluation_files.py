@@ -43,8 +43,8 @@ def test_one_row_a_line_and_the_text_as_it_stands(place, way, raw):
     asked = place / "questions.jsonl"
     asked.write_bytes(WAYS[way](lines_of([{"question": text, "id": n} for n, text in enumerate(ODD)], raw)))
     assert answers.read_questions(asked) == [(str(n), text, None) for n, text in enumerate(ODD)]
-    told = [{"contender": "theirs", "task": "odd", "item": str(n), "modality": "text", "text": "B"} for n in range(len(ODD))]
-    (place / "told.jsonl").write_bytes(WAYS[way](lines_of(told, raw)))
+    result = [{"contender": "theirs", "task": "odd", "item": str(n), "modality": "text", "text": "B"} for n in range(len(ODD))]
+    (place / "told.jsonl").write_bytes(WAYS[way](lines_of(result, raw)))
     assert [row["correct"] for row in predictions.read(place, place / "told.jsonl")] == [True] * len(ODD)
 
 
@@ -56,20 +56,20 @@ def test_a_list_of_questions_is_one_a_line(place, way):
 
 
 @pytest.mark.parametrize(
-    "line, told",
+    "line, message",
     [
         ('{"question": "a', "line 2: it is not JSON"), ('{"question": 1, "x": "\\ud83d"}', "line 2: .*surrogate"),
         ('{"query": "x"}', 'line 2: write {"question"'), ('{"question": " "}', "line 2: the question is empty"),
         ("[" * 50_000, None),
     ],
 )  # fmt: skip
-def test_a_line_that_is_no_question_is_named(place, line, told):
+def test_a_line_that_is_no_question_is_named(place, line, message):
     path = place / "q.jsonl"
     path.write_text('{"question": "first"}\n' + line + "\n")
-    if told is None:  # no object: it is a question as it stands
+    if message is None:  # no object: it is a question as it stands
         assert len(answers.read_questions(path)) == 2
         return
-    with pytest.raises(SaladError, match=told) as error:
+    with pytest.raises(SaladError, match=message) as error:
         answers.read_questions(path)
     assert "\n" not in str(error.value)
 
@@ -90,23 +90,23 @@ def test_a_file_that_cannot_be_read_is_one_line(place, what):
 
 
 @pytest.mark.parametrize(
-    "change, told",
+    "change, message",
     [
         ({"choices": "abc"}, "choices are a list"), ({"context": 3}, "context is a text"),
         ({"answer": "1"}, "right one's number"),
         ({"answer": True}, "right one's number"), ({"answer": 9}, "none of its choices"), ({"context": "  "}, "empty context"),
     ],
 )  # fmt: skip
-def test_an_item_of_another_form_is_named_with_its_line(place, change, told):
+def test_an_item_of_another_form_is_named_with_its_line(place, change, message):
     good = {"item_id": "a", "context": "What?", "choices": CHOICES, "answer": 0}
     path = place / "tasks" / "forms.jsonl"
     path.write_text(json.dumps(good) + "\n\n" + json.dumps(good | {"item_id": "b"} | change) + "\n")
-    with pytest.raises(SaladError, match=f"line 3.*{told}"):
+    with pytest.raises(SaladError, match=f"line 3.*{message}"):
         tasks.load(place, "forms")
 
 
 @pytest.mark.parametrize(
-    "change, told",
+    "change, message",
     [
         ({"contender": 3}, "contender is 3"), ({"task": ["x"]}, "task is"), ({"voice": 1}, "voice is 1"),
         ({"scores": 3}, "number for each"),
@@ -114,11 +114,11 @@ def test_an_item_of_another_form_is_named_with_its_line(place, change, told):
         ({"scores": {"a": 1, "b": 2, "c": 3}}, "number for each"),
     ],
 )  # fmt: skip
-def test_a_prediction_of_another_form_is_named_with_its_line(place, change, told):
+def test_a_prediction_of_another_form_is_named_with_its_line(place, change, message):
     write(place, "forms", [{"item_id": "a", "context": "What?", "choices": CHOICES, "answer": 0}])
     row = {"contender": "theirs", "task": "forms", "item": "a", "modality": "text", "scores": [1, 2, 3]} | change
     (place / "p.jsonl").write_text(json.dumps(row) + "\n")
-    with pytest.raises(SaladError, match=f"line 1.*{told}"):
+    with pytest.raises(SaladError, match=f"line 1.*{message}"):
         predictions.read(place, place / "p.jsonl")
 
 
@@ -131,5 +131,5 @@ def test_the_cases_of_the_wild_are_read(place):
     assert question == "What\u2028does Ben carry?"
     for name in ("task-bom", "task-crlf-empty-line", "task-line-separator"):
         (place / "tasks" / "wild.jsonl").write_bytes(shared(f"cases/{name}.jsonl").read_bytes())
-        found = tasks.load(place, "wild")
-        assert found[0].context == "What does\u2028Ben carry?" and len(found) == 1 + (name == "task-line-separator")
+        result = tasks.load(place, "wild")
+        assert result[0].context == "What does\u2028Ben carry?" and len(result) == 1 + (name == "task-line-separator")

@@ -39,9 +39,9 @@ def place(tmp_path):
 
 def counted(place, *args, **how) -> int:
     """How many items an evaluation answers."""
-    told = [0]
-    evaluate(place, *args, **how, progress=lambda done, total: told.append(total))
-    return max(told)
+    result = [0]
+    evaluate(place, *args, **how, progress=lambda done, total: result.append(total))
+    return max(result)
 
 
 def another(model, seed: int = 1):
@@ -92,18 +92,18 @@ def test_two_teachers_of_one_lab_are_both_asked_and_each_gap_is_from_its_own(pla
     assert counted(place, Ours(first, "teacher", teacher=True), ["keys"], ("text",)) == 6
     assert counted(place, Ours(second, "teacher", teacher=True), ["keys"], ("text",)) == 6
     assert counted(place, Ours(second, "teacher", teacher=True), ["keys"], ("text",)) == 0
-    found = store.connect(place).execute(
+    outcome = store.connect(place).execute(
         "select fingerprint, count(*), sum(scores[1]) from evaluations where contender = 'teacher' group by 1 order by 2"
     ).fetchall()  # fmt: skip
-    assert len(found) == 2 and found[0][2] != pytest.approx(found[1][2], abs=1e-3)
-    one, two = Ours(first, "stage1", "r000000000001", 5), Ours(second, "stage1", "r000000000002", 5)
-    for who in (one, two):
+    assert len(outcome) == 2 and outcome[0][2] != pytest.approx(outcome[1][2], abs=1e-3)
+    entry, two = Ours(first, "stage1", "r000000000001", 5), Ours(second, "stage1", "r000000000002", 5)
+    for who in (entry, two):
         assert counted(place, who, ["keys"], ("text",)) == 6
         (row,) = statistics.summary(place, "stage1", who.run_id, 5)
         assert row["gap"] == row["gap_low"] == row["gap_high"] == 0  # untrained, it is its own teacher
     with pytest.raises(SaladError, match="several contenders called teacher"):
         statistics.summary(place, "teacher", None, None)
-    for who in (one, two):
+    for who in (entry, two):
         (row,) = statistics.summary(place, "teacher", who.teacher_fingerprint, None)
         assert row["items"] == 6
         assert statistics.sides(place, f"teacher@{who.teacher_fingerprint}")[1] == who.teacher_fingerprint
@@ -121,19 +121,19 @@ def test_a_checkpoint_is_known_by_its_weights_and_how_it_is_asked(place):
 
 def test_a_second_recogniser_is_another_cascade(place, monkeypatch):
     ours = Ours(SpeechLM.build(config(), place).eval(), "stage1", "r000000000001", 5)
-    heard = {None: Heard([item["context"] for item in ITEMS]), "test:deafer": Heard(["a pear"] * 20)}
-    monkeypatch.setattr(spoken, "_recogniser", lambda lab, asr=None: heard[asr])
+    recorded = {None: Heard([item["context"] for item in ITEMS]), "test:deafer": Heard(["a pear"] * 20)}
+    monkeypatch.setattr(spoken, "_recogniser", lambda lab, asr=None: recorded[asr])
     assert counted(place, ours, ["keys"], ("speech", "cascade")) == 12
     assert counted(place, ours, ["keys"], ("cascade",)) == 0
     assert counted(place, ours, ["keys"], ("cascade",), asr="test:deafer") == 6
     assert counted(place, ours, ["keys"], ("cascade",), asr="test:deafer") == 0
-    found = told_rows(place, "distinct asr", modality="cascade")
-    assert found == [("test",), ("test:deafer",)]
-    told = [row for row in statistics.summary(place, "stage1", "r000000000001", 5) if row["modality"] == "cascade"]
-    assert [(row["asr"], row["items"]) for row in told] == [("test", 6), ("test:deafer", 6)]
+    rows = told_rows(place, "distinct asr", modality="cascade")
+    assert rows == [("test",), ("test:deafer",)]
+    result = [row for row in statistics.summary(place, "stage1", "r000000000001", 5) if row["modality"] == "cascade"]
+    assert [(row["asr"], row["items"]) for row in result] == [("test", 6), ("test:deafer", 6)]
     right = {asr: value for asr, value in store.connect(place).execute(
         "select asr, avg(correct_norm::int) from evaluations where modality = 'cascade' group by 1").fetchall()}  # fmt: skip
-    assert {row["asr"]: row["accuracy"] for row in told} == pytest.approx(right)
+    assert {row["asr"]: row["accuracy"] for row in result} == pytest.approx(right)
 
 
 def test_a_recognisers_folder_is_known_by_its_files(place):
@@ -154,10 +154,10 @@ def test_a_voice_of_another_synthesiser_is_spoken_and_answered_by_itself(place, 
     other = "test_evaluation_keys:engine"
     assert counted(place, ours, ["keys"], ("speech",), voices=["en-us"], tts=other) == 6
     assert counted(place, ours, ["keys"], ("speech",), voices=["en-us"], tts=other) == 0
-    found = store.connect(place).execute(
+    outcome = store.connect(place).execute(
         "select tts, voice, count(*), sum(scores[1]) from evaluations group by 1, 2 order by 1").fetchall()  # fmt: skip
-    assert [row[:3] for row in found] == [("espeak", "en-us", 6), ("other-engine", "en-us", 6)]
-    assert found[0][3] != pytest.approx(found[1][3], abs=1e-3)
+    assert [row[:3] for row in outcome] == [("espeak", "en-us", 6), ("other-engine", "en-us", 6)]
+    assert outcome[0][3] != pytest.approx(outcome[1][3], abs=1e-3)
     assert [row["tts"] for row in statistics.summary(place, "stage1", "r000000000001", 5)] == ["espeak", "other-engine"]
     with pytest.raises(SaladError, match="en-us is one of espeak and of other-engine; name it by --tts"):
         evaluate(place, ours, ["keys"], ("speech",), voices=["en-us"])
@@ -174,8 +174,8 @@ def test_settings_of_a_task_never_stand_in_one_figure(place):
     con = store.connect(place)
     con.register("contenders", pd.DataFrame({"contender": ["stage1"], "run_id": ["r000000000001"], "step": [5], "place": [1]}))
     cells = analysis.by_domain(con)
-    found = {row.domain: row.value for row in cells[cells.measure == "text"].itertuples()}
-    assert found == pytest.approx({"keys": right["keys"], "keys@2": right["keys@2"]})
+    by_name = {row.domain: row.value for row in cells[cells.measure == "text"].itertuples()}
+    assert by_name == pytest.approx({"keys": right["keys"], "keys@2": right["keys@2"]})
     rows = analysis.by_group(con, analysis.read_study(place, con))
     groups = {row.group: row.text for row in rows.itertuples()}
     assert groups[analysis.ALL] == pytest.approx(right["keys"]) and len(groups) == 2
@@ -216,13 +216,18 @@ def test_rows_of_before_there_were_fingerprints_are_recognised_where_they_mean_t
                  "scores": [0.0, -1.0, -2.0], "prediction": "x", "answer": "x"} for item in ITEMS]  # fmt: skip
 
     voice = told_rows(place, "distinct voice", contender="throwaway")[0][0]
-    for who, modality, said in ((teacher, "text", None), (ours, "text", None), (ours, "speech", voice), (ours, "cascade", voice)):
-        store.publish(place, "evaluations", old(who, modality, said), {"old": [who.name, modality]})
+    for who, modality, message in (
+        (teacher, "text", None),
+        (ours, "text", None),
+        (ours, "speech", voice),
+        (ours, "cascade", voice),
+    ):
+        store.publish(place, "evaluations", old(who, modality, message), {"old": [who.name, modality]})
     assert counted(place, teacher, ["keys"], ("text",)) == 0
     assert counted(place, ours, ["keys"], ("text", "speech", "cascade")) == 0
     assert counted(place, ours, ["keys"], ("cascade",), asr="test:other") == 6
-    told = {(row["modality"], row["asr"]): row["gap"] for row in statistics.summary(place, "stage1", "r000000000001", 5)}
-    assert told["speech", None] == 0.0 and told["text", None] == 0.0
+    fields = {(row["modality"], row["asr"]): row["gap"] for row in statistics.summary(place, "stage1", "r000000000001", 5)}
+    assert fields["speech", None] == 0.0 and fields["text", None] == 0.0
     second = Ours(SpeechLM.build(with_other_llm(place), place).eval(), "teacher", teacher=True)
     for name in ("models/teacher", "models/second"):
         RunFolder.get_or_create(place, "stage1", "r", {"contender": "x", "llm": {"name": name}}).status(state="done")
@@ -239,13 +244,13 @@ def test_a_deaf_contender_hears_another_items_recording_and_the_heard_share_is_t
         where s.modality = 'speech' and d.modality = 'deaf' order by d.seed""").fetchall()
     assert len(pairs) == 12 and all(own != other for own, other, _ in pairs)
     for seed in (0, 1):
-        heard = [tuple(other) for _, other, of in pairs if of == seed]
-        assert len(set(heard)) == 6  # every recording is someone's
+        recorded = [tuple(other) for _, other, of in pairs if of == seed]
+        assert len(set(recorded)) == 6  # every recording is someone's
     assert {tuple(o) for _, o, s in pairs if s == 0} == {tuple(o) for _, o, s in pairs if s == 1}
     assert [o for _, o, s in pairs if s == 0] != [o for _, o, s in pairs if s == 1]
-    told = {row["modality"]: row for row in statistics.summary(place, "stage1", "r000000000001", 5)}
-    assert set(told) == {"text", "speech", "deaf", "silent"} and told["speech"]["hearing"]
-    assert told["silent"]["speech_s"] == pytest.approx(told["speech"]["speech_s"])
+    fields = {row["modality"]: row for row in statistics.summary(place, "stage1", "r000000000001", 5)}
+    assert set(fields) == {"text", "speech", "deaf", "silent"} and fields["speech"]["hearing"]
+    assert fields["silent"]["speech_s"] == pytest.approx(fields["speech"]["speech_s"])
 
 
 def test_the_heard_share_is_that_of_the_textbook_and_says_where_it_holds_nothing():
@@ -254,10 +259,10 @@ def test_the_heard_share_is_that_of_the_textbook_and_says_where_it_holds_nothing
     names = [str(i) for i in range(n)]
     side = lambda p: dict(zip(names, (rng.random(n) < p).astype(float), strict=True))  # noqa: E731
     text, deaf, speech = side(0.9), side(0.5), side(0.7)
-    found = statistics.heard_share(speech, text, deaf)
+    result = statistics.heard_share(speech, text, deaf)
     mean = lambda x: np.mean([*x.values()])  # noqa: E731
-    assert found.share == pytest.approx((mean(speech) - mean(deaf)) / (mean(text) - mean(deaf)))
-    assert found.low < found.share < found.high and found.shows_hearing and found.verdict == "hears"
+    assert result.share == pytest.approx((mean(speech) - mean(deaf)) / (mean(text) - mean(deaf)))
+    assert result.low < result.share < result.high and result.shows_hearing and result.verdict == "hears"
     # Fieller's interval, which needs no resampling
     s, t, d = (np.array([x[i] for i in names]) for x in (speech, text, deaf))
     a, b = s - d, t - d
@@ -265,7 +270,7 @@ def test_the_heard_share_is_that_of_the_textbook_and_says_where_it_holds_nothing
     z = 1.96
     qa, qb, qc = b.mean() ** 2 - z**2 * cov[1, 1], -2 * (a.mean() * b.mean() - z**2 * cov[0, 1]), a.mean() ** 2 - z**2 * cov[0, 0]
     root = np.sqrt(qb**2 - 4 * qa * qc)
-    assert (found.low, found.high) == pytest.approx(((-qb - root) / (2 * qa), (-qb + root) / (2 * qa)), abs=0.02)
+    assert (result.low, result.high) == pytest.approx(((-qb - root) / (2 * qa), (-qb + root) / (2 * qa)), abs=0.02)
     deafer = statistics.heard_share(deaf, text, side(0.5))
     assert deafer.low < 0 < deafer.high and "the interval holds 0" in deafer.verdict
     hopeless = statistics.heard_share(side(0.5), side(0.5), side(0.5))
@@ -274,8 +279,8 @@ def test_the_heard_share_is_that_of_the_textbook_and_says_where_it_holds_nothing
 
 
 def test_predictions_brought_in_are_not_the_answers_of_an_endpoint_of_their_name(place):
-    told = [{"contender": "talker", "task": "keys", "item": item["item_id"], "modality": "text", "text": "A"} for item in ITEMS]
-    (place / "told.jsonl").write_text("".join(json.dumps(row) + "\n" for row in told))
+    result = [{"contender": "talker", "task": "keys", "item": item["item_id"], "modality": "text", "text": "A"} for item in ITEMS]
+    (place / "told.jsonl").write_text("".join(json.dumps(row) + "\n" for row in result))
     predictions.import_predictions(place, place / "told.jsonl")
 
     class Talker:
@@ -317,12 +322,12 @@ def test_reports_and_notebooks_show_the_heard_share_beside_the_gap_and_say_where
     shown = reports.shown(made.rows).set_index("contender")["heard share"]
     assert shown["teacher"] == "–" and "holds 0" not in shown["hears"] and shown["hears"].count(" to ") == 1
     assert shown["deafened"].endswith(", holds 0") and shown["easy"] == "text no better than deaf"
-    for told in ("heard share", shown["hears"], "nothing shows that the contender hears"):
-        assert told in made.markdown
-    told = {row["modality"]: row for row in statistics.summary(place, "hears", "r000000000001", 5)}
+    for message in ("heard share", shown["hears"], "nothing shows that the contender hears"):
+        assert message in made.markdown
+    message = {row["modality"]: row for row in statistics.summary(place, "hears", "r000000000001", 5)}
     first = made.rows[(made.rows.contender == "hears")].iloc[0]
     assert (first.heard, first.heard_low, first.heard_high) == pytest.approx(
-        tuple(told["speech"][name] for name in ("heard_share", "heard_low", "heard_high")))  # fmt: skip
+        tuple(message["speech"][name] for name in ("heard_share", "heard_low", "heard_high")))  # fmt: skip
 
 
 def test_two_recognisers_and_two_synthesisers_are_not_averaged_in_a_report(tmp_path):
@@ -335,8 +340,8 @@ def test_two_recognisers_and_two_synthesisers_are_not_averaged_in_a_report(tmp_p
     published(place, "one", {"cascade": 0.0}, items=40, asr="bad")
     (row,) = [row for row in reports.report(place).rows.to_dict("records") if row["contender"] == "one"]
     assert (row["speech"], row["cascade"], row["gap"]) == (1.0, 1.0, 0.0)
-    told = statistics.summary(place, "one", "r000000000001", 5)
-    assert [(row["modality"], row["tts"], row["asr"], row["accuracy"]) for row in told] == [
+    result = statistics.summary(place, "one", "r000000000001", 5)
+    assert [(row["modality"], row["tts"], row["asr"], row["accuracy"]) for row in result] == [
         ("cascade", "espeak", "bad", 0.0), ("cascade", "espeak", "good", 1.0), ("speech", "espeak", None, 1.0),
         ("speech", "other", None, 0.0), ("text", None, None, 1.0),
     ]  # fmt: skip

@@ -19,9 +19,9 @@ pytestmark = [pytest.mark.real, pytest.mark.data]
 
 @pytest.fixture(scope="module")
 def rows():
-    found = [json.loads(line) for line in shared("data/piqa/valid_600.jsonl").read_text().split("\n") if line][:60]
+    results = [json.loads(line) for line in shared("data/piqa/valid_600.jsonl").read_text().split("\n") if line][:60]
     labels = shared("data/piqa/valid_600.labels").read_text().split()
-    return [row | {"label": int(label)} for row, label in zip(found, labels, strict=False)]
+    return [row | {"label": int(label)} for row, label in zip(results, labels, strict=False)]
 
 
 @pytest.fixture(scope="module")
@@ -40,9 +40,9 @@ def test_scores_do_not_depend_on_what_is_asked_together(model, rows):
     prompts = [[f"Question: {row['goal']}\nAnswer:"] for row in rows[:20]]
     choices = [[f" {row['sol1']}", f" {row['sol2']}"] for row in rows[:20]]
     together = loglikelihoods(model, prompts, choices, teacher=True)
-    for prompt, some, found in zip(prompts, choices, together, strict=True):
+    for prompt, some, result in zip(prompts, choices, together, strict=True):
         (alone,) = loglikelihoods(model, [prompt], [some], teacher=True, batch=1)
-        assert [s for s, _ in found] == pytest.approx([s for s, _ in alone], abs=1e-4)
+        assert [s for s, _ in result] == pytest.approx([s for s, _ in alone], abs=1e-4)
 
 
 def test_a_student_that_has_not_learned_to_hear_shows_no_hearing(model, rows, tmp_path):
@@ -51,10 +51,10 @@ def test_a_student_that_has_not_learned_to_hear_shows_no_hearing(model, rows, tm
     (lab / "tasks" / "piqa.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:12]))
     ours, recogniser = Ours(model, "stage1", "r000000000001", 2), str(real_model("whisper-tiny.en"))
     evaluate(lab, ours, ["piqa"], ("text", "speech", "cascade", "deaf", "silent"), asr=recogniser)
-    told = {row["modality"]: row for row in statistics.summary(lab, "stage1", "r000000000001", 2)}
-    assert {name: row["items"] for name, row in told.items()} == dict.fromkeys(told, 12) and len(told) == 5
-    assert "#" in told["cascade"]["asr"] and told["speech"]["tts"] == "espeak"
-    assert told["speech"]["hearing"] != "hears"
+    fields = {row["modality"]: row for row in statistics.summary(lab, "stage1", "r000000000001", 2)}
+    assert {name: row["items"] for name, row in fields.items()} == dict.fromkeys(fields, 12) and len(fields) == 5
+    assert "#" in fields["cascade"]["asr"] and fields["speech"]["tts"] == "espeak"
+    assert fields["speech"]["hearing"] != "hears"
     con = store.connect(lab)
     own = con.execute("select unnest(syntheses) from evaluations where modality = 'speech' order by 1").fetchall()
     others = con.execute("select unnest(syntheses) from evaluations where modality = 'deaf' order by 1").fetchall()

@@ -71,31 +71,31 @@ def test_a_killed_evaluation_goes_on_where_it_was(place, ours):
         deaths += 1
         assert len(rows(place, task="names", contender="stage1")) in (3, 6)
     assert deaths >= 1 and os.WEXITSTATUS(status) == 0
-    found = rows(place, task="names", contender="stage1")
-    assert len(found) == len({row[2] for row in found}) == len(ITEMS)
+    rows_read = rows(place, task="names", contender="stage1")
+    assert len(rows_read) == len({row[2] for row in rows_read}) == len(ITEMS)
     calm = Ours(ours.model, "calm", ours.run_id, ours.step)
     evaluate(place, calm, ["names"], ("text",))
-    for one, other in zip(found, rows(place, task="names", contender="calm"), strict=True):
-        assert one[3] == pytest.approx(other[3], abs=1e-4) and one[4:] == other[4:]
+    for item, other in zip(rows_read, rows(place, task="names", contender="calm"), strict=True):
+        assert item[3] == pytest.approx(other[3], abs=1e-4) and item[4:] == other[4:]
 
 
 def test_only_what_is_missing_is_answered(place, ours):
-    who, told = Ours(ours.model, "little by little", ours.run_id, ours.step), []
-    evaluate(place, who, ["names"], ("text",), limit=3, progress=lambda done, total: told.append(total))
-    evaluate(place, who, ["names"], ("text",), limit=5, progress=lambda done, total: told.append(total))
-    evaluate(place, who, ["names"], ("text",), progress=lambda done, total: told.append(total))
-    assert sorted(set(told), reverse=True) == [3, 2] and told[-1] == 3
+    who, result = Ours(ours.model, "little by little", ours.run_id, ours.step), []
+    evaluate(place, who, ["names"], ("text",), limit=3, progress=lambda done, total: result.append(total))
+    evaluate(place, who, ["names"], ("text",), limit=5, progress=lambda done, total: result.append(total))
+    evaluate(place, who, ["names"], ("text",), progress=lambda done, total: result.append(total))
+    assert sorted(set(result), reverse=True) == [3, 2] and result[-1] == 3
     assert len(rows(place, contender="little by little")) == 8
 
 
 def test_contexts_are_spoken_once_in_every_voice_that_is_asked_for(place, ours, monkeypatch):
-    heard = Heard([item["context"] for item in ITEMS])
-    monkeypatch.setattr(spoken, "_recogniser", lambda lab, asr=None: heard)
+    recorded = Heard([item["context"] for item in ITEMS])
+    monkeypatch.setattr(spoken, "_recogniser", lambda lab, asr=None: recorded)
     voices = ["en-us", "en-us+f3"]
     evaluate(place, ours, ["names"], ("text", "speech", "cascade"), voices=voices)
-    found = rows(place, contender="stage1", task="names")
-    assert {(m, v) for m, v, *_ in found} == {("text", None)} | {(m, v) for m in ("speech", "cascade") for v in voices}
-    scores = {(m, v, i): s for m, v, i, s, *_ in found}
+    rows_read = rows(place, contender="stage1", task="names")
+    assert {(m, v) for m, v, *_ in rows_read} == {("text", None)} | {(m, v) for m in ("speech", "cascade") for v in voices}
+    scores = {(m, v, i): s for m, v, i, s, *_ in rows_read}
     assert scores["speech", "en-us", "i-0"] != pytest.approx(scores["speech", "en-us+f3", "i-0"], abs=1e-3)
     # the recogniser hears every word, and the mark is the prompt's: the cascade is the text side
     assert scores["cascade", "en-us", "i-0"] == pytest.approx(scores["text", None, "i-0"], abs=1e-4)
@@ -109,15 +109,15 @@ def test_contexts_are_spoken_once_in_every_voice_that_is_asked_for(place, ours, 
     assert sorted(place.rglob("recording.*.tar")) == files  # spoken for the first, heard by the second
     assert len(rows(place, contender="other")) == 16
     # an item in two voices counts once: the mean of both
-    told = {row["modality"]: row for row in statistics.summary(place, "stage1", "r000000000001", 5, ["names"])}
-    assert (told["speech"]["items"], told["speech"]["voices"]) == (8, 2) and told["speech"]["speech_s"] > 8
+    fields = {row["modality"]: row for row in statistics.summary(place, "stage1", "r000000000001", 5, ["names"])}
+    assert (fields["speech"]["items"], fields["speech"]["voices"]) == (8, 2) and fields["speech"]["speech_s"] > 8
     by_item = {}
-    for m, _, i, _, _, norm in found:
+    for m, _, i, _, _, norm in rows_read:
         if m == "speech":
             by_item.setdefault(i, []).append(norm)
     means = np.array([np.mean(both) for both in by_item.values()])
-    assert told["speech"]["accuracy"] == pytest.approx(means.mean())
-    assert told["speech"]["standard_error"] == pytest.approx(means.std(ddof=1) / np.sqrt(8))
+    assert fields["speech"]["accuracy"] == pytest.approx(means.mean())
+    assert fields["speech"]["standard_error"] == pytest.approx(means.std(ddof=1) / np.sqrt(8))
 
 
 def test_voices_are_listed_with_their_settings():
@@ -143,8 +143,8 @@ def test_recordings_of_a_spoken_data_set_are_heard_as_they_are(place, ours, monk
         evaluate(place, ours, ["mmsu"], ("cascade",))
     monkeypatch.setattr(spoken, "_recogniser", lambda lab, asr=None: Heard([questions[0]]))
     evaluate(place, ours, ["mmsu"], ("text", "cascade"), limit=1)
-    heard, written = (dict(rows(place, "item_id, scores", task="mmsu", modality=m))["0"] for m in ("cascade", "text"))
-    assert heard == pytest.approx(written, abs=1e-4)  # transcribed now, as it had not been when it was kept
+    recorded, written = (dict(rows(place, "item_id, scores", task="mmsu", modality=m))["0"] for m in ("cascade", "text"))
+    assert recorded == pytest.approx(written, abs=1e-4)  # transcribed now, as it had not been when it was kept
     (place / "tasks" / "clips" / "0.wav").write_bytes(b"no sound")
     write(place, "mmsu", [{"prompt": "Who else?\nA. x\nB. y", "reference": "A", "audio": "clips/0.wav"}])
     with pytest.raises(SaladError, match="its recording cannot be read"):
@@ -157,13 +157,13 @@ def test_paired_comparisons_are_those_of_the_textbook():
     rng = np.random.default_rng(0)
     a = dict(zip(map(str, range(400)), (rng.random(400) < 0.7).astype(float), strict=True))
     b = {item: value if rng.random() < 0.8 else 1 - value for item, value in a.items()}
-    found = statistics.compare(a, b)
+    result = statistics.compare(a, b)
     only_a = sum(a[i] > b[i] for i in a)
     only_b = sum(a[i] < b[i] for i in a)
-    assert found.n == 400 and found.difference == pytest.approx((only_a - only_b) / 400)
-    assert found.p == pytest.approx(binomtest(only_a, only_a + only_b).pvalue)
+    assert result.n == 400 and result.difference == pytest.approx((only_a - only_b) / 400)
+    assert result.p == pytest.approx(binomtest(only_a, only_a + only_b).pvalue)
     error = np.std([a[i] - b[i] for i in a], ddof=1) / 20
-    assert found.high - found.low == pytest.approx(2 * 1.96 * error, rel=0.1) and found.low < found.difference < found.high
+    assert result.high - result.low == pytest.approx(2 * 1.96 * error, rel=0.1) and result.low < result.difference < result.high
     same = statistics.compare(a, a)
     assert (same.difference, same.low, same.high, same.p) == (0, 0, 0, 1)
     assert statistics.compare(a, {"x": 1.0}) is None
@@ -174,12 +174,12 @@ def test_a_contender_is_compared_with_another_on_the_items_of_both(place, ours):
     side, other = ("stage1", "r000000000001", 5), ("calm", "r000000000001", 5)
     evaluate(place, Ours(ours.model, "calm", ours.run_id, ours.step), ["names"], ("text",))
     evaluate(place, ours, ["names"], ("text", "speech"), voices=["en-us"])
-    found = statistics.comparisons(place, side, other, ["names"])
-    assert [(row["modality"], row["n"], row["difference"], row["p"]) for row in found] == [("text", 8, 0.0, 1.0)]
+    result = statistics.comparisons(place, side, other, ["names"])
+    assert [(row["modality"], row["n"], row["difference"], row["p"]) for row in result] == [("text", 8, 0.0, 1.0)]
     assert {row["modality"] for row in statistics.modalities(place, side, ["names"])} >= {"speech − text"}
     assert statistics.sides(place, "calm") == other and statistics.sides(place, "calm@r000000000001:5") == other
-    for name, told in (("clam", "there are .*calm"), ("calm@r9", "no evaluation of"), ("calm@r1:x", "write it as")):
-        with pytest.raises(SaladError, match=told):
+    for name, message in (("clam", "there are .*calm"), ("calm@r9", "no evaluation of"), ("calm@r1:x", "write it as")):
+        with pytest.raises(SaladError, match=message):
             statistics.sides(place, name)
 
 

@@ -37,19 +37,19 @@ def lab(tmp_path_factory):
 
 
 def share(texts, chosen):
-    told = "".join("".join(text for text, _ in texts).split())
-    return sum(chosen(c) for c in told) / len(told)
+    result = "".join("".join(text for text, _ in texts).split())
+    return sum(chosen(c) for c in result) / len(result)
 
 
 def test_digits_and_symbols_are_counted_as_python_counts_them(lab):
-    found = speech_by_cluster(store.connect(lab), "c1", "probe").set_index("cluster_id")
-    assert list(found.n) == [3, 2, 2, 1] and list(found.n_plain) == [1, 2, 2, 0]
+    clusters = speech_by_cluster(store.connect(lab), "c1", "probe").set_index("cluster_id")
+    assert list(clusters.n) == [3, 2, 2, 1] and list(clusters.n_plain) == [1, 2, 2, 0]
     for cluster, texts in TEXTS.items():
-        row = found.loc[cluster]
+        row = clusters.loc[cluster]
         assert row.cer == pytest.approx(np.mean([cer for _, cer in texts])) and row.raw_cer == pytest.approx(row.cer + 0.1)
         assert row.digits == pytest.approx(share(texts, str.isdigit))
         assert row.symbols == pytest.approx(share(texts, lambda c: not c.isalnum() and c not in ".,;:!?'\"()"))
-    assert found.loc[0, "symbols"] == pytest.approx(3 / len("".join("".join(t for t, _ in TEXTS[0]).split())))
+    assert clusters.loc[0, "symbols"] == pytest.approx(3 / len("".join("".join(t for t, _ in TEXTS[0]).split())))
     assert not len(speech_by_cluster(store.connect(lab), "c1", "another"))
 
 

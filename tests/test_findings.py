@@ -48,8 +48,8 @@ def test_the_other_divergences_and_their_gradients_equal_torchs(divergence, redu
         torch.testing.assert_close(made.d[targets >= 0], d[targets >= 0])
     weight = torch.randn_like(wanted)
     gradients = [torch.autograd.grad((x * weight).sum(), (hidden, head)) for x in (made.loss, wanted)]
-    for ours, theirs in zip(*gradients, strict=True):
-        torch.testing.assert_close(ours, theirs)
+    for ours, expected in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, expected)
 
 
 def test_an_unknown_divergence_is_one_clear_line():
@@ -66,7 +66,7 @@ def rows(values: dict, group: str = analysis.ALL) -> pd.DataFrame:
     return pd.DataFrame([
         {"seed": seed, "contender": name, "group": group, "last": True, "hours": 1.0, "m": m, "f": 0.01, "text": 0.9,
          "speech": 1 - m, "kind": "stage2"}
-        for name, told in values.items() for seed, m in enumerate(told)
+        for name, message in values.items() for seed, m in enumerate(message)
     ])  # fmt: skip
 
 
@@ -78,9 +78,9 @@ CLAIM = claims.Claim("active lowers M", "paper", "active", "uniform", "m", analy
     ([0.30], "undecided"), ([], "not run"),
 ])  # fmt: skip
 def test_a_claim_is_judged_by_the_interval_of_its_paired_difference(active, verdict):
-    found = claims.judge(rows({"uniform": [0.4, 0.5, 0.6], "active": active}), CLAIM)
-    assert found.verdict == verdict
-    assert ("a likely reason" in found.reason) == (verdict in ("does not hold", "undecided") and len(active) > 1)
+    rows_read = claims.judge(rows({"uniform": [0.4, 0.5, 0.6], "active": active}), CLAIM)
+    assert rows_read.verdict == verdict
+    assert ("a likely reason" in rows_read.reason) == (verdict in ("does not hold", "undecided") and len(active) > 1)
 
 
 def test_seeds_that_only_one_side_has_play_no_part():
@@ -88,12 +88,12 @@ def test_seeds_that_only_one_side_has_play_no_part():
     assert claims.judge(table, CLAIM).values["difference"] == pytest.approx(-0.29 / 3)
 
 
-@pytest.mark.parametrize(("active", "told"), [
+@pytest.mark.parametrize(("active", "message"), [
     ([0.300, 0.401], "holds (2 seeds only)"), ([0.3], "undecided (1 seed only)"), ([0.3, 0.41, 0.5], "holds"), ([], "not run"),
 ])  # fmt: skip
-def test_a_verdict_on_fewer_than_three_seeds_says_so_and_what_was_not_run_names_its_cells(active, told):
+def test_a_verdict_on_fewer_than_three_seeds_says_so_and_what_was_not_run_names_its_cells(active, message):
     row = claims.judge(rows({"uniform": [0.4, 0.5, 0.6], "active": active}), CLAIM)
-    assert row.told == told and (row.seen == "needs active and uniform on one seed at least") == (not active)
+    assert row.qualified_verdict == message and (row.seen == "needs active and uniform on one seed at least") == (not active)
 
 
 def test_every_claim_names_cells_of_the_grid_and_every_axis_has_cells():
@@ -126,7 +126,7 @@ def test_the_quick_grid_is_a_part_of_the_full_one_and_every_cell_configures_a_ru
 
 
 def test_every_published_figure_of_the_paper_is_in_the_store(tmp_path):
-    told = {
+    fields = {
         "ASR + Qwen2.5-7B": "84.2/0.8 67.1/3.7 84.0/5.0 74.7/2.0 86.5/1.9 79.9/0.0 79.4/2.2",
         "Qwen2.5-Omni-7B": "80.1/4.9 61.0/9.8 85.5/3.5 68.4/8.3 87.1/1.3 78.0/1.9 76.7/5.0",
         "GLM-4-Voice-9B": "78.2/20.6 38.6/27.6 57.6/30.1 68.6/11.9 64.6/28.7 72.6/1.9 63.4/20.1",
@@ -139,7 +139,7 @@ def test_every_published_figure_of_the_paper_is_in_the_store(tmp_path):
     table = reports.beside_published(con, pd.DataFrame({"contender": [], "group": []}))
     heads = [*reports.BENCHMARKS, "mean"]
     main = table[table.source.str.contains("table of speech accuracy")]
-    for name, cells in told.items():
+    for name, cells in fields.items():
         row = main[(main.model == name) | (main.system == name)].iloc[0]
         assert [row[h] for h in heads] == cells.split(), name
     text = table[table.modality == "text"].set_index("model")["mean"]
@@ -157,9 +157,9 @@ def test_every_published_figure_of_the_paper_is_in_the_store(tmp_path):
 
 
 def test_latex_escapes_what_latex_would_read():
-    told = reports.latex("50 % of $\\alpha$", ["a_b", "M ± se"], [["x & y", "0.1 ± 0.2"], ["γ", "–"]])
-    assert r"\caption{50 \% of \$\textbackslash{}alpha\$}" in told and r"a\_b & M $\pm$ se \\" in told
-    assert r"x \& y & 0.1 $\pm$ 0.2 \\" in told and r"$\gamma$ & -- \\" in told and r"\begin{tabular}{lr}" in told
+    result = reports.latex("50 % of $\\alpha$", ["a_b", "M ± se"], [["x & y", "0.1 ± 0.2"], ["γ", "–"]])
+    assert r"\caption{50 \% of \$\textbackslash{}alpha\$}" in result and r"a\_b & M $\pm$ se \\" in result
+    assert r"x \& y & 0.1 $\pm$ 0.2 \\" in result and r"$\gamma$ & -- \\" in result and r"\begin{tabular}{lr}" in result
 
 
 def test_a_report_is_written_for_a_paper_and_for_a_screen(tmp_path):
@@ -219,9 +219,9 @@ def study(tmp_path_factory):
     first.communicate()
     assert first.returncode == -signal.SIGKILL
     again = run_study(folder, "0", "active_rounds2,uniform")
-    told, complaint = again.communicate(timeout=900)
+    result, complaint = again.communicate(timeout=900)
     assert again.returncode == 0, complaint
-    return folder, told
+    return folder, result
 
 
 def test_a_killed_study_goes_on_and_shares_what_its_cells_have_in_common(study):
@@ -233,8 +233,8 @@ def test_a_killed_study_goes_on_and_shares_what_its_cells_have_in_common(study):
     assert kinds["stage2"] == 3  # two rounds, and uniform
     twice = con.execute("select count(*) - count(distinct synthesis_id) from syntheses").fetchone()[0]
     assert twice == 0 and not con.execute("from damaged").fetchall()
-    found = analysis.collect({0: lab})
-    last = found[found["last"] & (found.group == analysis.ALL)].set_index("contender")
+    fits = analysis.collect({0: lab})
+    last = fits[fits["last"] & (fits.group == analysis.ALL)].set_index("contender")
     assert {"stage1", "uniform", "active_rounds2"} <= set(last.index)
     assert last.loc[["stage1", "uniform", "active_rounds2"], ["m", "f", "text", "speech"]].notna().all(None)
     assert last.loc[["stage1", "uniform"], ["cascade", "gap"]].notna().all(None)
@@ -245,25 +245,25 @@ def test_a_killed_study_goes_on_and_shares_what_its_cells_have_in_common(study):
     assert {path.name for path in (lab / "frames").iterdir()} >= {"natural", "broad-0", "broad-1"}
     hours = last.hours[["uniform", "active_rounds2"]]
     assert abs(hours.uniform / hours.active_rounds2 - 1) < 0.1  # a text is a tenth of this budget
-    curve = found[(found.contender == "stage1") & (found.group == analysis.ALL)]
+    curve = fits[(fits.contender == "stage1") & (fits.group == analysis.ALL)]
     assert sorted(curve.step) == [3, 6, 8] and curve.tokens.is_monotonic_increasing
 
 
 def test_a_plan_counts_what_cells_share_once_it_is_made(study):
     grid = grids.smoke()
-    told = {what: steps for what, steps, _ in schedule.estimate(grid, study[0], 2, ["active_rounds2", "broad_alpha0"])}
+    fields = {what: steps for what, steps, _ in schedule.estimate(grid, study[0], 2, ["active_rounds2", "broad_alpha0"])}
     other = {what: steps for what, steps, _ in schedule.estimate(grid.model_copy(update={"seeds": (0,)}), study[0], 2)}
     made = grid.model_copy(update={"seeds": (0,)})
     assert schedule.estimate(made, study[0], 2, ["active_rounds2", "uniform"]) == []
     # of seed 0 only broad-domain speech and its frames are left to be shared; of seed 1 all is
-    assert other["what cells share"] == 2 and told["what cells share"] > 2 + 7
-    assert other["broad_alpha0"] == 2 and told["broad_alpha0"] == 4 and "active_rounds2" not in other
+    assert other["what cells share"] == 2 and fields["what cells share"] > 2 + 7
+    assert other["broad_alpha0"] == 2 and fields["broad_alpha0"] == 4 and "active_rounds2" not in other
 
 
 def test_a_study_that_is_done_does_nothing_and_is_shown_by_the_command(study, capsys):
     again = run_study(study[0], "0", "active_rounds2,uniform")
-    told, complaint = again.communicate(timeout=300)
-    assert again.returncode == 0 and not told.strip(), told + complaint
+    result, complaint = again.communicate(timeout=300)
+    assert again.returncode == 0 and not result.strip(), result + complaint
     options = ["--lab", str(study[0]), "--name", "findings-smoke", "--seeds", "0", "--no-run"]
     page = study[0] / "page.md"
     with pytest.raises(SystemExit) as stop:
@@ -318,5 +318,5 @@ def test_a_cell_that_fails_is_written_down_and_the_others_go_on(study, capsys, m
 def test_what_is_asked_wrongly_is_one_clear_line(arguments, says, tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
         cli.main([*arguments, "--lab", str(tmp_path)])
-    said = capsys.readouterr().err
-    assert stop.value.code == 2 and says in said and len(said.strip().splitlines()) == 1 and not list(tmp_path.iterdir())
+    output = capsys.readouterr().err
+    assert stop.value.code == 2 and says in output and len(output.strip().splitlines()) == 1 and not list(tmp_path.iterdir())

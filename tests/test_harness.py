@@ -72,8 +72,8 @@ def evaluated(lm_eval, model, task):
         task.harness.doc_to_text = marked
     task.harness.set_config(key="num_fewshot", value=task.spec.shots or 0)
     task.harness.set_fewshot_seed(seed=harness.FEWSHOT_SEED)
-    told = lm_eval.evaluate(model, {task.spec.text: task.harness}, log_samples=True, bootstrap_iters=0)
-    (samples,) = told["samples"].values()
+    result = lm_eval.evaluate(model, {task.spec.text: task.harness}, log_samples=True, bootstrap_iters=0)
+    (samples,) = result["samples"].values()
     task.harness.doc_to_text = marked
     return sorted(samples, key=lambda row: row["doc_id"])
 
@@ -86,23 +86,23 @@ def ours_results(lab, task):
 
 
 def assert_the_same(lab, folder, task):
-    theirs = hf_results(folder, task)
-    answers, found = ours_results(lab, task)
-    assert len(theirs) == len(found) == len(task.items)
-    for row, answer, result in zip(theirs, answers, found, strict=True):
+    reference = hf_results(folder, task)
+    answers, results = ours_results(lab, task)
+    assert len(reference) == len(results) == len(task.items)
+    for row, answer, result in zip(reference, answers, results, strict=True):
         assert [score for score, _ in answer] == pytest.approx([float(r[0][0]) for r in row["resps"]], abs=1e-4, rel=1e-6)
         assert [greedy for _, greedy in answer] == [str(r[0][1]) == "True" for r in row["resps"]]
         assert (result["acc"], result["acc_norm"]) == (row["acc"], row["acc_norm"])
-    return found
+    return results
 
 
 @pytest.mark.parametrize("spec", ["questions", "questions@3"])
 def test_text_numbers_are_those_of_the_harness_own_hf_model(place, spec):
     lab, folder = place
     write(lab, "questions", own_items())
-    found = assert_the_same(lab, folder, harness.load(lab, spec))
+    result = assert_the_same(lab, folder, harness.load(lab, spec))
     # acc and acc_norm really are two measures here
-    assert [r["acc"] for r in found] != [r["acc_norm"] for r in found]
+    assert [r["acc"] for r in result] != [r["acc_norm"] for r in result]
 
 
 @pytest.mark.data
@@ -125,8 +125,8 @@ def test_our_model_in_the_harness_own_evaluator_gives_the_same_rows(place):
     task = harness.load(lab, "questions@2")
     model = HarnessLM(Ours(SpeechLM.build(config(), lab).eval(), "teacher", teacher=True))
     rows = evaluated(lm_eval, model, task)
-    _, found = ours_results(lab, task)
-    assert [(row["acc"], row["acc_norm"]) for row in rows] == [(r["acc"], r["acc_norm"]) for r in found]
+    _, result = ours_results(lab, task)
+    assert [(row["acc"], row["acc_norm"]) for row in rows] == [(r["acc"], r["acc_norm"]) for r in result]
 
 
 def rows_of(name):
@@ -168,8 +168,8 @@ def test_a_tasks_own_yaml_reads_the_rows_of_its_data_set(tmp_path, name, spoken,
     context = task.requests[0][0].args[0]
     assert prompt is None or harness.unmarked(context) == prompt
     if name == "sd_qa":
-        for said, right in (("It is Bobby!", 1.0), ("bob", 1.0), ("Bobs", 0.0), ("", 0.0)):
-            assert task.results(0, [said]) == {"acc": right}
+        for message, right in (("It is Bobby!", 1.0), ("bob", 1.0), ("Bobs", 0.0), ("", 0.0)):
+            assert task.results(0, [message]) == {"acc": right}
     else:
         scores = [(-1.0 if n == answer else -9.0, False) for n in range(len(choices))]
         assert task.results(0, scores)["acc"] == task.results(0, scores)["acc_norm"] == 1.0
@@ -209,15 +209,15 @@ def test_a_recording_is_encoded_once_and_examples_are_run_once(place):
     shots = [sounds[0], "\nAnswer: Fish.\n\n", sounds[1], "\nAnswer: Paris, by the sea.\n\n"]
     prompts = [[*shots, sound, "\nAnswer:"] for sound in sounds[2:]] + [[sound] for sound in sounds] + [["Who?"]]
     choices = [[" A book.", " A book and a pear.", " x", " plums"][: 2 + n % 3] for n in range(len(prompts))]
-    heard, runs = [], []
+    received, runs = [], []
     encode, decode = model.encoder.forward, model.llm.get_decoder().forward
-    model.encoder.forward = lambda samples: heard.append(len(samples)) or encode(samples)
+    model.encoder.forward = lambda samples: received.append(len(samples)) or encode(samples)
     model.llm.get_decoder().forward = lambda *a, **k: runs.append(k) or decode(*a, **k)
-    told = loglikelihoods(model, prompts, choices, batch=3)
-    assert len(heard) == len(sounds)  # each once, though two of them stand in five prompts
+    result = loglikelihoods(model, prompts, choices, batch=3)
+    assert len(received) == len(sounds)  # each once, though two of them stand in five prompts
     model.encoder.forward, model.llm.get_decoder().forward = encode, decode
     alone = [[loglikelihoods(model, [p], [[c]])[0][0] for c in some] for p, some in zip(prompts, choices, strict=True)]
-    for some, others in zip(told, alone, strict=True):
+    for some, others in zip(result, alone, strict=True):
         assert [s for s, _ in some] == pytest.approx([s for s, _ in others], abs=1e-4)
         assert [g for _, g in some] == [g for _, g in others]
     # what the four with the same examples begin with is run once, and their batches go on from there
@@ -232,7 +232,7 @@ def test_what_is_wrong_with_a_task_is_one_line(tmp_path):
     write(tmp_path, "piqa", [{"goal": "Eat.", "sol1": "a", "label": 0}])
     write(tmp_path, "hushed", [own_items()[0] | {"context": " "}])
     write(tmp_path, "storycloze", [rows_of("storycloze")[0] | {"sentence_quiz2": ""}])
-    for name, told in (
+    for name, message in (
         ("piqa", "piqa.jsonl does not fit the task|choices"),
         ("piqqa", "did you mean 'piqa'"),
         ("hushed", "empty context"),
@@ -240,6 +240,6 @@ def test_what_is_wrong_with_a_task_is_one_line(tmp_path):
         ("piqa@", "write it as"),
         ("lambada_openai", "data set cannot be had|only tasks of one prompt"),
     ):
-        with pytest.raises(SaladError, match=told) as error:
+        with pytest.raises(SaladError, match=message) as error:
             harness.load(tmp_path, name)
         assert "\n" not in str(error.value)

@@ -107,9 +107,9 @@ def test_everything_that_computes_logits_agrees_with_the_models_own_forward(plac
     log_q, log_p, log_c = (x.double().log_softmax(-1) for x in (q, p, c))
     kl = lambda a, b: (a.exp() * (a - b)).sum(-1)  # noqa: E731
     # divergences, and the objective with its gradient
-    told = divergences(model, model.teacher, batch).positions
-    for found, wanted in ((told.m, kl(log_p, log_c)), (told.f, kl(log_q, log_p)), (told.d, kl(log_q, log_c))):
-        torch.testing.assert_close(found.double(), wanted, rtol=1e-3, atol=1e-5)
+    measured = divergences(model, model.teacher, batch).positions
+    for result, wanted in ((measured.m, kl(log_p, log_c)), (measured.f, kl(log_q, log_p)), (measured.d, kl(log_q, log_c))):
+        torch.testing.assert_close(result.double(), wanted, rtol=1e-3, atol=1e-5)
     out = model(batch, alpha=0.5)
     nll = -log_c.gather(1, batch.targets_N[:, None]).mean()
     assert float(out.d.detach()) == pytest.approx(float(kl(log_q, log_c).mean()), rel=1e-4)
@@ -123,8 +123,8 @@ def test_everything_that_computes_logits_agrees_with_the_models_own_forward(plac
         assert score == pytest.approx(sum(float(logp[n - 1, whole[n]].detach()) for n in range(len(ids), len(whole))), abs=1e-3)
     ids = torch.tensor([ids_of(model, TEXTS[0])])
     logp = original(input_ids=ids, use_cache=False).logits[0, :, :vocab].float().log_softmax(-1)
-    told = of_llm(original, model.tokenizer)([TEXTS[0]]).nll[0]
-    assert told == pytest.approx(float(-logp[:-1].gather(1, ids[0, 1:, None]).mean()), rel=1e-4)
+    measured = of_llm(original, model.tokenizer)([TEXTS[0]]).nll[0]
+    assert measured == pytest.approx(float(-logp[:-1].gather(1, ids[0, 1:, None]).mean()), rel=1e-4)
     # the tokens of an answer come from the same logits
     first = next(iter(model.stream(["Who bakes"], max_new_tokens=1, teacher=True))).logp
     whole = torch.tensor([[model.prefix, *ids_of(model, "Who bakes")]])
@@ -149,7 +149,7 @@ def test_the_form_of_a_head_is_found_exactly_and_kept_in_a_checkpoint(place, tmp
 def test_trained_in_full_the_gradient_of_a_head_is_autograds(place, kind):
     model = built(place, kind, finetune="full")
     batch = batch_of(model)
-    found = []
+    results = []
     for plain in (False, True):
         model.zero_grad(set_to_none=True)
         if plain:
@@ -162,13 +162,13 @@ def test_trained_in_full_the_gradient_of_a_head_is_autograds(place, kind):
         else:
             loss = model(batch, alpha=0.5).loss
         loss.backward()
-        found.append({n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
-    assert found[0].keys() == found[1].keys()
+        results.append({n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
+    assert results[0].keys() == results[1].keys()
     if kind in BIASED:
-        assert any("bias" in name and grad.shape[0] > 300 and grad.abs().sum() > 0 for name, grad in found[0].items())
-    largest = float(max(grad.abs().max() for grad in found[1].values()))
-    for name, grad in found[1].items():
-        torch.testing.assert_close(found[0][name], grad, rtol=2e-3, atol=2e-5 * largest)
+        assert any("bias" in name and grad.shape[0] > 300 and grad.abs().sum() > 0 for name, grad in results[0].items())
+    largest = float(max(grad.abs().max() for grad in results[1].values()))
+    for name, grad in results[1].items():
+        torch.testing.assert_close(results[0][name], grad, rtol=2e-3, atol=2e-5 * largest)
 
 
 @pytest.mark.parametrize("how", [{}, {"chunk_rows": 3}, {"vocab_tile": 7}, {"divergence": "reverse_kl"}, {"divergence": "jsd"}])
@@ -181,10 +181,10 @@ def test_the_objective_on_any_head_is_that_of_plain_logits(how, dtype, scale, ca
     targets = torch.tensor([3, 0, -1, 7, 16, 5, -1, 2, 1])
     kept, vocab = targets >= 0, 17
     student, teacher = Head(w, b if biased else None, scale, cap), Head(tw, tb, 0.5, 6.0)
-    found, wanted = [], []
-    for inputs, plain in ((found, False), (wanted, True)):
+    results, wanted = [], []
+    for inputs, plain in ((results, False), (wanted, True)):
         leaves = [x.detach().double().requires_grad_() if plain else x.detach().clone().requires_grad_() for x in (h, w, b)]
-        one = student._replace(weight=leaves[1], bias=leaves[2] if biased else None)
+        item = student._replace(weight=leaves[1], bias=leaves[2] if biased else None)
         if plain:
             raw = scale * leaves[0] @ leaves[1].T + (leaves[2] if biased else 0)
             log_p = (raw if cap is None else cap * torch.tanh(raw / cap))[:, :vocab].log_softmax(-1)[kept]
@@ -196,32 +196,32 @@ def test_the_objective_on_any_head_is_that_of_plain_logits(how, dtype, scale, ca
                  None: (log_q.exp() * (log_q - log_p)).sum(-1)}[how.get("divergence")]  # fmt: skip
             loss = (0.3 * d - 0.7 * log_p.gather(1, targets[kept][:, None])[:, 0]).mean()
         else:
-            loss = distillation_loss(leaves[0], one, th, teacher, targets, 0.3, vocab, **how).loss
+            loss = distillation_loss(leaves[0], item, th, teacher, targets, 0.3, vocab, **how).loss
         loss.backward()
         inputs += [loss.detach(), *(x.grad for x in leaves if x.grad is not None)]
-    assert len(found) == len(wanted) == (4 if biased else 3)
+    assert len(results) == len(wanted) == (4 if biased else 3)
     limit = 1e-9 if dtype == torch.float64 else 3e-2
-    for mine, theirs in zip(found, wanted, strict=True):
-        torch.testing.assert_close(mine.double(), theirs, rtol=limit, atol=limit * float(theirs.abs().max()))
+    for own, reference in zip(results, wanted, strict=True):
+        torch.testing.assert_close(own.double(), reference, rtol=limit, atol=limit * float(reference.abs().max()))
 
 
 def test_equal_bent_heads_diverge_by_exactly_nothing():
     h, head = torch.randn(5, 8), Head(torch.randn(30, 8), torch.randn(30), 0.7, 2.0)
-    told = position_divergences((h, head), (h, head), (h, head))
-    assert (told.m == 0).all() and (told.f == 0).all() and (told.d == 0).all()
+    measured = position_divergences((h, head), (h, head), (h, head))
+    assert (measured.m == 0).all() and (measured.f == 0).all() and (measured.d == 0).all()
 
 
 def test_a_teacher_cache_knows_scale_and_bias_and_refuses_a_soft_cap():
     torch.manual_seed(0)
     h, t, targets = torch.randn(6, 8, requires_grad=True), torch.randn(6, 8), torch.arange(6)
     head = Head(torch.randn(40, 8), torch.randn(40), 0.4)
-    found = []
+    results = []
     for loss in (cached_distillation_loss(h, head, cache_rows(t, head), targets, 0.5),
                  distillation_loss(h, head, t, head, targets, 0.5)):  # fmt: skip
         (gradient,) = torch.autograd.grad(loss.loss, h)
-        found.append((float(loss.d.detach()), float(loss.nll.detach()), gradient))
-    assert found[0][:2] == pytest.approx(found[1][:2], rel=2e-3)
-    torch.testing.assert_close(found[0][2], found[1][2], rtol=1e-2, atol=1e-3)
+        results.append((float(loss.d.detach()), float(loss.nll.detach()), gradient))
+    assert results[0][:2] == pytest.approx(results[1][:2], rel=2e-3)
+    torch.testing.assert_close(results[0][2], results[1][2], rtol=1e-2, atol=1e-3)
     with pytest.raises(SaladError, match="soft cap"):
         cache_rows(t, head._replace(soft_cap=5.0))
     ObjectiveConfig(teacher_cache=True)
@@ -272,9 +272,9 @@ def test_lora_on_the_output_head_trains_and_the_teacher_stays_the_original(place
             if "lm_head.lora_B" in name:
                 parameter.normal_(0, 0.2)
         own = model.llm(inputs_embeds=model.embed(batch), use_cache=False).logits.flatten(0, 1)[batch.rows_N]
-        mine = model.output_head.logits(model.hidden(batch).flatten(0, 1)[batch.rows_N])
+        ours_ = model.output_head.logits(model.hidden(batch).flatten(0, 1)[batch.rows_N])
         teacher = model.teacher.output_head.logits(model.teacher.hidden(batch.text_ids_BS))
-    torch.testing.assert_close(mine, own, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(ours_, own, rtol=1e-4, atol=1e-4)
     assert torch.equal(teacher, original(input_ids=batch.text_ids_BS, use_cache=False).logits)
     for save, lab in ((model.save_trained, place), (model.save_pretrained, None)):
         save(tmp_path / save.__name__)

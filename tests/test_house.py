@@ -33,30 +33,30 @@ def imported(path: Path):
 
 @pytest.mark.parametrize("package", MAY_IMPORT)
 def test_imports_go_one_way(package):
-    found = [
+    results = [
         f"{path.relative_to(ROOT)}:{line} imports {name}"
         for path in sorted((ROOT / package).rglob("*.py"))
         for line, name in imported(path)
         if (name in OURS and name not in MAY_IMPORT[package]) or name in FORBIDDEN.get(package, ())
     ]
-    assert not found, "\n".join(found)
+    assert not results, "\n".join(results)
 
 
 @pytest.mark.parametrize("module", ["store", "salad", "salad.recipes", "salad.config", "workbench.cli"])
 def test_light_modules_do_not_load_torch(module):
-    told = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, "-c", f"import sys, {module}; print('torch' in sys.modules or 'transformers' in sys.modules)"],
         capture_output=True, text=True, check=True,
     )  # fmt: skip
-    assert told.stdout.strip() == "False"
+    assert completed.stdout.strip() == "False"
 
 
 def test_what_a_notebook_looks_with_does_not_wait_for_scipy():
     """scikit-learn and scipy take a second of a notebook's first paint."""
     modules = "salad.selection, workbench.charts, workbench.listening, workbench.panels, workbench.review"
-    told = subprocess.run([sys.executable, "-c", f"import sys, {modules}; print({{'sklearn', 'scipy'}} & set(sys.modules))"],
+    completed = subprocess.run([sys.executable, "-c", f"import sys, {modules}; print({{'sklearn', 'scipy'}} & set(sys.modules))"],
                           capture_output=True, text=True, check=True)  # fmt: skip
-    assert told.stdout.strip() == "set()"
+    assert completed.stdout.strip() == "set()"
 
 
 WITHOUT_WEIGHTS = {"AutoConfig", "AutoTokenizer", "AutoProcessor", "AutoFeatureExtractor", "WhisperFeatureExtractor"}
@@ -70,8 +70,8 @@ def test_weights_are_read_from_safetensors_alone():
             if not (isinstance(call, ast.Call) and ast.unparse(call.func).endswith(".from_pretrained")):
                 continue
             if ast.unparse(call.func.value) not in WITHOUT_WEIGHTS | OUR_OWN:
-                told = "use_safetensors=True" in [ast.unparse(keyword) for keyword in call.keywords]
-                (safe if told else other).append(f"{path.relative_to(ROOT)}:{call.lineno}")
+                result = "use_safetensors=True" in [ast.unparse(keyword) for keyword in call.keywords]
+                (safe if result else other).append(f"{path.relative_to(ROOT)}:{call.lineno}")
     assert not other and len(safe) >= 7
 
 

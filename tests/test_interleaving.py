@@ -115,9 +115,9 @@ def test_all_speech_after_text_ends_on_the_last_frame():
 
 @given(st.integers(1, 40), st.integers(0, 99))
 def test_scoring_patterns_are_complementary_and_fixed(n, seed):
-    one, two = scoring_patterns(seed, "sabc", n)
-    assert all(a != b for a, b in zip(one, two, strict=True))
-    assert (one, two) == scoring_patterns(seed, "sabc", n)
+    first, two = scoring_patterns(seed, "sabc", n)
+    assert all(a != b for a, b in zip(first, two, strict=True))
+    assert (first, two) == scoring_patterns(seed, "sabc", n)
 
 
 # --- tokenizers of every kind ---
@@ -188,8 +188,8 @@ def test_a_corpus_whose_words_cannot_be_cut_is_refused_and_the_tokenizer_named()
 
     spoken = [tiny.spoken_text(text, i)[0] for i, text in enumerate(tiny.TEXTS)]
     whole = sentencepiece("never", split=False)  # its tokens go across words
-    layouts = [lay_out(PromptFormat(whole), one, 12.5) for one in spoken]
-    assert sum(len(one.units) for one in layouts) < sum(one.words for one in layouts) / 2
+    layouts = [lay_out(PromptFormat(whole), recording, 12.5) for recording in spoken]
+    assert sum(len(recording.units) for recording in layouts) < sum(recording.words for recording in layouts) / 2
     with pytest.raises(SaladError, match=r"natural: only \d+ of \d+ words can be cut .* tokenizer of 'some/llm'"):
         check_cut(layouts, "some/llm", "natural")
-    check_cut([lay_out(PromptFormat(byte_level(True, True)), one, 12.5) for one in spoken], "another", "natural")
+    check_cut([lay_out(PromptFormat(byte_level(True, True)), recording, 12.5) for recording in spoken], "another", "natural")

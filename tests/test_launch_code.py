@@ -131,11 +131,11 @@ def test_code_that_only_speaks_of_keys_is_taken(line):
 
 def test_this_projects_own_files_would_be_taken():
     names = git(ROOT, "ls-files", "-z", "salad", "store", "workbench", "tests").split(b"\0")
-    found = []
+    results = []
     for name in (os.fsdecode(name) for name in names if name.endswith((b".py", b".md", b".toml"))):
         lines = (ROOT / name).read_text().split("\n") if (ROOT / name).exists() else []
-        found += [f"{name}:{number} {kind}" for number, line in enumerate(lines, 1) if (kind := leaks.kind_of(name, line))]
-    assert not found
+        results += [f"{name}:{number} {kind}" for number, line in enumerate(lines, 1) if (kind := leaks.kind_of(name, line))]
+    assert not results
 
 
 def test_a_launch_names_what_is_taken_and_what_is_not(project, tmp_path, monkeypatch):

@@ -320,8 +320,8 @@ def test_torchrun_starts_as_many_processes_as_gpus(tmp_path):
 
 def cli(capsys, *argv) -> Lines:
     code = launch_gpu.main([str(word) for word in argv])
-    told = capsys.readouterr()
-    return Lines(code, told.out, told.err)
+    output = capsys.readouterr()
+    return Lines(code, output.out, output.err)
 
 
 BAD = [
@@ -348,23 +348,23 @@ BAD = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("argv", "told"), BAD, ids=[" ".join(argv) for argv, _ in BAD])
-def test_bad_input_is_one_line_and_leaves_nothing(tmp_path, capsys, monkeypatch, argv, told):
+@pytest.mark.parametrize(("argv", "message"), BAD, ids=[" ".join(argv) for argv, _ in BAD])
+def test_bad_input_is_one_line_and_leaves_nothing(tmp_path, capsys, monkeypatch, argv, message):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "targets.toml").write_text(
         '[server]\nengine = "ssh"\nhost = "server"\nprice_per_hour = 4\n[odd]\nengine = "clowd"\n'
     )
     lines = cli(capsys, *argv, "--lab", tmp_path / "lab")
-    assert lines.code == 2 and told in lines.err
+    assert lines.code == 2 and message in lines.err
     assert len(lines.err.splitlines()) == 1 and "Traceback" not in lines.err and not lines.out
     assert not (tmp_path / "lab").exists()
 
 
 def test_a_targets_file_with_an_unknown_key_or_none_is_one_line(tmp_path):
     path = tmp_path / "targets.toml"
-    for text, told in (('[a]\nengine = "ssh"\nhots = "x"', "hots"), ("[a", "targets.toml"), ("a = 3", "[a]")):
+    for text, message in (('[a]\nengine = "ssh"\nhots = "x"', "hots"), ("[a", "targets.toml"), ("a = 3", "[a]")):
         path.write_text(text)
-        with pytest.raises(SaladError, match=told.replace("[", r"\[")):
+        with pytest.raises(SaladError, match=message.replace("[", r"\[")):
             target_files.resolve("a", path)
     with pytest.raises(SaladError, match="no targets file"):
         target_files.read(tmp_path / "other.toml")

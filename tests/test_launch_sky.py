@@ -121,8 +121,8 @@ def test_the_workers_of_a_pass_have_a_machine_each_and_a_failed_one_does_not_end
     run = start(tmp_path / "lab", cloud, steps=3, fields={"workers": 3})
     assert yaml.safe_load((run.folder.path / "sky.yaml").read_text())["num_nodes"] == 3
     status = run.wait(60)
-    told = Path(os.environ["SKY_STAND_IN"], "output").read_text()
-    assert status["state"] == "done" and status["shards"] == {"done": 3}, told
+    output = Path(os.environ["SKY_STAND_IN"], "output").read_text()
+    assert status["state"] == "done" and status["shards"] == {"done": 3}, output
     assert run.fetch()["units"] == 3 and run.fetch()["units"] == 3
     counted = store.connect(tmp_path / "lab").execute("select count(*), count(distinct sample_id) from samples").fetchone()
     assert counted == (12, 12)
@@ -136,7 +136,7 @@ def test_the_workers_of_a_pass_have_a_machine_each_and_a_failed_one_does_not_end
 
 
 @pytest.mark.parametrize(
-    ("states", "state", "told"),
+    ("states", "state", "message"),
     [
         (["PENDING"], "queued", None),
         (["STARTING"], "queued", None),
@@ -148,12 +148,12 @@ def test_the_workers_of_a_pass_have_a_machine_each_and_a_failed_one_does_not_end
         (["SUCCEEDED"], "done", None),
     ],
 )
-def test_what_sky_says_of_a_job_that_says_nothing_itself(tmp_path, cloud, states, state, told):
+def test_what_sky_says_of_a_job_that_says_nothing_itself(tmp_path, cloud, states, state, message):
     run = start(tmp_path / "lab", cloud)
     play(*states)
     status = run.status()
     assert status["state"] == state
-    assert (told is None and status["error"] is None) or told in status["error"]
+    assert (message is None and status["error"] is None) or message in status["error"]
 
 
 def test_running_recovering_a_cut_log_stream_and_running_again(tmp_path, cloud):
@@ -180,17 +180,17 @@ def test_dry_run_shows_the_yaml_and_the_command_and_starts_nothing(tmp_path, clo
     monkeypatch.setenv("TINY_TOKEN", "hush-1")
     argv = ["miniature_stage1", "--on", "spot", "--gpus", "H200:8", "--max-hourly-cost", "9", "--dry-run"]
     code = launch_gpu.main([*argv, "--lab", str(tmp_path / "lab")])
-    told = capsys.readouterr()
-    assert code == 0, told.err
-    task = yaml.safe_load(told.out)
+    output = capsys.readouterr()
+    assert code == 0, output.err
+    task = yaml.safe_load(output.out)
     assert task["resources"]["accelerators"] == "H200:8" and task["resources"]["use_spot"] is True
     assert task["resources"]["max_hourly_cost"] == 9 and task["resources"]["autostop"]["down"] is True
-    assert "jobs launch --yes" in told.out and "--secret TINY_TOKEN" in told.out and "hush-1" not in told.out
+    assert "jobs launch --yes" in output.out and "--secret TINY_TOKEN" in output.out and "hush-1" not in output.out
     assert not [words for words in calls() if words[0] == "jobs"] and not (tmp_path / "lab").exists()
 
 
 @pytest.mark.parametrize(
-    ("change", "fields", "told"),
+    ("change", "fields", "message"),
     [
         ({"sky": "/no/sky"}, {}, "no sky here"),
         ({"bucket": None}, {}, "no bucket"),
@@ -206,8 +206,8 @@ def test_dry_run_shows_the_yaml_and_the_command_and_starts_nothing(tmp_path, clo
         ({"env": ("NOT_SET_ANYWHERE",)}, {}, "NOT_SET_ANYWHERE"),
     ],
 )
-def test_what_cannot_work_is_one_line_and_launches_nothing(tmp_path, cloud, change, fields, told):
-    with pytest.raises(SaladError, match=told) as caught:
+def test_what_cannot_work_is_one_line_and_launches_nothing(tmp_path, cloud, change, fields, message):
+    with pytest.raises(SaladError, match=message) as caught:
         start(tmp_path / "lab", cloud.model_copy(update=change), fields=fields)
     assert "\n" not in str(caught.value)
     assert not Path(os.environ["SKY_STAND_IN"], "jobs").exists()

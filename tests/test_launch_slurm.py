@@ -42,12 +42,12 @@ def hurry(run: Run, seconds: float = 30.0) -> None:
     batch job"), and slurmctld then ends it as one that cannot be started."""
     end = time.monotonic() + seconds
     while True:
-        told = subprocess.run(["scontrol", "show", "job", job_of(run)], capture_output=True, text=True).stdout
-        if "JobState=PENDING" in told:
+        completed = subprocess.run(["scontrol", "show", "job", job_of(run)], capture_output=True, text=True).stdout
+        if "JobState=PENDING" in completed:
             update = ["scontrol", "update", f"JobId={job_of(run)}", "StartTime=now+3"]
             if subprocess.run(update, capture_output=True).returncode == 0:
                 return
-        assert time.monotonic() < end, told
+        assert time.monotonic() < end, completed
         time.sleep(0.3)
 
 
@@ -151,8 +151,8 @@ def test_an_array_pass_publishes_each_unit_once(tmp_path):
     run = start(tmp_path, steps=4, fields={"workers": 3})
     status = run.wait(120)
     assert status["state"] == "done" and status["shards"] == {"done": 3}
-    told = store.connect(tmp_path).execute("select count(*), count(distinct sample_id) from samples").fetchone()
-    assert told == (12, 12)
+    result = store.connect(tmp_path).execute("select count(*), count(distinct sample_id) from samples").fetchone()
+    assert result == (12, 12)
 
 
 def test_secrets_reach_the_job_and_no_file_of_ours(tmp_path, monkeypatch):
@@ -166,7 +166,7 @@ def test_secrets_reach_the_job_and_no_file_of_ours(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("target", "fields", "told"),
+    ("target", "fields", "message"),
     [
         ({"partition": "gpu"}, {}, "no partition 'gpu'"),
         ({}, {"gpus": 3}, "more than 2"),
@@ -175,9 +175,9 @@ def test_secrets_reach_the_job_and_no_file_of_ours(tmp_path, monkeypatch):
         ({"account": "nobody", "constraint": "h200"}, {}, "refused the job"),
     ],
 )
-def test_what_the_cluster_cannot_do_is_one_line_and_leaves_no_job(tmp_path, target, fields, told):
+def test_what_the_cluster_cannot_do_is_one_line_and_leaves_no_job(tmp_path, target, fields, message):
     before = jobs()
-    with pytest.raises(SaladError, match=told):
+    with pytest.raises(SaladError, match=message):
         start(tmp_path, target=SLURM.model_copy(update=target), fields=fields)
     assert jobs() <= before
 

@@ -165,27 +165,27 @@ def test_launched_from_a_notebook_with_a_live_curve_a_cut_connection_a_kill_a_re
     assert run.fetch(tables_only=True)["units"] == 1 and not run.folder.checkpoints()
     _cut_a_fetch(run, monkeypatch)
     assert run.folder.checkpoints() == [] and store.verify(tmp_path / "lab") == []  # half a checkpoint is none
-    told = run.fetch()
-    assert told["checkpoints"] == len(run.folder.checkpoints()) >= 16 and told["damaged"] == []
-    assert run.fetch() == told  # again: the same
+    result = run.fetch()
+    assert result["checkpoints"] == len(run.folder.checkpoints()) >= 16 and result["damaged"] == []
+    assert run.fetch() == result  # again: the same
     unit = next((tmp_path / "lab" / "tables").rglob("*.parquet"))
     data = bytearray(unit.read_bytes())
     at = unit.stat()
     data[10] ^= 1
     unit.write_bytes(data)
     os.utime(unit, ns=(at.st_atime_ns, at.st_mtime_ns))  # a flipped bit that size and time do not show
-    assert run.fetch() == told and store.connect(tmp_path / "lab").execute("select count(*) from samples").fetchone() == (7,)
+    assert run.fetch() == result and store.connect(tmp_path / "lab").execute("select count(*) from samples").fetchone() == (7,)
 
 
 def _cut_a_fetch(run: Run, monkeypatch) -> None:
     """Fetch through a thin pipe, and kill rsync with -9 when the first of a checkpoint's files has come."""
-    told = []
+    results = []
 
     def fetch():
         try:
-            told.append(run.fetch())
+            results.append(run.fetch())
         except SaladError as error:
-            told.append(str(error))
+            results.append(str(error))
 
     own = ssh.Ssh._rsync
     with monkeypatch.context() as patched:
@@ -198,7 +198,7 @@ def _cut_a_fetch(run: Run, monkeypatch) -> None:
                     if child.name() == "rsync":
                         child.kill()
             time.sleep(0.02)
-    assert len(told) == 1 and "do it again to go on" in told[0], told
+    assert len(results) == 1 and "do it again to go on" in results[0], results
 
 
 def test_stop_resume_and_secrets_by_name(server, tmp_path, monkeypatch):
@@ -273,12 +273,12 @@ def test_check_says_whether_it_would_work(server, tmp_path, capsys):
     assert "box would work" in capsys.readouterr().out
     path.write_text(path.read_text().replace(f"port = {server.port}", f"port = {_free_port()}"))
     assert launch_gpu.main(["check", "box", "--targets", str(path)]) == 1
-    told = capsys.readouterr().out
-    assert "cannot reach" in told and "box would not work" in told
+    output = capsys.readouterr().out
+    assert "cannot reach" in output and "box would not work" in output
 
 
 @pytest.mark.parametrize(
-    ("change", "fields", "told"),
+    ("change", "fields", "message"),
     [
         ({"port": 1}, {}, "cannot reach"),
         ({"user": "nobody-there"}, {}, "cannot reach"),
@@ -287,8 +287,8 @@ def test_check_says_whether_it_would_work(server, tmp_path, capsys):
         ({"host": None}, {}, "no host"),
     ],
 )
-def test_what_cannot_work_is_one_line_and_starts_nothing(server, tmp_path, change, fields, told):
-    with pytest.raises(SaladError, match=told) as caught:
+def test_what_cannot_work_is_one_line_and_starts_nothing(server, tmp_path, change, fields, message):
+    with pytest.raises(SaladError, match=message) as caught:
         start(server, tmp_path, target=server.target().model_copy(update=change), fields=fields)
     assert "\n" not in str(caught.value)
     assert not list(tmp_path.rglob("ssh.json"))

@@ -20,7 +20,7 @@ def lab(tmp_path_factory):
     lab = tmp_path_factory.mktemp("trainer") / "lab"
     config = recipes.miniature().smoke()
     for step in (steps.world, steps.encoder, steps.teacher, steps.natural):
-        step(lambda *told: None, str(lab), config)
+        step(lambda *progress: None, str(lab), config)
     return lab
 
 

@@ -8,9 +8,9 @@ from salad.errors import SaladError
 from salad.runs import RunFolder
 
 
-def made(lab, kind: str, seed: int, ended_at: str | None, state: str = "done", **told) -> str:
+def made(lab, kind: str, seed: int, ended_at: str | None, state: str = "done", **result) -> str:
     run = RunFolder.get_or_create(lab, kind, "a recipe", {"kind": kind, "seed": seed, "contender": kind})
-    store.atomic.write_json(run.path / "status.json", {"state": state, "ended_at": ended_at, **told})
+    store.atomic.write_json(run.path / "status.json", {"state": state, "ended_at": ended_at, **result})
     return run.run_id
 
 

@@ -41,10 +41,10 @@ def notebook(name: str):
 
 
 def test_notebooks_pass_marimos_linter():
-    told = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, "-m", "marimo", "check", "--strict", str(ROOT / "notebooks")], capture_output=True, text=True
     )
-    assert told.returncode == 0, told.stdout + told.stderr
+    assert completed.returncode == 0, completed.stdout + completed.stderr
 
 
 def test_the_selection_notebook_is_thin():
@@ -206,13 +206,13 @@ def test_an_export_is_whole_named_by_its_hash_and_lhotse_reads_it(opened):
 
     lab, ids, con = opened
     folder = review.export_kept(lab, con, ids["active"])
-    told = json.loads((folder / "selection.json").read_text())
-    assert told["hash"] == folder.name and told["selection_id"] == ids["active"]
-    assert told["texts_sha256"] == hashlib.sha256((folder / "texts.parquet").read_bytes()).hexdigest()
+    content = json.loads((folder / "selection.json").read_text())
+    assert content["hash"] == folder.name and content["selection_id"] == ids["active"]
+    assert content["texts_sha256"] == hashlib.sha256((folder / "texts.parquet").read_bytes()).hexdigest()
     cuts = list(CutSet.from_shar(in_dir=str(folder / "speech")))
     spoken = dict(con.execute(
         f"SELECT cut_id, text FROM '{folder}/texts.parquet' JOIN syntheses USING (synthesis_id)").fetchall())  # fmt: skip
-    assert len(cuts) == len(spoken) == told["spoken"] > 3 and {c.id for c in cuts} == set(spoken)
+    assert len(cuts) == len(spoken) == content["spoken"] > 3 and {c.id for c in cuts} == set(spoken)
     assert cuts[0].load_audio().shape[1] > 1000 and cuts[0].supervisions[0].text == spoken[cuts[0].id]
     assert review.export_kept(lab, con, ids["active"]) == folder and len(list((lab / "exports").iterdir())) == 1
     review.Review(lab, ids["active"], "ada").drop(review.queue(con, ids["active"])[0], "other")
@@ -233,9 +233,9 @@ def test_the_panels_fast_path_gives_salads_own_d_cluster(opened):
     from salad.selection import cluster_divergence
 
     lab, ids, con = opened
-    mine = review.cluster_table(con, ids["active"]).set_index("cluster_id").d_measured
+    own = review.cluster_table(con, ids["active"]).set_index("cluster_id").d_measured
     salads = cluster_divergence(con, ids["clustering"], ids["run"], ids["step"]).set_index("cluster_id").d
-    assert np.allclose(mine.sort_index(), salads.sort_index(), equal_nan=True)
+    assert np.allclose(own.sort_index(), salads.sort_index(), equal_nan=True)
     ranking = review.adjusted_ranking(con, ids["active"])
     assert list(ranking["rank"]) == sorted(ranking["rank"]) and ranking.label.iloc[0].startswith(f"{ranking.cluster_id.iloc[0]} ")
 
@@ -262,24 +262,24 @@ def test_jeffreys_interval_and_an_audits_count(opened):
 def test_undo_takes_back_the_latest_of_ones_own_and_no_one_elses(opened):
     lab, ids, con = opened
     ada, bob = (review.Review(lab, ids["active"], name) for name in ("ada", "bob"))
-    one, two = review.queue(con, ids["active"])[:2]
-    ada.drop(one, "unsafe")
+    first, two = review.queue(con, ids["active"])[:2]
+    ada.drop(first, "unsafe")
     ada.rule("cer > 0.9", "bad synthesis")
-    bob.keep(one)
+    bob.keep(first)
     store.refresh(con)
     assert ada.undo(con)["target"] == "rule"
     store.refresh(con)
-    assert ada.undo(con)["sample_id"] == one
+    assert ada.undo(con)["sample_id"] == first
     store.refresh(con)
     assert ada.undo(con) is None
     assert con.execute("SELECT reviewer, verdict FROM current_decisions").fetchall() == [("bob", "keep")]
-    ada.drop(one, "unsafe")
+    ada.drop(first, "unsafe")
     ada.keep(two)
     bob.keep(two)
     store.refresh(con)
     both = review.agreement(con, ids["active"]).iloc[0]
     assert (both.both, both.agree, both.kappa) == (2, 0.5, 0.0)
-    assert review.queue(con, ids["active"], "disagreement") == [one]
+    assert review.queue(con, ids["active"], "disagreement") == [first]
 
 
 def test_a_rule_is_tried_before_it_is_set_and_nonsense_is_one_line(opened):
@@ -313,8 +313,8 @@ def test_the_widget_writes_what_is_said_and_goes_on(opened):
     lab, ids, con = opened
     judge = review.Review(lab, ids["active"], "ada")
     queue = review.queue(con, ids["active"])[:3]
-    heard = []
-    widget = Listening(con, judge, queue, heard.append)
+    received = []
+    widget = Listening(con, judge, queue, received.append)
     widget.handle({"type": "go", "step": 1})
     assert widget.current == queue[1]
     widget.handle({"type": "decide", "verdict": "drop", "reason": "not speakable", "note": "a table"})
@@ -326,7 +326,7 @@ def test_the_widget_writes_what_is_said_and_goes_on(opened):
     ]
     widget.handle({"type": "decide", "verdict": "undo"})
     widget.handle({"type": "decide", "verdict": "undo"})
-    assert widget.current == queue[1] and widget.card["said"] == [] and len(heard) == 4
+    assert widget.current == queue[1] and widget.card["said"] == [] and len(received) == 4
     widget.handle({"type": "decide", "verdict": "undo"})
     assert widget.card["message"] == "nothing to undo"
 
@@ -381,8 +381,8 @@ def test_clusters_are_found_by_words_and_many_are_collapsed(opened, monkeypatch)
     for figure, args in ((charts.clusters, ()), (charts.masses, (3.0,)), (charts.hours, (3.0,))):
         assert labels(figure, *args) == table.label.tolist()
         assert labels(figure, *args, top=5) == table.label.tolist()[:5]
-        found = labels(figure, *args, words=f" {word.upper()} ")
-        assert found and found == [label for label in table.label if word in label]
+        result = labels(figure, *args, words=f" {word.upper()} ")
+        assert result and result == [label for label in table.label if word in label]
         assert figure(con, ids["active"], *args, words="no such (word").to_dict()
     assert panels.cluster_filter(con, ids["active"]).value == {"words": "", "top": None}
     monkeypatch.setattr(panel, "MANY", 5)
@@ -436,8 +436,8 @@ def test_the_divergences_notebooks_figures_are_sqls(opened):
     stage1, other = (divergences.ScoredCheckpoint(*c) for c in defs["chosen"])
     assert stage1.run_id == ids["run"] and other.label.startswith("stage2_active")
     assert defs["corpus"] == "heldout" and defs["measure"] == "m"
-    mine, scored = defs["con"], defs["scored"]
-    facts = divergences.facts(mine, scored, "m", "heldout").set_index("label")
+    own, scored = defs["con"], defs["scored"]
+    facts = divergences.facts(own, scored, "m", "heldout").set_index("label")
     by_sql = con.execute(
         """SELECT sum(v.m * n_positions) / sum(n_positions), count(DISTINCT v.sample_id)
         FROM raw.divergences v JOIN samples s USING (sample_id)
@@ -446,13 +446,13 @@ def test_the_divergences_notebooks_figures_are_sqls(opened):
     ).fetchone()
     assert (facts.loc[stage1.label, "mean"], facts.loc[stage1.label, "n_texts"]) == pytest.approx(by_sql)
     # by cluster: as the store's own question has it, intervals aside (it has 1.96, this Student's t)
-    mine_by = divergences.by_group(mine, scored, "f", "cluster").query("label == @stage1.label")
-    theirs = con.execute(
+    mine_by = divergences.by_group(own, scored, "f", "cluster").query("label == @stage1.label")
+    reference = con.execute(
         "SELECT f FROM divergence_by_cluster(?, ?) WHERE cluster_id IS NOT NULL ORDER BY f",
         [stage1.run_id, stage1.step],
     ).fetchall()
-    assert np.allclose(sorted(mine_by["mean"]), [f for (f,) in theirs])
-    shares = divergences.histogram(mine, scored, "m", "heldout").groupby("label").share.sum()
+    assert np.allclose(sorted(mine_by["mean"]), [f for (f,) in reference])
+    shares = divergences.histogram(own, scored, "m", "heldout").groupby("label").share.sum()
     assert np.allclose(shares, 1)
 
 
@@ -487,14 +487,14 @@ def test_a_brush_narrows_the_texts_and_one_opens_under_both_checkpoints(opened):
     assert n == (everything[0].a >= middle).sum() and part.change.is_monotonic_increasing
     points = divergences.compared(con, defs["scored"], "m", a.label, b.label, "heldout")
     assert points.n.sum() == everything[1]
-    one, two = defs["readings"]
-    assert one.card["sample_id"] == two.card["sample_id"] == defs["sample"] and one.audio[:4] == b"fLaC"
-    assert one.card["tokens"] and not two.card["tokens"]  # this lab keeps the tokens of one checkpoint
+    trainer, two = defs["readings"]
+    assert trainer.card["sample_id"] == two.card["sample_id"] == defs["sample"] and trainer.audio[:4] == b"fLaC"
+    assert trainer.card["tokens"] and not two.card["tokens"]  # this lab keeps the tokens of one checkpoint
     before = contents(lab)
-    one.handle({"type": "decide", "verdict": "drop", "reason": "other"})
-    assert not one.judges and contents(lab) == before  # there is nobody to judge
-    told = divergences.tokens({c.label: r.card for c, r in zip(defs["chosen"], defs["readings"], strict=True)})
-    assert list(told.token) == [t["token"] for t in one.card["tokens"]]
+    trainer.handle({"type": "decide", "verdict": "drop", "reason": "other"})
+    assert not trainer.judges and contents(lab) == before  # there is nobody to judge
+    result = divergences.tokens({c.label: r.card for c, r in zip(defs["chosen"], defs["readings"], strict=True)})
+    assert list(result.token) == [t["token"] for t in trainer.card["tokens"]]
 
 
 def test_sql_that_people_type_reads_and_never_writes(opened):
@@ -546,9 +546,9 @@ def test_the_training_notebook_shows_runs_as_they_go_and_writes_notes(opened):
     store.refresh(con)
     assert con.execute("SELECT tags, note FROM runs WHERE run_id = ?", [ids["run"]]).fetchone() == (
         "baseline", "two words")  # fmt: skip
-    said = []
-    control.button("stop", lambda: control.stop(lab, [run.run_id]), said.append)._on_change(None)
-    assert said[0].startswith("Not done:") and "launch_gpu" in said[0]  # it was not launched: nobody to ask
+    messages = []
+    control.button("stop", lambda: control.stop(lab, [run.run_id]), messages.append)._on_change(None)
+    assert messages[0].startswith("Not done:") and "launch_gpu" in messages[0]  # it was not launched: nobody to ask
     assert control.fetch(lab, [run.run_id]) == f"{run.run_id}: 0 checkpoints here and whole."
     assert "Choose a run" in control.fetch(lab, [])
 
@@ -595,10 +595,10 @@ def test_a_dry_run_tells_hours_and_the_targets_money(opened, tmp_path, monkeypat
     lab = opened[0]
     (tmp_path / "targets.toml").write_text('[box]\nengine = "here"\nprice_per_hour = 3.0\n')
     monkeypatch.chdir(tmp_path)
-    one, two = (control.cost(lab, "qwen2_5_0_5b_stage1", {"optim.steps": n}, "box", "H100:2") for n in (6000, 12000))
+    first, two = (control.cost(lab, "qwen2_5_0_5b_stage1", {"optim.steps": n}, "box", "H100:2") for n in (6000, 12000))
     hours = plan.cost(lab, "q", recipes.get("qwen2_5_0_5b_stage1"), "H100").gpu_hours / 2
-    assert f"{hours:,.2f} hours on H100:2, {3 * hours:,.2f} at 3 an hour" in one
-    assert f"{2 * hours:,.2f} hours on H100:2" in two and "assumed 40%" in one
+    assert f"{hours:,.2f} hours on H100:2, {3 * hours:,.2f} at 3 an hour" in first
+    assert f"{2 * hours:,.2f} hours on H100:2" in two and "assumed 40%" in first
     assert "an hour" not in control.cost(lab, "qwen2_5_0_5b_stage1", {}, "here")
 
 
@@ -618,7 +618,7 @@ def test_the_results_notebooks_table_and_pairs_are_sqls(opened):
     assert list(figures) == ["accuracy", "divergences", "misalignment-and-speech", "forgetting-and-text", "strategies",
                              "published"]  # fmt: skip
     music = figures["strategies"].rows.query("group == 'music'").iloc[0]
-    one, other = (
+    first, other = (
         con.execute(
             """SELECT avg(correct_norm::INT) FROM evaluations
             WHERE contender = ? AND modality = 'speech' AND domain = 'music'""",
@@ -626,13 +626,13 @@ def test_the_results_notebooks_table_and_pairs_are_sqls(opened):
         ).fetchone()[0]
         for name in ("stage2_active", "stage2_uniform")
     )
-    assert music.difference == pytest.approx(one - other) and music.low <= music.difference <= music.high
+    assert music.difference == pytest.approx(first - other) and music.low <= music.difference <= music.high
     near = figures["published"].rows
     assert set(near.whose) == {"this lab", "published"} and near[near.system == "SALAD-3B"].accuracy.iloc[0] == 72.0
     for figure in figures.values():
         assert b"<svg" in figure.svg() and figure.csv().count(b"\n") == len(figure.rows) + 1
     assert figures["strategies"].png()[:8] == b"\x89PNG\r\n\x1a\n"
-    assert "votes" not in figures and defs["said"].empty
+    assert "votes" not in figures and defs["votes_figures"].empty
 
 
 def test_ms_fall_with_tokens_is_fitted_from_four_checkpoints_on(opened):
@@ -652,8 +652,8 @@ def test_ms_fall_with_tokens_is_fitted_from_four_checkpoints_on(opened):
         store.publish(lab, "divergences", made.to_dict("records"), {"more": step})
     store.refresh(con)
     points, curves, laws = reports.scaling(con, lab, study)
-    mine = points[points.run_id == ids["run"]].set_index("tokens").m
-    assert mine.loc[90_000] == pytest.approx(0.3 + 40 / 300) and len(mine) == 6
+    own = points[points.run_id == ids["run"]].set_index("tokens").m
+    assert own.loc[90_000] == pytest.approx(0.3 + 40 / 300) and len(own) == 6
     assert laws.contender.tolist() == ["stage1"] and laws.checkpoints.tolist() == [6]
     assert (curves.low <= curves.m + 1e-9).all() and curves.tokens.max() == pytest.approx(540_000)
     _, defs = notebook("results").run(defs={"lab": lab})
@@ -671,9 +671,9 @@ def test_votes_become_a_figure_with_its_interval(opened):
             right_contender="teacher", right_modality="text", choice="left" if i % 3 else "right", voter=f"v{i % 3}",
         )  # fmt: skip
     _, defs = notebook("results").run(defs={"lab": lab})
-    said = defs["said"]
-    assert said.n.tolist() == [12, 12] and said["mean"].iloc[0] == pytest.approx(8 / 12)
-    assert (said.low < said["mean"]).all() and "votes" in {figure.name for figure in defs["figures"]}
+    votes_figures = defs["votes_figures"]
+    assert votes_figures.n.tolist() == [12, 12] and votes_figures["mean"].iloc[0] == pytest.approx(8 / 12)
+    assert (votes_figures.low < votes_figures["mean"]).all() and "votes" in {figure.name for figure in defs["figures"]}
     assert reports.votes(con).empty  # this connection has not looked again
 
 
@@ -688,9 +688,9 @@ def test_every_figure_of_the_divergences_notebook_is_drawn_from_few_rows(opened)
                                                     charts.divergence_by_kind)]  # fmt: skip
     drawn += [charts.compared(con, scored, "d", *labels), charts.tokens({"A": defs["readings"][0].card}, "d")]
     for chart in drawn:
-        told = chart.to_dict()
-        assert 0 < sum(map(len, told["datasets"].values())) < 2500
-        assert "<svg" in vl_convert.vegalite_to_svg(told)
+        content = chart.to_dict()
+        assert 0 < sum(map(len, content["datasets"].values())) < 2500
+        assert "<svg" in vl_convert.vegalite_to_svg(content)
 
 
 def test_a_read_only_lab_opens_and_says_so(opened):
@@ -706,12 +706,12 @@ def test_a_read_only_lab_opens_and_says_so(opened):
     try:
         with obeying_permissions():
             _, defs = notebook("selection").run(defs={"lab": lab})
-            told = panels.state(defs["con"], lab).text
+            result = panels.state(defs["con"], lab).text
             widget = defs["listening"]
             widget.handle({"type": "decide", "verdict": "drop", "reason": "other"})
     finally:
         for path in [lab, *lab.rglob("*")]:
             path.chmod(0o755 if path.is_dir() else 0o644)
-    assert "read-only" in told and "SALAD_LAB" in told and "Traceback" not in told
+    assert "read-only" in result and "SALAD_LAB" in result and "Traceback" not in result
     assert widget.audio[:4] == b"fLaC" and widget.card["message"].startswith("not written down:")
     assert contents(lab) == before

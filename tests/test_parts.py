@@ -107,8 +107,11 @@ def test_what_a_lab_names_is_not_run_by_any_command(poisoned, marker, capsys):
     ]  # fmt: skip
     for arguments in refused:
         assert salad(*arguments, "--lab", lab) == 2, arguments
-        told = capsys.readouterr().err
-        assert f"--allow-parts {EVIL}" in told and parts.VARIABLE in told and len(told.splitlines()) == 1, (arguments, told)
+        output = capsys.readouterr().err
+        assert f"--allow-parts {EVIL}" in output and parts.VARIABLE in output and len(output.splitlines()) == 1, (
+            arguments,
+            output,
+        )
     salad("report", "--lab", lab)
     salad("sql", "select count(*) from misalignment", "--lab", lab)
     capsys.readouterr()
@@ -199,13 +202,13 @@ def test_only_names_of_a_known_list_pass(name, passes_by):
 
 
 def test_every_import_by_name_goes_through_one_place():
-    found = [
+    results = [
         f"{path.relative_to(ROOT)}:{n}"
         for folder in ("salad", "workbench", "store", "notebooks") for path in sorted((ROOT / folder).rglob("*.py"))
         for n, line in enumerate(path.read_text().splitlines(), 1)
         if ("import_module(" in line or "__import__(" in line) and "f\"salad." not in line
     ]  # fmt: skip
-    assert [place.partition(":")[0] for place in found] == ["salad/__init__.py", "salad/parts.py"]
+    assert [place.partition(":")[0] for place in results] == ["salad/__init__.py", "salad/parts.py"]
 
 
 def test_a_launch_hands_on_what_is_allowed_by_name(monkeypatch):

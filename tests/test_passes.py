@@ -87,9 +87,9 @@ def start(lab):
 
 def left(lab) -> dict[str, str]:
     """Everything that the passes leave: sha256 of each unit, by table and id, and of each file of speech."""
-    found, damaged = store.units.scan(store.lab_path(lab))
+    units_by_table, damaged = store.units.scan(store.lab_path(lab))
     assert damaged == []
-    units = {f"{name} {unit.unit_id}": unit.manifest["sha256"] for name in found for unit in found[name]}
+    units = {f"{name} {unit.unit_id}": unit.manifest["sha256"] for name in units_by_table for unit in units_by_table[name]}
     speech = {str(path.relative_to(lab)): hashlib.sha256(path.read_bytes()).hexdigest()
               for path in (Path(lab) / "speech").rglob("*") if path.is_file()}  # fmt: skip
     return units | speech
@@ -121,11 +121,11 @@ def test_workers_killed_at_any_file_leave_what_a_clean_run_leaves(clean, tmp_pat
         killed = 0
         for most in (8, 16, 32):
             both = [process.Process(target=worker, args=(lab, shard, 2, rng.randint(1, most))) for shard in (0, 1)]
-            for one in both:
-                one.start()
-            for one in both:
-                one.join()
-                killed += one.exitcode == -signal.SIGKILL
+            for item in both:
+                item.start()
+            for item in both:
+                item.join()
+                killed += item.exitcode == -signal.SIGKILL
             with warnings.catch_warnings():
                 warnings.simplefilter("error")  # half a unit is no unit
                 assert set(rows(lab, "select synthesis_id, m, d from raw.divergences")) <= set(
@@ -142,11 +142,11 @@ def test_two_workers_on_one_shard_leave_one_valid_output(clean, tmp_path):
     lab = start(tmp_path / "lab")
     for _ in range(2):  # the second time everything is there
         both = [process.Process(target=worker, args=(lab, 0, 1)) for _ in range(2)]
-        for one in both:
-            one.start()
-        for one in both:
-            one.join()
-            assert one.exitcode == 0
+        for item in both:
+            item.start()
+        for item in both:
+            item.join()
+            assert item.exitcode == 0
     assert left(lab) == clean[1] and shar.Shar(lab, "natural").verify() == []
     assert len(list((lab / "tables" / "divergences").rglob("unit-*.parquet"))) == 6
 
@@ -190,8 +190,8 @@ def test_a_flipped_bit_in_a_recording_is_named_by_verify_and_its_pass_makes_it_a
         data[row["audio_offset"] + bit // 8] ^= 1 << bit % 8
         tar.write_bytes(data)
         os.utime(tar, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-        found = store.verify(lab)
-        assert [(one.path, row["synthesis_id"] in one.reason) for one in found] == [(row["audio_path"], True)]
+        damages = store.verify(lab)
+        assert [(item.path, row["synthesis_id"] in item.reason) for item in damages] == [(row["audio_path"], True)]
         with pytest.raises(store.StoreError, match="changed"):
             store.audio(store.connect(lab), row["synthesis_id"])
         speak(lab)
@@ -218,10 +218,10 @@ def test_the_budget_ends_at_the_same_text_with_any_number_of_workers(tmp_path):
     for name, order in (("one", [(0, 1)]), ("three", [(2, 3), (0, 3), (1, 3), (0, 3)])):
         lab = start(tmp_path / name)
         for shard, shards in order:
-            told = []
+            results = []
             seconds = speak(lab, shard, shards, budget_s=20.0, estimated_s=estimated,
-                            progress=lambda done, total, told=told: told.append((done, total)))  # fmt: skip
-            assert not told or told[-1][1] == 20
+                            progress=lambda done, total, results=results: results.append((done, total)))  # fmt: skip
+            assert not results or results[-1][1] == 20
         made.append((left(lab), seconds))
     assert made[0] == made[1]
     spoken = rows(tmp_path / "one", "select duration_s, sample_id from syntheses")
@@ -236,8 +236,8 @@ def test_check_fills_in_what_synthesis_left_open_and_a_second_time_does_nothing(
     store.compact(lab, grace_s=0)  # merged or not, a unit is checked under its own id
     check(lab, "natural", "parrot", Parrot, 0, 2)
     check(lab, "natural", "parrot", Parrot, 1, 2)
-    found = rows(lab, "select synthesis_id, duration_s, audio_offset from syntheses")
-    assert {row[0]: row for row in found} == before and len(found) == 12
+    rows_read = rows(lab, "select synthesis_id, duration_s, audio_offset from syntheses")
+    assert {row[0]: row for row in rows_read} == before and len(rows_read) == 12
     assert rows(lab, "select count(*) from syntheses where asr = 'parrot' and cer > 0") == [(12,)]
     files = {path: path.stat().st_mtime_ns for path in (lab / "tables").rglob("*")}
     check(lab, "natural", "parrot", pytest.fail)
@@ -286,10 +286,10 @@ def test_scores_are_those_of_a_plain_padded_loop_over_logits(lab):
                 parameter.copy_(torch.randn(parameter.shape) * 0.1)
     spoken = corpora.of_speech(store.connect(lab), ["natural"])
     encoded = FrameSource(lab, model.prompt, model.encoder)
-    told = peer.plain(model, encoded, spoken, seed=3, batch=5)
+    result = peer.plain(model, encoded, spoken, seed=3, batch=5)
     divergences, tokens = score_texts(model, encoded, spoken, seed=3)
-    found = peer.differences(told, divergences, tokens)
-    assert found["missing"] == 0 and found["position"] < 1e-4 and found["sample"] < 1e-4
+    results = peer.differences(result, divergences, tokens)
+    assert results["missing"] == 0 and results["position"] < 1e-4 and results["sample"] < 1e-4
     assert max(row["f"] for row in divergences.to_pylist()) > 0.01
     top = tokens.to_pylist()[7]["student_top"]
     assert len(top) == 5 and [t["p"] for t in top] == sorted((t["p"] for t in top), reverse=True)
@@ -324,7 +324,7 @@ def test_work_as_a_run_ends_where_it_tells_of_itself_when_asked_and_begins_again
             progress(done, 3)
 
     def do():
-        return passes.run_once(tmp_path, "count", {"pass": "count"}, work, progress=lambda *told: seen.append(told))
+        return passes.run_once(tmp_path, "count", {"pass": "count"}, work, progress=lambda *args: seen.append(args))
 
     try:
         with pytest.raises(Preempted):
@@ -358,9 +358,9 @@ def test_a_sentence_model_embeds_in_unit_length_without_an_nll(tmp_path):
 
     llm, tokenizer = load_llm(tiny.config().llm, lab), load_tokenizer("models/teacher", lab)
     embed(lab, lambda: of_llm(llm, tokenizer), "natural", "teacher")
-    found = store.connect(lab).execute("select model, vector, nll, text from embeddings join samples using (sample_id)")
+    outcome = store.connect(lab).execute("select model, vector, nll, text from embeddings join samples using (sample_id)")
     by_model = {}
-    for model, vector, nll, text in found.fetchall():
+    for model, vector, nll, text in outcome.fetchall():
         assert np.linalg.norm(vector) == pytest.approx(1, abs=1e-5)
         by_model.setdefault(model, []).append((text, nll))
     assert {len(v) for v in by_model.values()} == {12} and all(nll is None for _, nll in by_model["sentence"])
@@ -401,11 +401,11 @@ def test_clusters_are_the_same_whether_vectors_lie_in_memory_or_in_a_file(tmp_pa
         assert [path.name for path in lab.iterdir() if "tmp" in path.name] == []
     assert made[0] == made[1 << 30]
     assert rows(lab, f"select sum(size), min(size) > 100 from clusters where clustering_id = '{name}'") == [(600, True)]
-    found = dict(rows(lab, "select sample_id, cluster_id from assignments"))
+    rows_read = dict(rows(lab, "select sample_id, cluster_id from assignments"))
     unit = vectors - vectors.mean(0)
     unit /= np.linalg.norm(unit, axis=1, keepdims=True)
     centers, prices = zip(*rows(lab, "select centroid, price from clusters order by cluster_id"), strict=True)
-    assert [found[s] for s in ids] == (unit @ np.array(centers, np.float32).T - np.array(prices)).argmax(1).tolist()
+    assert [rows_read[s] for s in ids] == (unit @ np.array(centers, np.float32).T - np.array(prices)).argmax(1).tolist()
     store.publish(lab, "embeddings", [{"sample_id": ids[0], "model": "m", "vector": [1.0]}], {"part": 0})
     with pytest.raises(SaladError, match="not all of . dimensions"):
         cluster(lab, None, "m", "broad", 3, 0)
@@ -443,12 +443,12 @@ def test_workers_on_an_engine_score_what_one_process_scores_even_if_one_of_them_
         time.sleep(0.05)
     status = handle.wait(180)
     assert status["state"] == "failed" and "killed" in status["error"] and sum(status["shards"].values()) == 2
-    told = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, "-m", "workbench.cli", "pass", "score", "--run", trained.run_id, "--step", "2", "--speech",
          "natural", "--on", "here", "--workers", "2", "--lab", str(lab)], capture_output=True, text=True, timeout=300,
     )  # fmt: skip
-    assert told.returncode == 0, told.stderr
-    assert f"natural scored by {trained.run_id}, step 2" in told.stdout and pass_.run_id in told.stdout
+    assert completed.returncode == 0, completed.stderr
+    assert f"natural scored by {trained.run_id}, step 2" in completed.stdout and pass_.run_id in completed.stdout
     status = pass_.read_status()
     assert status["state"] == "done" and status["step"] == status["max_steps"] == 12 and status["shards"] == {"done": 2}
     assert (lab / "store.duckdb").exists()
@@ -464,11 +464,11 @@ def test_score_on_a_slurm_array_is_what_one_process_makes(lab, tmp_path):
     alone = lab.parent / "alone"
     shutil.copytree(lab, alone)
     with slurm(tmp_path / "slurm"):
-        told = subprocess.run(
+        completed = subprocess.run(
             [sys.executable, "-m", "workbench.cli", "pass", "score", "--run", trained.run_id, "--speech", "natural",
              "--on", "slurm", "--workers", "2", "--lab", str(lab)], capture_output=True, text=True, timeout=300,
         )  # fmt: skip
-    assert told.returncode == 0, told.stdout + told.stderr
+    assert completed.returncode == 0, completed.stdout + completed.stderr
     assert len(list((lab / "runs").glob("*/slurm.json"))) == 1  # an array
     running.run_here(running.prepare(alone, "score", {"speech": "natural", "run_id": trained.run_id}))
     assert left(lab) == left(alone) and rows(lab, "select count(*) from raw.divergences") == [(24,)]

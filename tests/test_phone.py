@@ -32,11 +32,11 @@ def trained(tmp_path_factory):
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("models")
     small = PhoneEncoderConfig(seed=11, width=64, utterances=60, held_out=6, steps=60, batch=8)
-    told = train_encoder(small, folder / "encoder")
-    heard = train_recogniser(
+    result = train_encoder(small, folder / "encoder")
+    recorded = train_recogniser(
         RecogniserConfig(seed=11, steps=4, width=32, layers=2), TEXTS, folder / "recogniser", encoder=folder / "encoder"
     )
-    return folder, told, heard
+    return folder, result, recorded
 
 
 def noise(*shape, seed=0):
@@ -129,8 +129,8 @@ def test_the_check_reads_the_recogniser(trained):
     from salad.speech.check import load_recogniser
 
     recogniser = load_recogniser(str(trained[0] / "recogniser"))
-    heard = recogniser.transcribe([noise(16000).numpy(), noise(30000).numpy()])
-    assert len(heard) == 2 and all(isinstance(text, str) for text in heard)
+    transcript = recogniser.transcribe([noise(16000).numpy(), noise(30000).numpy()])
+    assert len(transcript) == 2 and all(isinstance(text, str) for text in transcript)
 
 
 def test_ctc_loss_is_per_character_and_leaves_the_trunk_alone():

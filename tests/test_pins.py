@@ -13,13 +13,13 @@ def now():
 
 
 def test_losses_rows_and_ids_are_those_that_are_committed(now):
-    found = list(differences(json.loads(GOLDEN.read_text()), now, ANY_CPU))
-    assert not found, "\n".join([*found[:40], "where that is meant: python -m tests.pins --write, in a commit of its own"])
+    rows = list(differences(json.loads(GOLDEN.read_text()), now, ANY_CPU))
+    assert not rows, "\n".join([*rows[:40], "where that is meant: python -m tests.pins --write, in a commit of its own"])
 
 
 def test_a_resumed_run_has_the_losses_of_the_one_that_nothing_stopped(now):
-    found = now["trajectories"]
-    assert found["lora, resumed"] == found["lora"] and len(found["lora"]) == 20
+    result = now["trajectories"]
+    assert result["lora, resumed"] == result["lora"] and len(result["lora"]) == 20
 
 
 def test_a_change_of_a_loss_a_row_or_an_id_is_seen(now):
@@ -34,5 +34,5 @@ def test_a_change_of_a_loss_a_row_or_an_id_is_seen(now):
         for key in path[:-1]:
             node = node[key]
         node[path[-1]] = change(node[path[-1]])
-        (told,) = differences(now, changed, SAME_MACHINE)
-        assert str(path[-1]) in told
+        (result,) = differences(now, changed, SAME_MACHINE)
+        assert str(path[-1]) in result

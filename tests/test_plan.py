@@ -25,35 +25,35 @@ def test_a_recipe_without_its_stage_is_both():
 
 def test_the_3b_of_the_paper_in_an_empty_lab(empty):
     (name, first), (_, second) = plan.stages("qwen2_5_3b")
-    one, two = plan.cost(empty, name, first), plan.cost(empty, "second", second)
+    outcome, two = plan.cost(empty, name, first), plan.cost(empty, "second", second)
     # 24 B tokens; by hand: 6 x the LLM's layers for the student alone, over 40 % of 989 TFLOP/s
     layers = 3_085_938_688 - 151_936 * 2048
     least = 6 * layers * 24e9 / (0.4 * 989e12) / 3600
-    assert least < one.gpu_hours < 1.6 * least
-    assert one.tts_hours == 0 and two.tts_hours == pytest.approx(1410 + 3.2)
+    assert least < outcome.gpu_hours < 1.6 * least
+    assert outcome.tts_hours == 0 and two.tts_hours == pytest.approx(1410 + 3.2)
     # LLM, Mimi, LibriHeavy, Emilia, a sample of FineWeb-Edu
-    assert one.download_gb == pytest.approx(2 * 3.0859 + 0.385 + 3000 + 2184 + 28, rel=1e-3)
-    assert one.disk_gb > one.download_gb + 141_000 * 0.06
-    assert one.memory_gb > 16 * 3.08 + 2 * 2 * 3.08
-    assert any("assumed" in note for note in one.notes)
+    assert outcome.download_gb == pytest.approx(2 * 3.0859 + 0.385 + 3000 + 2184 + 28, rel=1e-3)
+    assert outcome.disk_gb > outcome.download_gb + 141_000 * 0.06
+    assert outcome.memory_gb > 16 * 3.08 + 2 * 2 * 3.08
+    assert any("assumed" in note for note in outcome.notes)
 
 
 def test_lora_costs_less_time_and_memory_and_another_gpu_other_hours(empty):
     full, lora = recipes.qwen2_5_3b_stage1(), recipes.qwen2_5_3b_lora_stage1()
-    one, other = plan.cost(empty, "full", full), plan.cost(empty, "lora", lora)
-    assert other.gpu_hours < 0.8 * one.gpu_hours and other.memory_gb < 0.3 * one.memory_gb
+    first, other = plan.cost(empty, "full", full), plan.cost(empty, "lora", lora)
+    assert other.gpu_hours < 0.8 * first.gpu_hours and other.memory_gb < 0.3 * first.memory_gb
     slow = plan.cost(empty, "full", full, "A100")
-    assert slow.gpu_hours == pytest.approx(one.gpu_hours * 989 / 312)
+    assert slow.gpu_hours == pytest.approx(first.gpu_hours * 989 / 312)
     half = apply_overrides(full, {"optim.steps": 12_000})
-    assert plan.cost(empty, "half", half).gpu_hours == pytest.approx(one.gpu_hours / 2)
+    assert plan.cost(empty, "half", half).gpu_hours == pytest.approx(first.gpu_hours / 2)
     with pytest.raises(SaladError, match="speed of a 'TPU' is not known; known: B200"):
         plan.cost(empty, "full", full, "TPU")
 
 
 @pytest.mark.parametrize("name", ["smollm2_360m", "qwen2_5_0_5b"])
 def test_a_first_real_run_fits_24_gb_and_a_day(empty, name):
-    costs = [plan.cost(empty, one, config, "RTX 4090") for one, config in plan.stages(name)]
-    assert sum(one.gpu_hours for one in costs) < 24 and all(one.memory_gb < 12 for one in costs)
+    costs = [plan.cost(empty, first, config, "RTX 4090") for first, config in plan.stages(name)]
+    assert sum(first.gpu_hours for first in costs) < 24 and all(first.memory_gb < 12 for first in costs)
 
 
 def test_what_the_lab_has_measured_is_used_and_named(tmp_path):
@@ -110,8 +110,8 @@ def test_the_command_tells_costs_and_what_they_rest_on(empty, capsys):
     with pytest.raises(SystemExit) as stop:
         main([*command, "--set", "optim.steps=7000"])
     assert not stop.value.code
-    told = capsys.readouterr()
-    assert "smollm2_360m_stage1" in told.out and "7,000 steps of 50,000 are 0.35 B" in told.out and not told.err
+    output = capsys.readouterr()
+    assert "smollm2_360m_stage1" in output.out and "7,000 steps of 50,000 are 0.35 B" in output.out and not output.err
     with pytest.raises(SystemExit) as stop:
         main([*command, "--set", "optim.stepz=1"])
     assert stop.value.code == 2

@@ -40,15 +40,15 @@ def outcome(data: bytes, *asked):
 
 
 def kinds() -> list[tuple[str, str]]:
-    found = []
+    results = []
     for form in sorted(set(soundfile.available_formats()) - ODD):
         for subtype in soundfile.available_subtypes(form):
             try:
                 written(form, subtype)
             except (soundfile.LibsndfileError, ValueError):
                 continue
-            found.append((form, subtype))
-    return found
+            results.append((form, subtype))
+    return results
 
 
 @pytest.mark.parametrize(("form", "subtype"), kinds())
@@ -95,8 +95,8 @@ def test_rf64_w64_aiff_caf_au_and_nist_of_unknown_length_are_read_to_their_end()
     at = data.find(b"ds64")
     assert outcome(b"BW64" + data[4:]) == N and outcome(b"BW64" + data[4:40_000]) == "truncated"
     for size in SIZES_64:
-        told = struct.pack("<q", size)
-        assert outcome(patched(data, (at + 16, told))) == N == outcome(patched(data, (at + 8, 3 * told)))
+        result = struct.pack("<q", size)
+        assert outcome(patched(data, (at + 16, result))) == N == outcome(patched(data, (at + 8, 3 * result)))
     data = written("W64", "PCM_16")
     at = data.find(b"data") + 16
     for size in (*SIZES_64, 24):
@@ -178,10 +178,10 @@ def m4a(form: str = "ipod", codec: str = "aac", rate: int = RATE) -> bytes:
                                                      ("webm", "libopus", 48_000), ("adts", "aac", RATE)])  # fmt: skip
 def test_m4a_webm_and_aac_are_read_by_pyav(form, codec, rate):
     data = m4a(form, codec, rate)
-    found, hz = decode(data)
-    assert hz == rate and N * rate // RATE <= len(found) <= N * rate // RATE + 2_000 * (form == "adts")
+    result, hz = decode(data)
+    assert hz == rate and N * rate // RATE <= len(result) <= N * rate // RATE + 2_000 * (form == "adts")
     if form != "adts":
-        assert np.corrcoef(found[:: rate // RATE][:8_000], SOUND[:8_000])[0, 1] > 0.99
+        assert np.corrcoef(result[:: rate // RATE][:8_000], SOUND[:8_000])[0, 1] > 0.99
     assert outcome(data[: len(data) * 6 // 10]) == "truncated" and outcome(data, 0.5, 0.5) == rate // 2
 
 

@@ -25,7 +25,7 @@ RIVER = "The river runs through the valley and past the old mill. Many people wa
 
 
 def faults(source, **asked):
-    return [(one.doc_id, one.fault) for one in documents.read(source, **asked)]
+    return [(document.doc_id, document.fault) for document in documents.read(source, **asked)]
 
 
 def write(path, rows, encoding="utf-8"):
@@ -43,8 +43,8 @@ def test_a_bad_row_is_one_document_wherever_it_stands(tmp_path):
            '{"id": "n", "text": null}', '{"id": "none"}', '{"id": "\\udfff", "text": "x"}', "[" * 80_000]  # fmt: skip
     wanted = ["unreadable"] * 7 + ["empty", "empty"] + ["unreadable"] * 2
     source = write(tmp_path / "d.jsonl", [*bad, "", {"id": "good", "text": RIVER}, *bad])
-    found = faults(source)
-    assert [fault for _, fault in found] == [*wanted, None, *wanted] and found[11] == ("good", None)
+    rows = faults(source)
+    assert [fault for _, fault in rows] == [*wanted, None, *wanted] and rows[11] == ("good", None)
     counts = prepare_text(tmp_path / "lab", source, "c")
     assert counts["documents"] == {"read": 23, "kept": 1, "unreadable": 18, "empty": 4}
     assert "23 documents: 18 unreadable, 4 empty, 1 kept" in describe_counts(counts)
@@ -54,7 +54,7 @@ def test_a_bad_row_is_one_document_wherever_it_stands(tmp_path):
 def test_texts_stay_as_they_stand_in_every_encoding_that_tells_itself(tmp_path, encoding):
     texts = [f"One\u2028more {RIVER}", f"Next\u0085line {RIVER}", f"A nul\0sign {RIVER}", f"Café „so“ \r and \x1c {RIVER}"]
     source = write(tmp_path / "d.jsonl", [{"text": text} for text in texts], encoding)
-    assert [one.text for one in documents.read(source)] == texts
+    assert [document.text for document in documents.read(source)] == texts
     source.write_bytes(source.read_bytes().replace(b"\n", b"\r\n") if encoding.startswith("utf-8") else source.read_bytes())
     prepare_text(tmp_path / "lab", source, "c", TextOptions(near=1.0, min_s=2))
     assert sorted(text.strip() for text in texts) == sorted(text for (text,) in samples(tmp_path / "lab"))
@@ -81,9 +81,9 @@ def test_a_damaged_file_among_others_costs_itself_and_alone_it_is_refused(tmp_pa
     (folder / "a.jsonl.gz").write_bytes(packed[: len(packed) // 2])
     (folder / "b.jsonl.gz").write_bytes(b"no gzip")
     write(folder / "c.jsonl", rows[:2])
-    found = faults(folder)
-    assert [fault for _, fault in found if fault] == ["unreadable file"] * 2 and found[-2:] == [("0", None), ("1", None)]
-    assert len(found) > 1_000
+    rows_read = faults(folder)
+    assert [fault for _, fault in rows_read if fault] == ["unreadable file"] * 2 and rows_read[-2:] == [("0", None), ("1", None)]
+    assert len(rows_read) > 1_000
     for name, why in (("b.jsonl.gz", "cannot be read"), ("none.jsonl", "does not exist")):
         with pytest.raises(SaladError, match=why):
             faults(folder / name)
@@ -153,9 +153,9 @@ def test_sentences_of_german_and_chinese_end_where_they_end():
         "他说：“你好！”", "然后就走了。", "今天天气很好，我们去公园散步。", "这本书的价格是3.5元，一共有120页。",
         "明天你要不要和我一起去图书馆看书？",
     ]  # fmt: skip
-    found, left = passages(CHINESE * 5, 5, 30, LANGUAGES["zh"].characters_per_s, "zh")
-    assert all(5 <= one.seconds <= 30 for one in found) and not left
-    assert sum(one.end - one.start for one in found) == len(CHINESE * 5)
+    cut_passages, left = passages(CHINESE * 5, 5, 30, LANGUAGES["zh"].characters_per_s, "zh")
+    assert all(5 <= item.seconds <= 30 for item in cut_passages) and not left
+    assert sum(item.end - item.start for item in cut_passages) == len(CHINESE * 5)
 
 
 # ---------------------------------------------------------------------------------------------- one form of Unicode
@@ -168,8 +168,8 @@ SAME = ["Don't say \"café\" to the office at No. 12, she said again and again t
 def test_overlap_and_near_duplicates_are_looked_for_in_one_form_of_unicode():
     assert words(SAME[0]) == words(SAME[1]) == words(SAME[2])
     for n in range(3):
-        found = Benchmarks({"task": [[SAME[n]]]})
-        assert found.too_short == {} and all(found.overlaps(f"{RIVER}{text} {RIVER}") == ["task"] for text in SAME)
+        result = Benchmarks({"task": [[SAME[n]]]})
+        assert result.too_short == {} and all(result.overlaps(f"{RIVER}{text} {RIVER}") == ["task"] for text in SAME)
     assert near_duplicates(SAME) == {1: (0, 1.0), 2: (0, 1.0)}
     assert Benchmarks({"task": [[CHINESE]]}).overlaps(f"我记得，{CHINESE[10:30]}") == ["task"]
     assert words("你好 world, it's") == ["你", "好", "world", "it's"]
@@ -214,13 +214,15 @@ def test_the_shared_cases_of_texts_come_out_right(tmp_path, case):
     code, wanted = CLEAN[case]
     counts = prepare_text(tmp_path, CASES / f"{case}.jsonl", "c", TextOptions(language=code))
     assert counts["documents"] == wanted
-    there = "".join(one.text or "" for one in documents.read(CASES / f"{case}.jsonl"))
-    found = samples(tmp_path, "text, spoken, flags")
-    assert found and all(text in there for text, *_ in found)
+    there = "".join(document.text or "" for document in documents.read(CASES / f"{case}.jsonl"))
+    result = samples(tmp_path, "text, spoken, flags")
+    assert result and all(text in there for text, *_ in result)
     if case in ("line-separator", "nel", "nul"):
         sign = {"line-separator": "\u2028", "nel": "\u0085", "nul": "\0"}[case]
-        assert any(sign in text for text, *_ in found)
+        assert any(sign in text for text, *_ in result)
     if case == "german":
-        assert all(not flags for *_, flags in found) and any("neunzehnhundertachtundneunzig" in spoken for _, spoken, _ in found)
+        assert all(not flags for *_, flags in result) and any(
+            "neunzehnhundertachtundneunzig" in spoken for _, spoken, _ in result
+        )
     if case.startswith("long-hex"):  # no voice reads it: it is in no passage, and is counted
-        assert counts["left over"]["long sentence"] == 1 and all(max(map(len, text.split())) < 100 for text, *_ in found)
+        assert counts["left over"]["long sentence"] == 1 and all(max(map(len, text.split())) < 100 for text, *_ in result)

@@ -18,8 +18,8 @@ def test_a_line_ends_with_a_line_feed_alone_in_every_encoding_that_tells_itself(
     data = TEXT.encode(encoding) if not encoding.endswith("-bom") else ("\ufeff" + TEXT).encode(encoding[:-4])
     path = tmp_path / ("t.txt.gz" if packed else "t.txt")
     path.write_bytes(gzip.compress(data) if packed else data)
-    found = list(lines(path, encoding_of(path)))
-    assert [line.text for line in found] == WANTED and [line.number for line in found] == [1, 2, 3, 4]
+    rows = list(lines(path, encoding_of(path)))
+    assert [line.text for line in rows] == WANTED and [line.number for line in rows] == [1, 2, 3, 4]
 
 
 @pytest.mark.parametrize(("data", "named"), [
@@ -42,11 +42,11 @@ def test_a_bad_line_among_good_ones_is_one(tmp_path):
     bad = [b'{"a": "\xff\xfe"}', b'{"a": ', b"[1]", b"null", b"7", b'{"a": "\\ud83d"}', b'{"a": {"b": ["\\uDE00x"]}}',
            b"[" * 90_000, b'{"a": ' + b"9" * 6_000 + b"}"]  # fmt: skip
     path.write_bytes(b"\n".join([good, *bad, b"", b'{"a": "\\ud83d\\ude00"}', good]))
-    found = list(rows(path, encoding_of(path)))
-    assert [row.number for row in found if row.value] == [1, 12, 13] and found[-2].value == {"a": "😀"}
-    assert len(found) == len(bad) + 3 and all(row.fault for row in found if row.value is None)
+    rows_read = list(rows(path, encoding_of(path)))
+    assert [row.number for row in rows_read if row.value] == [1, 12, 13] and rows_read[-2].value == {"a": "😀"}
+    assert len(rows_read) == len(bad) + 3 and all(row.fault for row in rows_read if row.value is None)
     for n, why in ((1, "0xff"), (2, "not JSON"), (3, "list"), (6, "surrogate")):
-        assert why in found[n].fault
+        assert why in rows_read[n].fault
 
 
 def test_a_file_that_breaks_off_gives_what_stands_before(tmp_path):
@@ -54,9 +54,9 @@ def test_a_file_that_breaks_off_gives_what_stands_before(tmp_path):
     path = tmp_path / "l.jsonl.gz"
     packed = gzip.compress(whole)
     path.write_bytes(packed[: len(packed) // 2])
-    found = list(rows(path, encoding_of(path)))
-    assert len(found) > 1_000 and all(row.value["n"] == n for n, row in enumerate(found[:-1]))
-    assert found[-1].value is None and "from here on" in found[-1].fault
+    rows_read = list(rows(path, encoding_of(path)))
+    assert len(rows_read) > 1_000 and all(row.value["n"] == n for n, row in enumerate(rows_read[:-1]))
+    assert rows_read[-1].value is None and "from here on" in rows_read[-1].fault
     with pytest.raises(StoreError, match="does not exist"):
         list(lines(tmp_path / "none"))
     (tmp_path / "odd.txt").write_bytes("ab\ncd".encode("utf-16")[:-1])

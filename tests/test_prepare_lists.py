@@ -31,17 +31,17 @@ EVERYTHING = SpeechOptions(max_cer=99)
 
 def rows_of(source, layout="auto", language="en"):
     """id -> seconds, or the reason for which it is set aside, of everything that `source` lists."""
-    found = {}
-    for number, one in enumerate(recordings(source, layout, language)):
+    by_name = {}
+    for number, recording in enumerate(recordings(source, layout, language)):
         try:
-            if one.fault:
-                raise Unusable(*one.fault)
-            samples, rate = one.load()
+            if recording.fault:
+                raise Unusable(*recording.fault)
+            samples, rate = recording.load()
             result = round(len(samples) / rate, 3)
         except Unusable as error:
             result = error.args[0]
-        found[one.id if one.id not in found else f"{one.id}/{number}"] = result
-    return found
+        by_name[recording.id if recording.id not in by_name else f"{recording.id}/{number}"] = result
+    return by_name
 
 
 @pytest.fixture(scope="module")
@@ -93,8 +93,8 @@ def test_a_duration_that_is_no_number_costs_its_row_alone(folder, tmp_path, valu
 def test_a_row_asks_for_a_part_of_a_sound_or_cannot_be_understood(folder, tmp_path, row, outcome):
     for name in ("a.wav", "b.flac"):
         (tmp_path / name).symlink_to(folder / name)
-    told = [{"audio_filepath": "a.wav", "text": "one"} | row, {"audio_filepath": "b.flac", "text": "two"}]
-    source = listing(tmp_path, "l.jsonl", "".join(json.dumps(one) + "\n" for one in told))
+    result = [{"audio_filepath": "a.wav", "text": "one"} | row, {"audio_filepath": "b.flac", "text": "two"}]
+    source = listing(tmp_path, "l.jsonl", "".join(json.dumps(item) + "\n" for item in result))
     first, second = rows_of(source).values()
     assert (first, second) == (outcome, 1.0)
 
@@ -114,26 +114,31 @@ def test_every_encoding_that_tells_itself_and_every_line_end_give_the_same(folde
         file = io.StringIO()
         csv.writer(file, delimiter="\t" if kind == "tsv" else ",", lineterminator=end).writerows([row, row.values(), []])
         text = file.getvalue()
-    (one,) = recordings(listing(tmp_path, f"l.{kind}", text, encoding))
-    assert (one.id, one.text, one.speaker) == ("a", "Grüße aus 文, „x“", "José") and len(one.load()[0]) == 32_000
+    (recording,) = recordings(listing(tmp_path, f"l.{kind}", text, encoding))
+    assert (recording.id, recording.text, recording.speaker) == ("a", "Grüße aus 文, „x“", "José") and len(
+        recording.load()[0]
+    ) == 32_000
 
 
 def test_fields_that_do_not_fit_the_columns_set_their_row_aside_and_no_column_is_shifted(folder, tmp_path):
     (tmp_path / "a.wav").symlink_to(folder / "a.wav")
     source = listing(tmp_path, "l.tsv", "path\ttext\tspeaker\tlicence\na.wav\tone\ttwo\tS1\tCC0\nb.wav\tone\tS1\n"
                                         "\na.wav\t\"one\tS1\tCC0\n   \nc.wav\n")  # fmt: skip
-    found = list(recordings(source))
-    assert [(one.id, one.fault and one.fault[0]) for one in found] == [
+    listed = list(recordings(source))
+    assert [(item.id, item.fault and item.fault[0]) for item in listed] == [
         ("a", "wrong number of fields"), ("b", "wrong number of fields"), ("a", None), ("c", "wrong number of fields")
     ]  # fmt: skip
-    assert found[0].fault[1] == "line 2 has 5 fields under 4 columns" and found[0].licence is None
-    assert (found[2].text, found[2].speaker, found[2].licence) == ('"one', "S1", "CC0")
+    assert listed[0].fault[1] == "line 2 has 5 fields under 4 columns" and listed[0].licence is None
+    assert (listed[2].text, listed[2].speaker, listed[2].licence) == ('"one', "S1", "CC0")
 
 
 def test_a_csv_quotes_as_its_standard_says_and_an_unclosed_quote_costs_a_line(tmp_path):
     text = 'path,text\na.wav,"one, ""two""\nthree"\nb.wav,"open\nc.wav,plain\nd.wav,a "b" c\ne.wav,x\n'
-    found = [(one.id, one.text, one.fault and one.fault[0]) for one in recordings(listing(tmp_path, "l.csv", text))]
-    assert found == [("a", 'one, "two" three', None), ("l-4", "", "unreadable"), ("c", "plain", None), ("d", 'a "b" c', None),
+    listed = [
+        (recording.id, recording.text, recording.fault and recording.fault[0])
+        for recording in recordings(listing(tmp_path, "l.csv", text))
+    ]
+    assert listed == [("a", 'one, "two" three', None), ("l-4", "", "unreadable"), ("c", "plain", None), ("d", 'a "b" c', None),
                      ("e", "x", None)]  # fmt: skip
 
 
@@ -141,10 +146,10 @@ def test_bad_lines_of_json_cost_themselves_wherever_they_stand(tmp_path):
     good = json.dumps({"path": "a.wav", "text": "one"})
     bad = ["", "{", "[]", "null", '{"text": "no path"}', '{"path": 1e5, "text": "\\ud800"}', "\ufffd", "[" * 70_000]
     source = listing(tmp_path, "l.jsonl", "\n".join([*bad, good, *bad, good.replace("a.wav", "b.wav")]))
-    found = list(recordings(source))
-    assert [one.fault is None for one in found] == [False] * 3 + [True] and False or len(found) == 16
-    assert [one.id for one in found if one.fault is None and one.file] == ["a", "b"]
-    assert all(one.fault or one.file is None or one.file.endswith(".wav") for one in found)
+    listed = list(recordings(source))
+    assert [item.fault is None for item in listed] == [False] * 3 + [True] and False or len(listed) == 16
+    assert [item.id for item in listed if item.fault is None and item.file] == ["a", "b"]
+    assert all(item.fault or item.file is None or item.file.endswith(".wav") for item in listed)
 
 
 @pytest.mark.parametrize(("name", "text", "why"), [
@@ -197,8 +202,8 @@ def test_a_recording_is_its_file_and_its_start(recogniser, tmp_path):  # noqa: F
     assert counts["kept"] == 9 and counts["set aside"] == {"listed twice": 3} and counts["listed"] == 12
     ids = kept_ids(tmp_path / "lab", "own")
     assert ids[:4] == ["001", "s2/001.wav", "long", f"long.flac@{starts[1]:g}"] and len(set(ids)) == 9
-    found = query(tmp_path / "lab", "select count(*), count(distinct synthesis_id) from syntheses")
-    assert found == [(9, 9)]
+    rows_read = query(tmp_path / "lab", "select count(*), count(distinct synthesis_id) from syntheses")
+    assert rows_read == [(9, 9)]
     by_text = dict(query(tmp_path / "lab", "select text, duration_s from syntheses join samples using (sample_id)"))
     assert [by_text[text] for text in TEXTS[2:]] == pytest.approx([starts[3] - starts[2]], abs=1e-3)
     assert "12 recordings: 9 kept" in describe_counts(counts) and "3 listed twice" in describe_counts(counts)
@@ -214,11 +219,11 @@ def test_what_an_earlier_version_called_listed_twice_is_added_and_nothing_is_dou
     listing(tmp_path / "own", "list.tsv", f"path\ttext\n{rows}other.wav\t{TEXTS[0]}\n")
     with monkeypatch.context() as patch:  # as it was: the stem alone is the id
 
-        def by_stem(found, size):
+        def by_stem(result, size):
             seen, part = set(), []
-            for one in found:
-                part.append(one if one.id not in seen else speech.replace(one, fault=("listed twice", one.id)))
-                seen.add(one.id)
+            for item in result:
+                part.append(item if item.id not in seen else speech.replace(item, fault=("listed twice", item.id)))
+                seen.add(item.id)
             yield from (part[n : n + size] for n in range(0, len(part), size))
 
         patch.setattr(speech, "_shards", by_stem)
@@ -325,9 +330,9 @@ def test_keys_that_begin_again_in_every_tar_are_recordings_of_their_own(recognis
 def cut(id="c", channel=0, source=None, supervisions=None, **more):
     recording = {"id": "call", "sources": [source or {"type": "file", "channels": [0, 1], "source": "call.wav"}],
                  "sampling_rate": 16_000, "num_samples": 32_000, "duration": 2.0, "channel_ids": [0, 1]}  # fmt: skip
-    said = {"id": id, "recording_id": "call", "start": 0, "duration": 1.0, "channel": channel, "text": "words", "speaker": "A"}
+    fields = {"id": id, "recording_id": "call", "start": 0, "duration": 1.0, "channel": channel, "text": "words", "speaker": "A"}
     made = {"id": id, "start": 0, "duration": 1.0, "channel": channel, "recording": recording, "type": "MonoCut",
-            "supervisions": [said] if supervisions is None else supervisions}  # fmt: skip
+            "supervisions": [fields] if supervisions is None else supervisions}  # fmt: skip
     recording |= more.pop("recording", {})
     return made | more
 
@@ -338,10 +343,10 @@ def test_a_cut_is_read_from_its_own_channel_and_what_it_asks_for_is_done_or_name
     soundfile.write(tmp_path / "r.wav", right, 16_000, subtype="FLOAT")
     memory = base64.b64encode((tmp_path / "r.wav").read_bytes()).decode()
     both = [{"type": "file", "channels": [0], "source": "call.wav"}, {"type": "file", "channels": [1], "source": "r.wav"}]
-    said = cut()["supervisions"][0]
+    supervision = cut()["supervisions"][0]
     items = [
         cut("left"), cut("right", 1), cut("both", [0, 1], type="MultiCut"),
-        cut("of-two", [0, 1], type="MultiCut", supervisions=[said | {"id": "of-two", "channel": 1}]),
+        cut("of-two", [0, 1], type="MultiCut", supervisions=[supervision | {"id": "of-two", "channel": 1}]),
         cut("two-files", 1, recording={"sources": both}), cut("later", 1, start=1.0), cut("third", 2),
         cut("memory", 1, {"type": "memory", "channels": [1], "source": memory}),
         cut("volume", 1, recording={"transforms": [{"name": "Volume", "kwargs": {"factor": 0.5}}]}),
@@ -353,25 +358,25 @@ def test_a_cut_is_read_from_its_own_channel_and_what_it_asks_for_is_done_or_name
         cut("padding", type="PaddingCut"), cut("no-words", supervisions=[]), cut("nan", duration=float("nan")),
         cut("early", start=-1), cut("gone", 0, {"type": "file", "channels": [0], "source": "gone.wav"}),
         cut("beyond", start=1.5), {"id": "odd"}, {"id": "typed", "type": "NoSuchCut"}, 7,
-        cut("german", supervisions=[said | {"id": "german", "language": "German"}]),
-        cut("english", supervisions=[said | {"id": "english", "language": "English"}]),
+        cut("german", supervisions=[supervision | {"id": "german", "language": "German"}]),
+        cut("english", supervisions=[supervision | {"id": "english", "language": "English"}]),
     ]  # fmt: skip
     with gzip.open(tmp_path / "cuts.jsonl.gz", "wt") as file:
         file.writelines(json.dumps(item) + "\n" for item in items)
-    found = {}
-    for one in recordings(tmp_path / "cuts.jsonl.gz"):
+    by_name = {}
+    for sample in recordings(tmp_path / "cuts.jsonl.gz"):
         try:
-            if one.fault:
-                raise Unusable(*one.fault)
-            found[one.id] = one.load()[0]
+            if sample.fault:
+                raise Unusable(*sample.fault)
+            by_name[sample.id] = sample.load()[0]
         except Unusable as error:
-            found[one.id] = error.args[0]
+            by_name[sample.id] = error.args[0]
     wanted = {"left": left, "right": right, "both": (left + right) / 2, "of-two": right, "two-files": right, "memory": right,
               "volume": right / 2, "english": left}  # fmt: skip
     for id, samples in wanted.items():
-        assert found.pop(id) == pytest.approx(samples[:16_000], abs=1e-6), id
-    assert found.pop("later") == pytest.approx(right[16_000:], abs=1e-6)
-    assert found == {
+        assert by_name.pop(id) == pytest.approx(samples[:16_000], abs=1e-6), id
+    assert by_name.pop("later") == pytest.approx(right[16_000:], abs=1e-6)
+    assert by_name == {
         "third": "unreadable", "unheard-of": "unreadable", "command": "unsupported", "url": "unsupported", "shar": "unsupported",
         "mixed": "unsupported", "padding": "unreadable", "no-words": "no text", "nan": "bad number", "early": "bad number",
         "gone": "missing", "beyond": "truncated", "odd": "unreadable", "typed": "unreadable", "cuts-23": "unreadable",
@@ -407,15 +412,15 @@ def test_whatever_a_list_holds_every_row_is_a_recording_or_has_a_reason(folder, 
         at %= len(data)
         source = listing(tmp_path, name, data[:at] + bytes(noise) + data[at:])
         try:
-            found = list(recordings(source))
+            listed = list(recordings(source))
         except SaladError as error:
             assert name in str(error) and "\n" not in str(error).replace(str(rows), "")
             continue
-        for one in found:
-            assert one.fault is None or (len(one.fault) == 2 and all(isinstance(part, str) for part in one.fault))
-            if one.fault is None:
+        for item in listed:
+            assert item.fault is None or (len(item.fault) == 2 and all(isinstance(part, str) for part in item.fault))
+            if item.fault is None:
                 try:
-                    one.load(10.0)
+                    item.load(10.0)
                 except Unusable as error:
                     assert len(error.args) == 2
 
@@ -440,7 +445,7 @@ def test_the_shared_cases_of_recordings_come_out_right(recogniser, tmp_path, cas
     seconds, reasons = WANTED[case]
     counts = prepare_speech(tmp_path, CASES / case, "case", recogniser, EVERYTHING)
     assert aside(tmp_path, "case") == reasons and counts["listed"] == len(seconds) + len(reasons)
-    found = query(tmp_path, "select duration_s from syntheses join samples using (sample_id) order by text")
-    assert [round(one, 4) for (one,) in found] == seconds
+    rows = query(tmp_path, "select duration_s from syntheses join samples using (sample_id) order by text")
+    assert [round(item, 4) for (item,) in rows] == seconds
     with pytest.raises(SaladError, match="tsv-latin-1/list.tsv is not UTF-8 .* it looks like Latin-1"):
         prepare_speech(tmp_path, CASES / "tsv-latin-1", "latin", recogniser)

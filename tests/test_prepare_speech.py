@@ -45,8 +45,8 @@ def half(path):
 
 
 def aside(lab, name):
-    found = sorted((lab / "speech" / f"{name}.prepared").glob("aside.*.jsonl"))
-    return {row["id"]: row["reason"] for path in found for row in map(json.loads, path.read_text().splitlines())}
+    rows = sorted((lab / "speech" / f"{name}.prepared").glob("aside.*.jsonl"))
+    return {row["id"]: row["reason"] for path in rows for row in map(json.loads, path.read_text().splitlines())}
 
 
 def query(lab, sql):
@@ -82,8 +82,8 @@ def librispeech(tmp_path_factory):
                 record(path, lines[name] * 40)
     lines["84-121123-0012"] = "..."
     record(chapter / "84-121123-0012.flac", "no text")
-    told = "".join(f"{name} {text.upper()}\n" for name, text in lines.items())
-    (chapter / "84-121123.trans.txt").write_text(told)
+    result = "".join(f"{name} {text.upper()}\n" for name, text in lines.items())
+    (chapter / "84-121123.trans.txt").write_text(result)
     reasons = dict(zip(list(lines)[4:], [*faults, "no text"], strict=True))
     return chapter.parents[2], reasons
 
@@ -107,8 +107,12 @@ def test_bad_audio_is_set_aside_with_its_reason_and_the_counts_reconcile(librisp
 
     cut = next(iter(CutSet.from_shar(in_dir=shar.folder_of(tmp_path, "natural"))))
     assert cut.load_audio().shape[1] == cut.num_samples and cut.sampling_rate == 16_000
-    said = cut.supervisions[0]
-    assert said.custom["licence"] == "CC BY 4.0" and said.custom["as_written"].isupper() and said.alignment["word"]
+    supervision = cut.supervisions[0]
+    assert (
+        supervision.custom["licence"] == "CC BY 4.0"
+        and supervision.custom["as_written"].isupper()
+        and supervision.alignment["word"]
+    )
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file() and path.name != "natural.json"}
     assert prepare_speech(tmp_path, source, "natural", recogniser, options, shard_size=5) == counts
     assert all(path.stat().st_mtime_ns == at for path, at in before.items())
@@ -135,8 +139,8 @@ def test_libriheavy_cuts_out_of_long_recordings(recogniser, tmp_path):
             }) + "\n")  # fmt: skip
     counts = prepare_speech(tmp_path / "lab", tmp_path, "heavy", recogniser, SpeechOptions(licence="public domain"))
     assert counts["kept"] == 2 and counts["licences"] == {"public domain": 2}
-    found = query(tmp_path / "lab", "select text, voice, duration_s from syntheses join samples using (sample_id) order by 1")
-    assert found == [(TEXTS[1].capitalize() + ".", "100", len(second) / 16_000),
+    rows = query(tmp_path / "lab", "select text, voice, duration_s from syntheses join samples using (sample_id) order by 1")
+    assert rows == [(TEXTS[1].capitalize() + ".", "100", len(second) / 16_000),
                      (TEXTS[0].capitalize() + ".", "100", len(first) / 16_000)]  # fmt: skip
 
 
@@ -176,9 +180,9 @@ def tar_of(path, members):
     path.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(path, "w") as tar:
         for name, data in members:
-            told = tarfile.TarInfo(name)
-            told.size = len(data)
-            tar.addfile(told, io.BytesIO(data))
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
     return path
 
 
@@ -208,15 +212,15 @@ def emilia(tmp_path_factory):
     ]  # fmt: skip
     tar_of(root / "Emilia" / "EN" / "EN-B000000.tar", members)
     tar_of(root / "Emilia" / "DE" / "DE-B000000.tar", [("DE_1.json", said("DE_1", "nein")), ("DE_1.mp3", mp3("nein"))])
-    told = {"_id": "EN_a-b_W000001", "speaker": "EN_a-b_SPEAKER_00", "phone_count": 30, "dnsmos": 3.1, "language": "en",
+    fields = {"_id": "EN_a-b_W000001", "speaker": "EN_a-b_SPEAKER_00", "phone_count": 30, "dnsmos": 3.1, "language": "en",
             "text": TEXTS[3], "duration": len(tones(TEXTS[3])[0]) / 16_000}  # fmt: skip
     again = keys[0]  # of the other repository's first: the first stays
     yodas = tar_of(root / "Emilia-YODAS" / "EN" / "EN-B000000.tar", [
-        ("EN_a-b_W000001.json", json.dumps(told).encode()), ("EN_a-b_W000001.mp3", mp3(TEXTS[3])),
+        ("EN_a-b_W000001.json", json.dumps(fields).encode()), ("EN_a-b_W000001.mp3", mp3(TEXTS[3])),
         (f"{again}.json", said(again, TEXTS[0])), (f"{again}.mp3", mp3(TEXTS[0])),
-        ("EN_a-b_W000002.json", json.dumps(told | {"_id": "EN_a-b_W000002", "text": TEXTS[2]}).encode()),
+        ("EN_a-b_W000002.json", json.dumps(fields | {"_id": "EN_a-b_W000002", "text": TEXTS[2]}).encode()),
         ("EN_a-b_W000002.mp3", mp3(TEXTS[2])),
-        ("EN_a-b_W000003.json", json.dumps(told | {"_id": "EN_a-b_W000003"}).encode()),
+        ("EN_a-b_W000003.json", json.dumps(fields | {"_id": "EN_a-b_W000003"}).encode()),
         ("EN_a-b_W000003.mp3", mp3(TEXTS[3])),
     ])  # fmt: skip
     with tarfile.open(yodas) as tar:
@@ -235,14 +239,14 @@ def test_emilia_as_it_is_published_is_read_out_of_its_tars(emilia, recogniser, t
     assert aside(tmp_path, "emilia") == reasons
     assert counts["listed"] == 14 == counts["kept"] + sum(counts["set aside"].values()) and counts["kept"] == 5
     assert counts["licences"] == {"CC BY-NC 4.0": 4, "CC BY 4.0": 1}
-    found = query(tmp_path, "select voice, text from syntheses join samples using (sample_id) order by all")
-    assert found == sorted([*(("EN_B00000_S00000", text) for text in TEXTS), ("EN_a-b_SPEAKER_00", TEXTS[3])])
+    rows = query(tmp_path, "select voice, text from syntheses join samples using (sample_id) order by all")
+    assert rows == sorted([*(("EN_B00000_S00000", text) for text in TEXTS), ("EN_a-b_SPEAKER_00", TEXTS[3])])
     cut = next(iter(shar.Shar(tmp_path, "emilia")))[0]
     assert cut.supervisions[0].custom["dnsmos"] == 3.29 and cut.supervisions[0].custom["tar"] == "EN-B000000.tar"
     (tmp_path / "stubs").mkdir()
     (tmp_path / "stubs" / "a.tar").touch()  # a download that never began, and Git LFS's stand-in for a file
     (tmp_path / "stubs" / "b.tar").write_text("version https://git-lfs.github.com/spec/v1")
-    assert [one.fault[0] for one in recordings(tmp_path / "stubs")] == ["unreadable", "unreadable"]
+    assert [recording.fault[0] for recording in recordings(tmp_path / "stubs")] == ["unreadable", "unreadable"]
     german = prepare_speech(tmp_path, source, "german", recogniser, SpeechOptions(language="de", max_cer=2))
     assert german["listed"] == 1 and german["set aside"] == {"other language": 1}  # its JSON says "en"
     with pytest.raises(SaladError, match="no tar in 'fr'; it has DE, EN"):
@@ -268,9 +272,9 @@ def test_tars_killed_and_taken_up_again_give_the_same_bytes_and_are_indexed_once
 def test_a_lab_that_is_moved_goes_on_with_its_own_recogniser(recogniser, tmp_path):
     def own(lab):
         (lab / "models" / "recogniser").mkdir(parents=True, exist_ok=True)
-        one = copy.copy(recogniser)
-        one.name = str(lab / "models" / "recogniser")
-        return one
+        item = copy.copy(recogniser)
+        item.name = str(lab / "models" / "recogniser")
+        return item
 
     record(tmp_path / "own" / "one.wav", TEXTS[0])
     (tmp_path / "own" / "train.tsv").write_text(f"path\tsentence\none.wav\t{TEXTS[0]}\n")
@@ -333,17 +337,17 @@ def test_killed_parted_and_repaired_it_gives_the_same_bytes(librispeech, recogni
 def test_what_cannot_be_listed_is_an_error_in_a_line(recogniser, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     (tmp_path / "odd.tsv").write_text("a\tb\n1\t2\n")
-    for source, said in ((tmp_path / "none", "does not exist"), (tmp_path / "empty", "none of the known layouts"),
+    for source, message in ((tmp_path / "none", "does not exist"), (tmp_path / "empty", "none of the known layouts"),
                          (tmp_path / "odd.tsv", "a row needs a path")):  # fmt: skip
-        with pytest.raises(SaladError, match=said):
+        with pytest.raises(SaladError, match=message):
             list(recordings(source))
     with pytest.raises(SystemExit) as stop:
         cli.main(["prepare", "speech", str(tmp_path), "--name", "x", "--lab", str(tmp_path / "lab")])
-    said = capsys.readouterr().err
-    assert stop.value.code == 2 and "name a CTC model with --recogniser" in said and said.count("\n") == 1
+    message = capsys.readouterr().err
+    assert stop.value.code == 2 and "name a CTC model with --recogniser" in message and message.count("\n") == 1
     (tmp_path / "bare.tsv").write_text("path\ttext\n")
-    for source, said in ((tmp_path / "none", "does not exist"), (tmp_path / "bare.tsv", "lists no recording")):
-        with pytest.raises(SaladError, match=said):
+    for source, message in ((tmp_path / "none", "does not exist"), (tmp_path / "bare.tsv", "lists no recording")):
+        with pytest.raises(SaladError, match=message):
             prepare_speech(tmp_path / "lab", source, "x", recogniser)
     assert not (tmp_path / "lab" / "speech").exists()  # nothing was begun
 

@@ -45,8 +45,8 @@ def write_jsonl(path, texts, **more):
 def salad(capsys, *args) -> tuple[int, str, str]:
     with pytest.raises(SystemExit) as stop:
         cli.main([str(a) for a in args])
-    said = capsys.readouterr()
-    return stop.value.code, said.out, said.err
+    output = capsys.readouterr()
+    return stop.value.code, output.out, output.err
 
 
 def rows(lab, what="sample_id, text, spoken, licence, flags, reasons, benchmarks, doc_id, language"):
@@ -79,17 +79,17 @@ def test_passages_are_whole_sentences_of_five_to_thirty_seconds_and_nothing_is_l
     text = " ".join(prose(rng.random(), rng.randint(1, 4)) + rng.choice(["", "\n", " It rained in 1998."]) for _ in range(8))
     spans = sentences(text)
     starts, ends = {a for a, _ in spans}, {b for _, b in spans}
-    found, left = passages(text, 5, 30)
-    assert found and all(5 <= p.seconds <= 30 and p.start in starts and p.end in ends for p in found)
-    assert all(a.end <= b.start for a, b in zip(found, found[1:], strict=False))
-    inside = sum(any(p.start <= a and b <= p.end for p in found) for a, b in spans)
+    cut_passages, left = passages(text, 5, 30)
+    assert cut_passages and all(5 <= p.seconds <= 30 and p.start in starts and p.end in ends for p in cut_passages)
+    assert all(a.end <= b.start for a, b in zip(cut_passages, cut_passages[1:], strict=False))
+    inside = sum(any(p.start <= a and b <= p.end for p in cut_passages) for a, b in spans)
     assert inside == len(spans) or left["short"] == 1
 
 
 def test_a_sentence_that_is_too_long_and_a_rest_that_is_too_short_are_counted():
     endless = "and then " * 100 + "it stopped."
-    found, left = passages(f"{prose(1, 3)} {endless.capitalize()} Short.", 5, 30)
-    assert len(found) == 1 and left == {"long sentence": 1, "short": 1}
+    cut_passages, left = passages(f"{prose(1, 3)} {endless.capitalize()} Short.", 5, 30)
+    assert len(cut_passages) == 1 and left == {"long sentence": 1, "short": 1}
 
 
 # ---------------------------------------------------------------------------------------------- duplicates
@@ -112,29 +112,29 @@ def test_near_duplicates_are_those_that_jaccard_similarity_says():
         for _ in range(rng.randint(0, 6)):  # of little to much change
             w[rng.randrange(len(w))] = rng.choice(NOUNS)
         texts += [text, " ".join(w)]
-    found = near_duplicates(texts, 0.75)
+    result = near_duplicates(texts, 0.75)
     true = {(i, j): jaccard(texts[j], texts[i]) for i in range(len(texts)) for j in range(i)}
-    for n, (of, similarity) in found.items():
+    for n, (of, similarity) in result.items():
         assert of < n and similarity == pytest.approx(true[n, of], abs=0.16)
     surely = {n for (n, _), s in true.items() if 0.88 <= s < 1}
     surely_not = set(range(len(texts))) - {n for (n, _), s in true.items() if s >= 0.62}
     assert len(surely) > 5 and len(surely_not) > 50
-    assert surely - set(found) == {n for n in surely if texts[n] in texts[:n]} and not surely_not & set(found)
+    assert surely - set(result) == {n for n in surely if texts[n] in texts[:n]} and not surely_not & set(result)
 
 
 def test_signatures_estimate_similarity():
     a, b = prose(0, 8), prose(0, 6)
-    one, other = signatures([a, b])
-    assert one.shape == (BANDS * ROWS,) and (one == other).mean() == pytest.approx(jaccard(a, b), abs=0.13)
+    first, other = signatures([a, b])
+    assert first.shape == (BANDS * ROWS,) and (first == other).mean() == pytest.approx(jaccard(a, b), abs=0.13)
 
 
 def test_overlap_is_thirteen_words_in_a_row_whatever_the_case_and_punctuation():
     words14 = "if you want to keep the soup warm for longer then use a lid"
-    found = Benchmarks({"piqa": [[words14, "too short"]], "arc": [["one two three"], [prose(5)]]})
-    assert found.overlaps(f'He said: "{words14.upper().replace(" ", ", ")}!"') == ["piqa"]
-    assert found.overlaps(" ".join(words14.split()[1:-1]) + " and more") == []
-    assert found.overlaps(prose(5) + " " + words14) == ["arc", "piqa"]
-    assert found.too_short == {"arc": 1}
+    result = Benchmarks({"piqa": [[words14, "too short"]], "arc": [["one two three"], [prose(5)]]})
+    assert result.overlaps(f'He said: "{words14.upper().replace(" ", ", ")}!"') == ["piqa"]
+    assert result.overlaps(" ".join(words14.split()[1:-1]) + " and more") == []
+    assert result.overlaps(prose(5) + " " + words14) == ["arc", "piqa"]
+    assert result.too_short == {"arc": 1}
 
 
 # ------------------------------------------------------------------------------------------------ the command
@@ -153,11 +153,11 @@ CASES = {
 def test_every_case_is_spoken_or_marked_with_its_reason(tmp_path):
     texts = [f"Read {case} before the night falls. {prose(n, 1)}" for n, case in enumerate(CASES)]
     counts = prepare_text(tmp_path / "lab", write_jsonl(tmp_path / "in.jsonl", texts), "c", TextOptions(min_s=2))
-    found = {text: (spoken, flags, json.loads(reasons)) for _, text, spoken, _, flags, reasons, *_ in rows(tmp_path / "lab")}
-    assert list(found) and set(found) == set(texts)
+    rows_read = {text: (spoken, flags, json.loads(reasons)) for _, text, spoken, _, flags, reasons, *_ in rows(tmp_path / "lab")}
+    assert list(rows_read) and set(rows_read) == set(texts)
     for (case, (flag, spoken)), text in zip(CASES.items(), texts, strict=True):
-        said, flags, reasons = found[text]
-        assert said.startswith(spoken) and flags == ([flag] if flag else []), case
+        statement, flags, reasons = rows_read[text]
+        assert statement.startswith(spoken) and flags == ([flag] if flag else []), case
         assert not flag or reasons[flag] in text
     assert counts["passages"] == {"cut": 7, "clean": 4, "flagged": 3, "exact duplicate": 0}
     assert counts["flags"] == {"formula": 1, "markup": 1, "url": 1}
@@ -195,19 +195,19 @@ def test_the_counts_reconcile_and_say_what_was_left_out(corpus, tmp_path):
     assert counts["documents"] == {
         "read": 41, "kept": 37, "no passage": 1, "empty": 1, "unreadable": 1, "other language": 1
     }  # fmt: skip
-    told = counts["passages"]
-    assert told["cut"] == told["clean"] + told["flagged"] + told["exact duplicate"]
+    result = counts["passages"]
+    assert result["cut"] == result["clean"] + result["flagged"] + result["exact duplicate"]
     texts = pq.read_table(lab / "corpora" / "broad")
-    found = rows(lab)
-    assert len(found) == told["clean"] + told["flagged"] and len(texts) == told["clean"]
-    by_flag = {flag: [row for row in found if flag in row[4]] for flag in ("near-duplicate", "url", "benchmark overlap")}
-    assert told["exact duplicate"] >= 2 and {row[7] for row in by_flag["near-duplicate"]} == {"d8"}
+    rows_read = rows(lab)
+    assert len(rows_read) == result["clean"] + result["flagged"] and len(texts) == result["clean"]
+    by_flag = {flag: [row for row in rows_read if flag in row[4]] for flag in ("near-duplicate", "url", "benchmark overlap")}
+    assert result["exact duplicate"] >= 2 and {row[7] for row in by_flag["near-duplicate"]} == {"d8"}
     assert re.fullmatch(r"\d\.\d\d like d4", json.loads(by_flag["near-duplicate"][0][5])["near-duplicate"])
     assert [(row[6], row[7]) for row in by_flag["benchmark overlap"]] == [(["piqa"], "d5")]
     assert {row[7] for row in by_flag["url"]} == {"d12"}
-    assert counts["benchmarks"] == {"piqa": 1} and counts["licences"] == {"CC0-1.0": len(found)}
-    assert {row[8] for row in found} == {"en"}
-    assert set(texts["text"].to_pylist()) == {row[1] for row in found if not row[4]}
+    assert counts["benchmarks"] == {"piqa": 1} and counts["licences"] == {"CC0-1.0": len(rows_read)}
+    assert {row[8] for row in rows_read} == {"en"}
+    assert set(texts["text"].to_pylist()) == {row[1] for row in rows_read if not row[4]}
     assert json.loads((lab / "corpora" / "broad.json").read_text())["counts"] == counts
     assert sorted(path.name for path in (lab / "corpora").iterdir()) == ["broad", "broad.json"]
     # again: nothing is done; another corpus under this name is refused, in one line
@@ -229,19 +229,19 @@ def test_the_counts_reconcile_and_say_what_was_left_out(corpus, tmp_path):
 def test_parquet_jsonl_gzip_and_a_saved_dataset_give_the_same_samples(corpus, tmp_path):
     import datasets
 
-    found = [json.loads(line) for line in (corpus / "in.jsonl").read_text().splitlines()[:-1]]
+    rows_read = [json.loads(line) for line in (corpus / "in.jsonl").read_text().splitlines()[:-1]]
     sources = tmp_path / "sources"
     (sources / "parts").mkdir(parents=True)
-    pq.write_table(pa.Table.from_pylist(found[:20]), sources / "parts" / "a.parquet")
-    pq.write_table(pa.Table.from_pylist(found[20:]), sources / "parts" / "b.parquet")
+    pq.write_table(pa.Table.from_pylist(rows_read[:20]), sources / "parts" / "a.parquet")
+    pq.write_table(pa.Table.from_pylist(rows_read[20:]), sources / "parts" / "b.parquet")
     with gzip.open(sources / "in.jsonl.gz", "wt") as file:
-        file.writelines(json.dumps(row) + "\n" for row in found)
-    datasets.Dataset.from_list(found).save_to_disk(sources / "saved")
-    told = []
+        file.writelines(json.dumps(row) + "\n" for row in rows_read)
+    datasets.Dataset.from_list(rows_read).save_to_disk(sources / "saved")
+    results = []
     for name in ("parts", "in.jsonl.gz", "saved"):
         counts = prepare_text(tmp_path / name, sources / name, "c")
-        told.append((counts, rows(tmp_path / name, "sample_id, text, flags, doc_id")))
-    assert told[0] == told[1] == told[2] and told[0][0]["documents"]["read"] == 40
+        results.append((counts, rows(tmp_path / name, "sample_id, text, flags, doc_id")))
+    assert results[0] == results[1] == results[2] and results[0][0]["documents"]["read"] == 40
 
 
 def test_progress_tells_how_many_documents_there_are(corpus, tmp_path):
@@ -286,14 +286,14 @@ def test_the_command_tells_its_counts_and_its_errors_in_a_line(corpus, tmp_path,
     code, out, err = salad(capsys, "prepare", "text", corpus / "in.jsonl", *asked)
     assert code == 0 and err == "", err
     assert "41 documents: 37 kept" in out and "1 unreadable" in out and "near-duplicate" in out and "piqa 1" in out
-    for args, said in (
+    for args, message in (
         ((tmp_path / "nothing",), "does not exist"),
         ((corpus / "in.jsonl", "--column", "body"), "has no column 'body'; it has id, text"),
         ((corpus / "in.jsonl", "--min-s", "40"), "the first must be below the second"),
         ((corpus / "in.jsonl", "--tasks", "pika"), "did you mean 'piqa'?"),
     ):
         code, out, err = salad(capsys, "prepare", "text", *args, "--name", "other", "--lab", lab)
-        assert code == 2 and said in err and err.count("\n") == 1 and not (lab / "corpora" / "other").exists(), err
+        assert code == 2 and message in err and err.count("\n") == 1 and not (lab / "corpora" / "other").exists(), err
 
 
 # ------------------------------------------------------------------------------------------------ answers
@@ -306,13 +306,13 @@ def test_an_answer_keeps_its_text_whole_and_stands_beside_it_in_samples_and_corp
     rows_of = [{"id": f"q{n}", "question": q, "answer": a} for n, (q, a) in enumerate(zip(questions, answers, strict=True))]
     source.write_text("".join(json.dumps(row) + "\n" for row in rows_of))
     lab = tmp_path / "lab"
-    told = ("prepare", "text", source, "--name", "asked", "--column", "question", "--lab", lab)
-    code, out, _ = salad(capsys, *told, "--answer", "answer")
+    result = ("prepare", "text", source, "--name", "asked", "--column", "question", "--lab", lab)
+    code, out, _ = salad(capsys, *result, "--answer", "answer")
     assert code == 0 and "2 kept" in out and "2 no answer" in out and "1 long text" in out
     assert dict(rows(lab, "text, answer")) == dict(zip(questions[:2], answers[:2], strict=True))
     corpus = pq.read_table(lab / "corpora" / "asked").to_pylist()
     assert [(row["text"], row["answer"]) for row in corpus] == list(zip(questions[:2], answers[:2], strict=True))
-    code, _, err = salad(capsys, *told, "--answer", "reply")
+    code, _, err = salad(capsys, *result, "--answer", "reply")
     assert code and "tells of another corpus 'asked': answer was 'answer'" in err
     other = ("prepare", "text", source, "--name", "other", "--column", "question", "--lab", lab)
     code, _, err = salad(capsys, *other, "--answer", "reply")

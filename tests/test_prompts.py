@@ -86,8 +86,8 @@ def test_a_chat_is_the_tokenizers_own_and_its_loss_stands_on_the_answer_only(cha
 
 def test_an_answer_of_its_own_and_the_end_of_its_turn_carry_the_loss(chat):
     question, answer = "What does the otter eat in the morning?", " Fish, if it isn't asleep. "
-    told = chat.write(question, answer)
-    laid = told.sequence()
+    layout = chat.write(question, answer)
+    laid = layout.sequence()
     before = rendered(chat, question)
     targets = laid.text_ids[laid.text_rows + 1].tolist()
     assert laid.text_ids.tolist() == [*before, *targets] == laid.ids.tolist() and laid.text_rows[0] == len(before) - 1
@@ -98,10 +98,10 @@ def test_an_answer_of_its_own_and_the_end_of_its_turn_carry_the_loss(chat):
     assert whole[: len(laid.text_ids)] == laid.text_ids.tolist()
     assert not chat.tokenizer.decode(whole[len(laid.text_ids) :]).strip()
     both = question + answer
-    assert [both[a:b] for a, b in told.offsets[: told.answer]] and told.offsets[-1] == (len(both.rstrip()),) * 2
-    assert "".join(both[a:b] for a, b in told.offsets[: told.answer]) == question
-    assert "".join(both[a:b] for a, b in told.offsets[told.answer :]) == answer.strip()
-    spoken = told.sequence([Span(True, 0, told.answer, 0, 5), Span(False, told.answer, len(told.ids), 0, 0)])
+    assert [both[a:b] for a, b in layout.offsets[: layout.answer]] and layout.offsets[-1] == (len(both.rstrip()),) * 2
+    assert "".join(both[a:b] for a, b in layout.offsets[: layout.answer]) == question
+    assert "".join(both[a:b] for a, b in layout.offsets[layout.answer :]) == answer.strip()
+    spoken = layout.sequence([Span(True, 0, layout.answer, 0, 5), Span(False, layout.answer, len(layout.ids), 0, 0)])
     assert spoken.ids[spoken.rows + 1].tolist() == targets and spoken.after_speech.all()
     units, after = chat.units([question], [answer.strip()])
     assert units == before and after == [targets[:-1]]
@@ -109,8 +109,8 @@ def test_an_answer_of_its_own_and_the_end_of_its_turn_carry_the_loss(chat):
 
 def test_a_template_without_an_end_of_turn_teaches_none():
     bare = PromptFormat(tokenizer("{% for m in messages %}<|im_start|>{{ m['content'] }}\n{% endfor %}"), "chat")
-    told = bare.write("Who?", "Ben.")
-    assert bare.end_of_turn is None and bare.tokenizer.decode(told.ids[told.answer :]) == "Ben."
+    layout = bare.write("Who?", "Ben.")
+    assert bare.end_of_turn is None and bare.tokenizer.decode(layout.ids[layout.answer :]) == "Ben."
 
 
 def test_a_plain_prompt_reads_no_answer_and_an_empty_one_is_none(chat):
@@ -122,36 +122,39 @@ def test_a_plain_prompt_reads_no_answer_and_an_empty_one_is_none(chat):
 
 @pytest.mark.parametrize("text", tiny.TEXTS)
 def test_offsets_lead_back_into_the_text(chat, text):
-    told = chat.write(text)
-    assert told.ids and told.stop == turn(text)
-    pieces = [text[a:b] for a, b in told.offsets]
-    assert "".join(pieces[: told.answer]) == text[: told.stop].strip() and "".join(pieces[told.answer :]) == text[told.stop :]
+    layout = chat.write(text)
+    assert layout.ids and layout.stop == turn(text)
+    pieces = [text[a:b] for a, b in layout.offsets]
+    assert (
+        "".join(pieces[: layout.answer]) == text[: layout.stop].strip()
+        and "".join(pieces[layout.answer :]) == text[layout.stop :]
+    )
 
 
 def test_the_users_turn_may_be_speech_and_the_template_stays(chat):
     text = tiny.TEXTS[0]
-    told = chat.write(text)
-    spans = [Span(True, 0, told.answer, 0, 7), Span(False, told.answer, len(told.ids), 0, 0)]
-    laid = told.sequence(spans)
+    layout = chat.write(text)
+    spans = [Span(True, 0, layout.answer, 0, 7), Span(False, layout.answer, len(layout.ids), 0, 0)]
+    laid = layout.sequence(spans)
     frames = np.flatnonzero(laid.frames >= 0)
     assert laid.frames[frames].tolist() == list(range(7)) and (laid.ids[frames] == -1).all()
     kept = laid.ids[laid.ids >= 0].tolist()
-    assert kept == told.before + told.between + told.ids[told.answer :]
-    assert laid.ids[: frames[0]].tolist() == told.before and laid.after_speech.all()
-    assert laid.ids[laid.rows + 1].tolist() == laid.text_ids[laid.text_rows + 1].tolist() == told.ids[told.answer :]
+    assert kept == layout.before + layout.between + layout.ids[layout.answer :]
+    assert laid.ids[: frames[0]].tolist() == layout.before and laid.after_speech.all()
+    assert laid.ids[laid.rows + 1].tolist() == laid.text_ids[laid.text_rows + 1].tolist() == layout.ids[layout.answer :]
 
 
 def test_a_question_is_put_as_the_training_sequences_have_it(chat):
     """Evaluation and the A/B app ask with `units`: the same tokens, and the same places for what is heard."""
     text = tiny.TEXTS[0]
-    told = chat.write(text)
-    user, answer = text[: told.stop].strip(), text[told.stop :]
+    layout = chat.write(text)
+    user, answer = text[: layout.stop].strip(), text[layout.stop :]
     units, after = chat.units([user], [" " + answer])
-    assert units == rendered(chat, user) and after == [told.ids[told.answer :]]
+    assert units == rendered(chat, user) and after == [layout.ids[layout.answer :]]
     recording = np.zeros(8, np.float32)
     units, after = chat.units([recording], [answer])
-    assert units[: len(told.before)] == told.before and units[len(told.before)] is recording
-    assert units[len(told.before) + 1 :] == told.between and after == [told.ids[told.answer :]]
+    assert units[: len(layout.before)] == layout.before and units[len(layout.before)] is recording
+    assert units[len(layout.before) + 1 :] == layout.between and after == [layout.ids[layout.answer :]]
 
 
 def test_plain_questions_follow_the_harness():
@@ -162,8 +165,8 @@ def test_plain_questions_follow_the_harness():
     assert units[1:] + after == encode("Who bakes bread? Clara") and units[1:] + other == encode("Who bakes bread?  Ben")
     sound = np.zeros(8, np.float32)
     units, _ = prompt.units(["Listen: ", sound, " so"])
-    heard = len(encode("Listen:")) + 1
-    assert units[1:heard] == encode("Listen:") and units[heard] is sound and units[heard + 1 :] == encode(" so")
+    recorded = len(encode("Listen:")) + 1
+    assert units[1:recorded] == encode("Listen:") and units[recorded] is sound and units[recorded + 1 :] == encode(" so")
     with pytest.raises(SaladError, match="U[+]FFFC"):
         prompt.units(["a \N{OBJECT REPLACEMENT CHARACTER} b"])
 
@@ -240,15 +243,15 @@ def test_a_checkpoint_keeps_its_format_in_training_scoring_and_answers(place, tr
     con = store.connect(place)
     spoken = corpora.of_speech(con, ["natural"])
     loader = training.load_data(place, tiny.config(sequences=SequenceConfig(prompt="chat", system="You listen.")), model)
-    texts = {one.sample_id: one.text for one in spoken}
+    texts = {recording.sample_id: recording.text for recording in spoken}
     met = set()
     for _ in range(24):
         taken = loader.next()
         for batch in taken.batches:
             for b, sample in enumerate(batch.sample_ids):
-                told = "".join(model.tokenizer.decode([i]) for i in batch.targets_N[batch.sample_N == b].tolist())
-                assert told == answer_to(texts[sample]) if sample in texts else told in map(answer_to, tiny.TEXTS)
-                met.add((taken.kind, told.endswith("<|im_end|>")))
+                result = "".join(model.tokenizer.decode([i]) for i in batch.targets_N[batch.sample_N == b].tolist())
+                assert result == answer_to(texts[sample]) if sample in texts else result in map(answer_to, tiny.TEXTS)
+                met.add((taken.kind, result.endswith("<|im_end|>")))
     assert met == {(kind, ends) for kind in ("speech", "text") for ends in (True, False)}
     score(place, model, trained.run_id, step, spoken, "natural", span_units=(1, 4))  # speech in both patterns
     rows = store.connect(place).execute(
@@ -256,8 +259,8 @@ def test_a_checkpoint_keeps_its_format_in_training_scoring_and_answers(place, tr
         "from token_divergences group by all"
     ).fetchall()  # fmt: skip
     assert {(s, p) for s, p, *_ in rows} == {(s, p) for s in texts for p in (0, 1)}
-    for sample, _, told, times, after in rows:
-        assert told == answer_to(texts[sample]) and times == 0 and after
+    for sample, _, result, times, after in rows:
+        assert result == answer_to(texts[sample]) and times == 0 and after
     answers = model.generate([[spoken[0].text], [corpora.audio(place, spoken[0], model.encoder.sample_rate)]], 5)
     assert len(answers) == 2
 
@@ -270,11 +273,11 @@ def test_evaluation_scores_an_answer_where_training_has_it(place, trained):
         (user, answer, model.prompt.write(text).sequence(), 0),
         (asked, ANSWERS[asked], model.prompt.write(asked, ANSWERS[asked]).sequence(), 1),  # a choice ends no turn
     ):
-        ((told, _),) = loglikelihoods(model, [[question]], [[" " + choice]])[0]
+        ((result, _),) = loglikelihoods(model, [[question]], [[" " + choice]])[0]
         with torch.no_grad():
             logp = model.llm(torch.from_numpy(laid.text_ids)[None]).logits[0].float().log_softmax(-1)
         positions = logp[laid.text_rows, laid.text_ids[laid.text_rows + 1]]
-        assert told == pytest.approx(float(positions[: len(positions) - ends].sum()), abs=1e-4)
+        assert result == pytest.approx(float(positions[: len(positions) - ends].sum()), abs=1e-4)
 
 
 def test_the_harness_evaluates_a_chat_as_its_own_hf_model_does_with_the_template(place, trained):
@@ -290,11 +293,11 @@ def test_the_harness_evaluates_a_chat_as_its_own_hf_model_does_with_the_template
     write(place, "questions", own_items(8))
     evaluate(place, Ours(model, "teacher", teacher=True), ["questions", "questions@2"], ("text",))
     evaluate(place, Ours(model, "stage1", trained.run_id, 12), ["questions"], ("text", "speech"), ["en-us"])
-    found = {}
+    by_name = {}
     for who, task, modality, item, scores, right in (
         store.connect(place).execute("select contender, task, modality, item_id, scores, correct from evaluations").fetchall()
     ):
-        found.setdefault((who, task, modality), {})[item] = (scores, right)
+        by_name.setdefault((who, task, modality), {})[item] = (scores, right)
     hf = HFLM(pretrained=str(place / "models" / "teacher"), backend="causal", batch_size=4, device="cpu", dtype="float32")
     for name, shots in (("questions", 0), ("questions@2", 2)):
         task = harness.load(place, name)
@@ -302,35 +305,35 @@ def test_the_harness_evaluates_a_chat_as_its_own_hf_model_does_with_the_template
         task.harness.doc_to_text = plain.__get__(task.harness)
         task.harness.set_config(key="num_fewshot", value=shots)
         task.harness.set_fewshot_seed(seed=harness.FEWSHOT_SEED)
-        theirs = lm_eval.evaluate(hf, {name: task.harness}, log_samples=True, bootstrap_iters=0, apply_chat_template=True,
+        reference = lm_eval.evaluate(hf, {name: task.harness}, log_samples=True, bootstrap_iters=0, apply_chat_template=True,
                                   system_instruction="You listen.", fewshot_as_multiturn=False)  # fmt: skip
-        (rows,) = theirs["samples"].values()
+        (rows,) = reference["samples"].values()
         assert len(rows) == 8 and "<|im_start|>assistant" in rows[0]["arguments"][0][0]
         for row in rows:
-            scores, right = found["teacher", name, "text"][row["doc"]["item_id"]]
+            scores, right = by_name["teacher", name, "text"][row["doc"]["item_id"]]
             # the harness counts the template's own line break, before the answer, among the answer's tokens
             ids = hf.tokenizer(row["arguments"][0][0].rstrip(), add_special_tokens=False, return_tensors="pt")["input_ids"]
             with torch.no_grad():
                 logp = hf.model(ids).logits[0, -1].log_softmax(-1)
             (line_break,) = hf.tokenizer("\n", add_special_tokens=False)["input_ids"]
-            theirs = [float(r[0][0]) - float(logp[line_break]) for r in row["resps"]]
-            assert scores == pytest.approx(theirs, abs=1e-4) and right == row["acc"]
-    text, speech = found["stage1", "questions", "text"], found["stage1", "questions", "speech"]
+            reference = [float(r[0][0]) - float(logp[line_break]) for r in row["resps"]]
+            assert scores == pytest.approx(reference, abs=1e-4) and right == row["acc"]
+    text, speech = by_name["stage1", "questions", "text"], by_name["stage1", "questions", "speech"]
     assert len(text) == len(speech) == 8 and all(text[item][0] != speech[item][0] for item in text)
-    assert text != found["teacher", "questions", "text"]
+    assert text != by_name["teacher", "questions", "text"]
 
 
 def test_frames_of_a_users_turn_end_where_its_last_word_does(place, trained):
     model = SpeechLM.from_pretrained(checkpoints.at(trained.path, 12) / "model", place).eval()
     encoded = FrameSource(place, model.prompt, model.encoder)
-    for one in corpora.of_speech(store.connect(place), ["natural"]):
-        layout = encoded.layout(one)
+    for recording in corpora.of_speech(store.connect(place), ["natural"]):
+        layout = encoded.layout(recording)
         cut, spans = layout.units, layout.spans([True] * len(layout.units))
-        answer_s = next((word[3] for word in one.words if word[1] >= turn(one.text)), one.duration_s)
-        if one.text in ANSWERS:  # the whole recording is the user's turn
-            answer_s = one.duration_s
-        heard = max(span.frame_end for span in spans if span.speech)
-        assert heard == int(answer_s * model.encoder.frame_rate + 1e-6) and cut[-1].end_s == answer_s
+        answer_s = next((word[3] for word in recording.words if word[1] >= turn(recording.text)), recording.duration_s)
+        if recording.text in ANSWERS:  # the whole recording is the user's turn
+            answer_s = recording.duration_s
+        n_speech_frames = max(span.frame_end for span in spans if span.speech)
+        assert n_speech_frames == int(answer_s * model.encoder.frame_rate + 1e-6) and cut[-1].end_s == answer_s
         laid = layout.sequence(spans)
         assert laid.after_speech.all() and len(laid.rows) == len(layout.prompt_layout.ids) - cut[-1].token_end
 
@@ -346,13 +349,13 @@ def test_a_child_of_another_format_is_refused(place, trained):
 
 def test_a_recording_in_a_chat_takes_the_place_of_the_words(place, trained):
     model = SpeechLM.from_pretrained(checkpoints.at(trained.path, 12) / "model", place).eval()
-    one = corpora.of_speech(store.connect(place), ["natural"])[0]
-    samples = corpora.audio(place, one, model.encoder.sample_rate)
+    recording = corpora.of_speech(store.connect(place), ["natural"])[0]
+    samples = corpora.audio(place, recording, model.encoder.sample_rate)
     with torch.no_grad():
-        told = model.prompt_embeddings([samples])[0]
+        result = model.prompt_embeddings([samples])[0]
         frames = model.adapter(model.encoder(torch.from_numpy(samples))[None])[0]
         before, between = (model.llm.get_input_embeddings()(torch.tensor(x)) for x in model.prompt.write("A. B.")[0:4:3])
-    assert torch.equal(told, torch.cat([before, frames, between]))
+    assert torch.equal(result, torch.cat([before, frames, between]))
 
 
 # --- templates of the wild ---
@@ -392,14 +395,14 @@ def test_training_and_asking_lay_out_what_the_template_itself_writes_down(templa
     tokenizer = wild(template)
     prompt = PromptFormat(tokenizer, "chat", template=given)
     question, answer = "What does the otter eat?", "Fish, and no more."
-    told = prompt.write(question, answer)
-    ids = told.sequence().text_ids.tolist()
+    layout = prompt.write(question, answer)
+    ids = layout.sequence().text_ids.tolist()
     messages = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
     if template is DATED:  # the same on every day
         tokenizer.chat_template = "Today: 26 Jul 2024\n" + CHATML
     whole = tokenizer.apply_chat_template(messages, tokenize=False, **given)
     assert whole.startswith(tokenizer.decode(ids)) and answer in tokenizer.decode(ids)[-len(answer) - 10 :]
-    assert tokenizer.decode(told.ids[told.answer :]).strip().startswith(answer)
+    assert tokenizer.decode(layout.ids[layout.answer :]).strip().startswith(answer)
     assert prompt.rendered().endswith(lead) and prompt.rendered().count("\N{OBJECT REPLACEMENT CHARACTER}") == 1
     units, after = prompt.units([question], [answer])
     scored = units + after[0]
@@ -428,8 +431,8 @@ def test_arguments_are_the_templates_alone():
 def test_a_text_that_the_template_changes_is_left_out_and_the_others_stay():
     prompt = PromptFormat(wild(CHATML.replace("{{ m['content'] }}", "{{ m['content'].replace('&', 'and') }}")), "chat")
     with pytest.warns(UserWarning, match="changes this text"):
-        told = prompt.write("Bread & butter?", "Yes.")
-    assert told.ids == [] and len(told.sequence().rows) == 0
+        layout = prompt.write("Bread & butter?", "Yes.")
+    assert layout.ids == [] and len(layout.sequence().rows) == 0
     assert len(prompt.write("Bread and butter?", "Yes.").sequence().rows) > 0
 
 

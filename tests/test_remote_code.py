@@ -41,8 +41,8 @@ def test_code_of_a_models_folder_never_runs_and_nobody_is_asked(load, tmp_path, 
     kinds = ("AutoModel", "AutoModelForCausalLM", "AutoModelForCTC", "AutoModelForSpeechSeq2Seq")
     known = {"AutoConfig": "theirs.Config", **{kind: "theirs.Model" for kind in kinds}}
     (folder / "config.json").write_text(json.dumps({"model_type": "another", "auto_map": known}))
-    theirs = {"tokenizer_class": "Theirs", "auto_map": {"AutoTokenizer": ["theirs.Tokenizer", None]}}
-    (folder / "tokenizer_config.json").write_text(json.dumps(theirs))
+    reference = {"tokenizer_class": "Theirs", "auto_map": {"AutoTokenizer": ["theirs.Tokenizer", None]}}
+    (folder / "tokenizer_config.json").write_text(json.dumps(reference))
     monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
     monkeypatch.setattr(builtins, "input", lambda *_: pytest.fail("someone was asked"))
     with pytest.raises(SaladError) as refused:

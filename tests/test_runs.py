@@ -45,9 +45,9 @@ def test_opening_what_is_not_there_or_damaged_is_one_line(tmp_path, run):
 def test_status_merges_and_beats(run):
     run.status(state="starting", device="cpu")
     run.status(state="running", max_steps=10, step=0)
-    told = run.read_status()
-    assert (told["state"], told["device"], told["max_steps"]) == ("running", "cpu", 10)
-    assert 0 <= seconds_since(told["heartbeat_at"]) < 5
+    content = run.read_status()
+    assert (content["state"], content["device"], content["max_steps"]) == ("running", "cpu", 10)
+    assert 0 <= seconds_since(content["heartbeat_at"]) < 5
     before = (run.path / "status.json").stat().st_mtime_ns
     for _ in range(2000):
         run.heartbeat()
@@ -99,7 +99,7 @@ def test_only_complete_checkpoints_count_in_order_of_step(run):
 
 
 @pytest.mark.parametrize(
-    ("error", "state", "told"),
+    ("error", "state", "message"),
     [
         (None, "done", None),
         (SaladError("the teacher is missing: run prepare"), "failed", "the teacher is missing: run prepare"),
@@ -109,7 +109,7 @@ def test_only_complete_checkpoints_count_in_order_of_step(run):
         (KeyboardInterrupt(), "stopped", "interrupted from the keyboard"),
     ],
 )
-def test_the_end_of_a_run_is_written_down(run, error, state, told):
+def test_the_end_of_a_run_is_written_down(run, error, state, message):
     with pytest.raises(type(error)) if error else open(os.devnull):
         with running(run, device="cpu"):
             assert run.read_status()["state"] == "running"
@@ -117,7 +117,7 @@ def test_the_end_of_a_run_is_written_down(run, error, state, told):
             if error:
                 raise error
     status = run.read_status()
-    assert (status["state"], status["error"], status["step"]) == (state, told, 3)
+    assert (status["state"], status["error"], status["step"]) == (state, message, 3)
     assert status["pid"] == os.getpid() and status["started_at"] and status["ended_at"]
     assert status["git_commit"] is None or len(status["git_commit"]) == 40
 

@@ -172,8 +172,10 @@ def test_shrinking_by_hand_and_where_nothing_is_known():
 
 
 def test_the_standard_error_of_d_is_what_repetition_shows():
-    found = [cluster_means(d, n, c, t, 1, draws=0) for _, d, n, c, t in (noisy(s, k=1, texts=12, noise=0.2) for s in range(400))]
-    assert np.mean([f["d_se"][0] for f in found]) == pytest.approx(np.std([f["d"][0] for f in found]), rel=0.1)
+    results = [
+        cluster_means(d, n, c, t, 1, draws=0) for _, d, n, c, t in (noisy(s, k=1, texts=12, noise=0.2) for s in range(400))
+    ]
+    assert np.mean([f["d_se"][0] for f in results]) == pytest.approx(np.std([f["d"][0] for f in results]), rel=0.1)
 
 
 @pytest.mark.parametrize("shrunk", [False, True])
@@ -371,8 +373,8 @@ def test_prices_give_the_optimal_transport_of_a_small_case():
     cosine = x @ model.cluster_centers_.T
     rows, seats = linear_sum_assignment(-np.repeat(cosine, 20, 1))
     best = cosine[rows, seats // 20].mean()
-    mine = cosine[np.arange(80), model.labels_].mean()
-    assert np.bincount(model.labels_, minlength=k).max() <= 21 and mine == pytest.approx(best, abs=2e-3)
+    own = cosine[np.arange(80), model.labels_].mean()
+    assert np.bincount(model.labels_, minlength=k).max() <= 21 and own == pytest.approx(best, abs=2e-3)
 
 
 def test_a_rerun_gives_the_same_bytes_in_another_process():
@@ -404,9 +406,9 @@ def test_parquet_streams_to_the_same_clusters_as_an_array(tmp_path):
     assert of_array.cluster_centers_.tobytes() == of_parquet.cluster_centers_.tobytes()
     assert of_array.prices_.tobytes() == of_parquet.prices_.tobytes()
     assert (of_parquet.predict(tmp_path) == of_array.labels_).all()
-    found = list(of_parquet.stream(tmp_path, ("sample_id",)))
-    assert [s for other, _, _ in found for s in other.column("sample_id").to_pylist()] == ids
-    distance = np.concatenate([d for _, _, d in found])
+    rows_read = list(of_parquet.stream(tmp_path, ("sample_id",)))
+    assert [s for other, _, _ in rows_read for s in other.column("sample_id").to_pylist()] == ids
+    distance = np.concatenate([d for _, _, d in rows_read])
     np.testing.assert_allclose(distance, 1 - (x * of_array.cluster_centers_[of_array.labels_]).sum(1), atol=1e-5)
 
 
@@ -440,23 +442,23 @@ def test_terms_are_about_the_matter_and_not_how_people_talk():
 
     talk = "Uh, well, he said we've got to go, I don't know, you'll see, she says, yeah."
     texts = [f"{talk} The otter's river is deep.", f"{talk} Otters fish in rivers.", f"{talk} Mr. O'Brien baked bread."]
-    found = terms(texts, np.array([0, 0, 1]), 2)
-    assert {"otter", "river"} <= set(found[0]) | {w.removesuffix("s") for w in found[0]}
-    assert {"brien", "baked", "bread"} <= set(found[1])
+    result = terms(texts, np.array([0, 0, 1]), 2)
+    assert {"otter", "river"} <= set(result[0]) | {w.removesuffix("s") for w in result[0]}
+    assert {"brien", "baked", "bread"} <= set(result[1])
     talked = {"uh", "well", "said", "ve", "got", "don", "ll", "says", "yeah", "mr"}
-    assert not talked & {word for cluster in found for word in cluster}
+    assert not talked & {word for cluster in result for word in cluster}
     assert words_of("We\u2019ve 2 don't I'll x Größe O'Brien's 'ere rock'n'roll") == ["größe", "brien", "ere", "rock'n'roll"]
 
 
 def test_terms_tell_the_clusters_apart():
-    told = selection.terms(
+    result = selection.terms(
         ["the cell grows, and cells divide in 12 days", "the cell wall", "the song of the river", "a song", "42"],
         np.array([0, 0, 1, 1, 2]),
         4,
         3,
     )
-    assert told[0][0] == "cell" and told[1][0] == "song" and told[2:] == [[], []]
-    assert "cells" not in told[0] and "the" not in sum(told, [])
+    assert result[0][0] == "cell" and result[1][0] == "song" and result[2:] == [[], []]
+    assert "cells" not in result[0] and "the" not in sum(result, [])
     assert selection.terms(["the", "12"], np.array([0, 1]), 2) == [[], []]
 
 
@@ -607,9 +609,9 @@ def test_select_publishes_why_each_text_is_there_and_repeats(lab):
     )
     for k, p_web, p_target, d in why.fetchall():
         assert (p_web, d) == (0.25, k + 1) and p_target == pytest.approx((k + 1) ** 2 / 14)
-    told = selection.select_told(lab, CLUSTERING, RUN, STEP, budget_h=0.05, max_cer=0.5)
-    assert told.notes[0].startswith("left out for a CER above 0.5: cluster 2 (0.60: wordc; ") and "cluster 3" in told.notes[1]
-    assert set(chosen(lab, told.selection_id, "cluster_id")) == {0, 1}
+    result = selection.select_with_notes(lab, CLUSTERING, RUN, STEP, budget_h=0.05, max_cer=0.5)
+    assert result.notes[0].startswith("left out for a CER above 0.5: cluster 2 (0.60: wordc; ") and "cluster 3" in result.notes[1]
+    assert set(chosen(lab, result.selection_id, "cluster_id")) == {0, 1}
 
 
 def test_freeze_takes_the_kept_and_spoken_in_draw_order_up_to_the_budget(lab, caplog):
@@ -729,15 +731,15 @@ def test_what_a_draw_saw_in_each_cluster_is_in_the_store(lab):
 
 
 def test_a_draw_keeps_how_sure_its_shares_are(lab):
-    told = {}
+    fields = {}
     for strategy in ("active", "active_shrunk", "uniform"):
         name = select(lab, strategy=strategy)
-        told[strategy] = store.connect(lab).execute(
+        fields[strategy] = store.connect(lab).execute(
             """SELECT p_target, p_target_low, p_target_high, d_se FROM selection_clusters WHERE selection_id = ?
                ORDER BY cluster_id""", [name]).fetchall()  # fmt: skip
-    assert all(low <= p + 1e-12 and p <= high + 1e-12 for p, low, high, _ in told["active"][:3])
-    assert all(row[1:3] == (None, None) for row in told["uniform"]) and told["active"][3][1:] == (0, 0, None)
-    assert all(se is not None for *_, se in told["active"][:3])
+    assert all(low <= p + 1e-12 and p <= high + 1e-12 for p, low, high, _ in fields["active"][:3])
+    assert all(row[1:3] == (None, None) for row in fields["uniform"]) and fields["active"][3][1:] == (0, 0, None)
+    assert all(se is not None for *_, se in fields["active"][:3])
     child = selection.refill(lab, select(lab, strategy="active_shrunk"))
     assert chosen(lab, child)
 
@@ -807,9 +809,9 @@ def test_a_selection_that_was_reviewed_is_not_drawn_anew_when_its_texts_are_spok
     order, rows = chosen(lab, name), chosen(lab, name, "estimated_s")
     drop(lab, name, sample_id=order[3])
     speak(lab, [(s, "") for s in order], seconds=31.0)  # three times as slow as the probe
-    told = selection.select_told(lab, CLUSTERING, RUN, STEP, gamma=2.0, budget_h=0.3, speech=speech)
-    assert told.selection_id == name and "stays as it is" in told.notes[0]
-    assert told.hours == pytest.approx(sum(rows) / 3600)
+    result = selection.select_with_notes(lab, CLUSTERING, RUN, STEP, gamma=2.0, budget_h=0.3, speech=speech)
+    assert result.selection_id == name and "stays as it is" in result.notes[0]
+    assert result.hours == pytest.approx(sum(rows) / 3600)
     assert chosen(lab, name) == order and chosen(lab, name, "estimated_s") == rows
     other = select(lab, budget_h=0.31, speech=speech)  # and what is drawn later rests on the probe alone, too
     assert chosen(lab, other)[: len(order)] == order and chosen(lab, other, "estimated_s")[0] == rows[0]
@@ -829,9 +831,9 @@ def test_a_bound_on_the_cer_leaves_out_what_has_none(lab):
     rows = store.connect(lab).sql("SELECT * REPLACE (NULL AS cer) FROM syntheses").to_arrow_table().to_pylist()
     store.publish(lab, "syntheses", [r for r in rows if r["sample_id"] > "s1"], {"test": 2})
     store.publish(lab, "syntheses", [r | {"cer": 0.1} for r in rows if r["sample_id"] < "s1"], {"test": 1})
-    told = selection.select_told(lab, CLUSTERING, RUN, STEP, "active", 2.0, 0.05, max_cer=0.5)
-    assert set(chosen(lab, told.selection_id, "cluster_id")) == {0}
-    assert any("no recording of them has a CER: cluster 1, 2" in note for note in told.notes)
+    result = selection.select_with_notes(lab, CLUSTERING, RUN, STEP, "active", 2.0, 0.05, max_cer=0.5)
+    assert set(chosen(lab, result.selection_id, "cluster_id")) == {0}
+    assert any("no recording of them has a CER: cluster 1, 2" in note for note in result.notes)
     why = store.connect(lab).execute("SELECT left_out FROM selection_clusters ORDER BY cluster_id").fetchall()
     assert why == [(None,), ("CER unknown",), ("CER unknown",), ("no probe",)]
     store.publish(lab, "syntheses", [r for r in rows if r["sample_id"] < "s1"], {"test": 1})
@@ -860,19 +862,19 @@ def test_texts_that_might_be_drawn_are_decided_as_those_that_are(lab):
         **{name: [value] * len(everything) for name, value in child.items()},
     })  # fmt: skip
     rules = ["d > 2", "domain = 'b'", "text LIKE '% 01%'", "cer > 0.3", "d_cluster >= 2", "'odd' IN flags", "no_column > 1"]
-    said = []
+    messages = []
     for _ in range(60):
         what = rng.choice(["sample", "rule", "cluster", "undo"], p=[0.5, 0.2, 0.2, 0.1])
         about = {"sample": {"sample_id": everything[rng.integers(len(everything))][0]}, "rule": {"rule": str(rng.choice(rules))},
                  "cluster": {"cluster_id": int(rng.integers(4))}}.get(what)  # fmt: skip
-        told = {"selection_id": first, "reviewer": str(rng.choice(["a", "b"]))}
+        fields = {"selection_id": first, "reviewer": str(rng.choice(["a", "b"]))}
         if what == "undo":
-            if said:
-                store.append(lab, "decisions", verdict="undo", undoes=said[rng.integers(len(said))], **told)
+            if messages:
+                store.append(lab, "decisions", verdict="undo", undoes=messages[rng.integers(len(messages))], **fields)
             continue
         verdict = str(rng.choice(["drop", "keep"]))
         with contextlib.suppress(store.StoreError):  # the rule about no column
-            said.append(store.append(lab, "decisions", target=what, verdict=verdict, **about, **told)["event_id"])
+            messages.append(store.append(lab, "decisions", target=what, verdict=verdict, **about, **fields)["event_id"])
     store.refresh(con)
     drawn = con.execute("SELECT DISTINCT sample_id FROM current_decisions WHERE selection_id = 'l1' AND verdict = 'drop' "
                         "ORDER BY 1").fetchall()  # fmt: skip

@@ -16,10 +16,10 @@ from store import schema
 
 
 def scored(spans: tuple | None, m: float, run: str = "r1", texts: int = 3) -> list[dict]:
-    told = {} if spans is None else {"span_min": spans[0], "span_max": spans[1]}
+    fields = {} if spans is None else {"span_min": spans[0], "span_max": spans[1]}
     return [
         {"run_id": run, "step": 10, "sample_id": f"s{n}", "synthesis_id": f"y{n}", "pattern": pattern, "m": m, "f": 0.1,
-         "d": 2 * m, "n_positions": 5, "n_positions_f": 8, "speech_s": 1.0, **told}
+         "d": 2 * m, "n_positions": 5, "n_positions_f": 8, "speech_s": 1.0, **fields}
         for n in range(texts) for pattern in (0, 1)
     ]  # fmt: skip
 
@@ -62,8 +62,8 @@ def test_rows_from_before_and_rows_without_spans_read_as_1_to_4(tmp_path):
     store.atomic.write_json(path, store.lab.seal(manifest))
     con = store.connect(tmp_path)
     for table in ("raw.divergences", "divergences", "misalignment"):
-        found = con.execute(f"select distinct run_id, span_min, span_max from {table} order by 1").fetchall()
-        assert found == [("r1", 1, 4), ("r2", 1, 4)]
+        rows = con.execute(f"select distinct run_id, span_min, span_max from {table} order by 1").fetchall()
+        assert rows == [("r1", 1, 4), ("r2", 1, 4)]
     store.compact(tmp_path, grace_s=0)
     assert store.connect(tmp_path).execute("select distinct span_min, span_max from raw.divergences").fetchall() == [(1, 4)]
 
@@ -71,10 +71,10 @@ def test_rows_from_before_and_rows_without_spans_read_as_1_to_4(tmp_path):
 @pytest.mark.parametrize("table", ["divergences", "token_divergences"])
 def test_the_range_of_spans_is_part_of_the_key(tmp_path, table):
     assert {"span_min", "span_max"} <= set(schema.TABLES[table].key)
-    one, two = (scored(spans, m) for spans, m in (((1, 4), 0.5), ((5, 25), 3.0)))
-    one, two = (tokens(rows) if table == "token_divergences" else rows for rows in (one, two))
-    store.publish(tmp_path / "here", table, one, {"a": 1})
-    store.publish(tmp_path / "there", table, [*one, *two], {"b": 1})
+    first, two = (scored(spans, m) for spans, m in (((1, 4), 0.5), ((5, 25), 3.0)))
+    first, two = (tokens(rows) if table == "token_divergences" else rows for rows in (first, two))
+    store.publish(tmp_path / "here", table, first, {"a": 1})
+    store.publish(tmp_path / "there", table, [*first, *two], {"b": 1})
     store.import_(tmp_path / "here", tmp_path / "there")  # what is here already does not come twice, the other range does
     rows = store.connect(tmp_path / "here").execute(
         f"select span_min, span_max, count(*) from {table} group by all order by all").fetchall()  # fmt: skip

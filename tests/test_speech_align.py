@@ -85,9 +85,9 @@ def test_a_recogniser_that_fires_late_is_measured_where_the_truth_is_known_and_c
     recogniser.model.config.word_delay_s = (start_s, end_s)
     try:
         for samples, text, words in known:
-            for found, true in zip(align(samples, text, recogniser).words, words, strict=True):
-                assert found.start_s == pytest.approx(max(true.start_s, 0), abs=0.021)
-                assert found.end_s == pytest.approx(true.end_s, abs=0.041)
+            for checked, true in zip(align(samples, text, recogniser).words, words, strict=True):
+                assert checked.start_s == pytest.approx(max(true.start_s, 0), abs=0.021)
+                assert checked.end_s == pytest.approx(true.end_s, abs=0.041)
     finally:
         del recogniser.model.config.word_delay_s
 
@@ -134,10 +134,10 @@ def test_word_times_by_whisper_are_near_those_that_the_voice_told(name):
         form = spoken_form(text)
         utterance = load_tts("espeak").speak(form.spoken, "en-us", seed)
         true = text_words(utterance.words, form, text)
-        found = align(utterance.samples, text, recogniser)
-        assert found.score > align(utterance.samples, "Something wholly different is written here.", recogniser).score + 1
+        checked = align(utterance.samples, text, recogniser)
+        assert checked.score > align(utterance.samples, "Something wholly different is written here.", recogniser).score + 1
         starts, ends = {w.char_start: w.start_s for w in true}, {w.char_end: w.end_s for w in true}
-        for word in found.words:
+        for word in checked.words:
             assert text[word.char_start : word.char_end] == word.word and word.start_s < word.end_s
             errors += [abs(word.start_s - starts[word.char_start])] if word.char_start in starts else []
             errors += [abs(word.end_s - ends[word.char_end])] if word.char_end in ends else []

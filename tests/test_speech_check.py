@@ -39,8 +39,8 @@ def test_both_sides_go_through_one_normaliser_and_the_raw_rates_stand_beside():
 
 
 def test_an_address_is_compared_as_it_is_read():
-    said = "Go to example dot com."
-    got = check(spoken, "Go to https://www.example.com/a/b", Hears("go to example dot com"), spoken=said)
+    statement = "Go to example dot com."
+    got = check(spoken, "Go to https://www.example.com/a/b", Hears("go to example dot com"), spoken=statement)
     assert got.cer == 0
 
 
@@ -56,13 +56,13 @@ def test_what_was_wrongly_spoken_shows_as_an_error_though_the_voice_said_what_it
 
 @pytest.mark.parametrize("language, cases", [("en", SAID), ("de", GERMAN), ("zh", CHINESE)])
 def test_perfect_speech_has_no_error_however_the_recogniser_writes_it(language, cases):
-    for text, said in cases.items():
-        for written in (text, said, re.sub(r"[^\w\s']", " ", said.lower())):
+    for text, message in cases.items():
+        for written in (text, message, re.sub(r"[^\w\s']", " ", message.lower())):
             assert normalise(written, language) == normalise(text, language), text
 
 
 @pytest.mark.parametrize(
-    "text, heard",
+    "text, transcript",
     [
         ("I don’t know; it’s “fine”.", "I don't know. It's fine."),
         ("Meet at 3:45pm.", "Meet at 3:45 PM"),
@@ -72,8 +72,8 @@ def test_perfect_speech_has_no_error_however_the_recogniser_writes_it(language, 
         ("Call 555-1234.", "call five five five one two three four"),
     ],
 )
-def test_quotes_letters_and_accents_are_no_errors(text, heard):
-    assert check(spoken, text, Hears(heard)).cer == 0
+def test_quotes_letters_and_accents_are_no_errors(text, transcript):
+    assert check(spoken, text, Hears(transcript)).cer == 0
 
 
 def test_other_languages_have_rates_of_their_own():
@@ -157,7 +157,7 @@ def test_a_ctc_model_loads_and_batches_change_nothing(ctc_folder):
     assert isinstance(recogniser, CTCRecogniser) and recogniser.hop == 320
     recordings = [spoken, spoken[5_000:15_000], spoken[:20_000]]
     together = recogniser.transcribe(recordings)
-    assert together == [recogniser.transcribe([one])[0] for one in recordings] and any(together)
+    assert together == [recogniser.transcribe([recording])[0] for recording in recordings] and any(together)
     batch, alone = recogniser.log_probs(recordings), recogniser.log_probs([recordings[1]])[0]
     assert batch[1].shape == alone.shape and np.abs(batch[1] - alone).max() < 1e-3
     assert check(spoken, TEXT, recogniser).cer > 0.3  # random weights hear nothing right
@@ -180,12 +180,12 @@ def test_a_ctc_model_hears_a_recording_alone_as_in_a_batch_whatever_its_norm_and
     recogniser = load_recogniser(str(tmp_path))
     recordings = [spoken, spoken[5_000:15_000], spoken[:20_000], spoken[1_000:9_000]]
     together = recogniser.log_probs(recordings)
-    for one, found in zip(recordings, together, strict=True):
-        given = processor.feature_extractor(one, sampling_rate=16_000, return_tensors="pt")  # as the processor itself does
+    for recording, result in zip(recordings, together, strict=True):
+        given = processor.feature_extractor(recording, sampling_rate=16_000, return_tensors="pt")  # as the processor itself does
         assert ("attention_mask" in given) == masked
         with torch.no_grad():
             wanted = model(**given).logits[0].log_softmax(-1).numpy()
-        assert found.shape == wanted.shape and np.abs(found - wanted).max() < 1e-4
+        assert result.shape == wanted.shape and np.abs(result - wanted).max() < 1e-4
 
 
 @pytest.fixture(scope="module")
@@ -227,7 +227,7 @@ def whisper_folder(tmp_path_factory):
 def test_a_whisper_loads_and_batches_change_nothing(whisper_folder):
     recogniser = load_recogniser(whisper_folder)
     recordings = [spoken, spoken[:9_000]]
-    assert recogniser.transcribe(recordings) == [recogniser.transcribe([one])[0] for one in recordings]
+    assert recogniser.transcribe(recordings) == [recogniser.transcribe([recording])[0] for recording in recordings]
     assert len(recogniser.transcribe([np.tile(spoken, 20), spoken])) == 2  # above 30 s
     assert check(spoken, TEXT, recogniser).cer > 0.3
     with pytest.raises(SaladError, match="hears English alone, and this is German: name a multilingual one"):

@@ -147,7 +147,7 @@ def test_threads_and_forks_get_the_same_samples():
 
 def test_a_ctrl_c_in_the_middle_of_an_utterance_is_neither_lost_nor_printed(capfd):
     """It is raised where Python runs again: in the callback, whose exceptions ctypes prints and forgets."""
-    text, heard = "The water boils and the kettle sings. " * 40, 0
+    text, recorded = "The water boils and the kettle sings. " * 40, 0
 
     def interrupt():
         while not espeak._sound:
@@ -161,9 +161,9 @@ def test_a_ctrl_c_in_the_middle_of_an_utterance_is_neither_lost_nor_printed(capf
         try:
             tts.speak(text, "en-us", 0)
         except KeyboardInterrupt:
-            heard += 1
+            recorded += 1
         thread.join()
-    assert heard == 5 and capfd.readouterr().err == ""
+    assert recorded == 5 and capfd.readouterr().err == ""
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler and _digest("Again.") == _digest("Again.")
 
 

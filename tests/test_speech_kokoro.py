@@ -128,9 +128,9 @@ def test_a_long_text_is_split_at_sentences_and_its_times_go_on(tts, monkeypatch)
 def test_the_seed_draws_the_speed_and_repeats(tts, monkeypatch):
     monkeypatch.setattr(tts, "jitter", 0.6)  # with random weights a phoneme lasts one frame, or two when slow
     text = "The cat sat on the mat and it was red."
-    one, again, other = (tts.speak(text, "af_heart", seed) for seed in (1, 1, 2))
-    assert np.array_equal(one.samples, again.samples) and one.words == again.words
-    assert len(other.samples) != len(one.samples)
+    recording, again, other = (tts.speak(text, "af_heart", seed) for seed in (1, 1, 2))
+    assert np.array_equal(recording.samples, again.samples) and recording.words == again.words
+    assert len(other.samples) != len(recording.samples)
 
 
 def test_markup_is_not_read_as_phonemes(tts):

@@ -48,8 +48,8 @@ def test_speech_of_each_language_is_cut_at_its_words(code, text):
     for word in utterance.words:
         assert text[word.char_start : word.char_end] == word.word
     offsets = [(i, i + 1) for i in range(len(text))]  # a token a character
-    found = units(text, offsets, utterance.words, utterance.duration_s)
-    assert len(found) == len(utterance.words)
-    for unit, word in zip(found, utterance.words, strict=True):
+    result = units(text, offsets, utterance.words, utterance.duration_s)
+    assert len(result) == len(utterance.words)
+    for unit, word in zip(result, utterance.words, strict=True):
         start = word.char_start - (text[word.char_start - 1] == " " if word.char_start else 0)
         assert (unit.token_start, unit.start_s) == (start, word.start_s if word.char_start else 0.0)

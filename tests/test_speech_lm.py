@@ -57,10 +57,10 @@ def batch_of(model, texts, patterns, sounds=None, first=0):
 
 def test_an_all_text_interleaving_gives_m_exactly_zero(model):
     batch = batch_of(model, TEXTS, lambda i, n: [False] * n)
-    told = divergences(model, model.teacher, batch)
-    assert (told.positions.m == 0).all() and (told.positions.f > 0).all()
-    assert torch.equal(told.positions.f, told.positions.d)  # where all is text, D is F
-    assert told.samples.n_positions.sum() == 0 and told.samples.m.isnan().all()  # no speech before any of them
+    measured = divergences(model, model.teacher, batch)
+    assert (measured.positions.m == 0).all() and (measured.positions.f > 0).all()
+    assert torch.equal(measured.positions.f, measured.positions.d)  # where all is text, D is F
+    assert measured.samples.n_positions.sum() == 0 and measured.samples.m.isnan().all()  # no speech before any of them
 
 
 def test_a_teacher_off_by_one_is_caught(model):
@@ -99,10 +99,10 @@ def test_with_lora_the_teacher_is_the_original_bit_for_bit_and_no_second_copy(pl
     original = load_llm(LLMConfig(), place)
     ids = torch.randint(0, 300, (2, 11), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        mine = model.teacher.hidden(ids) @ model.teacher.head.T
-        theirs = original(input_ids=ids).logits
+        own = model.teacher.hidden(ids) @ model.teacher.head.T
+        reference = original(input_ids=ids).logits
         student = model.text_hidden(ids) @ model.head.T
-    assert torch.equal(mine, theirs) and not torch.allclose(student, theirs, atol=1e-3)
+    assert torch.equal(own, reference) and not torch.allclose(student, reference, atol=1e-3)
     frozen = sum(p.numel() for p in model.llm.parameters() if not p.requires_grad)
     assert frozen == sum(p.numel() for p in original.parameters())
     assert model._beside["original"] is None and model._beside["peft"].base_model.model is model.llm
@@ -127,8 +127,8 @@ def test_with_lora_no_second_copy_is_in_memory(place):
 
     def held():
         gc.collect()
-        found = (o for o in gc.get_objects() if isinstance(o, torch.Tensor) and o.dim() == 2 and o.shape[0] > 300)
-        return sum(dict((t.untyped_storage().data_ptr(), t.untyped_storage().nbytes()) for t in found).values())
+        result = (o for o in gc.get_objects() if isinstance(o, torch.Tensor) and o.dim() == 2 and o.shape[0] > 300)
+        return sum(dict((t.untyped_storage().data_ptr(), t.untyped_storage().nbytes()) for t in result).values())
 
     before = held()
     made = SpeechLM.build(config(), place)
@@ -284,9 +284,9 @@ def test_a_chat_template_that_has_changed_is_refused_and_an_older_checkpoint_sta
             SpeechLM.from_pretrained(tmp_path / "saved", tmp_path)
         path.unlink() if before is None else path.write_text(before)
     SpeechLM.from_pretrained(tmp_path / "saved", tmp_path)
-    told = json.loads(settings.read_text())  # as it was written before templates counted
-    told["frozen"]["llm"] = {"name": "models/teacher", "sha256": folder_sha256(folder, templates=False)}
-    settings.write_text(json.dumps(told))
+    content = json.loads(settings.read_text())  # as it was written before templates counted
+    content["frozen"]["llm"] = {"name": "models/teacher", "sha256": folder_sha256(folder, templates=False)}
+    settings.write_text(json.dumps(content))
     SpeechLM.from_pretrained(tmp_path / "saved", tmp_path)
 
 
@@ -303,8 +303,8 @@ def test_choices_score_as_whole_texts_do(model):
     choices = [[" fish.", " a very long choice of many words", " x"], [" Paris", " Rome"], [" pears", " plums and pears"]]
     for as_teacher in (False, True):
         pick = 2 if as_teacher else 3
-        told = loglikelihoods(model, prompts[:pick], choices[:pick], teacher=as_teacher)
-        for context, some, values in zip(contexts, choices, told, strict=False):
+        result = loglikelihoods(model, prompts[:pick], choices[:pick], teacher=as_teacher)
+        for context, some, values in zip(contexts, choices, result, strict=False):
             for choice, (value, _) in zip(some, values, strict=True):
                 ids = model.tokenizer(choice, add_special_tokens=False)["input_ids"]
                 off = model.teacher.switched() if as_teacher else contextlib.nullcontext()
@@ -323,41 +323,41 @@ def test_generate_with_its_cache_answers_as_a_plain_loop_without_one(model):
     answers = model.generate(prompts, max_new_tokens=10, stop=())
     for prompt, answer in zip(prompts, answers, strict=True):
         with torch.no_grad():
-            vectors, told = model.prompt_embeddings(prompt), []
+            vectors, result = model.prompt_embeddings(prompt), []
             for _ in range(10):
                 logits = model.llm(inputs_embeds=vectors, use_cache=False).logits[0, -1, : model.vocab_size]
                 token = int(logits.argmax())
                 if token in model.prompt.ends:
                     break
-                told.append(token)
+                result.append(token)
                 vectors = torch.cat([vectors, model.llm.get_input_embeddings()(torch.tensor([[token]]))], 1)
-        assert answer == model.tokenizer.decode(told, skip_special_tokens=True)
+        assert answer == model.tokenizer.decode(result, skip_special_tokens=True)
 
 
 def test_streaming_answers_as_generate_does(model):
     prompts = [["What does the otter eat?"], ["Listen: ", spoken_text(TEXTS[1], 1)[1], " so"], [TEXTS[4]]]
     whole = model.generate(prompts, max_new_tokens=12, stop=("?",))
     for prompt, answer in zip(prompts, whole, strict=True):
-        told = list(model.stream(prompt, max_new_tokens=12, stop=("?",)))
-        assert "".join(one.text for one in told) == answer
-        assert model.tokenizer.decode([one.token for one in told], skip_special_tokens=True).startswith(answer)
-    other = [one.token for one in model.stream(prompts[0], max_new_tokens=12, temperature=2.0, seed=1)]
-    assert other == [one.token for one in model.stream(prompts[0], max_new_tokens=12, temperature=2.0, seed=1)]
+        tokens = list(model.stream(prompt, max_new_tokens=12, stop=("?",)))
+        assert "".join(item.text for item in tokens) == answer
+        assert model.tokenizer.decode([item.token for item in tokens], skip_special_tokens=True).startswith(answer)
+    other = [item.token for item in model.stream(prompts[0], max_new_tokens=12, temperature=2.0, seed=1)]
+    assert other == [item.token for item in model.stream(prompts[0], max_new_tokens=12, temperature=2.0, seed=1)]
 
 
 def test_streaming_keeps_the_text_before_a_stop_string_wherever_its_tokens_begin_and_end(model):
     """Every piece of an answer as the stop string: within one token, over several, at a token's end."""
     prompt, within, over = ["What does the otter eat?"], 0, 0
-    tokens = [one.token for one in model.stream(prompt, max_new_tokens=10, stop=())]
+    tokens = [streamed.token for streamed in model.stream(prompt, max_new_tokens=10, stop=())]
     text = model.tokenizer.decode(tokens, skip_special_tokens=True)
     ends = [len(model.tokenizer.decode(tokens[:n], skip_special_tokens=True)) for n in range(len(tokens) + 1)]
     for start in range(1, len(text)):
         for length in (1, 3, 5):
             word = text[start : start + length]
-            told = list(model.stream(prompt, max_new_tokens=10, stop=(word,)))
+            outcome = list(model.stream(prompt, max_new_tokens=10, stop=(word,)))
             cut = text.index(word)
-            assert "".join(one.text for one in told) == text[:cut], word
-            assert [one.token for one in told] == tokens[: sum(end < cut for end in ends)]
+            assert "".join(streamed.text for streamed in outcome) == text[:cut], word
+            assert [streamed.token for streamed in outcome] == tokens[: sum(end < cut for end in ends)]
             first = max(n for n, end in enumerate(ends) if end <= cut)  # the token in which the stop string begins
             within += ends[first] < cut and cut + len(word) <= ends[first + 1]
             over += cut + len(word) > ends[first + 1]
@@ -370,18 +370,18 @@ def test_a_fully_trained_students_teacher_reads_with_its_own_embeddings(place):
     plain = SpeechLM.build(config(), place).eval()  # untrained: its student is the teacher
     contexts, choices = ["What does the otter eat?"], [[" Fish.", " A book and a pear."]]
     scores = lambda model, **how: [s for s, _ in loglikelihoods(model, [contexts], choices, **how)[0]]  # noqa: E731
-    told = scores(student, teacher=True)
-    assert told == pytest.approx(scores(plain), abs=1e-4)
-    assert told != pytest.approx(scores(student), abs=1e-2)
-    streamed = [one.token for one in student.stream(contexts, max_new_tokens=8, teacher=True)]
-    assert streamed == [one.token for one in plain.stream(contexts, max_new_tokens=8)]
+    result = scores(student, teacher=True)
+    assert result == pytest.approx(scores(plain), abs=1e-4)
+    assert result != pytest.approx(scores(student), abs=1e-2)
+    streamed = [outcome.token for outcome in student.stream(contexts, max_new_tokens=8, teacher=True)]
+    assert streamed == [outcome.token for outcome in plain.stream(contexts, max_new_tokens=8)]
 
 
 def test_an_answer_never_holds_an_id_that_only_pads_the_head(model):
     assert model.head.shape[0] > model.vocab_size
-    told = model.generate([[text] for text in TEXTS], max_new_tokens=20, stop=(), temperature=50.0, seed=1)
-    assert all(isinstance(text, str) for text in told)
-    ids = [one.token for text in TEXTS for one in model.stream([text], max_new_tokens=20, stop=(), temperature=50.0)]
+    result = model.generate([[text] for text in TEXTS], max_new_tokens=20, stop=(), temperature=50.0, seed=1)
+    assert all(isinstance(text, str) for text in result)
+    ids = [streamed.token for text in TEXTS for streamed in model.stream([text], max_new_tokens=20, stop=(), temperature=50.0)]
     assert max(ids) < model.vocab_size
 
 

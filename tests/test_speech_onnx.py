@@ -99,13 +99,13 @@ def check_words(utterance, text):
 
 def test_each_word_has_its_time_and_the_same_request_the_same_samples(spec):
     tts = load_tts(spec)
-    one = tts.speak(TEXT, tts.voices[0], 1)
-    check_words(one, TEXT)
-    assert [word.word for word in one.words] == TEXT.split() and one.flags == []
+    recording = tts.speak(TEXT, tts.voices[0], 1)
+    check_words(recording, TEXT)
+    assert [word.word for word in recording.words] == TEXT.split() and recording.flags == []
     tts.speak("Something else.", tts.voices[-1], 7)
     again, other = tts.speak(TEXT, tts.voices[0], 1), tts.speak(TEXT, tts.voices[0], 2)
-    assert np.array_equal(one.samples, again.samples) and one.words == again.words
-    assert len(one.samples) != len(other.samples) or not np.array_equal(one.samples, other.samples)
+    assert np.array_equal(recording.samples, again.samples) and recording.words == again.words
+    assert len(recording.samples) != len(other.samples) or not np.array_equal(recording.samples, other.samples)
     assert tts.speak(" !? ", tts.voices[0], 0).flags == ["empty"]
 
 
@@ -176,9 +176,11 @@ def test_words_without_a_phoneme_of_the_voice_are_flagged(tmp_path):
     "text", ["Of the house, on the mat; in the end!", "It's 'the' (only) well-known one - yes.", "on the of the"]
 )
 def test_each_word_gets_its_own_phonemes_though_espeak_says_some_as_one(text):
-    said = phonemised(text, "en-us")
+    phonemes = phonemised(text, "en-us")
     with_letters = [n for n, (start, end) in enumerate(runs(text)) if any(c.isalnum() for c in text[start:end])]
-    assert [one.run for one in said] == with_letters and all(one.phonemes and " " not in one.phonemes for one in said)
+    assert [item.run for item in phonemes] == with_letters and all(
+        item.phonemes and " " not in item.phonemes for item in phonemes
+    )
 
 
 # --- real weights ---
@@ -199,8 +201,8 @@ def test_real_voices_say_what_they_are_given_and_their_times_fit_their_samples(e
     utterance = tts.speak(text, tts.voices[0], 0)
     check_words(utterance, text)
     assert [word.word for word in utterance.words] == text.split() and utterance.flags == []
-    found = check(utterance.samples, text, load_recogniser(str(tools.real_model("whisper-tiny.en"))))
-    assert found.cer <= 0.06 and found.flags == []
+    checked = check(utterance.samples, text, load_recogniser(str(tools.real_model("whisper-tiny.en"))))
+    assert checked.cer <= 0.06 and checked.flags == []
 
     def levels(start_s, end_s):  # of 20 ms each
         part = utterance.samples[int(start_s * 16_000) : int(end_s * 16_000)]

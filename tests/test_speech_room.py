@@ -18,12 +18,12 @@ def test_the_same_seed_gives_the_same_recording_and_another_another():
 
 @pytest.mark.parametrize("seed", range(5))
 def test_length_and_times_stay_and_nothing_is_shifted(seed):
-    heard = record(utterance, seed)
-    assert heard.words == utterance.words and len(heard.samples) == len(utterance.samples)
-    assert heard.samples.dtype == np.float32
+    recorded = record(utterance, seed)
+    assert recorded.words == utterance.words and len(recorded.samples) == len(utterance.samples)
+    assert recorded.samples.dtype == np.float32
     lags = np.arange(-200, 201)
     inner = utterance.samples[1000:-1000]
-    match = [np.dot(heard.samples[1000 + lag : len(heard.samples) - 1000 + lag], inner) for lag in lags]
+    match = [np.dot(recorded.samples[1000 + lag : len(recorded.samples) - 1000 + lag], inner) for lag in lags]
     assert abs(lags[int(np.argmax(np.abs(match)))]) <= 8  # half a millisecond
 
 

@@ -153,7 +153,7 @@ UNICODE = {
 @pytest.mark.parametrize("text", UNICODE)
 def test_characters_are_made_plain_and_what_has_no_sound_is_reported(text):
     spoken = spoken_form(text)
-    assert (spoken.spoken, [one.reason for one in spoken.dropped]) == UNICODE[text]
+    assert (spoken.spoken, [recording.reason for recording in spoken.dropped]) == UNICODE[text]
     tiles(text, spoken)
 
 
@@ -175,7 +175,7 @@ RANDOM = st.text(
 def test_every_character_of_any_text_is_spoken_or_reported(text, language):
     spoken = spoken_form(text, language)
     tiles(text, spoken)
-    silent = {i for one in spoken.dropped for i in range(one.start, one.end)}
+    silent = {i for recording in spoken.dropped for i in range(recording.start, recording.end)}
     for s0, s1, t0, t1 in spoken.char_map:
         assert s1 > s0 or silent.issuperset(range(t0, t1))
     spoken.spoken.encode()  # no lone surrogate is left
@@ -210,11 +210,11 @@ def test_time_is_linear_whatever_the_text(language, unit):
 
 
 def tiles(text, spoken):
-    said, stands = 0, 0
+    statement, stands = 0, 0
     for s0, s1, t0, t1 in spoken.char_map:
-        assert s0 == said and t0 == stands and s1 >= s0 and t1 >= t0
-        said, stands = s1, t1
-    assert said == len(spoken.spoken) and stands == len(text)
+        assert s0 == statement and t0 == stands and s1 >= s0 and t1 >= t0
+        statement, stands = s1, t1
+    assert statement == len(spoken.spoken) and stands == len(text)
 
 
 @settings(max_examples=300, deadline=None)
@@ -241,8 +241,8 @@ def test_word_times_refer_to_the_text():
     words = text_words(utterance.words, spoken, text)
     assert [w.word for w in words] == text.split()
     money = words[2]
-    said = [w for w in utterance.words if w.word in ("one", "thousand", "dollars")]
-    assert (money.start_s, money.end_s) == (said[0].start_s, said[-1].end_s)
+    statement = [w for w in utterance.words if w.word in ("one", "thousand", "dollars")]
+    assert (money.start_s, money.end_s) == (statement[0].start_s, statement[-1].end_s)
 
 
 def test_plain_text_maps_to_itself():
@@ -272,8 +272,8 @@ def test_plain_text_maps_to_itself():
     ],
 )
 def test_what_cannot_be_spoken_is_marked_with_its_reason(text, flag):
-    found = speakability(text)
-    assert flag in found and found[flag]
+    result = speakability(text)
+    assert flag in result and result[flag]
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,7 @@ from store.lab import seal_line
 FIXTURES = Path(__file__).parent / "fixtures"
 
 
-def one(con, sql, *values):
+def one_value(con, sql, *values):
     row = con.execute(sql, list(values)).fetchone()
     return row[0] if row and len(row) == 1 else row
 
@@ -75,7 +75,7 @@ def test_missing_lab_gives_every_table_empty_with_its_columns(lab):
             expected = schema.column_type(column).replace("TIMESTAMPTZ", "TIMESTAMP WITH TIME ZONE").replace('"', "")
             assert columns[column.name] == expected
         if name != "published":
-            assert one(con, f'SELECT count(*) FROM "{name}"') == 0
+            assert one_value(con, f'SELECT count(*) FROM "{name}"') == 0
     assert not lab.exists()  # looking writes nothing
     assert con.execute("FROM misalignment").fetchall() == []
 
@@ -105,12 +105,12 @@ def test_a_tables_version_changes_with_what_it_holds_and_with_nothing_else(lab):
     assert store.version(con, "divergences", "decisions") == before
     store.append(lab, "decisions", selection_id="l1", target="cluster", cluster_id=1, verdict="keep", reviewer="ada")
     store.refresh(con)
-    said = store.version(con, "divergences", "decisions")
-    assert said[0] == before[0] and said[1] != before[1]
+    version = store.version(con, "divergences", "decisions")
+    assert version[0] == before[0] and version[1] != before[1]
     store.publish(lab, "divergences", [divergence(2)], {"part": 1})  # as many rows as before, in the place of the others
-    assert store.version(con, "divergences", "decisions") == said  # this connection has not seen it yet
+    assert store.version(con, "divergences", "decisions") == version  # this connection has not seen it yet
     store.refresh(con)
-    assert store.version(con, "divergences")[0] != said[0]
+    assert store.version(con, "divergences")[0] != version[0]
     locked = store.connect(lab, locked=True)
     assert store.version(locked, "divergences") == store.version(store.connect(lab), "divergences")
 
@@ -134,17 +134,17 @@ def test_the_same_work_with_other_rows_replaces_the_unit_and_old_connections_go_
     store.publish(lab, "samples", [sample(1), sample(2)], {"a": 1})
     con = store.connect(lab)
     store.publish(lab, "samples", [sample(3, corpus="other")], {"a": 1})  # filed under another key, too
-    assert one(con, "SELECT count(*) FROM samples") == 2
+    assert one_value(con, "SELECT count(*) FROM samples") == 2
     store.refresh(con)
     assert con.execute("SELECT sample_id FROM samples").fetchall() == [("s000000000003",)]
     store.publish(lab, "samples", [sample(4, corpus="other")], {"a": 1})  # same folder
-    assert one(con, "SELECT sample_id FROM samples") == "s000000000003"
+    assert one_value(con, "SELECT sample_id FROM samples") == "s000000000003"
     store.refresh(con)
     assert con.execute("SELECT sample_id FROM samples").fetchall() == [("s000000000004",)]
 
 
 @pytest.mark.parametrize(
-    "rows, told",
+    "rows, message",
     [
         ([{**sample(1), "flag": 1}], "no column 'flag'; did you mean 'flags'"),
         ([sample(1), {**sample(2), "text": None}], "'text', row 1"),
@@ -155,10 +155,10 @@ def test_the_same_work_with_other_rows_replaces_the_unit_and_old_connections_go_
         ([sample(1), sample(2), {**sample(3), "text": "\ud800"}], "'text', row 2"),
     ],
 )
-def test_rows_that_do_not_fit_are_refused_by_column_and_row(lab, rows, told):
+def test_rows_that_do_not_fit_are_refused_by_column_and_row(lab, rows, message):
     with pytest.raises(store.StoreError, match="samples") as error:
         store.publish(lab, "samples", rows, {"a": 1})
-    assert told in str(error.value)
+    assert message in str(error.value)
     assert not list(lab.rglob("unit-*"))
 
 
@@ -167,7 +167,7 @@ def test_what_has_no_value_is_null_never_nan(lab, value):
     with pytest.raises(store.StoreError, match="column 'm', row 1"):
         store.publish(lab, "divergences", [divergence(1), divergence(2, m=value)], {"a": 1})
     store.publish(lab, "divergences", [divergence(1), divergence(2, m=None, n_positions=0)], {"a": 1})
-    assert one(store.connect(lab), "SELECT m FROM divergences WHERE n_positions = 0") is None
+    assert one_value(store.connect(lab), "SELECT m FROM divergences WHERE n_positions = 0") is None
 
 
 def test_arrow_tables_and_data_frames_publish_as_lists_do(lab):
@@ -248,8 +248,8 @@ def test_a_lab_that_another_version_made_still_opens(tmp_path, made):
     for name, rows in expected.items():
         columns = ", ".join(f'"{key}"' for key in rows[0])
         got = con.sql(f'SELECT {columns} FROM "{name}"').to_arrow_table().to_pylist()
-        told = json.loads(json.dumps(got, default=lambda time: time.isoformat()))
-        assert sorted(told, key=str) == sorted(rows, key=str), name
+        content = json.loads(json.dumps(got, default=lambda time: time.isoformat()))
+        assert sorted(content, key=str) == sorted(rows, key=str), name
     if made != "lab_v2":
         synthesis = next(row["synthesis_id"] for row in expected["syntheses"] if row["audio_path"])
         assert store.audio(con, synthesis)[:4] == b"fLaC"
@@ -296,7 +296,7 @@ def test_runs_and_metrics_come_from_the_run_folders(lab):
     store.append(lab, "run_notes", run_id="r1", tags="a", note="first")
     store.append(lab, "run_notes", run_id="r1", note="second")
     con = store.connect(lab)
-    assert one(con, "SELECT status, tags, note, started_at, config ->> 'lr' FROM runs") == (
+    assert one_value(con, "SELECT status, tags, note, started_at, config ->> 'lr' FROM runs") == (
         "running",
         "a",
         "second",
@@ -313,7 +313,7 @@ def test_runs_and_metrics_come_from_the_run_folders(lab):
     with open(lab / "runs" / "r1" / "metrics-3.jsonl", "a") as file:
         file.write('{"step": 5, "tokens": 500, "at": null, "values": {"loss": 0.5}}\n{"step": 6, "to')
     store.refresh(con)  # the torn line is still being written
-    assert one(con, "SELECT max(step) FROM metrics") == 5
+    assert one_value(con, "SELECT max(step) FROM metrics") == 5
 
 
 def test_the_newest_clustering_is_that_whose_pass_ended_last(lab):
@@ -340,7 +340,7 @@ def test_the_newest_clustering_is_that_whose_pass_ended_last(lab):
     ]
     write_run(lab, "r2", {"state": "done", "ended_at": "2026-01-01T04:00:00Z"})
     store.refresh(con)
-    assert one(con, "SELECT cluster_id FROM divergences WHERE cluster_id IS NOT NULL") == 8
+    assert one_value(con, "SELECT cluster_id FROM divergences WHERE cluster_id IS NOT NULL") == 8
 
 
 def test_misalignment_is_one_row_a_sample_weighted_by_positions(lab):
@@ -368,8 +368,8 @@ def test_store_duckdb_answers_as_the_lab_does_and_renewing_it_disturbs_nobody(la
     path = store.renew(lab)
     with duckdb.connect(str(path), read_only=True) as plain:
         for table in (*schema.TABLES, "misalignment", "current_decisions"):
-            mine = store.connect(lab).execute(f'SELECT * FROM "{table}"').fetchall()
-            assert sorted(plain.execute(f'SELECT * FROM "{table}"').fetchall(), key=str) == sorted(mine, key=str), table
+            own = store.connect(lab).execute(f'SELECT * FROM "{table}"').fetchall()
+            assert sorted(plain.execute(f'SELECT * FROM "{table}"').fetchall(), key=str) == sorted(own, key=str), table
         comment = "SELECT comment FROM duckdb_views() WHERE view_name = 'misalignment'"
         assert plain.execute(comment).fetchone()[0].startswith("Start here")
         assert plain.execute("SELECT comment FROM duckdb_tables() WHERE table_name = 'runs'").fetchone()[0]
@@ -403,7 +403,7 @@ def publish_two(lab):
 def test_store_duckdb_is_renewed_by_what_changes_the_lab(lab, tmp_path):
     def there(where, sql):
         with duckdb.connect(str(where / "store.duckdb"), read_only=True) as con:
-            return one(con, sql)
+            return one_value(con, sql)
 
     folder = run_once(lab, "count", {"pass": "count"}, lambda run, _: publish_two(lab)).path
     assert there(lab, "SELECT count(*) FROM divergences") == 2
@@ -435,26 +435,28 @@ def test_a_process_that_ends_while_the_database_is_renewed_ends_well(lab):
 store.renew_soon(sys.argv[1], 0)
 time.sleep(float(sys.argv[2]))"""
     for pause in ("0.01", "0.05", "0.15"):
-        told = subprocess.run([sys.executable, "-c", leaves, lab, pause], capture_output=True, text=True)
-        assert told.returncode == 0 and not told.stderr and not list(lab.glob(".store.*.tmp*"))
+        completed = subprocess.run([sys.executable, "-c", leaves, lab, pause], capture_output=True, text=True)
+        assert completed.returncode == 0 and not completed.stderr and not list(lab.glob(".store.*.tmp*"))
 
 
 def test_published_holds_every_figure_of_the_method_and_guesses_none(lab):
     con = store.connect(lab)
-    assert one(con, "SELECT accuracy, gap FROM published WHERE model = 'SALAD-3B' AND task = 'mean' AND modality = 'speech'") == (
+    assert one_value(
+        con, "SELECT accuracy, gap FROM published WHERE model = 'SALAD-3B' AND task = 'mean' AND modality = 'speech'"
+    ) == (
         72.0,
         4.6,
     )
-    assert one(con, "SELECT gap FROM published WHERE model = 'SALAD-7B' AND task = 'PIQA'") == -0.4
-    assert one(con, "SELECT accuracy, gap FROM published WHERE model = 'SALAD-3B' AND modality = 'text'") == (
+    assert one_value(con, "SELECT gap FROM published WHERE model = 'SALAD-7B' AND task = 'PIQA'") == -0.4
+    assert one_value(con, "SELECT accuracy, gap FROM published WHERE model = 'SALAD-3B' AND modality = 'text'") == (
         76.9,
         -0.5,
     )
-    assert one(con, "SELECT count(*) FROM published WHERE system LIKE '%leaderboard%' AND model = 'unknown'") == 9
-    assert one(con, "SELECT count(*) FROM published WHERE system LIKE '%leaderboard%' AND modality = 'speech'") == 1
+    assert one_value(con, "SELECT count(*) FROM published WHERE system LIKE '%leaderboard%' AND model = 'unknown'") == 9
+    assert one_value(con, "SELECT count(*) FROM published WHERE system LIKE '%leaderboard%' AND modality = 'speech'") == 1
     for name in ("SALMONN", "AudioPaLM", "SpeechGPT", "BLSP-KD", "TASTE"):
         assert con.execute("SELECT accuracy FROM published WHERE system = ?", [name]).fetchall() == [(None,)]
-    assert one(con, "SELECT count(*) FROM published WHERE source IS NULL OR modality IS NULL") == 0
+    assert one_value(con, "SELECT count(*) FROM published WHERE source IS NULL OR modality IS NULL") == 0
 
 
 # ------------------------------------------------------------------------------------------ decisions
@@ -541,7 +543,7 @@ def test_sample_goes_before_rule_before_cluster_whatever_came_first(lab):
     decide(lab, "drop", rule="cer >= 0.8")  # among equals the latest
     assert verdicts(lab) == {1: "drop", 3: "drop", 5: "drop", 7: "keep", 8: "drop", 9: "keep"}
     con = store.connect(lab)
-    assert one(con, "SELECT count(*) FROM kept WHERE selection_id = 'l1'") == 6
+    assert one_value(con, "SELECT count(*) FROM kept WHERE selection_id = 'l1'") == 6
 
 
 def test_undo_takes_an_event_back_and_what_stood_before_stands_again(lab):
@@ -560,8 +562,8 @@ def test_a_text_is_dropped_if_any_reviewer_says_so(lab):
     decide(lab, "drop", "ann", sample=1)
     decide(lab, "keep", "bob", sample=1)
     con = store.connect(lab)
-    assert one(con, "SELECT count(*) FROM kept") == 9
-    assert one(con, "SELECT decision FROM misalignment WHERE sample_id = 's000000000001'") == "drop"
+    assert one_value(con, "SELECT count(*) FROM kept") == 9
+    assert one_value(con, "SELECT decision FROM misalignment WHERE sample_id = 's000000000001'") == "drop"
     assert verdicts(lab, reviewer="bob") == {1: "keep"}
 
 
@@ -635,12 +637,12 @@ def test_a_strangers_broken_rule_is_left_out_and_told(lab):
     )
     (lab / "events" / "elsewhere-1-1.jsonl").write_bytes(line)
     con = store.connect(lab)
-    assert "event e1" in one(con, "SELECT path FROM damaged")
-    assert one(con, "SELECT count(*) FROM current_decisions") == 1
+    assert "event e1" in one_value(con, "SELECT path FROM damaged")
+    assert one_value(con, "SELECT count(*) FROM current_decisions") == 1
 
 
 @pytest.mark.parametrize(
-    "fields, told",
+    "fields, message",
     [
         (dict(verdict="maybe", target="sample", sample_id="s", selection_id="l"), "verdict 'maybe'"),
         (dict(verdict="drop", target="sample", selection_id="l"), "needs sample_id"),
@@ -652,10 +654,10 @@ def test_a_strangers_broken_rule_is_left_out_and_told(lab):
         (dict(verdict="drop", target="sample", sample_id="s", selection_id="l", at="yesterday"), "no ISO time"),
     ],
 )
-def test_events_that_make_no_sense_are_refused(lab, fields, told):
+def test_events_that_make_no_sense_are_refused(lab, fields, message):
     with pytest.raises(store.StoreError) as error:
         store.append(lab, "decisions", **fields)
-    assert told in str(error.value)
+    assert message in str(error.value)
 
 
 def test_events_carry_id_time_and_author_and_one_file_a_process(lab):
@@ -664,7 +666,7 @@ def test_events_carry_id_time_and_author_and_one_file_a_process(lab):
     assert first["event_id"] != second["vote_id"] and first["reviewer"] == "ann" and first["at"].endswith("+00:00")
     assert len(list((lab / "events").glob("*.jsonl"))) == 1
     con = store.connect(lab)
-    assert one(con, "SELECT choice, CAST(latencies ->> 'left' AS DOUBLE) FROM votes") == ("tie", 1.5)
+    assert one_value(con, "SELECT choice, CAST(latencies ->> 'left' AS DOUBLE) FROM votes") == ("tie", 1.5)
 
 
 def test_events_read_one_by_one_are_what_a_first_reader_finds(lab, monkeypatch):
@@ -680,18 +682,18 @@ def test_events_read_one_by_one_are_what_a_first_reader_finds(lab, monkeypatch):
         return kept["decisions"]["event_id"].to_pylist()
 
     assert compare() == []
-    said = [decide(lab, "drop", sample=1)["event_id"]]
-    assert compare() == said
-    said.append(decide(lab, "keep", "bob", sample=2)["event_id"])
-    assert compare() == said
+    event_ids = [decide(lab, "drop", sample=1)["event_id"]]
+    assert compare() == event_ids
+    event_ids.append(decide(lab, "keep", "bob", sample=2)["event_id"])
+    assert compare() == event_ids
     line = {"table": "decisions", "event_id": "e-far", "selection_id": "l1", "target": "sample", "sample_id": "s1",
             "verdict": "drop", "reviewer": "x", "at": "2020-01-01T00:00:00+00:00"}  # fmt: skip
     (lab / "events" / "other-1-1.jsonl").write_bytes(seal_line(line))  # another machine, with another clock
-    assert compare() == ["e-far", *said]
-    said.append(decide(lab, "drop", sample=3)["event_id"])
-    assert compare() == ["e-far", *said]
+    assert compare() == ["e-far", *event_ids]
+    event_ids.append(decide(lab, "drop", sample=3)["event_id"])
+    assert compare() == ["e-far", *event_ids]
     (lab / "events" / "other-1-1.jsonl").unlink()
-    assert compare() == said
+    assert compare() == event_ids
 
 
 # ------------------------------------------------------------------------------------------ questions
@@ -750,8 +752,8 @@ def test_change_and_checkpoints_and_worst(lab):
     half = stats.t.ppf(0.975, 2) * math.sqrt(3 / 2 * (0.05**2 + 0.05**2)) / 3
     assert change[0]["m_change_low"] == pytest.approx(-0.1 - half, rel=1e-4)
     assert change[0]["m_change_high"] == pytest.approx(-0.1 + half, rel=1e-4)
-    told = store.query(lab, "SELECT student_t_95(i) AS t FROM range(0, 200) r(i)")["t"].to_pylist()
-    assert told[0] is None and told[1:] == pytest.approx(stats.t.ppf(0.975, range(1, 200)), abs=2e-4)
+    result = store.query(lab, "SELECT student_t_95(i) AS t FROM range(0, 200) r(i)")["t"].to_pylist()
+    assert result[0] is None and result[1:] == pytest.approx(stats.t.ppf(0.975, range(1, 200)), abs=2e-4)
     steps = store.query(lab, "FROM divergence_of_checkpoints('r1')").to_pylist()
     assert [(row["step"], row["n_samples"], round(row["m"], 6)) for row in steps] == [(10, 4, 0.15), (20, 3, 0.1)]
     worst = store.query(lab, "FROM worst_samples('r1', 10, n := 3)").to_pylist()
@@ -778,7 +780,7 @@ def test_worst_samples_ranks_token_weighted_means_over_patterns(lab):
         for row in rows:
             if row["m"] is not None:
                 means.setdefault((row["sample_id"], row["synthesis_id"]), []).append((row["m"], row["n_positions"]))
-        means = {key: sum(m * w for m, w in told) / sum(w for _, w in told) for key, told in means.items()}
+        means = {key: sum(m * w for m, w in message) / sum(w for _, w in message) for key, message in means.items()}
         best = sorted(means.items(), key=lambda item: -item[1])[:n]
         assert [row[:2] for row in got] == [key for key, _ in best]
         assert [row[2] for row in got] == pytest.approx([mean for _, mean in best])
@@ -995,14 +997,14 @@ def test_compact_changes_no_answer_and_work_stays_known(lab):
     many(lab)
     before = everything(lab)
     old = store.connect(lab)
-    told = store.compact(lab)
-    assert told["units_joined"] == 24
-    assert everything(lab) == before and one(old, "SELECT count(*) FROM samples") == 36
+    summary = store.compact(lab)
+    assert summary["units_joined"] == 24
+    assert everything(lab) == before and one_value(old, "SELECT count(*) FROM samples") == 36
     assert store.exists(lab, "samples", {"shard": 3})
     store.publish(lab, "samples", [sample(n * 100 + 3) for n in range(3)], {"shard": 3})  # the same work, done again
     assert everything(lab) == before
-    told = store.compact(lab, grace_s=0)
-    assert told["units_removed"] >= 24 and everything(lab) == before
+    summary = store.compact(lab, grace_s=0)
+    assert summary["units_removed"] >= 24 and everything(lab) == before
     assert len(list((lab / "tables").rglob("*.parquet"))) == 2
     assert store.exists(lab, "samples", {"shard": 3})
     assert store.verify(lab, grace_s=0) == []
@@ -1024,16 +1026,16 @@ def test_work_done_again_with_other_rows_replaces_its_share_of_a_merged_unit(lab
     for grace in (3600, 0, 0, 0):
         store.compact(lab, grace_s=grace)
         assert texts() == expected
-        assert one(store.connect(lab), "SELECT count(*) FROM samples") == len(expected)
+        assert one_value(store.connect(lab), "SELECT count(*) FROM samples") == len(expected)
 
 
 def test_two_compactions_that_overlap_double_nothing(lab):
     many(lab)
     before = everything(lab)
-    found, _ = store.units.scan(lab)
-    merge(lab, found["samples"][:8])
+    units_by_table, _ = store.units.scan(lab)
+    merge(lab, units_by_table["samples"][:8])
     assert everything(lab) == before
-    merge(lab, found["samples"][4:])  # another compactor that had not seen the first
+    merge(lab, units_by_table["samples"][4:])  # another compactor that had not seen the first
     assert everything(lab) == before
     for _ in range(3):
         store.compact(lab, grace_s=0)
@@ -1062,7 +1064,7 @@ def test_compact_joins_finished_event_files_and_leaves_the_living(lab):
     assert store.compact(lab, grace_s=0)["event_files_removed"] == 3
     assert everything(lab) == before and len(list((lab / "events").glob("*.jsonl"))) == 2
     decide(lab, sample=2)
-    assert one(store.connect(lab), "SELECT count(*) FROM decisions") == 5
+    assert one_value(store.connect(lab), "SELECT count(*) FROM decisions") == 5
 
 
 # ------------------------------------------------------------------------------------ export and import
@@ -1087,11 +1089,11 @@ def study(lab):
 
 def test_a_run_travels_to_another_lab_with_all_that_it_rests_on(lab, tmp_path):
     study(lab)
-    told = store.export(lab, "r2", tmp_path / "bundle")
-    assert told["divergences"] == 20 and told["samples"] == 10 and told["events"] == 2
+    summary = store.export(lab, "r2", tmp_path / "bundle")
+    assert summary["divergences"] == 20 and summary["samples"] == 10 and summary["events"] == 2
     there = tmp_path / "there"
     store.import_(there, tmp_path / "bundle")
-    con, mine = store.connect(there), store.connect(lab)
+    con, own = store.connect(there), store.connect(lab)
     assert con.execute("SELECT run_id FROM runs ORDER BY 1").fetchall() == [("r1",), ("r2",)]
     for sql in (
         "SELECT * FROM selections ORDER BY ALL",
@@ -1100,10 +1102,10 @@ def test_a_run_travels_to_another_lab_with_all_that_it_rests_on(lab, tmp_path):
         "SELECT * FROM divergences WHERE run_id = 'r1' ORDER BY ALL",
         "FROM metrics",
     ):
-        assert con.execute(sql).fetchall() == mine.execute(sql).fetchall(), sql
+        assert con.execute(sql).fetchall() == own.execute(sql).fetchall(), sql
     assert store.audio(con, "yx1") == b"fLaC-two-two"
     assert (there / "runs" / "r1" / "checkpoints" / "manifest.json").exists()
-    assert not one(con, "SELECT count(*) FROM divergences WHERE run_id = 'r_other'")
+    assert not one_value(con, "SELECT count(*) FROM divergences WHERE run_id = 'r_other'")
     before = everything(there)
     assert store.import_(there, tmp_path / "bundle") == {
         name: 0 for name in ("clusters", "divergences", "samples", "selected", "selections", "syntheses", "runs", "events")
@@ -1132,20 +1134,20 @@ def test_speech_under_a_name_that_is_taken_goes_to_a_folder_of_its_own(lab, tmp_
         store.import_(there, tmp_path / "bundle")
     con = store.connect(there)
     assert [store.audio(con, name) for name in ("z0", "yx0", "yx1")] == [b"fLaC-other", b"fLaC-one", b"fLaC-two-two"]
-    assert one(con, "SELECT count(*) FROM syntheses WHERE synthesis_id = 'yx0'") == 1
+    assert one_value(con, "SELECT count(*) FROM syntheses WHERE synthesis_id = 'yx0'") == 1
 
 
 def test_export_and_import_refuse_in_one_line(lab, tmp_path):
     study(lab)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "x").touch()
-    for call, told in (
+    for call, message in (
         (lambda: store.export(lab, "r_none", tmp_path / "b"), "no run, selection or table"),
         (lambda: store.export(lab, "r1", tmp_path / "full"), "not empty"),
         (lambda: store.import_(lab, tmp_path / "nowhere"), "no bundle"),
         (lambda: store.import_(lab, lab), "this lab itself"),
     ):
-        with pytest.raises(store.StoreError, match=told):
+        with pytest.raises(store.StoreError, match=message):
             call()
     store.export(lab, "r1", tmp_path / "bundle")
     unit = next((tmp_path / "bundle").rglob("*.parquet"))
@@ -1168,7 +1170,7 @@ def test_connect_opens_no_file_of_a_thousand_units_but_each_manifest_once(lab):
         manifest = {**base.manifest, "unit_id": unit, "made_from": {"n": number}, "file": f"unit-{unit}.parquet",
                     "sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}  # fmt: skip
         (folder / f"unit-{unit}.json").write_text(json.dumps(store.lab.seal(manifest)))
-    assert one(store.connect(lab), "SELECT count(*) FROM divergences") == 10_000
+    assert one_value(store.connect(lab), "SELECT count(*) FROM divergences") == 10_000
     store.units.clear_cache()  # what a new process would find
     store.verification.clear_cache()
     opened, listening = [], [True]

@@ -42,8 +42,8 @@ def write_two(lab, name):
             store.events.close_writers()  # as another process: a file of its own
             for i in range(3):
                 event = row_of(table, 3 * k + i) | {"at": f"2026-01-0{i + 1}T00:00:00+00:00"}
-                said = {"decisions": {"target": "sample", "verdict": "drop"}, "votes": {"choice": "tie"}}
-                store.append(lab, name, **(event | said.get(name, {})))
+                fields = {"decisions": {"target": "sample", "verdict": "drop"}, "votes": {"choice": "tie"}}
+                store.append(lab, name, **(event | fields.get(name, {})))
         return max((lab / "events").glob("*.jsonl"), key=lambda path: path.stat().st_mtime_ns)
     for k in range(2):
         folder = lab / "runs" / f"r{k}"
@@ -88,16 +88,16 @@ def test_damage_is_found_before_a_number_is_shown(tmp_path, name, damage):
         with pytest.warns(store.DamagedWarning, match=path.name.split(".")[0]):
             con = store.connect(lab)
         rest = sorted(con.execute(f"FROM {name}").fetchall(), key=str)
-        told = con.execute("SELECT path FROM damaged").fetchall()
-        assert {Path(where).name for (where,) in told} == {path.name}, told
-        assert len(told) == 1 or path.suffix == ".jsonl"  # a new newline makes two damaged lines of one
+        damages = con.execute("SELECT path FROM damaged").fetchall()
+        assert {Path(where).name for (where,) in damages} == {path.name}, damages
+        assert len(damages) == 1 or path.suffix == ".jsonl"  # a new newline makes two damaged lines of one
         assert ships < len(rest) < len(whole) and all(row in whole for row in rest)  # nothing wrong among them
         assert path.name in {Path(item.path).name for item in store.verify(lab)}
         if kind in ("unit", "package"):
             assert len(rest) == 3 + ships
             manifest = path.with_suffix(".json")
-            found = store.verify(lab, repair=True)
-            assert [Path(item.path).name for item in found] == [path.name] and not manifest.exists()
+            outcome = store.verify(lab, repair=True)
+            assert [Path(item.path).name for item in outcome] == [path.name] and not manifest.exists()
             assert store.verify(lab) == []
             assert sorted(store.connect(lab).execute(f"FROM {name}").fetchall(), key=str) == rest
 
@@ -215,9 +215,9 @@ def test_damage_in_a_lab_that_cannot_be_written_is_found_too():
         worker.start()
         worker.join()
         assert worker.exitcode == 0  # else nothing comes
-        rows, told, refused = answer.get()
+        rows, result, refused = answer.get()
         assert rows == [3, 3, 3, 3] and refused
-        assert {name for (name,) in told} == {str(path.relative_to(lab)) for path in paths}
+        assert {name for (name,) in result} == {str(path.relative_to(lab)) for path in paths}
         assert not (lab / ".store-cache").exists()
     finally:
         for folder in [lab, *(path for path in lab.rglob("*") if path.is_dir())]:
@@ -302,9 +302,9 @@ def test_compaction_killed_at_any_moment_changes_no_answer(tmp_path):
         assert len(expected) == 6000 + round + 1
 
 
-def _vote_for_ever(lab, told):
+def _vote_for_ever(lab, result):
     while True:
-        told.send(store.append(lab, "votes", choice="tie", voter="x", question_id="q" * 300)["vote_id"])
+        result.send(store.append(lab, "votes", choice="tie", voter="x", question_id="q" * 300)["vote_id"])
 
 
 def test_no_acknowledged_event_is_lost_when_its_process_is_killed(tmp_path):
@@ -382,11 +382,11 @@ def test_four_writers_and_four_readers_at_once(tmp_path):
     ]
     for worker in workers:
         worker.start()
-    told = [answer.get() for _ in workers]
+    result = [answer.get() for _ in workers]
     for worker in workers:
         worker.join()
-    assert [error for _, _, error in told if error] == []
-    done = sum(n for kind, n, _ in told if kind == "write")
+    assert [error for _, _, error in result if error] == []
+    done = sum(n for kind, n, _ in result if kind == "write")
     con = store.connect(tmp_path)
     assert done > 0 and con.execute("SELECT count(*), count(DISTINCT sample_id) FROM divergences").fetchone() == (5 * done,) * 2
     assert con.execute("SELECT count(*) FROM votes").fetchone() == (done,)
@@ -409,7 +409,7 @@ def little_room(request, tmp_path):
 
 
 def test_a_full_disk_is_said_clearly_and_what_was_acknowledged_stays(little_room):
-    lab, rng, published, said = little_room / "lab", random.Random(7), 0, 0
+    lab, rng, published, refused = little_room / "lab", random.Random(7), 0, 0
     with pytest.raises(store.StoreError, match="could not write a unit of samples"):
         while True:
             text = rng.randbytes(60_000 * (published + 1)).hex()  # until a file is too large, or all together
@@ -417,22 +417,22 @@ def test_a_full_disk_is_said_clearly_and_what_was_acknowledged_stays(little_room
             published += 1
             if published <= 3:
                 store.append(lab, "votes", choice="tie", voter="x", question_id=rng.randbytes(1000).hex())
-                said += 1
+                refused += 1
     with pytest.raises(store.StoreError, match="the event was not recorded"):
         while True:
             store.append(lab, "votes", choice="tie", voter="x", question_id=rng.randbytes(20_000).hex())
-            said += 1
+            refused += 1
     with pytest.raises(store.StoreError, match="not recorded"):
         store.append(lab, "votes", choice="tie", voter="x", question_id=rng.randbytes(200_000).hex())
-    assert published > 3 and said >= 3
+    assert published > 3 and refused >= 3
     con = store.connect(lab)
     assert con.execute("SELECT count(*) FROM samples").fetchone() == (published,)
-    assert con.execute("SELECT count(*) FROM votes").fetchone() == (said,)
+    assert con.execute("SELECT count(*) FROM votes").fetchone() == (refused,)
     assert con.execute("SELECT count(*) FROM damaged").fetchone() == (0,)
     last = next((lab / "tables").rglob("unit-*.json"))  # not the Parquet file whose manifest found no room
     for path in (last, last.with_suffix(".parquet")):  # room again
         path.unlink()
     store.append(lab, "votes", choice="left", voter="x")
     store.refresh(con)
-    assert con.execute("SELECT count(*) FROM votes").fetchone() == (said + 1,)
+    assert con.execute("SELECT count(*) FROM votes").fetchone() == (refused + 1,)
     assert not list(lab.rglob("*.tmp")) and json.loads(next(lab.rglob("unit-*.json")).read_text())

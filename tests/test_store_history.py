@@ -19,7 +19,7 @@ from test_store import (
     divergence,
     everything,
     many,
-    one,
+    one_value,
     publish_selection,
     sample,
     study,
@@ -60,9 +60,9 @@ def test_a_unit_of_which_both_files_are_gone_is_missed_until_it_is_written_off_o
     for path in files_of(gone):
         path.unlink()
     with pytest.warns(store.DamagedWarning, match="is missing"):
-        (told,) = damaged(lab)
-    assert told[0] == table and told[1].endswith(gone.path.name) and '{"k": 1}' in told[2] and "3 rows" in told[2]
-    assert [item.path for item in store.verify(lab)] == [told[1]]
+        (damages,) = damaged(lab)
+    assert damages[0] == table and damages[1].endswith(gone.path.name) and '{"k": 1}' in damages[2] and "3 rows" in damages[2]
+    assert [item.path for item in store.verify(lab)] == [damages[1]]
     store.publish(lab, table, rows[1], {"k": 1})
     assert damaged(lab) == [] and store.verify(lab) == []
     for path in files_of(gone):
@@ -144,9 +144,9 @@ def test_a_conflict_by_key_is_told_the_later_is_shown_and_a_user_decides(lab, ta
     declared = schema.TABLES[table]
     other = next(c for c in reversed(declared.columns) if c.name not in declared.key and c.type in (schema.TEXT, schema.NUMBER)
                  and not c.json and c.name not in ("audio_path", "cut_id", "speech"))  # fmt: skip
-    said = {schema.TEXT: "changed", schema.NUMBER: 99.0}[other.type]
+    fields = {schema.TEXT: "changed", schema.NUMBER: 99.0}[other.type]
     rows = [row_of(declared, n) for n in range(4)]
-    changed = [row | {other.name: said} for row in rows[1:3]]
+    changed = [row | {other.name: fields} for row in rows[1:3]]
     first = store.publish(lab, table, rows, {"first": 1})
     second = store.publish(lab, table, changed, {"second": 1})
 
@@ -154,7 +154,7 @@ def test_a_conflict_by_key_is_told_the_later_is_shown_and_a_user_decides(lab, ta
         con = store.connect(lab)
         name = "raw.divergences" if table == "divergences" else table
         got = con.execute(f'SELECT "{other.name}" FROM {name} ORDER BY "{declared.key[-1]}"').fetchall()
-        return [row[0] == said for row in got]
+        return [row[0] == fields for row in got]
 
     assert shown() == [False, True, True, False]
     ((where, path, why),) = damaged(lab)
@@ -213,9 +213,9 @@ def test_what_is_said_last_stands_when_the_clock_steps_back(lab, monkeypatch, ba
     events.close_writers()  # and in another process
     decide(lab, "keep", sample=1, at="2001-01-01T00:00:00Z")
     assert verdicts(lab) == {1: "keep"}
-    assert one(store.connect(lab), "SELECT decision FROM misalignment WHERE sample_id = 's000000000001'") == "keep"
+    assert one_value(store.connect(lab), "SELECT decision FROM misalignment WHERE sample_id = 's000000000001'") == "keep"
     first = store.publish(lab, "samples", [sample(n, domain="later") for n in range(10)], {"a": 1})
-    assert one(store.connect(lab), "SELECT count(*) FROM samples WHERE domain = 'later'") == 10 and first.rows == 10
+    assert one_value(store.connect(lab), "SELECT count(*) FROM samples WHERE domain = 'later'") == 10 and first.rows == 10
 
 
 def test_events_from_before_there_was_a_clock_are_ordered_by_their_time(lab):
@@ -252,12 +252,12 @@ def test_a_lab_is_read_as_of_a_moment(lab, tmp_path):
         rows = store.query(lab, "SELECT count(*) AS n FROM samples", as_of=at.isoformat())
         assert rows.to_pylist() == [{"n": len(expected["samples"])}]
     before = datetime.datetime.fromtimestamp(moments[0] / 1e6 - 10, datetime.UTC)
-    assert one(store.connect(lab, as_of=before), "SELECT count(*) FROM samples") == 0
+    assert one_value(store.connect(lab, as_of=before), "SELECT count(*) FROM samples") == 0
     for _ in range(2):
         store.compact(lab, grace_s=0)
-    told = damaged(lab, as_of=datetime.datetime.fromtimestamp(moments[0] / 1e6, datetime.UTC))
-    assert [(table, why.split(":")[0]) for table, _, why in told] == [("samples", "was removed since")]
-    assert one(store.connect(lab, as_of=datetime.datetime.fromtimestamp(moments[1] / 1e6, datetime.UTC)),
+    damages = damaged(lab, as_of=datetime.datetime.fromtimestamp(moments[0] / 1e6, datetime.UTC))
+    assert [(table, why.split(":")[0]) for table, _, why in damages] == [("samples", "was removed since")]
+    assert one_value(store.connect(lab, as_of=datetime.datetime.fromtimestamp(moments[1] / 1e6, datetime.UTC)),
                "SELECT count(*) FROM divergences") == 6  # fmt: skip
     with pytest.raises(store.StoreError, match="zone"):
         store.connect(lab, as_of="2026-11-27T10:00")
@@ -394,17 +394,17 @@ def test_merges_of_labs_that_overlap_give_one_answer_in_either_direction(tmp_pat
 
 
 def test_what_an_import_brings_of_other_content_is_told(tmp_path):
-    mine, yours = tmp_path / "mine", tmp_path / "yours"
-    store.publish(mine, "samples", [sample(n) for n in range(3)], {"a": 1})
+    own, yours = tmp_path / "mine", tmp_path / "yours"
+    store.publish(own, "samples", [sample(n) for n in range(3)], {"a": 1})
     store.publish(yours, "samples", [sample(n, domain="x") for n in range(2)], {"b": 1})
-    told = store.import_(mine, yours)
-    assert told["samples"] == 0 and len(told["conflicts"]) == 1 and "2 rows" in told["conflicts"][0]
-    assert [reason.split(":")[0] for _, _, reason in damaged(mine)] == ["conflict"]
-    assert history.rows(mine)[-1]["op"] == "import"
+    summary = store.import_(own, yours)
+    assert summary["samples"] == 0 and len(summary["conflicts"]) == 1 and "2 rows" in summary["conflicts"][0]
+    assert [reason.split(":")[0] for _, _, reason in damaged(own)] == ["conflict"]
+    assert history.rows(own)[-1]["op"] == "import"
     same = tmp_path / "same"  # the same work, with other bytes
     store.publish(same, "samples", [sample(n, domain="z") for n in range(3)], {"a": 1})
-    told = store.import_(same, mine)
-    assert any("two labs published unit" in line for line in told["conflicts"])
+    summary = store.import_(same, own)
+    assert any("two labs published unit" in line for line in summary["conflicts"])
     name = store.unit_id("samples", {"a": 1})
     shown = next(unit for unit in store.units.scan(same)[0]["samples"] if unit.unit_id == name)
     assert store.prefer(same, f"{name}-{shown.manifest['sha256'][:8]}") == ["samples"]
@@ -418,9 +418,9 @@ def test_a_run_that_has_gone_on_elsewhere_goes_on_here_and_never_back(tmp_path):
     write_run(a, "r1", {"state": "done", "step": 8, "heartbeat_at": "2026-01-01T00:00:08Z"}, {0: line})
     assert store.import_(b, a)["runs"] == 1
     query = "SELECT status, step, (SELECT count(*) FROM metrics) FROM runs"
-    assert one(store.connect(b), query) == ("done", 8, 8)
+    assert one_value(store.connect(b), query) == ("done", 8, 8)
     write_run(tmp_path / "c", "r1", {"state": "running", "step": 4, "heartbeat_at": "2026-01-01T00:00:04Z"}, {0: line[:4]})
-    assert store.import_(b, tmp_path / "c")["runs"] == 0 and one(store.connect(b), query) == ("done", 8, 8)
+    assert store.import_(b, tmp_path / "c")["runs"] == 0 and one_value(store.connect(b), query) == ("done", 8, 8)
     write_run(tmp_path / "d", "r1", {"state": "done", "step": 8, "heartbeat_at": "2026-01-01T00:00:08Z"},
               {0: [(1, {"loss": 7.0})]})  # fmt: skip
     assert ["metrics-0.jsonl" in line for line in store.import_(b, tmp_path / "d")["conflicts"]] == [True]
@@ -443,7 +443,7 @@ def test_a_manifest_that_names_a_file_elsewhere_is_damaged_and_nothing_elsewhere
     shutil.copyfile(unit.path, unit.path.parent.parent / unit.path.name)
     reseal(unit.path.with_suffix(".json"), file=name.format(unit.path.name, absolute=outside))
     before = outside.read_bytes()
-    assert one(store.connect(lab), "SELECT count(*) FROM samples") == 1
+    assert one_value(store.connect(lab), "SELECT count(*) FROM samples") == 1
     assert [Path(path).stem for _, path, _ in damaged(lab)] == [unit.path.stem]
     with pytest.raises(store.StoreError, match="damaged"):
         store.import_(tmp_path / "there", lab)
@@ -451,7 +451,7 @@ def test_a_manifest_that_names_a_file_elsewhere_is_damaged_and_nothing_elsewhere
     for _ in range(2):
         store.compact(lab, grace_s=0)
     assert outside.read_bytes() == before and kept.path.exists()
-    assert one(store.connect(lab), "SELECT count(*) FROM samples") == 1
+    assert one_value(store.connect(lab), "SELECT count(*) FROM samples") == 1
 
 
 @pytest.mark.parametrize(
@@ -495,7 +495,7 @@ def test_a_lab_whose_path_has_what_stands_for_other_names_reads_its_own_rows(tmp
     lab = tmp_path / name
     study(lab)
     con = store.connect(lab)
-    assert one(con, "SELECT count(*) FROM samples WHERE corpus = 'broad'") == 10
+    assert one_value(con, "SELECT count(*) FROM samples WHERE corpus = 'broad'") == 10
     assert store.query(lab, "SELECT count(*) AS n FROM samples WHERE corpus = 'broad'").to_pylist() == [{"n": 10}]
     before = everything(lab)
     store.renew(lab)
@@ -565,8 +565,8 @@ def test_readers_go_on_while_units_are_joined_and_removed_without_grace(lab):
             until = time.monotonic() + ROUNDS
             while time.monotonic() < until:
                 store.connect(lab)
-                found, wrong = store.units.scan(lab)
-                assert wrong == [] and sum(unit.rows for unit in found["samples"]) == 36
+                units_by_table, wrong = store.units.scan(lab)
+                assert wrong == [] and sum(unit.rows for unit in units_by_table["samples"]) == 36
     finally:
         worker.kill()
         worker.join()

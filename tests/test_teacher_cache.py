@@ -167,8 +167,8 @@ def test_packed_rows_find_their_texts(place, dtype, near):
     optim = config().optim.model_copy(update={"batch_tokens": 200, "steps": 6})
     llm = config().llm.model_copy(update={"dtype": dtype})
     with_cache = [ObjectiveConfig(teacher_cache=x) for x in (False, True)]
-    told = [losses(trained(place, optim=optim, llm=llm, objective=x)) for x in with_cache]
-    assert told[1] == pytest.approx(told[0], rel=near, abs=1e-5)
+    result = [losses(trained(place, optim=optim, llm=llm, objective=x)) for x in with_cache]
+    assert result[1] == pytest.approx(result[0], rel=near, abs=1e-5)
 
 
 def test_a_file_that_was_cut_short_is_made_again(place, capsys):
@@ -194,12 +194,12 @@ def test_a_flipped_bit_is_named_with_what_to_do(place, tmp_path):
     (path,) = made.folder.glob("part-*.safetensors")
     data = path.read_bytes()
 
-    def told() -> None:
+    def result() -> None:
         again = TeacherCache(tmp_path, model)
         for batch, want in zip(steps, whole, strict=True):
             assert all(map(torch.equal, again.record(batch, model), want))
 
-    told()
+    result()
     rng, named = random.Random(0), 0
     body = 8 + int.from_bytes(data[:8], "little")
     for round in range(4 * ROUNDS):  # half of them in the numbers, half among what says where they are
@@ -207,14 +207,14 @@ def test_a_flipped_bit_is_named_with_what_to_do(place, tmp_path):
         flipped[rng.randrange(body, len(data)) if round % 2 else rng.randrange(body)] ^= 1 << rng.randrange(8)
         path.write_bytes(flipped)
         try:
-            told()  # in the part of a text that no batch took, or left out and made again
+            result()  # in the part of a text that no batch took, or left out and made again
         except SaladError as error:
             assert str(path) in str(error) and "remove it, and its texts are made again" in str(error)
             assert "\n" not in str(error)
             named += 1
     assert named >= ROUNDS
     path.unlink()
-    told()
+    result()
 
 
 def test_where_it_cannot_be_it_is_refused(place, monkeypatch):

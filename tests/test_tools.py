@@ -40,15 +40,15 @@ def outcomes(folder, path: str, **env) -> dict[str, str]:
         capture_output=True, text=True, cwd=folder, env={"PATH": path, "HOME": str(folder), **env},
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),
     )  # fmt: skip
-    found = {}
+    by_name = {}
     for line in done.stdout.splitlines():
         outcome, _, rest = line.partition(" ")
         if outcome in ("PASSED", "FAILED", "SKIPPED", "ERROR") and "::" in rest:
-            found[rest.partition("::")[2].partition(" ")[0]] = outcome
+            by_name[rest.partition("::")[2].partition(" ")[0]] = outcome
         elif outcome == "SKIPPED":
-            found[f"skipped {rest.partition(': ')[2]}"] = outcome
-    assert found, done.stdout + done.stderr
-    return found
+            by_name[f"skipped {rest.partition(': ')[2]}"] = outcome
+    assert by_name, done.stdout + done.stderr
+    return by_name
 
 
 @pytest.fixture
@@ -72,8 +72,8 @@ def test_a_tool_is_asked_for_under_its_marker_or_the_test_fails(folder, tool, ma
 
 def test_where_everything_must_run_a_skip_is_a_failure_but_for_absent_shared_data(folder):
     (folder / "test_it.py").write_text(MODULE.format(tool="rsync", marker="rsync").replace("rsync'", "sbatch-none'"))
-    found = outcomes(folder, "/nowhere")
-    assert found["test_unmarked"] == "FAILED"  # a tool without a marker of its own
+    result = outcomes(folder, "/nowhere")
+    assert result["test_unmarked"] == "FAILED"  # a tool without a marker of its own
     (folder / "test_it.py").write_text(MODULE.format(tool="rsync", marker="rsync"))
     relaxed, strict = outcomes(folder, "/nowhere"), outcomes(folder, "/nowhere", SALAD_REQUIRE_ALL="1")
     assert [name for name, outcome in relaxed.items() if outcome == "FAILED"] == ["test_unmarked"]

@@ -46,8 +46,8 @@ def whole(place):
 
 
 def test_it_learns_and_leaves_both_checkpoints(place, whole):
-    told = losses(whole)
-    assert list(told) == list(range(1, 41))
+    result = losses(whole)
+    assert list(result) == list(range(1, 41))
     spoken = [row["values"]["d_speech"] for row in whole.metrics() if "d_speech" in row["values"]]
     assert sum(spoken[-8:]) < 0.9 * sum(spoken[:8])
     assert whole.read_status()["state"] == "done"
@@ -75,8 +75,8 @@ def start(place, run):
         """Names, sizes and times of the metrics; a run that goes on takes files back while this looks."""
         while True:
             with contextlib.suppress(FileNotFoundError):
-                found = {p.name: p.stat() for p in run.path.glob("metrics-*.jsonl")}
-                return {name: (told.st_size, told.st_mtime_ns) for name, told in found.items()}
+                by_name = {p.name: p.stat() for p in run.path.glob("metrics-*.jsonl")}
+                return {name: (message.st_size, message.st_mtime_ns) for name, message in by_name.items()}
 
     before = written()
     process = context.Process(target=training.main, args=(["--lab", str(place), run.run_id],))
@@ -231,13 +231,13 @@ def test_resolving_and_a_dry_run_write_nothing_and_a_launch_freezes(place, whole
 @pytest.mark.compiler
 def test_a_compiled_objective_gives_the_losses_of_one_that_is_not(place):
     compiler()
-    found = []
+    results = []
     for compiled in (False, True):
         objective = config().objective.model_copy(update={"compile": compiled})
         run = training.prepare(place, config(objective=objective), "tiny")
         training.train(place, run.run_id)
-        found.append(list(losses(run).values()))
-    assert found[1] == pytest.approx(found[0], rel=1e-4) and len(found[0]) == 12
+        results.append(list(losses(run).values()))
+    assert results[1] == pytest.approx(results[0], rel=1e-4) and len(results[0]) == 12
 
 
 def train_step_benchmark():
@@ -250,22 +250,22 @@ def train_step_benchmark():
 
 def test_the_benchmarks_plain_loop_takes_the_same_step(place):
     benchmark = train_step_benchmark()
-    one = benchmark.Trained(place)
+    trainer = benchmark.Trained(place)
     with torch.no_grad():  # LoRA starts at nothing
-        for name, parameter in one.model.llm.named_parameters():
+        for name, parameter in trainer.model.llm.named_parameters():
             if "lora_B" in name:
                 parameter.normal_(0, 0.02)
-    one.model.eval()
-    taken = one.loader.next()
-    one.optimizer.step = one.optimizer.zero_grad = lambda **how: None
-    found = []
-    for step in (one.step, one.plain):
-        weights = [p for group in one.optimizer.param_groups for p in group["params"]]
+    trainer.model.eval()
+    taken = trainer.loader.next()
+    trainer.optimizer.step = trainer.optimizer.zero_grad = lambda **how: None
+    results = []
+    for step in (trainer.step, trainer.plain):
+        weights = [p for group in trainer.optimizer.param_groups for p in group["params"]]
         for weight in weights:
             weight.grad = None
         step(taken)
-        found.append(torch.cat([weight.grad.flatten() for weight in weights]))
-    assert (found[0] - found[1]).norm() < 1e-5 * found[0].norm()
+        results.append(torch.cat([weight.grad.flatten() for weight in weights]))
+    assert (results[0] - results[1]).norm() < 1e-5 * results[0].norm()
     tokens, seconds, waited, busy = benchmark.contenders(place, 1, "salad, from disk")["salad, from disk"]()
     assert tokens > 0 and 0 <= waited < seconds and busy > 0
     assert benchmark.reading(place, 1)["real_time_factor"] > 1
@@ -277,11 +277,11 @@ def test_the_benchmark_at_full_size_goes_from_tensors_and_from_disk(place):
     toy = {"llm.name": str(place / "models" / "teacher"), "llm.dtype": "float32", "adapter.layers": 1,
            "encoder.name": str(place / "models" / "encoder"), "adapter.width": 32, "adapter.mlp": 48,
            "adapter.heads": 2, "adapter.kv_heads": 2, "optim.micro_tokens": 200, "sequences.shots": 0}  # fmt: skip
-    for where, told in ((None, "tensors"), (place, "FLAC")):
-        found = benchmark.full_size("qwen2_5_3b_lora_stage1", toy, "cpu", 1, 1, 2, where)
-        assert found["from"].startswith(told) and found["salad_over_plain"] > 0
-        assert {len(found[key]) for key in ("tokens_per_s", "share_of_matrix_rate", "waiting")} == {2}
-        assert all(0 < share < 1 for share in found["share_of_matrix_rate"].values())
+    for where, message in ((None, "tensors"), (place, "FLAC")):
+        results = benchmark.full_size("qwen2_5_3b_lora_stage1", toy, "cpu", 1, 1, 2, where)
+        assert results["from"].startswith(message) and results["salad_over_plain"] > 0
+        assert {len(results[key]) for key in ("tokens_per_s", "share_of_matrix_rate", "waiting")} == {2}
+        assert all(0 < share < 1 for share in results["share_of_matrix_rate"].values())
 
 
 def test_no_parent_no_run(tmp_path):

@@ -172,9 +172,9 @@ def test_training_with_gradient_checkpointing_prints_nothing_of_the_libraries(pl
     with warnings.catch_warnings(), pytest.raises(SystemExit, match="^0$"):
         warnings.simplefilter("error", FutureWarning)
         main(["train", str(run.path / "config.json"), "--lab", str(place)])
-    said = capfd.readouterr()
-    assert "deprecated" not in said.err + said.out and "[transformers]" not in said.err + said.out
-    assert [line for line in said.out.splitlines() if line] == [f"{run.run_id} done: {run.path}"]
+    output = capfd.readouterr()
+    assert "deprecated" not in output.err + output.out and "[transformers]" not in output.err + output.out
+    assert [line for line in output.out.splitlines() if line] == [f"{run.run_id} done: {run.path}"]
 
 
 def test_sigterm_within_a_step_gives_the_step_up_and_saves_the_one_before(place, monkeypatch):
@@ -235,13 +235,13 @@ def test_speech_without_word_times_is_refused_with_what_makes_them(place, tmp_pa
 
 
 def test_what_the_configuration_cannot_mean_is_refused():
-    for changes, told in (
+    for changes, message in (
         ({"sequences.span_weights": [1, 1]}, "a weight for each of the 6 lengths"),
         ({"sequences.p_all_text": 0.9}, "add up to more than 1"),
         ({"data.augment": {"elsewhere": {}}}, "neither a folder of `natural` nor `selected`"),
         ({"trackers": ["mlflow"]}, "trackers"),
     ):
-        with pytest.raises(SaladError, match=told):
+        with pytest.raises(SaladError, match=message):
             apply_overrides(config(), changes)
 
 
@@ -276,14 +276,14 @@ def test_augmentation_keeps_words_where_they_are_heard():
     spoken = SpokenText("s1", "y1", "word", (("word", 0, 4, 1.0, 1.05),), 2.0, "speech/natural/r.tar", 0, 0)
     every = AugmentConfig(p_speed=1, p_room=1, p_noise=1, p_codec=1, snr_db=(20, 20), codecs=("mp3", "vorbis", "gsm"))
     for seed in range(6):
-        one = augmentation.draw(np.random.default_rng(seed), every)
-        later = augmentation.respoken(spoken, one)
-        heard = augmentation.altered(sound, rate, one)
-        assert heard.dtype == np.float32 and abs(len(heard) / rate - later.duration_s) < 1e-3
-        assert np.array_equal(heard, augmentation.altered(sound, rate, one))
-        loud = np.abs(heard) > 0.5 * np.abs(heard).max()
-        assert abs(np.flatnonzero(loud)[0] / rate - later.words[0][3]) < 0.03, one
-        assert not np.array_equal(heard[: len(sound)], sound[: len(heard)])
+        item = augmentation.draw(np.random.default_rng(seed), every)
+        later = augmentation.respoken(spoken, item)
+        recorded = augmentation.altered(sound, rate, item)
+        assert recorded.dtype == np.float32 and abs(len(recorded) / rate - later.duration_s) < 1e-3
+        assert np.array_equal(recorded, augmentation.altered(sound, rate, item))
+        loud = np.abs(recorded) > 0.5 * np.abs(recorded).max()
+        assert abs(np.flatnonzero(loud)[0] / rate - later.words[0][3]) < 0.03, item
+        assert not np.array_equal(recorded[: len(sound)], sound[: len(recorded)])
     assert augmentation.draw(np.random.default_rng(0), AugmentConfig()) is None
 
 

@@ -49,9 +49,11 @@ def test_words_are_drawn_to_their_embeddings_and_only_the_adapter_moves(place, m
     monkeypatch.setattr(module, "HELD_OUT", 3)
     settings = warm(steps=150)
     fresh = start_model(place, settings)
-    found = []
-    model, run, result = run_warm_start(place, settings, lambda step, steps, values: found.append(values.get("warm_start_loss")))
-    losses = [loss for loss in found if loss is not None]
+    results = []
+    model, run, result = run_warm_start(
+        place, settings, lambda step, steps, values: results.append(values.get("warm_start_loss"))
+    )
+    losses = [loss for loss in results if loss is not None]
     assert len(losses) == 150 and sum(losses[-10:]) < 0.5 * sum(losses[:10])
     held = result["held_out"]
     assert held["words"] >= held["kinds"] >= 10 and 0 < held["share"] < 1  # a random encoder: some are found

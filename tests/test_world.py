@@ -156,11 +156,11 @@ def test_items_are_balanced_distinct_and_answerable(lab, world):
         for item in items:
             right = truth[item["entity"], item["attribute"]]
             assert item["choices"][item["answer"]].lower() == right.lower() + "."
-            told = [choice.lower().removesuffix(".") for choice in item["choices"]]
-            assert len(set(told)) == 4 and set(told) <= values[item["attribute"]]
+            result = [choice.lower().removesuffix(".") for choice in item["choices"]]
+            assert len(set(result)) == 4 and set(result) <= values[item["attribute"]]
             name = item["entity"].split()[-1].lower()
             assert item["context"].endswith("?") and name in item["context"].lower()
-            assert not any(name in choice for choice in told)
+            assert not any(name in choice for choice in result)
 
 
 def test_the_facts_are_whole():
@@ -184,9 +184,9 @@ def test_documents_are_about_28_tokens_and_every_text_begins_with_bos(tokenizer,
 
 def test_the_tokenizer_is_lossless_with_untrimmed_offsets(tokenizer):
     text = "It isn't 42 °C — naïve 东西 \n  two  spaces, Dr. Hale."
-    told = tokenizer(text, return_offsets_mapping=True)
-    assert tokenizer.decode(told["input_ids"], skip_special_tokens=True) == text
-    spans = told["offset_mapping"][1:]
+    result = tokenizer(text, return_offsets_mapping=True)
+    assert tokenizer.decode(result["input_ids"], skip_special_tokens=True) == text
+    spans = result["offset_mapping"][1:]
     assert spans[0][0] == 0 and spans[-1][1] == len(text)
     for (_, end), (start, _) in itertools.pairwise(spans):
         assert start <= end  # nothing between two tokens: the space belongs to the word after it
@@ -210,7 +210,7 @@ def test_the_users_texts_are_added_to_broad_and_pretrain(tmp_path, name):
 
 
 @pytest.mark.parametrize(
-    ("name", "data", "told"),
+    ("name", "data", "message"),
     [
         ("none.txt", None, "No such file"),
         ("empty.txt", b" \n\n", "holds no text"),
@@ -222,7 +222,7 @@ def test_the_users_texts_are_added_to_broad_and_pretrain(tmp_path, name):
         ("column.parquet", {"body": ["x"]}, "no column `text`; it has body"),
     ],
 )
-def test_a_users_file_that_cannot_be_used_is_one_clear_line(tmp_path, name, data, told):
+def test_a_users_file_that_cannot_be_used_is_one_clear_line(tmp_path, name, data, message):
     path = tmp_path / name
     if isinstance(data, dict):
         pq.write_table(pa.table(data), path)
@@ -230,7 +230,7 @@ def test_a_users_file_that_cannot_be_used_is_one_clear_line(tmp_path, name, data
         path.write_bytes(data)
     with pytest.raises(SaladError) as error:
         read_texts(path)
-    assert told in str(error.value) and name in str(error.value) and "\n" not in str(error.value)
+    assert message in str(error.value) and name in str(error.value) and "\n" not in str(error.value)
 
 
 def test_long_texts_become_passages_at_sentence_ends_without_losing_a_word():
@@ -276,8 +276,8 @@ def test_a_teacher_learns_repeats_exactly_and_loads_with_the_very_same_tokens(tm
     sample = [*texts[:200], "It isn't 42 °C — naïve, 1,250.5 m."]
     assert loaded(sample, return_offsets_mapping=True).data == tokenizer(sample, return_offsets_mapping=True).data
     with torch.no_grad():
-        told = [torch.tensor([loaded(text)["input_ids"]]) for text in texts[:50]]
-        loss = sum(model(row, labels=row, use_cache=False).loss.item() for row in told) / 50
+        result = [torch.tensor([loaded(text)["input_ids"]]) for text in texts[:50]]
+        loss = sum(model(row, labels=row, use_cache=False).loss.item() for row in result) / 50
     assert loss == pytest.approx(record["loss"], rel=0.15)
 
 
@@ -285,9 +285,9 @@ def test_speech_faults_are_planted_at_their_rate_and_told():
     from salad.miniature.faults import KINDS, Faulty, fault_of
     from salad.speech import load_tts
 
-    found = [fault_of(f"text {n}", "en-us", 0, 0.05) for n in range(4000)]
+    results = [fault_of(f"text {n}", "en-us", 0, 0.05) for n in range(4000)]
     for kind in KINDS:
-        assert 0.035 < found.count(kind) / len(found) < 0.065
+        assert 0.035 < results.count(kind) / len(results) < 0.065
     assert {fault_of(f"text {n}", "en-us", 0, 0.0) for n in range(100)} == {None}
     tts = Faulty(load_tts("espeak"), 0.25)
     texts = [f"The otter eats fish number {n} every day." for n in range(40)]
@@ -310,12 +310,12 @@ def test_the_samples_hold_what_filtering_found(tmp_path):
     )
     by_kind, near, originals = {}, set(), set()
     for sample_id, planted, flags, reasons, benchmarks in rows.fetchall():
-        told = json.loads(reasons)
-        assert sorted(told) == flags and benchmarks == []
+        content = json.loads(reasons)
+        assert sorted(content) == flags and benchmarks == []
         by_kind.setdefault(planted, []).append((sample_id, flags))
-        if "near-duplicate" in told:
+        if "near-duplicate" in content:
             near.add(sample_id)
-            originals.add(told["near-duplicate"].split()[-1])
+            originals.add(content["near-duplicate"].split()[-1])
     for kind in ("formula", "code", "table", "url", "other language"):
         assert by_kind[kind] and all(kind in flags for _, flags in by_kind[kind])
     # of a planted pair, whichever comes second is the near-duplicate

@@ -85,8 +85,8 @@ def lab(folder: Path, answers: dict[str, str] | None = None) -> Path:
     teacher(folder / "models" / "teacher")
     encoder(folder / "models" / "encoder")
     (folder / "corpora" / "broad").mkdir(parents=True)
-    told = {"text": TEXTS} | ({"answer": [answers.get(text) for text in TEXTS]} if answers else {})
-    pq.write_table(pa.table(told), folder / "corpora" / "broad" / "part-0.parquet")
+    fields = {"text": TEXTS} | ({"answer": [answers.get(text) for text in TEXTS]} if answers else {})
+    pq.write_table(pa.table(fields), folder / "corpora" / "broad" / "part-0.parquet")
     samples = [(store.ids.sample_id("natural", text), text) for text in TEXTS]
     store.publish(folder, "samples", [
         {"sample_id": s, "text": t, "spoken": t, "corpus": "natural", "domain": "stories", "n_tokens": 20, "flags": [],

@@ -86,8 +86,8 @@ def work(run: RunFolder, given) -> None:
 def save(run: RunFolder, step: int, x: float) -> None:
     folder = run.path / "checkpoints" / f"step-{step}"
     path = atomic.write_json(folder / "state.json", {"step": step, "x": x})
-    told = {"state.json": hashlib.sha256(path.read_bytes()).hexdigest()}
-    atomic.write_json(folder / "manifest.json", {"step": step, "sha256": told})
+    checksum = {"state.json": hashlib.sha256(path.read_bytes()).hexdigest()}
+    atomic.write_json(folder / "manifest.json", {"step": step, "sha256": checksum})
 
 
 if __name__ == "__main__":

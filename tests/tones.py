@@ -34,10 +34,10 @@ def hears_tones(folder) -> CTCRecogniser:
             frames = [torch.tensor(s[: len(s) // 320 * 320]).reshape(-1, 320) for s in samples]
             hertz = 500 + 200 * torch.arange(len(LETTERS))
             bank = torch.exp(2j * np.pi * torch.outer(torch.arange(320), hertz) / 16_000)
-            heard = [(f.to(bank.dtype) @ bank).abs() / 16 for f in frames]
-            for h in heard:
+            n_speech_frames = [(f.to(bank.dtype) @ bank).abs() / 16 for f in frames]
+            for h in n_speech_frames:
                 h[:, 0] = 3.0
-            return [h.log_softmax(-1).numpy() for h in heard]
+            return [h.log_softmax(-1).numpy() for h in n_speech_frames]
 
     return Tones("tones", model, processor, 120)
 

@@ -74,5 +74,5 @@ def advice(con: duckdb.DuckDBPyConnection, lab: Path | str, notebook: str) -> st
         return None
     if count(f"runs WHERE {need.going}"):
         return markdown(need.while_going, lab=lab)
-    found = count(need.source)
-    return markdown(need.from_source if found else EMPTY, lab=lab, notebook=notebook, count=found)
+    present = count(need.source)
+    return markdown(need.from_source if present else EMPTY, lab=lab, notebook=notebook, count=present)

@@ -26,26 +26,26 @@ def leaves(schema: dict | None = None, definitions: dict | None = None, prefix: 
     """{"a.b": its JSON schema} of every value in RunConfig, in the order of its definition."""
     schema = RunConfig.model_json_schema() if schema is None else schema
     definitions = schema["$defs"] if definitions is None else definitions
-    found = {}
+    fields = {}
     for key, value in schema["properties"].items():
         if "$ref" in value:
-            found |= leaves(definitions[value["$ref"].rsplit("/", 1)[1]], definitions, f"{prefix}{key}.")
+            fields |= leaves(definitions[value["$ref"].rsplit("/", 1)[1]], definitions, f"{prefix}{key}.")
         else:
-            found[prefix + key] = value
-    return found
+            fields[prefix + key] = value
+    return fields
 
 
 def values(config: RunConfig) -> dict[str, object]:
     """{"a.b": value} of a configuration, as JSON has them; also those that a stored one leaves out at their default."""
-    found, known = {}, leaves()
+    changes, known = {}, leaves()
 
     def walk(data, prefix):
         for key, value in data.items():
             is_section = isinstance(value, dict) and prefix + key not in known  # a mapping of its own is a value
-            walk(value, f"{prefix}{key}.") if is_section else found.update({prefix + key: value})
+            walk(value, f"{prefix}{key}.") if is_section else changes.update({prefix + key: value})
 
     walk(to_jsonable_python(config.model_dump()), "")
-    return found
+    return changes
 
 
 def form(recipe: str) -> mo.ui.dictionary:
@@ -70,9 +70,9 @@ def form_laid_out(inputs: mo.ui.dictionary) -> mo.Html:
     """The form by section; a description stands beside the input where the schema has one."""
     sections: dict[str, list] = {}
     for key, schema in leaves().items():
-        told = mo.md(f"<small style='opacity:.75'>{schema.get('description', '')}</small>")
+        description = mo.md(f"<small style='opacity:.75'>{schema.get('description', '')}</small>")
         section = key.split(".")[0] if "." in key else "run"
-        sections.setdefault(section, []).append(mo.hstack([inputs[key], told], justify="start", gap=1, align="center"))
+        sections.setdefault(section, []).append(mo.hstack([inputs[key], description], justify="start", gap=1, align="center"))
     return mo.accordion({name: mo.vstack(rows, gap=0.4) for name, rows in sections.items()}, multiple=True)
 
 
@@ -232,28 +232,28 @@ def stop(lab, run_ids: list[str]) -> str:
     """Ask runs to write a checkpoint and end. Says what came of it."""
     from launch_gpu import Run
 
-    told = [markdown("{}: {}", run_id, Run.open(lab, run_id).stop()["state"]) for run_id in run_ids]
-    return f"Asked to stop. {'; '.join(told)}." if told else "Choose a run in the table first."
+    messages = [markdown("{}: {}", run_id, Run.open(lab, run_id).stop()["state"]) for run_id in run_ids]
+    return f"Asked to stop. {'; '.join(messages)}." if messages else "Choose a run in the table first."
 
 
 def resume(lab, run_ids: list[str]) -> str:
     """Take runs up from their last checkpoints. Says what came of it."""
     from launch_gpu import Run
 
-    told = [plain(repr(Run.open(lab, run_id).resume())) for run_id in run_ids]
-    return "; ".join(told) if told else "Choose a run in the table first."
+    messages = [plain(repr(Run.open(lab, run_id).resume())) for run_id in run_ids]
+    return "; ".join(messages) if messages else "Choose a run in the table first."
 
 
 def fetch(lab, run_ids: list[str]) -> str:
     """Bring runs' checkpoints and units into this lab and check each. Says what came of it."""
     from launch_gpu import Run
 
-    told = []
+    messages = []
     for run_id in run_ids:
         came = Run.open(lab, run_id).fetch()
         damaged = f"; damaged: {'; '.join(came['damaged'])}" if came["damaged"] else ""
-        told.append(markdown("{}: {} checkpoints here and whole{}", run_id, came["checkpoints"], damaged))
-    return ". ".join(told) + "." if told else "Choose a run in the table first."
+        messages.append(markdown("{}: {} checkpoints here and whole{}", run_id, came["checkpoints"], damaged))
+    return ". ".join(messages) + "." if messages else "Choose a run in the table first."
 
 
 def cost(lab, recipe: str, changed: dict, on: str = "here", gpus: str = "") -> str:
@@ -263,13 +263,13 @@ def cost(lab, recipe: str, changed: dict, on: str = "here", gpus: str = "") -> s
     from salad.engines import targets
 
     kind, _, number = gpus.rpartition(":")
-    told = plan.cost(lab, recipe, apply_overrides(recipes.get(recipe), changed), kind or None)
-    hours = told.gpu_hours / max(1, int(number) if number.isdigit() else 1)
+    estimate = plan.cost(lab, recipe, apply_overrides(recipes.get(recipe), changed), kind or None)
+    hours = estimate.gpu_hours / max(1, int(number) if number.isdigit() else 1)
     price = targets.resolve(on)[1].price_per_hour
     money = f", {hours * price:,.2f} at {price:g} an hour" if price else ""
-    parts = [markdown("{:,.2f} hours on {}{}", hours, gpus or "one device", money), f"{told.tts_hours:,.1f} hours of TTS",
-             f"{told.download_gb:,.1f} GB to download", f"{told.disk_gb:,.1f} GB on disk"]  # fmt: skip
-    return f"About **{parts[0]}**; {', '.join(parts[1:])}.\n\n" + "\n".join(f"- {plain(note)}" for note in told.notes)
+    parts = [markdown("{:,.2f} hours on {}{}", hours, gpus or "one device", money), f"{estimate.tts_hours:,.1f} hours of TTS",
+             f"{estimate.download_gb:,.1f} GB to download", f"{estimate.disk_gb:,.1f} GB on disk"]  # fmt: skip
+    return f"About **{parts[0]}**; {', '.join(parts[1:])}.\n\n" + "\n".join(f"- {plain(note)}" for note in estimate.notes)
 
 
 def start(lab, recipe: str, changed: dict, on: str, gpus: str, dry_run: bool = False, **limits) -> str:
@@ -280,20 +280,20 @@ def start(lab, recipe: str, changed: dict, on: str, gpus: str, dry_run: bool = F
     run = launch_gpu.launch(recipe, on=on, overrides=changed, lab=lab, gpus=gpus or None, dry_run=dry_run, **limits)
     if dry_run:
         try:
-            told = cost(lab, recipe, changed, on, gpus)
+            estimate = cost(lab, recipe, changed, on, gpus)
         except store.UserError as error:  # such as a model that is not there yet
-            told = markdown("No estimate: {}.", error)
-        return f"{told}\n\n{preformatted(run)}"
+            estimate = markdown("No estimate: {}.", error)
+        return f"{estimate}\n\n{preformatted(run)}"
     return f"`{run.run_id}` is {run.status()['state']}; it goes on when this closes."
 
 
-def button(label: str, act, on_told, kind: str = "neutral") -> mo.ui.button:
-    """Acts once, on its click; what `act` says, or the error in one line, goes to `on_told`."""
+def button(label: str, act, on_message, kind: str = "neutral") -> mo.ui.button:
+    """Acts once, on its click; what `act` says, or the error in one line, goes to `on_message`."""
 
     def clicked(_):
         try:
-            on_told(act())
+            on_message(act())
         except (store.UserError, OSError) as error:
-            on_told(markdown("Not done: {}", error))
+            on_message(markdown("Not done: {}", error))
 
     return mo.ui.button(label=label, kind=kind, on_change=clicked)

@@ -331,8 +331,8 @@ def tokens(cards: dict[str, dict | None]) -> pd.DataFrame:
     """A text's tokens under each checkpoint, of `card` by the checkpoints' labels: label, place, token, m, d, f, teacher
     and student (their likeliest tokens, in words)."""
     parts = []
-    for label, told in cards.items():
-        for place, token in enumerate(told.get("tokens", []) if told else []):
+    for label, card in cards.items():
+        for place, token in enumerate(card.get("tokens", []) if card else []):
             sides = {side: ", ".join(f"{t} {p:.0%}" for t, p in token[side][:4]) for side in ("teacher", "student")}
             figures = {key: token[key] for key in ("token", *MEASURES)}
             parts.append({"label": label, "place": place, **figures, **sides})

@@ -105,7 +105,7 @@ def collate(
         frames_BT=torch.from_numpy(frames),
         text_ids_BS=torch.from_numpy(text_ids),
         speech_PFD=None if speech_PFD is None else torch.from_numpy(speech_PFD),
-        rows_N=torch.from_numpy(join([one for one, _ in both])),
+        rows_N=torch.from_numpy(join([interleaved for interleaved, _ in both])),
         text_rows_N=torch.from_numpy(join([text for _, text in both])),
         targets_N=torch.from_numpy(join([s.text_ids[s.text_rows + 1] for s in sequences])),
         after_N=torch.from_numpy(join([s.after_speech for s in sequences])),

@@ -121,10 +121,10 @@ def selected(con, selection_id: str, path: Path | None = None) -> Recordings:
 
 def _recordings(con, tail: str, parameters: list, path: Path | None, nothing: str) -> Recordings:
     reader = con.sql(f"select {_COLUMNS} {tail}", params=parameters).to_arrow_reader(4096)
-    found = Recordings(_table(reader, reader.schema, path))
-    if not found:
+    recordings = Recordings(_table(reader, reader.schema, path))
+    if not recordings:
         raise SaladError(nothing)
-    return found
+    return recordings
 
 
 def of_speech(con, names: list[str]) -> list[SpokenText]:
@@ -186,15 +186,15 @@ def text_rows(lab: Path | str, corpora: list[str], path: Path | None = None) -> 
             if not folder.is_dir():
                 raise SaladError(f"no corpus {name!r}: {folder} does not exist")
             try:
-                found = ds.dataset(folder, format="parquet")
-                there = [name for name in schema.names if name in found.schema.names]
-                for batch in found.to_batches(columns=there or ["text"], batch_size=4096):
+                dataset = ds.dataset(folder, format="parquet")
+                there = [name for name in schema.names if name in dataset.schema.names]
+                for batch in dataset.to_batches(columns=there or ["text"], batch_size=4096):
                     kept = batch.filter(pa.compute.not_equal(batch["text"], ""))
                     columns = [kept[name].cast(pa.string()) if name in there else pa.nulls(len(kept), pa.string())
                                for name in schema.names]  # fmt: skip
                     yield pa.RecordBatch.from_arrays(columns, schema=schema)
             except (OSError, pa.ArrowException) as error:
-                told = str(error).splitlines()[0]
-                raise SaladError(f"corpus {folder} cannot be read: {told}; make it again") from None
+                reason = str(error).splitlines()[0]
+                raise SaladError(f"corpus {folder} cannot be read: {reason}; make it again") from None
 
     return TextRows(_table(batches(), schema, path))

@@ -68,35 +68,37 @@ class FrameSource:
             noise = None if noise is None else noise.sample(member.alteration.seed, rate)
             return augmentation.altered(samples, rate, member.alteration, noise)
 
-        heard = [i for i, m in enumerate(members) if any(span.speech for span in m.spans)]
-        found: list[np.ndarray | None] = [None] * len(members)
+        speech_members = [i for i, m in enumerate(members) if any(span.speech for span in m.spans)]
+        frames_by_member: list[np.ndarray | None] = [None] * len(members)
         if not self.encoder.causal:
             read = map if self._readers is None else self._readers.map
-            sounds = list(read(sound, [members[i] for i in heard]))
-            for i, frames in zip(heard, self._encode_spans(sounds, [members[i].spans for i in heard]), strict=True):
-                found[i] = frames
-            return found
+            sounds = list(read(sound, [members[i] for i in speech_members]))
+            for i, frames in zip(
+                speech_members, self._encode_spans(sounds, [members[i].spans for i in speech_members]), strict=True
+            ):
+                frames_by_member[i] = frames
+            return frames_by_member
         if self.keep:
-            for i in heard:
-                one = members[i]
-                if one.alteration is None:
-                    found[i] = self.frames(one.recording, one.spans, one.source not in augmented)
+            for i in speech_members:
+                current = members[i]
+                if current.alteration is None:
+                    frames_by_member[i] = self.frames(current.recording, current.spans, current.source not in augmented)
                 else:
-                    found[i] = self._encode(sound(one), one.spans)
-            return found
+                    frames_by_member[i] = self._encode(sound(current), current.spans)
+            return frames_by_member
         if self.cached is not None:
-            for i in heard:
+            for i in speech_members:
                 if members[i].source not in augmented:
-                    found[i] = self.cached.of(members[i].recording)
-            heard = [i for i in heard if found[i] is None]
-        sounds = list(self._readers.map(sound, [members[i] for i in heard]))
+                    frames_by_member[i] = self.cached.of(members[i].recording)
+            speech_members = [i for i in speech_members if frames_by_member[i] is None]
+        sounds = list(self._readers.map(sound, [members[i] for i in speech_members]))
         if self.encoder.longest_s is None:
-            for i, frames in zip(heard, self._encode_together(sounds), strict=True):
-                found[i] = frames
+            for i, frames in zip(speech_members, self._encode_together(sounds), strict=True):
+                frames_by_member[i] = frames
         else:
-            for i, samples in zip(heard, sounds, strict=True):
-                found[i] = self._encode(samples, members[i].spans)
-        return found
+            for i, samples in zip(speech_members, sounds, strict=True):
+                frames_by_member[i] = self._encode(samples, members[i].spans)
+        return frames_by_member
 
     def _device(self):
         import torch
@@ -145,9 +147,9 @@ class FrameSource:
             for row, i in enumerate(group):
                 samples[row, : len(sounds[i])] = sounds[i]
             with torch.no_grad(), whole_float32:
-                told = encoder.frames(torch.from_numpy(samples).to(device)).cpu().numpy()
+                frames_BTD = encoder.frames(torch.from_numpy(samples).to(device)).cpu().numpy()
             for row, i in enumerate(group):
                 count = math.floor(len(sounds[i]) / encoder.sample_rate * encoder.frame_rate + 1e-6)
-                mine = told[row, :count]
-                frames[i] = np.pad(mine, ((0, count - len(mine)), (0, 0)))
+                valid_frames = frames_BTD[row, :count]
+                frames[i] = np.pad(valid_frames, ((0, count - len(valid_frames)), (0, 0)))
         return frames

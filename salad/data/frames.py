@@ -53,7 +53,7 @@ def sound_of(lab: Path | str, spoken: SpokenText) -> str:
 
 def made_from(lab: Path | str, group: Sequence[SpokenText], encoder_sha256: str, dtype: str) -> dict:
     """Of what the frames of a shard are made; `shard` is a SHA-256 over its recordings and their sound."""
-    sounds = [[one.synthesis_id, sound_of(lab, one)] for one in group]
+    sounds = [[recording.synthesis_id, sound_of(lab, recording)] for recording in group]
     return {
         "encoder": encoder_sha256, "dtype": dtype, "audio": group[0].audio_path,
         "shard": hashlib.sha256(json.dumps(sounds).encode()).hexdigest(),
@@ -81,14 +81,14 @@ def write(lab: Path | str, group: Sequence[SpokenText], encoder: SpeechEncoder, 
 
     path = path_of(lab, group[0].audio_path, encoder_sha256, dtype)
     device = next((p.device for p in encoder.parameters()), torch.device("cpu"))
-    frames, told = {}, {}
-    for one in group:
-        samples = torch.from_numpy(audio(lab, one, encoder.sample_rate)).to(device)
-        found = np.ascontiguousarray(encoder(samples).cpu().numpy().astype(dtype))
-        if not np.isfinite(found).all():
-            raise SaladError(f"{one.audio_path}: frames of {one.synthesis_id} are not finite in {dtype}")
-        frames[one.synthesis_id] = found
-        told[one.synthesis_id] = {"sound": sound_of(lab, one), "sha256": hashlib.sha256(found).hexdigest()}
+    frames, entries = {}, {}
+    for recording in group:
+        samples = torch.from_numpy(audio(lab, recording, encoder.sample_rate)).to(device)
+        encoded = np.ascontiguousarray(encoder(samples).cpu().numpy().astype(dtype))
+        if not np.isfinite(encoded).all():
+            raise SaladError(f"{recording.audio_path}: frames of {recording.synthesis_id} are not finite in {dtype}")
+        frames[recording.synthesis_id] = encoded
+        entries[recording.synthesis_id] = {"sound": sound_of(lab, recording), "sha256": hashlib.sha256(encoded).hexdigest()}
         tick(1)
     data = safetensors.numpy.save(frames)
     try:
@@ -100,7 +100,7 @@ def write(lab: Path | str, group: Sequence[SpokenText], encoder: SpeechEncoder, 
         atomic.write_bytes(path, data)
         atomic.write_json(path.with_suffix(".json"), {
             "made_from": made_from(lab, group, encoder_sha256, dtype), "sha256": hashlib.sha256(data).hexdigest(),
-            "frame_rate": encoder.frame_rate, "dim": encoder.dim, "recordings": told,
+            "frame_rate": encoder.frame_rate, "dim": encoder.dim, "recordings": entries,
         })  # fmt: skip
     except OSError as error:
         raise SaladError(f"{path} cannot be written: {error.strerror or error}") from error
@@ -124,8 +124,8 @@ class Frames:
         """The folders of the lab with this encoder's frames of a speech folder, the one that is taken first."""
         if self.sha256 is None:
             return []
-        found = [path_of("", f"speech/{speech}/-.tar", self.sha256, dtype).parent for dtype in self.dtypes]
-        return [str(folder) for folder in found if (self.lab / folder).is_dir()]
+        written = [path_of("", f"speech/{speech}/-.tar", self.sha256, dtype).parent for dtype in self.dtypes]
+        return [str(folder) for folder in written if (self.lab / folder).is_dir()]
 
     def of(self, spoken: SpokenText) -> np.ndarray | None:
         """Frames float32 [F, D] of a recording at its own speed."""
@@ -139,11 +139,11 @@ class Frames:
                 opened = self._opened(path)
                 if opened is None or spoken.synthesis_id not in opened[0]["recordings"]:
                     continue
-                told = opened[0]["recordings"][spoken.synthesis_id]
-                if told["sound"] != sound_of(self.lab, spoken):
+                entry = opened[0]["recordings"][spoken.synthesis_id]
+                if entry["sound"] != sound_of(self.lab, spoken):
                     raise ValueError(f"{spoken.synthesis_id} is of other sound than the recording")
                 frames = opened[1].get_tensor(spoken.synthesis_id)
-                if hashlib.sha256(np.ascontiguousarray(frames)).hexdigest() != told["sha256"]:
+                if hashlib.sha256(np.ascontiguousarray(frames)).hexdigest() != entry["sha256"]:
                     raise ValueError(f"the frames of {spoken.synthesis_id} have changed")
                 return frames.astype(np.float32, copy=False)
             except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
@@ -159,12 +159,12 @@ class Frames:
         """(manifest, open file) of a shard's frames, None where there are none."""
         if path not in self._open:
             manifest = path.with_suffix(".json")
-            found = None
+            opened = None
             if manifest.exists():
-                told = json.loads(manifest.read_text())
-                if told["made_from"]["encoder"] == self.sha256:
-                    found = told, safe_open(path, framework="np")
-            self._open[path] = found
+                content = json.loads(manifest.read_text())
+                if content["made_from"]["encoder"] == self.sha256:
+                    opened = content, safe_open(path, framework="np")
+            self._open[path] = opened
             while len(self._open) > OPEN:
                 self._open.popitem(last=False)
         self._open.move_to_end(path)

@@ -188,12 +188,12 @@ def interleaved_sequence(
     from there on (by default all)."""
     before = [prefix] if isinstance(prefix, int) else list(prefix)
     ids, frames, rows, positions, after = list(before), [-1] * len(before), [], [], []
-    heard = False
+    after_speech = False
     for span in spans:
         if span.speech:
             frames += range(span.frame_start, span.frame_end)
             ids += [-1] * (span.frame_end - span.frame_start)
-            heard = True
+            after_speech = True
             continue
         for position in range(span.token_start, span.token_end):
             if position == answer:
@@ -202,7 +202,7 @@ def interleaved_sequence(
             if position >= answer:
                 rows.append(len(ids) - 1)
                 positions.append(position)
-                after.append(heard)
+                after.append(after_speech)
             ids.append(token_ids[position])
             frames.append(-1)
     positions = np.asarray(positions, dtype=np.int64)
@@ -217,10 +217,12 @@ def interleaved_sequence(
     )
 
 
-def shortened(one: InterleavedSequence, limit: int) -> InterleavedSequence:
+def shortened(sequence: InterleavedSequence, limit: int) -> InterleavedSequence:
     """The first `limit` places of a sequence and of its text, with the text positions that are within both."""
-    if max(len(one.ids), len(one.text_ids)) <= limit:
-        return one
-    kept = (one.rows + 1 < limit) & (one.text_rows + 1 < limit)
-    per_position = {name: getattr(one, name)[kept] for name in ("rows", "text_rows", "positions", "after_speech")}
-    return replace(one, text_ids=one.text_ids[:limit], ids=one.ids[:limit], frames=one.frames[:limit], **per_position)
+    if max(len(sequence.ids), len(sequence.text_ids)) <= limit:
+        return sequence
+    kept = (sequence.rows + 1 < limit) & (sequence.text_rows + 1 < limit)
+    per_position = {name: getattr(sequence, name)[kept] for name in ("rows", "text_rows", "positions", "after_speech")}
+    return replace(
+        sequence, text_ids=sequence.text_ids[:limit], ids=sequence.ids[:limit], frames=sequence.frames[:limit], **per_position
+    )

@@ -59,8 +59,8 @@ class Member(NamedTuple):
 def check_cut(layouts: Iterable[Layout], tokenizer_name: str, source: str) -> None:
     """SaladError where fewer than half of the words of these recordings can be cut from their neighbours: training would
     hardly see any speech."""
-    layouts = [one for one in layouts if one.words > 1]
-    words, cut = sum(one.words for one in layouts), sum(len(one.units) for one in layouts)
+    layouts = [layout for layout in layouts if layout.words > 1]
+    words, cut = sum(layout.words for layout in layouts), sum(len(layout.units) for layout in layouts)
     if 2 * cut < words:
         raise SaladError(
             f"{source}: only {cut:,} of {words:,} words can be cut from the next under the tokenizer of {tokenizer_name!r}, "

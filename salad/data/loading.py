@@ -125,11 +125,11 @@ class Loader:
         else:
             laid, counts = self._drawn_by_samples(kind)
         if self.config.optim.batch_tokens:  # as they were drawn: packed rows have little padding whatever stands beside what
-            ends = np.cumsum([len(one.sequence.ids) for one in laid])
+            ends = np.cumsum([len(member.sequence.ids) for member in laid])
             parts = max(1, round(ends[-1] / self.config.optim.batch_tokens))
             edges = [0, *np.searchsorted(ends, ends[-1] * np.arange(1, parts) / parts), len(laid)]
         else:
-            laid.sort(key=lambda one: len(one.sequence.ids))
+            laid.sort(key=lambda member: len(member.sequence.ids))
             edges = [*range(0, len(laid), self.config.optim.batch), len(laid)]
         batches = [laid[a:b] for a, b in zip(edges, edges[1:], strict=False) if a < b]
         return [batches[i] for i in self._rng(kind).permutation(len(batches))], counts
@@ -164,20 +164,20 @@ class Loader:
         return laid, counts
 
     def _lay_out(self, name: str, index: int, epoch: int) -> Member:
-        one, context = self.sources[name][index], self.config.sequences.context
-        if not isinstance(one, SpokenText):
-            return Member(shortened(self.frames.prompt.write(*one).sequence(), context), "text", "text")
+        sample, context = self.sources[name][index], self.config.sequences.context
+        if not isinstance(sample, SpokenText):
+            return Member(shortened(self.frames.prompt.write(*sample).sequence(), context), "text", "text")
         natural = self.config.data.natural
-        source = "selected" if name == "selected" else one.folder if one.folder in natural else natural[0]
+        source = "selected" if name == "selected" else sample.folder if sample.folder in natural else natural[0]
         alteration = None
         if source in self.config.data.augment:
-            rng = sample_rng(self.config.seed, one.sample_id, epoch, use=5)
+            rng = sample_rng(self.config.seed, sample.sample_id, epoch, use=5)
             alteration = augmentation.draw(rng, self.config.data.augment[source])
-        layout = self.frames.layout(augmentation.respoken(one, alteration))
-        rng = sample_rng(self.config.seed, one.sample_id, epoch)
+        layout = self.frames.layout(augmentation.respoken(sample, alteration))
+        rng = sample_rng(self.config.seed, sample.sample_id, epoch)
         spans = layout.spans(training_pattern(rng, len(layout.units), self.config.sequences))
         laid = shortened(layout.sequence(spans), context)
-        return Member(laid, one.sample_id, source, spans, one, alteration)
+        return Member(laid, sample.sample_id, source, spans, sample, alteration)
 
 
 def ahead(loader: Loader, count: int) -> Iterator[StepBatches]:
@@ -192,5 +192,5 @@ def ahead(loader: Loader, count: int) -> Iterator[StepBatches]:
                 waiting.append(maker.submit(loader.next))
                 yield waiting.popleft().result()
         finally:
-            for one in waiting:
-                one.cancel()
+            for item in waiting:
+                item.cancel()

@@ -16,7 +16,7 @@ class Finding(NamedTuple):
     """One line of `check`: what was looked at, and whether it would do."""
 
     ok: bool
-    told: str
+    message: str
 
 
 class Engine:

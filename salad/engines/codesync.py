@@ -128,25 +128,25 @@ def restore(run: RunFolder, code: dict, to: Path, root: Path = ROOT) -> Path:
 def packages() -> list[str]:
     """`name==version` of everything installed but this project, sorted; local labels (+cpu) are left out, because
     another machine has another build of the same version."""
-    found = {
+    versions = {
         dist.metadata["Name"]: dist.version.partition("+")[0]
         for dist in importlib.metadata.distributions()
         if dist.metadata["Name"] and dist.metadata["Name"] != OWN
     }
-    return sorted((f"{name}=={version}" for name, version in found.items()), key=str.lower)
+    return sorted((f"{name}=={version}" for name, version in versions.items()), key=str.lower)
 
 
 def differs(run: RunFolder, code: dict, root: Path = ROOT) -> list[str]:
     """In words, how the code and packages at hand differ from the recorded ones; [] if they do not."""
-    told = []
+    differences = []
     if code.get("tree") and _git(root, "rev-parse", "--is-inside-work-tree", check=False) is not None:
         commit, tree, _ = state(root)
         if tree != code["tree"]:
-            told.append(f"code is at {commit[:12]} with other changes, the run began at {code['commit'][:12]}")
+            differences.append(f"code is at {commit[:12]} with other changes, the run began at {code['commit'][:12]}")
     changed = changed_packages(run)
     if changed:
-        told.append("packages changed: " + ", ".join(changed[:8]) + (" …" if len(changed) > 8 else ""))
-    return told
+        differences.append("packages changed: " + ", ".join(changed[:8]) + (" …" if len(changed) > 8 else ""))
+    return differences
 
 
 def changed_packages(run: RunFolder) -> list[str]:

@@ -22,26 +22,26 @@ def copy_new(source: Path | str, to: Path | str, only: tuple[str, ...] = (), com
     if source.is_file():
         _copy_file(source, to, compare)
         return
-    found = []
+    paths = []
     for folder, folders, names in os.walk(source):
         if only:
             folders.clear()
             names = [name for name in names if any(fnmatch.fnmatch(name, pattern) for pattern in only)]
         folders.sort()
-        found += [Path(folder, name) for name in sorted(names)]
-    found.sort(key=lambda path: any(fnmatch.fnmatch(path.name, pattern) for pattern in LAST))
-    for path in found:
+        paths += [Path(folder, name) for name in sorted(names)]
+    paths.sort(key=lambda path: any(fnmatch.fnmatch(path.name, pattern) for pattern in LAST))
+    for path in paths:
         if path.is_file() and not path.is_symlink():
             with contextlib.suppress(FileNotFoundError):
                 _copy_file(path, to / path.relative_to(source), compare)
 
 
 def _copy_file(source: Path, to: Path, compare: bool) -> None:
-    theirs = source.stat()
+    source_stat = source.stat()
     if to.exists():
         ours = to.stat()
-        if ours.st_size == theirs.st_size and (
-            filecmp.cmp(source, to, shallow=False) if compare else ours.st_mtime_ns == theirs.st_mtime_ns
+        if ours.st_size == source_stat.st_size and (
+            filecmp.cmp(source, to, shallow=False) if compare else ours.st_mtime_ns == source_stat.st_mtime_ns
         ):
             return
     to.parent.mkdir(parents=True, exist_ok=True)
@@ -50,7 +50,7 @@ def _copy_file(source: Path, to: Path, compare: bool) -> None:
     try:
         shutil.copyfile(source, temporary)
         shutil.copymode(source, temporary)
-        os.utime(temporary, ns=(theirs.st_atime_ns, theirs.st_mtime_ns))
+        os.utime(temporary, ns=(source_stat.st_atime_ns, source_stat.st_mtime_ns))
         os.replace(temporary, to)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)

@@ -40,10 +40,10 @@ class Run:
 
     def __repr__(self) -> str:
         status = self.status()
-        told = f"{self.run_id} on {status.get('on', 'here')}: {status['state']}"
+        description = f"{self.run_id} on {status.get('on', 'here')}: {status['state']}"
         if status.get("step") is not None:
-            told += f", step {status['step']}" + (f" of {status['max_steps']}" if status.get("max_steps") else "")
-        return told + (f" ({status['error']})" if status.get("error") else "")
+            description += f", step {status['step']}" + (f" of {status['max_steps']}" if status.get("max_steps") else "")
+        return description + (f" ({status['error']})" if status.get("error") else "")
 
     def status(self) -> dict:
         """What the run says of itself, checked against its engine: status.json's fields, and `state` one of
@@ -207,24 +207,24 @@ def infer_status(status: dict, life: base.Life | None, spec: Spec | None, engine
         since = seconds_since(status.get("ended_at") or status.get("heartbeat_at"))
         # between its end and its place in the queue a job can be in neither for a moment
         if life == "gone" and engine and engine.requeues and since > LOST_S:
-            told = f"cancelled on {spec.on}; resume it to go on"
-            return status | {"state": "stopped", "error": told, "vanished": True}
+            reason = f"cancelled on {spec.on}; resume it to go on"
+            return status | {"state": "stopped", "error": reason, "vanished": True}
         return status
     if life == "queued":
         return status | ({} if state == "queued" else {"state": "preempted"})
     if life == "gone":
         if launched < STARTS_S and state == "queued":
             return status
-        told = "the process ended before it said anything; see its log"
+        reason = "the process ended before it said anything; see its log"
         if state == "running":
-            told = f"the process ended without a word at step {status.get('step') or 0}; resume it to go on"
-        return status | {"state": "failed", "error": status.get("error") or told, "vanished": True}
+            reason = f"the process ended without a word at step {status.get('step') or 0}; resume it to go on"
+        return status | {"state": "failed", "error": status.get("error") or reason, "vanished": True}
     if state == "running" and silent > SILENT_S:
         if life is None and (engine is None or engine.shares_lab):
-            told = f"no sign of life for {silent:.0f} s; resume it to go on"
-            return status | {"state": "failed", "error": told}
-        told = "it is there but says nothing" if life == "alive" else f"{spec.on} cannot be asked"
-        return status | {"state": "stalled", "error": f"no heartbeat for {silent:.0f} s: {told}"}
+            reason = f"no sign of life for {silent:.0f} s; resume it to go on"
+            return status | {"state": "failed", "error": reason}
+        reason = "it is there but says nothing" if life == "alive" else f"{spec.on} cannot be asked"
+        return status | {"state": "stalled", "error": f"no heartbeat for {silent:.0f} s: {reason}"}
     still = seconds_since(status.get("progress_at") or (spec.launched_at if spec else None))
     limit = 60 * (spec.stall_minutes if spec else 15.0)
     if state in ("running", "starting") and limit < still < float("inf"):
@@ -236,11 +236,11 @@ def infer_status(status: dict, life: base.Life | None, spec: Spec | None, engine
 
 def runs(lab) -> list[Run]:
     """Every run of the lab, newest first; folders that are damaged are left out."""
-    found = []
+    handles = []
     for path in Path(lab).glob("runs/r*/config.json"):
         try:
             run = Run.open(lab, path.parent.name)
         except SaladError:
             continue
-        found.append((run.folder.read_status().get("started_at") or "", run))
-    return [run for _, run in sorted(found, key=lambda pair: pair[0], reverse=True)]
+        handles.append((run.folder.read_status().get("started_at") or "", run))
+    return [run for _, run in sorted(handles, key=lambda pair: pair[0], reverse=True)]

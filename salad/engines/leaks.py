@@ -23,18 +23,18 @@ DETECTORS = (
 
 def refuse(diff: bytes) -> None:
     """SaladError in one line where an added line of a git diff looks like a key or a password; its value is not shown."""
-    found = [f"{name}:{line} ({kind})" for name, line, kind in find(diff)]
-    if found:
+    secrets = [f"{name}:{line} ({kind})" for name, line, kind in find(diff)]
+    if secrets:
         raise SaladError(
-            f"what looks like a key or a password would be recorded with the run's code: {', '.join(found[:5])}"
-            f"{' …' if len(found) > 5 else ''}; move it into an environment variable that the target's `env` names, or end "
+            f"what looks like a key or a password would be recorded with the run's code: {', '.join(secrets[:5])}"
+            f"{' …' if len(secrets) > 5 else ''}; move it into an environment variable that the target's `env` names, or end "
             f"the line with `# {ALLOWED}` where it is none"
         )
 
 
 def find(diff: bytes) -> list[tuple[str, int, str]]:
     """(file, line, kind) of every added line of a git diff with `--unified=0` that looks like a secret."""
-    found, name, number = [], "", 0
+    secrets, name, number = [], "", 0
     in_header = False
     for line in diff.decode(errors="replace").split("\n"):
         if line.startswith("diff --git "):
@@ -46,9 +46,9 @@ def find(diff: bytes) -> list[tuple[str, int, str]]:
         elif not in_header and line.startswith("+"):
             kind = kind_of(name, line[1:])
             if kind:
-                found.append((name, number, kind))
+                secrets.append((name, number, kind))
             number += 1
-    return found
+    return secrets
 
 
 def kind_of(name: str, line: str) -> str | None:
@@ -77,5 +77,5 @@ def _detectors(made: list = []) -> list:  # noqa: B006
         from detect_secrets.core.plugins.util import get_mapping_from_secret_type_to_class
 
         classes = get_mapping_from_secret_type_to_class().values()
-        made += [one() for one in classes if one.__name__ in DETECTORS]
+        made += [detector() for detector in classes if detector.__name__ in DETECTORS]
     return made

@@ -21,11 +21,11 @@ def main() -> None:
     parser.add_argument("--lab", required=True)
     given = parser.parse_args()
     run = Run.open(given.lab, given.run_id)
-    heard = time.monotonic()
+    last_change = time.monotonic()
     while (status := run.status())["state"] not in ENDED and run.folder.path.exists():
         if status["state"] != "stalled":
-            heard = time.monotonic()
-        if time.monotonic() - heard > GIVES_UP_S:
+            last_change = time.monotonic()
+        if time.monotonic() - last_change > GIVES_UP_S:
             return  # whoever asks for the status next starts it again
         time.sleep(SYNC_S)
         marked = read_json(run.folder.path / "mirror.json") or {}

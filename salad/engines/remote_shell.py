@@ -47,8 +47,8 @@ def run(ssh: list[str], script: str, stdin: str = "", timeout: float = 60) -> su
 def _between(text: str, mark: str, added: int) -> str | None:
     """What stands between the marks, or after the first where the second is missing; `added`: the line breaks that were
     put before the second one. None without a mark."""
-    _, found, rest = text.partition(f"{mark}\n")
-    if not found:
+    _, output, rest = text.partition(f"{mark}\n")
+    if not output:
         return None
     inner, _, _ = rest.partition(f"{mark}\n")
     return inner[: len(inner) - added] if added and inner.endswith("\n") else inner

@@ -73,15 +73,15 @@ class Sky(Engine):
             self._able()
         except SaladError as error:
             return [Finding(False, str(error))]
-        told = self._sky("check")
-        found = [
+        completed = self._sky("check")
+        findings = [
             Finding(
-                not told.returncode,
-                f"sky check: {_last(told.stdout) if not told.returncode else _last(told.stderr)}",
+                not completed.returncode,
+                f"sky check: {_last(completed.stdout) if not completed.returncode else _last(completed.stderr)}",
             )
         ]
         bucket = self._copy(f"{self.target.bucket.rstrip('/')}/", None)
-        return [*found, Finding(bucket is None, bucket or f"{self.target.bucket} can be read")]
+        return [*findings, Finding(bucket is None, bucket or f"{self.target.bucket} can be read")]
 
     def _able(self) -> None:
         if shutil.which(str(Path(self.target.sky or "sky").expanduser())) is None:
@@ -111,12 +111,12 @@ class Sky(Engine):
         words = ["gpus", "list", f"{spec.gpu_type}:{spec.gpus}", "--output", "json"]
         if self.target.cloud:
             words += ["--cloud", self.target.cloud]
-        told = self._sky(*words)
-        if told.returncode:
-            raise SaladError(f"sky gpus list: {_last(told.stderr)}")
-        listed = _json(told.stdout, dict)
+        completed = self._sky(*words)
+        if completed.returncode:
+            raise SaladError(f"sky gpus list: {_last(completed.stderr)}")
+        listed = _json(completed.stdout, dict)
         if listed is None:
-            raise SaladError(f"sky gpus list: {_last(told.stdout)}")
+            raise SaladError(f"sky gpus list: {_last(completed.stdout)}")
         offers = [item for items in listed.values() for item in items]
         name = "spot_price" if self.target.spot else "price"
         prices = [item[name] for item in offers if item.get(name) is not None and item["accelerator_count"] == spec.gpus]
@@ -179,9 +179,9 @@ class Sky(Engine):
             os.replace(unfinished, code)
         bucket = self._bucket(run)
         for name in inputs(run):
-            told = self._copy(str(run.lab / name), f"{bucket}/{name}")
-            if told:
-                raise SaladError(f"sending {name} to {bucket}: {told}")
+            completed = self._copy(str(run.lab / name), f"{bucket}/{name}")
+            if completed:
+                raise SaladError(f"sending {name} to {bucket}: {completed}")
         path = run.path / "sky.yaml"
         atomic.write_bytes(path, _yaml(self.task(run, spec, str(code))).encode())
         done = self._sky(*self._command(path, spec.env), env=secrets(spec.env), timeout=1800)
@@ -195,10 +195,10 @@ class Sky(Engine):
         self._looked = None
 
     def _queue(self) -> list[dict] | None:
-        told = self._sky("jobs", "queue", "--all", "--output", "json", timeout=120)
-        if told.returncode:
+        completed = self._sky("jobs", "queue", "--all", "--output", "json", timeout=120)
+        if completed.returncode:
             return None
-        return _json(told.stdout, list)
+        return _json(completed.stdout, list)
 
     def look(self, run: RunFolder, spec: Spec) -> Life | None:
         if self._looked and time.monotonic() - self._looked[0] < LOOK_S:
@@ -208,15 +208,15 @@ class Sky(Engine):
         return life
 
     def _look(self, run: RunFolder, spec: Spec) -> Life | None:
-        told = read_json(run.path / "sky.json")
-        if told is None:
+        launched = read_json(run.path / "sky.json")
+        if launched is None:
             return "gone"
         jobs = self._queue()
-        unread = self._copy(f"{told['bucket']}/runs/{run.run_id}", str(run.path), SMALL)
+        unread = self._copy(f"{launched['bucket']}/runs/{run.run_id}", str(run.path), SMALL)
         supervisor.merge(run, spec)  # the workers' status is put together here: in the bucket each node sees its own first
         if jobs is None:
             return None
-        job = next((job for job in jobs if int(job["job_id"]) == told["job_id"]), None)
+        job = next((job for job in jobs if int(job["job_id"]) == launched["job_id"]), None)
         state = str((job or {}).get("status") or "LOST").rpartition(".")[2].upper()
         if state in WAITS:
             return "queued"
@@ -240,23 +240,23 @@ class Sky(Engine):
         return "gone"
 
     def stop(self, run: RunFolder, spec: Spec) -> None:
-        told = read_json(run.path / "sky.json")
-        if told is None:
+        launched = read_json(run.path / "sky.json")
+        if launched is None:
             return
-        done = self._sky("jobs", "cancel", "--yes", str(told["job_id"]))
+        done = self._sky("jobs", "cancel", "--yes", str(launched["job_id"]))
         if done.returncode:
             raise SaladError(f"sky jobs cancel: {_last(done.stderr)}")
         self._looked = None
 
     def fetch(self, run: RunFolder, spec: Spec, tables_only: bool = False, compare: bool = False) -> None:
-        told = read_json(run.path / "sky.json")
-        if told is None:
+        launched = read_json(run.path / "sky.json")
+        if launched is None:
             raise SaladError(f"{run.run_id} has not been started with sky; there is nothing to fetch")
         parts = ["tables"] if tables_only else ["tables", "speech", f"runs/{run.run_id}/checkpoints"]
         for part in parts:
-            failed = self._copy(f"{told['bucket']}/{part}", str(run.lab / part), compare=compare)
+            failed = self._copy(f"{launched['bucket']}/{part}", str(run.lab / part), compare=compare)
             if failed:
-                raise SaladError(f"fetching {part} from {told['bucket']}: {failed}; do it again to go on")
+                raise SaladError(f"fetching {part} from {launched['bucket']}: {failed}; do it again to go on")
 
     def _copy(self, source: str, to: str | None, only: tuple[str, ...] = (), compare: bool = False) -> str | None:
         """Copy a file or folder to or from the bucket, what is there already left out; None to only look.

@@ -106,23 +106,23 @@ class Slurm(Engine):
             import submitit  # noqa: F401
         except ImportError:
             raise SaladError("submitit is not installed; pip install 'salad-workbench[slurm]'") from None
-        told = self._nodes()
-        if told is None:
+        partitions = self._nodes()
+        if partitions is None:
             raise SaladError("Slurm does not answer (sinfo failed); is slurmctld up?")
-        if not told:
+        if not partitions:
             raise SaladError(f"Slurm has no partition {self.target.partition!r}")
-        nodes = sum(int(line.split()[0]) for line in told)
+        nodes = sum(int(line.split()[0]) for line in partitions)
         if spec.nodes > nodes:
             raise SaladError(f"--nodes {spec.nodes}: the partition has {nodes}")
         if spec.gpus:
-            choose(_gpus(told), spec.gpu_type, spec.gpus)
+            choose(_gpus(partitions), spec.gpu_type, spec.gpus)
         secrets(spec.env)
 
     def plan(self, run: RunFolder, spec: Spec) -> str:
         from submitit.slurm.slurm import _make_sbatch_string
 
-        told = self._parameters(run, spec)
-        return _make_sbatch_string(" ".join(command(spec, str(run.lab))), folder=run.path / "slurm", **told)
+        parameters = self._parameters(run, spec)
+        return _make_sbatch_string(" ".join(command(spec, str(run.lab))), folder=run.path / "slurm", **parameters)
 
     def start(self, run: RunFolder, spec: Spec) -> None:
         import submitit
@@ -164,18 +164,18 @@ class Slurm(Engine):
         words = [shlex.quote(str(word)) for word in (sys.executable, env, code, run.path / "packages.txt")]
         done = subprocess.run(["bash", "-c", codesync.install_script(*words)], capture_output=True, text=True)
         if done.returncode:
-            told = (done.stderr.strip() or done.stdout.strip() or "no message").splitlines()[-1]
-            raise SaladError(f"installing the run's own versions into {env}: {told}; or name a python in targets.toml")
+            reason = (done.stderr.strip() or done.stdout.strip() or "no message").splitlines()[-1]
+            raise SaladError(f"installing the run's own versions into {env}: {reason}; or name a python in targets.toml")
         return str(env / "bin" / "python")
 
     def look(self, run: RunFolder, spec: Spec) -> Life | None:
         job = read_json(run.path / "slurm.json")
         if job is None:
             return "gone"
-        told = _ask("squeue", "--noheader", "--format=%T", f"--jobs={job['job_id']}")
-        if told is None:
+        answer = _ask("squeue", "--noheader", "--format=%T", f"--jobs={job['job_id']}")
+        if answer is None:
             return None
-        states = set(told.split())
+        states = set(answer.split())
         return "gone" if not states else "queued" if states <= WAITS else "alive"
 
     def stop(self, run: RunFolder, spec: Spec) -> None:
@@ -204,7 +204,7 @@ class Slurm(Engine):
         setup = [f"module load {name}" for name in target.modules]
         code = run.path / "code" if spec.code.get("commit") else codesync.ROOT
         setup.append(f'export PYTHONPATH="{code}:$PYTHONPATH"')
-        told = {
+        parameters = {
             "job_name": f"salad-{run.run_id}", "time": max(int(minutes), 1), "nodes": spec.nodes,
             "ntasks_per_node": 1, "partition": target.partition, "account": target.account, "qos": target.qos,
             "constraint": target.constraint, "setup": setup, "signal_delay_s": SIGNAL_DELAY_S,
@@ -214,17 +214,17 @@ class Slurm(Engine):
             "srun_args": ["--export=ALL", f"--output={log}", "--open-mode=append"],
         }  # fmt: skip
         if target.container:
-            told["srun_args"].append(f"--container-image={target.container}")
+            parameters["srun_args"].append(f"--container-image={target.container}")
         if spec.gpus:
             kind = choose(_gpus(self._nodes() or []), spec.gpu_type, spec.gpus)
-            told["additional_parameters"]["gres"] = f"gpu:{kind}:{spec.gpus}" if kind else f"gpu:{spec.gpus}"
-        return {name: value for name, value in told.items() if value is not None}
+            parameters["additional_parameters"]["gres"] = f"gpu:{kind}:{spec.gpus}" if kind else f"gpu:{spec.gpus}"
+        return {name: value for name, value in parameters.items() if value is not None}
 
     def _nodes(self) -> list[str] | None:
         """Lines `number of nodes, longest time, gres` of the partition; None where Slurm does not answer."""
         choice = [f"--partition={self.target.partition}"] if self.target.partition else []
-        told = _ask("sinfo", "--noheader", "--format=%D %l %G", *choice)
-        return None if told is None else told.splitlines()
+        listing = _ask("sinfo", "--noheader", "--format=%D %l %G", *choice)
+        return None if listing is None else listing.splitlines()
 
     def _walltime_min(self) -> float:
         if self.target.walltime_hours is not None:

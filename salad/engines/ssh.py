@@ -87,17 +87,17 @@ class Ssh(Engine):
     def check(self) -> list[Finding]:
         try:
             python, gpus = self._look_around()
-            found = [Finding(True, f"{self._name} answers: {python}, {gpus} GPUs, rsync")]
+            findings = [Finding(True, f"{self._name} answers: {python}, {gpus} GPUs, rsync")]
             if self.target.python is None:
                 version = self._do(f"{python} -c 'import sys; print(sys.version_info[:2])'", "asking Python").strip()
-                found.append(Finding(version in ("(3, 11)", "(3, 12)"), f"Python {version} for the project's install"))
+                findings.append(Finding(version in ("(3, 11)", "(3, 12)"), f"Python {version} for the project's install"))
             else:
-                told = self._ask(f"{shlex.quote(self.target.python)} -c 'import torch; print(torch.__version__)'")
-                found.append(Finding(not told.returncode, _last(told.stdout if not told.returncode else told.stderr)))
+                torch = self._ask(f"{shlex.quote(self.target.python)} -c 'import torch; print(torch.__version__)'")
+                findings.append(Finding(not torch.returncode, _last(torch.stdout if not torch.returncode else torch.stderr)))
             base = self._base()
             free = self._do(f"df -Pk {shlex.quote(base)} | tail -1", "asking for disk space").split()[3]
-            found.append(Finding(int(free) > 10 * 2**20, f"{int(free) / 2**20:.0f} GiB free under {base}"))
-            return found
+            findings.append(Finding(int(free) > 10 * 2**20, f"{int(free) / 2**20:.0f} GiB free under {base}"))
+            return findings
         except SaladError as error:
             return [Finding(False, str(error))]
 
@@ -119,14 +119,14 @@ class Ssh(Engine):
         for tool in ("ssh", "rsync"):
             if shutil.which(tool) is None:
                 raise SaladError(f"{tool} is not installed here; --on ssh needs it")
-        told = self._ask(NEEDED)
-        if told.returncode == 255:
-            raise SaladError(f"cannot reach {self._name}: {_last(told.stderr)}")
-        if told.returncode == remote_shell.NOTHING_RAN:
-            raise SaladError(f"{self._name}: bash did not run there (is it installed?): {_last(told.stderr)}")
-        if told.returncode:
-            raise SaladError(f"{self._name}: {_last(told.stderr)}")
-        there = dict(line.partition("=")[::2] for line in told.stdout.splitlines())
+        answer = self._ask(NEEDED)
+        if answer.returncode == 255:
+            raise SaladError(f"cannot reach {self._name}: {_last(answer.stderr)}")
+        if answer.returncode == remote_shell.NOTHING_RAN:
+            raise SaladError(f"{self._name}: bash did not run there (is it installed?): {_last(answer.stderr)}")
+        if answer.returncode:
+            raise SaladError(f"{self._name}: {_last(answer.stderr)}")
+        there = dict(line.partition("=")[::2] for line in answer.stdout.splitlines())
         for tool in ("rsync", "python"):
             if not there.get(tool):
                 raise SaladError(f"{self._name} has no {tool}; install it there")
@@ -171,11 +171,11 @@ class Ssh(Engine):
         return f"{env}/bin/python"
 
     def _there(self, run: RunFolder, flags: str) -> str:
-        told = read_json(run.path / "ssh.json")
-        if told is None:
+        launched = read_json(run.path / "ssh.json")
+        if launched is None:
             raise SaladError(f"{run.run_id} has no ssh.json: it was not started by ssh; launch it again")
-        return (f"cd {shlex.quote(told['code'])} && exec {shlex.quote(told['python'])} -m salad.engines "
-                f"--lab {shlex.quote(told['lab'])} {flags} {run.run_id}")  # fmt: skip
+        return (f"cd {shlex.quote(launched['code'])} && exec {shlex.quote(launched['python'])} -m salad.engines "
+                f"--lab {shlex.quote(launched['lab'])} {flags} {run.run_id}")  # fmt: skip
 
     def look(self, run: RunFolder, spec: Spec) -> Life | None:
         if self._looked and time.monotonic() - self._looked[0] < LOOK_S:
@@ -191,14 +191,14 @@ class Ssh(Engine):
         there = read_json(run.path / "ssh.json")
         if there is None:
             return "gone"
-        told = self._ask(self._there(run, "--look"))
-        if told.returncode:
+        answer = self._ask(self._there(run, "--look"))
+        if answer.returncode:
             return None
         chosen = [f"--include={name}" for name in SMALL]
         source = f"{self._name}:{there['lab']}/runs/{run.run_id}/"
         if self._rsync("--delete", *chosen, "--exclude=*", source, f"{run.path}/").returncode:
             return None
-        return json.loads(told.stdout.strip().splitlines()[-1])["life"]
+        return json.loads(answer.stdout.strip().splitlines()[-1])["life"]
 
     def stop(self, run: RunFolder, spec: Spec) -> None:
         self._do(self._there(run, "--stop"), "stopping")

@@ -44,19 +44,19 @@ def supervise(run: RunFolder, spec: Spec, shard: int = 0, rendezvous: list[str] 
 
 
 def _until_the_end(run: RunFolder, spec: Spec, shard: int, rendezvous, first: bool) -> int:
-    told_to_go = False
+    stop_requested = False
 
     def on_signal(number, frame):
-        nonlocal told_to_go
-        told_to_go = True
+        nonlocal stop_requested
+        stop_requested = True
 
     signal.signal(signal.SIGTERM, on_signal)
     while True:
         if (run.path / "stop").exists():
             return _end(run, spec, first, "stopped", run.read_status().get("error") or "stopped by hand", 0)
-        code = _attempt(run, spec, shard, rendezvous, first, lambda: told_to_go)
+        code = _attempt(run, spec, shard, rendezvous, first, lambda: stop_requested)
         if not first:
-            return PREEMPTED_CODE if told_to_go else code
+            return PREEMPTED_CODE if stop_requested else code
         run.reread()
         status = run.read_status()
         state, error = status.get("state"), status.get("error")
@@ -67,10 +67,10 @@ def _until_the_end(run: RunFolder, spec: Spec, shard: int, rendezvous, first: bo
         if state == "stopped":
             return 0
         if state == "preempted" or code == PREEMPTED_CODE:
-            if told_to_go:
+            if stop_requested:
                 return PREEMPTED_CODE
             continue
-        if told_to_go:  # it fell over on the way out: its last checkpoint stands
+        if stop_requested:  # it fell over on the way out: its last checkpoint stands
             return _end(run, spec, first, "preempted", "ended by SIGTERM before it could write a checkpoint", 75)
         if state != "failed":
             error = _how_it_ended(run, code)
@@ -86,7 +86,7 @@ def _until_the_end(run: RunFolder, spec: Spec, shard: int, rendezvous, first: bo
         run.log("starting again from the last checkpoint")
 
 
-def _attempt(run: RunFolder, spec: Spec, shard: int, rendezvous, first: bool, told_to_go) -> int:
+def _attempt(run: RunFolder, spec: Spec, shard: int, rendezvous, first: bool, stop_requested) -> int:
     """Start the run's processes once and wait for them; returns the exit code (negative for a signal)."""
     if first:
         run.reread()
@@ -122,7 +122,7 @@ def _attempt(run: RunFolder, spec: Spec, shard: int, rendezvous, first: bool, to
             merge(run, spec)
             merged = time.monotonic()
         over = time.monotonic() - began - left
-        if asked is None and (told_to_go() or (run.path / "stop").exists() or over > GRACE_S / 2):
+        if asked is None and (stop_requested() or (run.path / "stop").exists() or over > GRACE_S / 2):
             child.send_signal(signal.SIGTERM)
             asked = time.monotonic()
         if asked is not None and time.monotonic() - asked > GRACE_S:
@@ -182,17 +182,17 @@ def merge(run: RunFolder, spec: Spec) -> None:
         values = [part[name] for part in known if part.get(name) is not None]
         return how(values) if values else None
 
-    told = {
+    merged = {
         "state": next((state for state in order if state in states), "running"),
         "error": next((part["error"] for part in parts if part.get("error")), None),
         "shards": {state: states.count(state) for state in sorted(set(states))},
         "started_at": over("started_at", min),
         "ended_at": over("ended_at", max) if ended else None,
     }
-    told |= {name: over(name, sum) for name in ("step", "max_steps", "tokens")}
-    told |= {name: over(name, max) for name in ("heartbeat_at", "progress_at", "seconds_left", "ran_s", "attempt")}
-    told |= {name: over(name, lambda values: values[0]) for name in ("engine", "device", "host", "git_commit")}
-    atomic.write_json(run.path / "status.json", told)
+    merged |= {name: over(name, sum) for name in ("step", "max_steps", "tokens")}
+    merged |= {name: over(name, max) for name in ("heartbeat_at", "progress_at", "seconds_left", "ran_s", "attempt")}
+    merged |= {name: over(name, lambda values: values[0]) for name in ("engine", "device", "host", "git_commit")}
+    atomic.write_json(run.path / "status.json", merged)
 
 
 def _how_it_ended(run: RunFolder, code: int) -> str:
@@ -231,9 +231,9 @@ def _other_is_alive(run: RunFolder, shard: int) -> bool:
 
 def is_alive(run: RunFolder) -> bool | None:
     """Whether any process of the run lives: True, False, or None where it ran on another machine."""
-    found = [read_json(path) or {} for path in run.path.glob("supervisor*.json")]
-    told = [processes.alive(marked[part]) for marked in found for part in marked]
-    return True if True in told else None if None in told or not told else False
+    records = [read_json(path) or {} for path in run.path.glob("supervisor*.json")]
+    alive = [processes.alive(marked[part]) for marked in records for part in marked]
+    return True if True in alive else None if None in alive or not alive else False
 
 
 def signal_processes(run: RunFolder, number: int = signal.SIGTERM) -> None:

@@ -81,25 +81,25 @@ def read(path: Path | str | None = None) -> Targets:
     """The targets file's content; none at all is no error, a damaged one or an unknown key is (SaladError)."""
     named = path or os.environ.get("SALAD_TARGETS")
     places = [Path(named)] if named else [Path("targets.toml"), Path.home() / ".config/salad/targets.toml"]
-    found = next((place for place in places if place.exists()), None)
-    if found is None:
+    existing = next((place for place in places if place.exists()), None)
+    if existing is None:
         if named:
             raise SaladError(f"no targets file {named}")
         return Targets()
     try:
-        data = tomllib.loads(found.read_text())
+        data = tomllib.loads(existing.read_text())
     except (OSError, tomllib.TOMLDecodeError) as error:
-        raise SaladError(f"{found}: {error}") from None
+        raise SaladError(f"{existing}: {error}") from None
     default = data.pop("default", "here")
     known = {}
     for name, fields in data.items():
         if not isinstance(fields, dict):
-            raise SaladError(f"{found}: {name} is not a target; write [{name}] and its keys under it")
+            raise SaladError(f"{existing}: {name} is not a target; write [{name}] and its keys under it")
         try:
             known[name] = validate(Target, fields)
         except SaladError as error:
-            raise SaladError(f"{found}: [{name}] {error}") from None
-    return Targets(default=default, known=known, path=str(found))
+            raise SaladError(f"{existing}: [{name}] {error}") from None
+    return Targets(default=default, known=known, path=str(existing))
 
 
 def resolve(on: str | None, path: Path | str | None = None) -> tuple[str, Target]:

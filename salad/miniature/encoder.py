@@ -245,10 +245,10 @@ def phone_accuracy(model, spoken, delay_s: float) -> float:
     with torch.inference_mode():
         for utterance in spoken:
             steps_TC = model(torch.from_numpy(utterance.samples)[None]).last_hidden_state.reshape(-1, model.config.bottleneck)
-            told = model.phone_head(steps_TC).argmax(-1).numpy()
-            truth = labels(utterance, len(told), list(model.config.phones), delay_s)
+            predicted = model.phone_head(steps_TC).argmax(-1).numpy()
+            truth = labels(utterance, len(predicted), list(model.config.phones), delay_s)
             sounding = truth > 0  # 0 is silence, -100 a phone too rare to be told
-            right += int((told == truth)[sounding].sum())
+            right += int((predicted == truth)[sounding].sum())
             total += int(sounding.sum())
     return right / max(total, 1)
 

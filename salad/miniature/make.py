@@ -40,14 +40,14 @@ def make_world(progress: Progress | None, lab: Path | str, config: WorldConfig, 
         texts += [(corpus, row["text"], row["domain"], row["licence"], row["planted"]) for row in rows]
     for task in tasks.names(lab):
         texts += [(task, item.context, item.domain, "CC0-1.0", None) for item in tasks.load(lab, task)]
-    found: dict[str, dict] = {}
+    sample_rows: dict[str, dict] = {}
     broad = list(dict.fromkeys(text for corpus, text, *_ in texts if corpus == "broad"))
     near = {broad[n]: (broad[of], similarity) for n, (of, similarity) in near_duplicates(broad).items()}
     benchmarks = Benchmarks.of_lab(lab)
     for corpus, text, domain, licence, planted in texts:
         name = store.ids.sample_id(corpus, text)
-        if name in found:
-            found[name]["planted"] = found[name]["planted"] or planted
+        if name in sample_rows:
+            sample_rows[name]["planted"] = sample_rows[name]["planted"] or planted
             continue
         reasons, overlaps = speakability(text), []
         if corpus == "broad":
@@ -56,13 +56,13 @@ def make_world(progress: Progress | None, lab: Path | str, config: WorldConfig, 
             if text in near:
                 other, similarity = near[text]
                 reasons["near-duplicate"] = f"{similarity:.2f} like {store.ids.sample_id(corpus, other)}"
-        found[name] = {
+        sample_rows[name] = {
             "sample_id": name, "text": text, "spoken": spoken_form(text).spoken, "corpus": corpus, "domain": domain,
             "n_tokens": len(tokenizer(text, add_special_tokens=False)["input_ids"]), "licence": licence,
             "flags": sorted(reasons), "reasons": json.dumps(reasons, ensure_ascii=False), "benchmarks": overlaps,
             "planted": planted,
         }  # fmt: skip
-    store.publish(lab, "samples", list(found.values()), {"world": built.fingerprint})
+    store.publish(lab, "samples", list(sample_rows.values()), {"world": built.fingerprint})
     study = Path(lab) / "study.json"
     if study.exists():  # the domains' masses as they came out, the user's texts among them: reports weigh by them
         atomic.write_json(study, json.loads(study.read_text()) | {"p_web": built.p_web})

@@ -92,16 +92,16 @@ def sentence(text: str) -> str:
 def facts(seed: int, domain: Domain) -> list[Fact]:
     """The domain's 16 facts; half of each attribute's withhold one phrasing, so that each stays common."""
     rng = random.Random(f"withheld/{seed}/{domain.name}")
-    found = []
+    all_facts = []
     for attribute in domain.attributes:
         half = len(domain.entities) // 2
         withheld = [0, 1] * (half // 2) + [None] * (len(domain.entities) - 2 * (half // 2))
         rng.shuffle(withheld)
-        found += [
+        all_facts += [
             Fact(entity, attribute, value, phrasing)
             for entity, value, phrasing in zip(domain.entities, attribute.values, withheld, strict=True)
         ]
-    return found
+    return all_facts
 
 
 def documents(config: WorldConfig, corpus: str, domain: Domain) -> Iterator[str]:
@@ -110,7 +110,7 @@ def documents(config: WorldConfig, corpus: str, domain: Domain) -> Iterator[str]
     known = facts(config.seed, domain)
     later = (config.sentences * config.p_question - config.p_question_first) / max(1, config.sentences - 1)
     while True:
-        said = []
+        statements = []
         for place, fact in enumerate(rng.sample(known, config.sentences)):
             if rng.random() < (later if place else config.p_question_first):
                 phrasing = rng.randrange(2) if fact.withheld is None else 1 - fact.withheld
@@ -120,8 +120,8 @@ def documents(config: WorldConfig, corpus: str, domain: Domain) -> Iterator[str]
                 text, answer = rng.choice(fact.attribute.statements).format(e=fact.entity, v=fact.value), ""
                 if rng.random() < config.p_connective:
                     text = f"{rng.choice(CONNECTIVES)} {text}"
-            said.append(f"{sentence(text)} {answer}".strip())
-        yield " ".join(said)
+            statements.append(f"{sentence(text)} {answer}".strip())
+        yield " ".join(statements)
 
 
 def items(config: WorldConfig, domain: Domain) -> list[dict]:
@@ -200,14 +200,14 @@ def passages(text: str, words: int) -> list[str]:
     """`text` on one line, split at sentence ends so that a passage has at most `words` words where it can."""
     if len(text.split()) <= words:
         return [" ".join(text.split())]
-    found = [""]
+    pieces = [""]
     for part in re.split(r"(?<=[.?!]) ", " ".join(text.split())):
         for start in range(0, len(split := part.split()), words):
             piece = split[start : start + words]
-            if len(found[-1].split()) + len(piece) > words:
-                found.append("")
-            found[-1] = " ".join([*found[-1].split(), *piece])
-    return [passage for passage in found if passage]
+            if len(pieces[-1].split()) + len(piece) > words:
+                pieces.append("")
+            pieces[-1] = " ".join([*pieces[-1].split(), *piece])
+    return [passage for passage in pieces if passage]
 
 
 def read_texts(path: Path | str) -> list[str]:
@@ -221,24 +221,24 @@ def read_texts(path: Path | str) -> list[str]:
                 schema = pq.read_schema(path)
                 if "text" not in schema.names:
                     raise SaladError(f"{path}: no column `text`; it has {', '.join(schema.names)}")
-                found = pq.read_table(path, columns=["text"])["text"].to_pylist()
+                texts = pq.read_table(path, columns=["text"])["text"].to_pylist()
             except pa.ArrowException as error:
                 raise SaladError(f"{path}: not readable as Parquet: {str(error).splitlines()[0]}") from None
         else:
-            found = path.read_text(encoding="utf-8-sig").splitlines()
+            texts = path.read_text(encoding="utf-8-sig").splitlines()
             if path.suffix in (".jsonl", ".ndjson", ".json"):
-                found = [_text_of(line, path, n) for n, line in enumerate(found, 1) if line.strip()]
+                texts = [_text_of(line, path, n) for n, line in enumerate(texts, 1) if line.strip()]
     except OSError as error:
         raise SaladError(f"{path}: cannot be read: {error.strerror or error}") from None
     except UnicodeDecodeError as error:
         raise SaladError(f"{path}: not UTF-8 text (byte {error.start}); convert it first") from None
-    for n, text in enumerate(found, 1):
+    for n, text in enumerate(texts, 1):
         if text is not None and not isinstance(text, str):
             raise SaladError(f"{path}: `text` in row {n} is {type(text).__name__}, not a string")
-    found = [text for text in found if text and text.strip()]
-    if not found:
+    texts = [text for text in texts if text and text.strip()]
+    if not texts:
         raise SaladError(f"{path}: holds no text")
-    return found
+    return texts
 
 
 def _text_of(line: str, path: Path, n: int) -> str:
@@ -369,10 +369,10 @@ def build_world(config: WorldConfig, lab: Path | str, user_corpus: Path | str | 
     tokenizer = train_tokenizer([row["text"] for row in corpora["pretrain"]], config.vocabulary)
     save_folder(lab / "models" / "tokenizer", tokenizer.save_pretrained)
 
-    told = hashlib.sha256()
+    checksum = hashlib.sha256()
     for name in sorted(files):
-        told.update(name.encode() + hashlib.sha256(files[name]).digest())
-    told.update(tokenizer.backend_tokenizer.to_str().encode())
+        checksum.update(name.encode() + hashlib.sha256(files[name]).digest())
+    checksum.update(tokenizer.backend_tokenizer.to_str().encode())
     broad = Counter(row["domain"] for row in corpora["broad"])
     planted = Counter(row["planted"] for row in corpora["broad"] if row["planted"])
     world = World(
@@ -381,7 +381,7 @@ def build_world(config: WorldConfig, lab: Path | str, user_corpus: Path | str | 
         planted=dict(sorted(planted.items())),
         items={name: len(rows) for name, rows in made_items.items()},
         user=len(user),
-        fingerprint=told.hexdigest()[:12],
+        fingerprint=checksum.hexdigest()[:12],
     )
     atomic.write_json(lab / "corpora" / "world.json", {"config": config.model_dump(), **asdict(world)})
     return world

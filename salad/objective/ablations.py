@@ -29,12 +29,12 @@ def other_divergence(student_hidden, student_head: Head, teacher_hidden, teacher
             d = ((log_p.exp() * (log_p - log_m)).sum(1) + (log_q.exp() * (log_q - log_m)).sum(1)) / 2
         return d, -log_p.gather(1, target.unsqueeze(1)).squeeze(1)
 
-    told = [
+    chunks = [
         checkpoint(values, student_hidden[at], student_head.weight, student_head.bias, teacher_hidden[at], targets[at],
                    use_reentrant=False)
         for at in rows.split(chunk_size(chunk_rows, targets.device))
     ]  # fmt: skip
     empty = torch.zeros(targets.numel(), dtype=dtype, device=targets.device)
-    if not told:
+    if not chunks:
         return empty, empty
-    return tuple(empty.index_put((rows,), torch.cat(parts)) for parts in zip(*told, strict=True))
+    return tuple(empty.index_put((rows,), torch.cat(parts)) for parts in zip(*chunks, strict=True))

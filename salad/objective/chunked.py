@@ -94,9 +94,9 @@ def _fused(student: Tensor, *rest):
         torch._dynamo.maybe_mark_dynamic(student, 0)
         return _compiled()(student, *rest)
     except torch._dynamo.exc.TorchDynamoException as error:
-        told = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise SaladError(
-            f"objective.compile: torch.compile could not build the loss ({told.strip()}); it needs a C++ compiler on CPU "
+            f"objective.compile: torch.compile could not build the loss ({reason.strip()}); it needs a C++ compiler on CPU "
             "and Triton on a GPU. Without it all is computed the same, a little slower"
         ) from error
 

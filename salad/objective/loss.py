@@ -123,15 +123,15 @@ class _DistillationLoss(torch.autograd.Function):
             wants = [False] * 3  # the rows' weights are known in the backward pass only
         inputs = (student_hidden, weight, bias, teacher_hidden, teacher.weight, teacher.bias, targets)
         d, nll, *gradients = _pass(ctx, inputs, alpha, 1.0 - alpha, *wants)
-        told = d, nll
+        results = d, nll
         if reduction != "none":
             d, nll = d.sum() * ctx.scale, nll.sum() * ctx.scale
         if per_position:
-            ctx.mark_non_differentiable(*told)
+            ctx.mark_non_differentiable(*results)
         ctx.gradients = gradients if any(wants) else None
         ctx.save_for_backward(*inputs)
         ctx.set_materialize_grads(False)
-        return alpha * d + (1.0 - alpha) * nll, *(told if per_position else (d, nll))
+        return alpha * d + (1.0 - alpha) * nll, *(results if per_position else (d, nll))
 
     @staticmethod
     def backward(ctx, grad_loss, grad_d, grad_nll):
@@ -168,10 +168,10 @@ def _pass(ctx, inputs, kl_weight, nll_weight, wants_hidden, wants_head, wants_bi
     wants = (wants_hidden, wants_head, wants_bias)
     with without_autocast(student_hidden.device):
         if ctx.vocab_tile is not None:
-            found = vocabulary_tiles(student, teacher, targets, ctx.rows, ctx.vocab_tile, kl_weight, nll_weight, *wants)
+            sums = vocabulary_tiles(student, teacher, targets, ctx.rows, ctx.vocab_tile, kl_weight, nll_weight, *wants)
         else:
-            found = row_chunks(student, teacher, targets, ctx.rows, ctx.chunk_rows, kl_weight, nll_weight, *wants, ctx.compile)
-    d, nll, grad_hidden, grad_head, grad_bias = found
+            sums = row_chunks(student, teacher, targets, ctx.rows, ctx.chunk_rows, kl_weight, nll_weight, *wants, ctx.compile)
+    d, nll, grad_hidden, grad_head, grad_bias = sums
     if grad_bias is not None:  # of ids that only pad the head: none
         grad_bias = torch.nn.functional.pad(grad_bias, (0, len(bias) - len(grad_bias))).to(bias.dtype)
     return d, nll, grad_hidden, grad_head, grad_bias

@@ -162,11 +162,11 @@ class _CachedLoss(torch.autograd.Function):
                     continue
                 # (p - alpha q - (1 - alpha) onehot) W; the teacher's likeliest ids and the target in float32
                 apart = part.gather(1, ids) - alpha * here.probabilities_NK
-                found = _times_head(student, part.scatter_(1, ids, 0))
-                found += torch.bmm(apart.unsqueeze(1), student.head[ids].to(dtype)).squeeze(1)
-                found.addcmul_(here.rest_NH.to(dtype), here.scale_N.to(dtype).unsqueeze(1), value=-alpha)
-                found.sub_(student.head[target.squeeze(1)].to(dtype), alpha=1.0 - alpha)
-                gradient[at] = (found if student.scale == 1.0 else found * student.scale).to(gradient.dtype)
+                cached_logits = _times_head(student, part.scatter_(1, ids, 0))
+                cached_logits += torch.bmm(apart.unsqueeze(1), student.head[ids].to(dtype)).squeeze(1)
+                cached_logits.addcmul_(here.rest_NH.to(dtype), here.scale_N.to(dtype).unsqueeze(1), value=-alpha)
+                cached_logits.sub_(student.head[target.squeeze(1)].to(dtype), alpha=1.0 - alpha)
+                gradient[at] = (cached_logits if student.scale == 1.0 else cached_logits * student.scale).to(gradient.dtype)
         ctx.gradient = gradient
         ctx.mark_non_differentiable(d, nll)
         return alpha * d + (1.0 - alpha) * nll, d, nll, total
@@ -260,27 +260,27 @@ class TeacherCache:
     def __len__(self) -> int:
         return len(self._texts) + len(self._new)
 
-    def says(self, loader, config) -> str:
+    def check_size(self, loader, config) -> str:
         """How large it becomes, in words; a SaladError above `objective.teacher_cache_gb`. An estimate from some texts."""
         positions = 0.0
         for source in loader.sources.values():
             if not source:
                 continue
             some = [source[i] for i in range(0, len(source), max(1, len(source) // 256))]
-            lengths = [len(loader.frames.prompt.write(one.text, one.answer).ids) for one in some]
+            lengths = [len(loader.frames.prompt.write(row.text, row.answer).ids) for row in some]
             positions += min(sum(lengths) / len(some), config.sequences.context) * len(source)
         if config.optim.batch_tokens:
             positions = min(positions, config.optim.steps * config.optim.batch_tokens)
         size_gb = positions * bytes_per_position(self.width) / 1e9
         limit_gb = config.objective.teacher_cache_gb
         there_gb = sum(path.stat().st_size for path in self.folder.glob("part-*.safetensors")) / 1e9
-        told = f"{size_gb:.3g} GB ({positions:,.0f} positions of {bytes_per_position(self.width):,} bytes)"
+        size = f"{size_gb:.3g} GB ({positions:,.0f} positions of {bytes_per_position(self.width):,} bytes)"
         if size_gb > limit_gb:
             raise SaladError(
-                f"objective.teacher_cache would grow to {told} in {self.folder}, and {limit_gb:g} GB are allowed: agree with "
+                f"objective.teacher_cache would grow to {size} in {self.folder}, and {limit_gb:g} GB are allowed: agree with "
                 f"--set objective.teacher_cache_gb={int(size_gb) + 1}, or set objective.teacher_cache=false"
             )
-        return f"teacher cache: up to {told} in {self.folder}; {len(self):,} texts, {there_gb:.3g} GB, are there"
+        return f"teacher cache: up to {size} in {self.folder}; {len(self):,} texts, {there_gb:.3g} GB, are there"
 
     def record(self, batch, model) -> TeacherRecord:
         """The record at the batch's N positions, on the batch's device; the teacher reads only texts that are new."""

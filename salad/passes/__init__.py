@@ -16,7 +16,7 @@ from salad.errors import SaladError
 from salad.runs import RunFolder, renewing, running
 
 Progress = Callable[[int, int], None]
-TOLD = 5  # failures that are named
+MAX_NAMED = 5  # failures that are named
 
 
 class Part(NamedTuple):
@@ -33,9 +33,9 @@ class Part(NamedTuple):
 
 def published(lab: Path | str) -> set[str]:
     """Ids of the units that are there and whole, alone or merged into others."""
-    found, _ = store.units.scan(store.lab_path(lab))
+    units_by_table, _ = store.units.scan(store.lab_path(lab))
     ids = set()
-    for units in found.values():
+    for units in units_by_table.values():
         for unit in units:
             ids |= set(unit.members) - set(unit.without) if unit.members else {unit.unit_id}
     return ids
@@ -45,7 +45,7 @@ def pending(lab: Path | str, parts: Sequence[Part]) -> list[Part]:
     """The parts of which a unit, or a Shar, is missing or damaged."""
     there = published(lab)
     units = [[store.unit_id(table, part.made_from) in there for table in part.tables] for part in parts]
-    return [part for part, found in zip(parts, units, strict=True) if not (all(found) and part.whole())]
+    return [part for part, exists in zip(parts, units, strict=True) if not (all(exists) and part.whole())]
 
 
 def run_parts(lab: Path | str, parts: Sequence[Part], shard: int = 0, shards: int = 1,
@@ -56,10 +56,10 @@ def run_parts(lab: Path | str, parts: Sequence[Part], shard: int = 0, shards: in
     full disk ends it at once."""
     if not 0 <= shard < shards:
         raise SaladError(f"shard {shard} of {shards}: shards are numbered from 0")
-    mine = list(parts)[shard::shards]
-    left = {id(part) for part in pending(lab, mine)}
-    total, done, faults = sum(part.size for part in mine), 0, []
-    for part in mine:
+    own_parts = list(parts)[shard::shards]
+    left = {id(part) for part in pending(lab, own_parts)}
+    total, done, faults = sum(part.size for part in own_parts), 0, []
+    for part in own_parts:
         at = done
 
         def tick(n: int) -> None:
@@ -79,12 +79,12 @@ def run_parts(lab: Path | str, parts: Sequence[Part], shard: int = 0, shards: in
         if progress is not None:
             progress(done, total)
     if len(faults) == 1 or len(faults) == len(left) and len(set(faults)) == 1:  # or what all of them lack
-        raise SaladError(faults[0] + ("; the other parts are done" if len(mine) > len(faults) else ""))
+        raise SaladError(faults[0] + ("; the other parts are done" if len(own_parts) > len(faults) else ""))
     if faults:
-        more = f"; and {len(faults) - TOLD} more" if len(faults) > TOLD else ""
+        more = f"; and {len(faults) - MAX_NAMED} more" if len(faults) > MAX_NAMED else ""
         raise SaladError(
-            f"{len(faults)} of {len(mine)} parts could not be made, the others are done: "
-            + "; ".join(faults[:TOLD]) + more
+            f"{len(faults)} of {len(own_parts)} parts could not be made, the others are done: "
+            + "; ".join(faults[:MAX_NAMED]) + more
         )  # fmt: skip
 
 
@@ -92,14 +92,14 @@ def report_progress(run: RunFolder, progress: Progress | None = None) -> Progres
     """`progress` that the run's status hears too, and that ends the work where the run was asked to stop (raises what
     `RunFolder.should_stop` gives)."""
 
-    def told(done: int, total: int) -> None:
+    def report(done: int, total: int) -> None:
         run.status(step=done, max_steps=total)
         if progress is not None:
             progress(done, total)
         if (end := run.should_stop()) is not None:
             raise end
 
-    return told
+    return report
 
 
 def run_once(lab: Path | str, name: str, config: dict, work: Callable[[RunFolder, Progress], None], kind: str = "pass",

@@ -26,17 +26,17 @@ def check(lab: Path | str, speech: str, asr: str, load: Callable, shard: int = 0
 
 def parts(lab: Path | str, speech: str, asr: str, load: Callable) -> list[Part]:
     """The pass's parts: units of `syntheses` that hold this folder's speech, in the order of their files."""
-    found, loaded, others = [], [], set()
+    groups, loaded, others = [], [], set()
     for unit in store.units.scan(store.lab_path(lab))[0].get("syntheses", []):
         table = pq.read_table(unit.path)
         members = {m["unit_id"]: m["made_from"] for m in unit.manifest.get("members", [])}
         for unit_id, made_from in members.items() or [(unit.unit_id, unit.manifest["made_from"])]:
             rows = table.filter(pc.equal(table[MEMBER], unit_id)) if members else table
             if unit_id not in unit.without and rows.num_rows and rows["speech"][0].as_py() == speech:
-                found.append((rows.drop_columns([MEMBER]) if members else rows, made_from))
+                groups.append((rows.drop_columns([MEMBER]) if members else rows, made_from))
             elif rows.num_rows:
                 others.add(str(rows["speech"][0].as_py()))
-    if not found:
+    if not groups:
         raise SaladError(f"no speech in {speech!r}: `syntheses` has {', '.join(sorted(others)) or 'none yet'}")
 
     def of(rows, made_from) -> Part:
@@ -54,9 +54,9 @@ def parts(lab: Path | str, speech: str, asr: str, load: Callable) -> list[Part]:
             store.publish(lab, "syntheses", checked(lab, there, texts, loaded[0]), made_from)
             tick(len(there))
 
-        def heard() -> bool:
+        def recogniser_loaded() -> bool:
             return all(is_kept(name, asr, lab) for name in set(rows["asr"].to_pylist()))
 
-        return Part(made_from, ("syntheses",), rows.num_rows, make, heard)
+        return Part(made_from, ("syntheses",), rows.num_rows, make, recogniser_loaded)
 
-    return [of(*one) for one in sorted(found, key=lambda one: one[0]["audio_path"][0].as_py())]
+    return [of(*group) for group in sorted(groups, key=lambda group: group[0]["audio_path"][0].as_py())]

@@ -16,7 +16,7 @@ from store.ids import clustering_id, digest
 
 HELD = 1 << 30  # bytes of vectors that are held in memory; more are mapped from a file
 BATCH = 16_384
-TOLD = 500_000  # texts that the clusters' terms are taken from, at most
+MAX_TEXTS_FOR_TERMS = 500_000  # texts that the clusters' terms are taken from, at most
 
 
 def cluster(lab: Path | str, run_id: str | None, model_name: str, corpus: str, n_clusters: int, seed: int,
@@ -24,7 +24,8 @@ def cluster(lab: Path | str, run_id: str | None, model_name: str, corpus: str, n
     """Publish a balanced clustering of the corpus's embeddings (`clusters`, `assignments`); returns its id.
 
     Over `held` bytes of vectors lie in a file without a name beside the lab's tables while this lasts; memory is then
-    some 100 bytes a text and what BalancedKMeans takes. A cluster's terms come from at most TOLD texts, drawn by `seed`."""
+    some 100 bytes a text and what BalancedKMeans takes. A cluster's terms come from at most
+    MAX_TEXTS_FOR_TERMS texts, drawn by `seed`."""
     con = store.connect(lab)
     wanted = "from embeddings e join samples s using (sample_id) where e.model = ? and s.corpus = ?"
     ids = con.sql(f"select distinct e.sample_id {wanted} order by 1", params=[model_name, corpus]).to_arrow_table()[0]
@@ -47,14 +48,14 @@ def cluster(lab: Path | str, run_id: str | None, model_name: str, corpus: str, n
     labels, centers = model.labels_, model.cluster_centers_
     distance = np.concatenate([1 - (x[rows] * centers[labels[rows]]).sum(1) for rows in _slices(len(x))])
     del x
-    told = _terms(con, ids, labels, n_clusters, seed)
+    terms = _terms(con, ids, labels, n_clusters, seed)
     sizes = np.bincount(labels, minlength=n_clusters)
     store.publish(lab, "assignments", pa.table({
         "clustering_id": pa.repeat(name, len(ids)), "sample_id": ids, "cluster_id": labels, "distance": distance,
     }), made_from)  # fmt: skip
     store.publish(lab, "clusters", [
         {"clustering_id": name, "cluster_id": k, "run_id": run_id, "size": int(sizes[k]),
-         "p_web": float(sizes[k] / sizes.sum()), "terms": told[k],
+         "p_web": float(sizes[k] / sizes.sum()), "terms": terms[k],
          "centroid": model.cluster_centers_[k].tolist(), "price": float(model.prices_[k])}
         for k in range(n_clusters)
     ], made_from)  # fmt: skip
@@ -89,8 +90,8 @@ def _vectors(con, lab, ids: pa.ChunkedArray, wanted: str, of: list, held: int) -
 
 def _terms(con, ids: pa.ChunkedArray, labels: np.ndarray, n_clusters: int, seed: int) -> list[list[str]]:
     rows = np.arange(len(ids))
-    if len(rows) > TOLD:
-        rows = np.sort(np.random.default_rng(seed).choice(len(ids), TOLD, replace=False, shuffle=False))
+    if len(rows) > MAX_TEXTS_FOR_TERMS:
+        rows = np.sort(np.random.default_rng(seed).choice(len(ids), MAX_TEXTS_FOR_TERMS, replace=False, shuffle=False))
     con.register("_told", pa.table({"row": rows, "sample_id": ids.take(pa.array(rows))}))
     texts = con.sql(
         "select text from _told t join (select sample_id, any_value(text) as text from samples group by 1) using (sample_id) "

@@ -49,10 +49,10 @@ def of_llm(llm, tokenizer, batch: int = 64) -> Embedder:
             hidden = llm.get_decoder()(input_ids=inputs, use_cache=False).last_hidden_state
             targets = torch.where(mask[:, 1:, 0] > 0, inputs[:, 1:], -1)
             before = before_head(llm, hidden[:, :-1].flatten(0, 1))
-            told = distillation_loss(before, head, before, head, targets.flatten(), alpha=0.0,
+            loss = distillation_loss(before, head, before, head, targets.flatten(), alpha=0.0,
                                      vocab_size=len(tokenizer), reduction="none")  # fmt: skip
             count = (targets >= 0).sum(1)
-            mean = told.nll.view(targets.shape).sum(1) / count
+            mean = loss.nll.view(targets.shape).sum(1) / count
             nll[group] = torch.where(count > 0, mean, torch.nan).double().cpu().numpy()
             pooled = (hidden.float() * mask).sum(1) / mask.sum(1).clamp_min(1)
             vectors[group] = torch.nn.functional.normalize(pooled, dim=-1).cpu().numpy()
@@ -104,27 +104,27 @@ def parts(lab: Path | str, load: Callable[[], Embedder], corpus: str, model_name
     ).fetchall()  # fmt: skip
     if not rows:
         there = store.connect(lab).execute("select distinct corpus from samples order by all").fetchall()
-        told = f"it has {', '.join(str(name) for (name,) in there)}" if there else "`salad prepare text` makes one"
-        raise SaladError(f"{lab} has no speakable text of a corpus {corpus!r}; {told}")
+        hint = f"it has {', '.join(str(name) for (name,) in there)}" if there else "`salad prepare text` makes one"
+        raise SaladError(f"{lab} has no speakable text of a corpus {corpus!r}; {hint}")
     whole, made = digest([r[0] for r in rows]), []
 
     def of(start: int) -> Part:
-        mine = rows[start : start + PART]
+        batch = rows[start : start + PART]
         made_from = {"pass": "embed", "corpus": corpus, "model": model_name, "samples": whole, "part": start // PART}
 
         def make(tick) -> None:
             if not made:
                 made.append(load())
-            found = made[0]([text for _, text in mine], tick)
+            embeddings = made[0]([text for _, text in batch], tick)
             table = {
-                "sample_id": [s for s, _ in mine],
-                "model": [model_name] * len(mine),
-                "vector": pa.array(list(found.vectors), pa.list_(pa.float32())),
+                "sample_id": [s for s, _ in batch],
+                "model": [model_name] * len(batch),
+                "vector": pa.array(list(embeddings.vectors), pa.list_(pa.float32())),
             }
-            if found.nll is not None:
-                table["nll"] = pa.array(found.nll, from_pandas=True)
+            if embeddings.nll is not None:
+                table["nll"] = pa.array(embeddings.nll, from_pandas=True)
             store.publish(lab, "embeddings", pa.table(table), made_from)
 
-        return Part(made_from, ("embeddings",), len(mine), make)
+        return Part(made_from, ("embeddings",), len(batch), make)
 
     return [of(start) for start in range(0, len(rows), PART)]

@@ -28,8 +28,8 @@ def parts(lab: Path | str, load: Callable[[], SpeechEncoder], encoder_sha256: st
     if dtype not in frames.DTYPES:
         raise SaladError(f"--dtype {dtype}: frames are kept in {' or '.join(frames.DTYPES)}")
     files: dict[str, list[SpokenText]] = {}
-    for one in sorted(spoken, key=lambda s: s.synthesis_id):
-        files.setdefault(one.audio_path, []).append(one)
+    for recording in sorted(spoken, key=lambda s: s.synthesis_id):
+        files.setdefault(recording.audio_path, []).append(recording)
     loaded: list[SpeechEncoder] = []
 
     def of(group: list[SpokenText]) -> Part:
@@ -61,9 +61,9 @@ def room_for(lab: Path | str, speech: str, size: float, encoder_sha256: str, dty
         )
 
 
-def told_size(speech: str, spoken: list[SpokenText], encoder: SpeechEncoder, dtype: str) -> tuple[float, str]:
+def estimate_size(speech: str, spoken: list[SpokenText], encoder: SpeechEncoder, dtype: str) -> tuple[float, str]:
     """(GB, a line that says so)."""
-    seconds = sum(one.duration_s for one in spoken)
+    seconds = sum(recording.duration_s for recording in spoken)
     size = frames.size_gb(seconds, encoder, dtype)
     written = f"{size:,.1f} GB" if size >= 0.1 else f"{size * 1000:,.1f} MB"
     return size, (

@@ -123,11 +123,11 @@ def score_pass(lab, run_id: str | None = None, step: int | None = None, speech: 
     model = lambda: on_device(lookup.model_of(lab, run_id, step)[0])  # noqa: E731
     scored = parts(lab, model, run_id, step, spoken, speech, seed, (low, high))
     run_parts(lab, scored, shard, shards, progress)
-    told = f"{speech} scored by {run_id}, step {step}, in spans of {low} to {high} units"
+    summary = f"{speech} scored by {run_id}, step {step}, in spans of {low} to {high} units"
     shown = store.connect(lab).execute("select span_min, span_max from raw.scored limit 1").fetchone()
     if shown not in (None, (low, high)):
-        told += f"; this lab's views show its scorings in spans of {shown[0]} to {shown[1]}, these are in raw.divergences"
-    return told
+        summary += f"; this lab's views show its scorings in spans of {shown[0]} to {shown[1]}, these are in raw.divergences"
+    return summary
 
 
 def encode_pass(lab, speech: str = "natural", run_id: str | None = None, encoder: str | None = None, dtype: str = "float32", *,
@@ -193,34 +193,34 @@ def prepare(lab: Path | str, name: str, options: dict, yes: bool = False, say: C
     odd = [option for option in options if option not in known or option in GIVEN]
     if odd:
         raise SaladError(f"the pass {name} has no option {odd[0]}; it has {', '.join(p for p in known if p not in GIVEN)}")
-    told = {option: value for option, value in options.items() if value is not None}
-    parts.trust(told.get("tts"), told.get("encoder"))
+    given = {option: value for option, value in options.items() if value is not None}
+    parts.trust(given.get("tts"), given.get("encoder"))
     if name == "score":  # what is newest may change between the workers' starts
-        told["run_id"] = told.get("run_id") or lookup.newest_run(lab, "stage1")
-        told["step"] = lookup.checkpoint(lab, told["run_id"], told.get("step")).step
+        given["run_id"] = given.get("run_id") or lookup.newest_run(lab, "stage1")
+        given["step"] = lookup.checkpoint(lab, given["run_id"], given.get("step")).step
     if name == "encode":
-        _say_size(lab, told, yes, say)
+        _report_size(lab, given, yes, say)
     if name == "probe":
-        told["clustering"] = told.get("clustering") or lookup.newest_clustering(lab)
-    return RunFolder.get_or_create(lab, "pass", name, {"pass": name, **told})
+        given["clustering"] = given.get("clustering") or lookup.newest_clustering(lab)
+    return RunFolder.get_or_create(lab, "pass", name, {"pass": name, **given})
 
 
-def _say_size(lab, told: dict, yes: bool, say) -> None:
-    """The size of what `encode` would keep, said before any of it is there; a run is put in `told` where none is."""
+def _report_size(lab, given: dict, yes: bool, say) -> None:
+    """The size of what `encode` would keep, said before any of it is there; a run is put in `given` where none is."""
     from salad.data.frames import DTYPES
     from salad.models.encoders import fingerprint
-    from salad.passes.encode import ASKED_GB, room_for, told_size
+    from salad.passes.encode import ASKED_GB, estimate_size, room_for
 
-    if "encoder" not in told:
+    if "encoder" not in given:
         try:
-            told["run_id"] = told.get("run_id") or lookup.newest_run(lab, "stage1")
+            given["run_id"] = given.get("run_id") or lookup.newest_run(lab, "stage1")
         except SaladError as error:
             raise SaladError(f"{error}, or an encoder with --encoder") from None
-    speech, dtype = told.setdefault("speech", "natural"), told.setdefault("dtype", "float32")
+    speech, dtype = given.setdefault("speech", "natural"), given.setdefault("dtype", "float32")
     if dtype not in DTYPES:
         raise SaladError(f"--dtype {dtype}: frames are kept in {' or '.join(DTYPES)}")
-    encoder, spoken = to_encode(lab, speech, told.get("run_id"), told.get("encoder"))
-    size, line = told_size(speech, spoken, encoder, dtype)
+    encoder, spoken = to_encode(lab, speech, given.get("run_id"), given.get("encoder"))
+    size, line = estimate_size(speech, spoken, encoder, dtype)
     say(line)
     if size > ASKED_GB and not yes:
         raise SaladError(f"frames of {speech} would take {size:,.1f} GB in {Path(lab, 'frames')}: say --yes to go on")
@@ -281,9 +281,9 @@ def run_shard(lab: Path | str, run_id: str, shard: int, shards: int) -> str:
     run = RunFolder.open(lab, run_id)
 
     with running(run):
-        told = perform(run, shard, shards, report_progress(run))
-        run.log(told)
+        summary = perform(run, shard, shards, report_progress(run))
+        run.log(summary)
     others = [read_json(run.path / f"status-{other}.json") or {} for other in range(shards) if other != shard]
     if all(status.get("state") == "done" for status in others):  # the last one out
         store.renew(lab)
-    return told
+    return summary

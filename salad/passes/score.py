@@ -46,8 +46,8 @@ def parts(lab: Path | str, load: Callable, run_id: str, step: int, spoken: list[
     if not 1 <= low <= high:
         raise SaladError(f"spans of {low} to {high} units: write the shortest, at least 1, and the longest")
     files: dict[str, list[SpokenText]] = {}
-    for one in sorted(spoken, key=lambda s: s.synthesis_id):
-        files.setdefault(one.audio_path, []).append(one)
+    for recording in sorted(spoken, key=lambda s: s.synthesis_id):
+        files.setdefault(recording.audio_path, []).append(recording)
     loaded = []
 
     def of(path: str) -> Part:
@@ -64,11 +64,11 @@ def parts(lab: Path | str, load: Callable, run_id: str, step: int, spoken: list[
             model, cached = loaded
             encoded = FrameSource(lab, model.prompt, model.encoder, cached=cached)
             rows, tokens = score_texts(model, encoded, files[path], seed, tick, (low, high))
-            for table, found in zip(TABLES, (tokens, rows), strict=True):
+            for table, rows_of_table in zip(TABLES, (tokens, rows), strict=True):
                 keys = {"run_id": run_id, "step": step, "span_min": low, "span_max": high}
                 for column, value in keys.items():
-                    found = found.append_column(column, pa.repeat(value, len(found)))
-                store.publish(lab, table, found, made_from)
+                    rows_of_table = rows_of_table.append_column(column, pa.repeat(value, len(rows_of_table)))
+                store.publish(lab, table, rows_of_table, made_from)
 
         return Part(made_from, TABLES, len(files[path]), make)
 
@@ -82,14 +82,14 @@ def score_texts(model, encoded: FrameSource, spoken: list[SpokenText], seed: int
 
     Batches are of like length, up to BATCH_ROWS rows with their padding. The teacher and the student read a text
     once for both patterns, and a position's logits are made once, for the rows that count, in chunks."""
-    laid = [_lay_out(encoded, one, seed, span_units) for one in spoken]
+    laid = [_lay_out(encoded, recording, seed, span_units) for recording in spoken]
     spell = _Spelling(model.tokenizer, model.vocab_size)
     rows, tokens = [], []
     size = BATCH_ROWS.get(model.device.type, BATCH_ROWS["cuda"])
     for group in batches([max(len(s.ids) for s in sequences) for _, _, sequences in laid], size):
-        found = _score_batch(model, encoded, [spoken[i] for i in group], [laid[i] for i in group], spell)
-        rows.append(found[0])
-        tokens.append(found[1])
+        scored = _score_batch(model, encoded, [spoken[i] for i in group], [laid[i] for i in group], spell)
+        rows.append(scored[0])
+        tokens.append(scored[1])
         if tick is not None:
             tick(len(group))
     return pa.concat_tables(rows), pa.concat_tables(tokens)
@@ -108,11 +108,11 @@ def batches(lengths: list[int], rows: int) -> list[list[int]]:
     return out
 
 
-def _lay_out(encoded: FrameSource, one: SpokenText, seed: int,
+def _lay_out(encoded: FrameSource, recording: SpokenText, seed: int,
          span_units: tuple[int, int]) -> tuple[Layout, list, list[InterleavedSequence]]:  # fmt: skip
     """A spoken text laid out, with (spans, sequences) of its two patterns."""
-    layout = encoded.layout(one)
-    both = [layout.spans(pattern) for pattern in scoring_patterns(seed, one.sample_id, len(layout.units), span_units)]
+    layout = encoded.layout(recording)
+    both = [layout.spans(pattern) for pattern in scoring_patterns(seed, recording.sample_id, len(layout.units), span_units)]
     return layout, both, [layout.sequence(spans) for spans in both]
 
 
@@ -128,8 +128,8 @@ def _score_batch(model, encoded: FrameSource, group: list[SpokenText], laid, spe
             with torch.no_grad():
                 text_hidden = model.text_hidden(batch.text_ids_BS)
                 teacher_hidden = model.teacher.hidden(batch.text_ids_BS)
-        told = divergences(model, model.teacher, batch, TOP, text_hidden, teacher_hidden)
-        m, f, d, n, n_f = (x.cpu().numpy() for x in told.samples)
+        measured = divergences(model, model.teacher, batch, TOP, text_hidden, teacher_hidden)
+        m, f, d, n, n_f = (x.cpu().numpy() for x in measured.samples)
         frames = [sum(span.frame_end - span.frame_start for span in sp) for sp in spans]
         rows.append(pa.table({
             "sample_id": [s.sample_id for s in group], "synthesis_id": [s.synthesis_id for s in group],
@@ -138,7 +138,7 @@ def _score_batch(model, encoded: FrameSource, group: list[SpokenText], laid, spe
             "n_positions": pa.array(n.astype(np.int32)), "n_positions_f": pa.array(n_f.astype(np.int32)),
             "speech_s": pa.array(np.asarray(frames) / model.encoder.frame_rate),
         }))  # fmt: skip
-        tokens.append(_token_rows([layout for layout, _, _ in laid], group, batch, told.positions, pattern, spell))
+        tokens.append(_token_rows([layout for layout, _, _ in laid], group, batch, measured.positions, pattern, spell))
     return pa.concat_tables(rows), pa.concat_tables(tokens)
 
 
@@ -160,14 +160,14 @@ class _Spelling:
         return pa.ListArray.from_arrays(pa.array(np.arange(0, len(ids) + 1, k or 1, dtype=np.int32)), pairs)
 
 
-def _token_rows(layouts: list[Layout], group, batch, told, pattern: int, spell: _Spelling) -> pa.Table:
+def _token_rows(layouts: list[Layout], group, batch, measured, pattern: int, spell: _Spelling) -> pa.Table:
     """A row a text position of the batch."""
     sample, position, after = (x.cpu().numpy() for x in (batch.sample_N, batch.positions_N, batch.after_N))
     chars, times, words = (np.zeros((len(sample), 2), dtype) for dtype in (np.int32, np.float64, object))
-    for b, one in enumerate(group):
+    for b, recording in enumerate(group):
         at = np.flatnonzero(sample == b)
         (ids, offsets), cut = layouts[b].prompt_layout[1:3], layouts[b].units
-        text = one.text + (one.answer or "")  # whose characters count on
+        text = recording.text + (recording.answer or "")  # whose characters count on
         where = position[at]
         chars[at] = np.asarray(offsets, np.int32).reshape(-1, 2)[where]
         unit = np.searchsorted([u.token_end for u in cut], where, side="right")
@@ -185,7 +185,8 @@ def _token_rows(layouts: list[Layout], group, batch, told, pattern: int, spell: 
         "token": pa.array(words[:, 0], pa.string()), "char_start": pa.array(chars[:, 0]),
         "char_end": pa.array(chars[:, 1]), "start_s": pa.array(times[:, 0], from_pandas=True),
         "end_s": pa.array(times[:, 1], from_pandas=True),
-        "after_speech": pa.array(after), "m": after_speech(told.m), "f": pa.array(told.f.cpu().numpy().astype(np.float64)),
-        "d": after_speech(told.d), "teacher_top": spell.top(told.teacher_ids, told.teacher_probabilities),
-        "student_top": spell.top(told.student_ids, told.student_probabilities),
+        "after_speech": pa.array(after),
+        "m": after_speech(measured.m), "f": pa.array(measured.f.cpu().numpy().astype(np.float64)),
+        "d": after_speech(measured.d), "teacher_top": spell.top(measured.teacher_ids, measured.teacher_probabilities),
+        "student_top": spell.top(measured.student_ids, measured.student_probabilities),
     })  # fmt: skip

@@ -59,13 +59,13 @@ def synthesise(lab: Path | str, name: str, jobs: list[Job], tts: TTS, made_from:
     ends = np.cumsum([sum((estimated_s or {}).get(job.sample_id, np.inf) for job in part) for part in speaker.groups])
     speaker.sure = int((ends <= SURELY * budget_s).sum())
     speaker.heard = speaker.spent()
-    told = None if progress is None else lambda *_: progress(int(min(budget_s, speaker.heard)), int(budget_s))
-    run_parts(lab, parts[: speaker.sure], shard, shards, told)
+    report = None if progress is None else lambda *_: progress(int(min(budget_s, speaker.heard)), int(budget_s))
+    run_parts(lab, parts[: speaker.sure], shard, shards, report)
     for number in range(speaker.sure, len(parts)):  # the rest, in order, as long as nobody has to be waited for
         speaker.before = speaker.known(number)
         if speaker.before is None or speaker.before >= budget_s:
             break
-        run_parts(lab, [parts[number]], progress=told)
+        run_parts(lab, [parts[number]], progress=report)
     return speaker.spent()
 
 
@@ -201,7 +201,7 @@ def checked(lab, rows: list[dict], texts: dict[str, str], recogniser) -> list[di
     from salad.speech.spoken import spoken_form
 
     written, languages = [texts[row["sample_id"]] for row in rows], [of_voice(row["tts"], row["voice"]) for row in rows]
-    found = check_many(
+    checks = check_many(
         [audio_of(lab, row, SAMPLE_RATE) for row in rows], written, recogniser, languages=languages,
         spoken=[spoken_form(text, code).spoken for text, code in zip(written, languages, strict=True)],
     )  # fmt: skip
@@ -209,5 +209,5 @@ def checked(lab, rows: list[dict], texts: dict[str, str], recogniser) -> list[di
         row
         | measured.columns()
         | {"asr": kept(measured.asr, lab), "flags": list(dict.fromkeys([*row["flags"], *measured.flags]))}
-        for row, measured in zip(rows, found, strict=True)
+        for row, measured in zip(rows, checks, strict=True)
     ]

@@ -10,7 +10,7 @@ from .lab import (
     is_frozen,
     refill,
     select,
-    select_told,
+    select_with_notes,
     to_synthesise,
 )
 from .probe import cluster_divergence, cluster_rankings, pool
@@ -31,7 +31,7 @@ from .target import (
 __all__ = [
     "STRATEGIES", "BalancedKMeans", "Clusters", "Draw", "Drawn", "Pool", "Round", "Texts", "cluster_divergence",
     "cluster_means", "cluster_rankings", "draw", "effective_size", "entropy", "freeze", "frozen", "is_frozen", "kl",
-    "pool", "probe_size", "refill", "regress_out", "rounds", "select", "select_told", "shrink", "strategy",
+    "pool", "probe_size", "refill", "regress_out", "rounds", "select", "select_with_notes", "shrink", "strategy",
     "target_distribution", "target_interval", "terms", "text_and_voice", "to_synthesise",
 ]  # fmt: skip
 

@@ -70,15 +70,15 @@ class BalancedKMeans(ClusterMixin, BaseEstimator):
         self.n_features_in_ = sample.shape[1]
         cap, best = self.largest / k, -np.inf
         for start in range(self.restarts):
-            found, costs = _plain(sample, k, self.iterations, self.seed + 1_000_003 * start), np.zeros(k)
+            centroids, costs = _plain(sample, k, self.iterations, self.seed + 1_000_003 * start), np.zeros(k)
             for _ in range(self.rounds):
-                labels, costs = _balanced(sample @ found.T, costs, cap)
-                found = _means(sample, labels, found)
-            scores = sample @ found.T
+                labels, costs = _balanced(sample @ centroids.T, costs, cap)
+                centroids = _means(sample, labels, centroids)
+            scores = sample @ centroids.T
             labels, costs = _balanced(scores, costs, cap)
             value = float(scores[np.arange(len(scores)), labels].mean(dtype=np.float64))
             if value > best:
-                best, centers, prices = value, found, costs
+                best, centers, prices = value, centroids, costs
         wanted = _some(rng, n, self.price_per_cluster * k)
         del sample
         scores, row = np.empty((len(wanted), k), np.float32), 0
@@ -102,7 +102,7 @@ class BalancedKMeans(ClusterMixin, BaseEstimator):
 
     def predict(self, x) -> np.ndarray:
         """Each document's cluster, [N] int32."""
-        labels = [found for _, found, _ in self.stream(x)]
+        labels = [batch_labels for _, batch_labels, _ in self.stream(x)]
         return np.concatenate(labels) if labels else np.zeros(0, np.int32)
 
     def fit_predict(self, x, y=None) -> np.ndarray:
@@ -307,7 +307,7 @@ def _soft_prices(scores, prices, cap, width, iterations) -> np.ndarray:
         value, share, _ = _smooth(scores, p, width)
         return value + cap * p.sum(), cap - share
 
-    found = minimize(
+    solution = minimize(
         dual,
         prices,
         jac=True,
@@ -315,7 +315,7 @@ def _soft_prices(scores, prices, cap, width, iterations) -> np.ndarray:
         bounds=[(0, None)] * len(prices),
         options={"maxiter": iterations, "gtol": 1e-3 * cap, "ftol": 0},
     )
-    return found.x
+    return solution.x
 
 
 def _hard_prices(scores, part, prices, cap, width, iterations: int = 30) -> np.ndarray:
@@ -356,7 +356,7 @@ def words_of(text: str) -> list[str]:
     words, contractions (I've, we'll) and how people talk (uh, yeah, said); a possessive is its owner."""
     from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 
-    found = []
+    words = []
     for match in _WORD.finditer(text.lower()):
         word = match[0].replace("’", "'").removesuffix("'s")
         first, _, last = word.rpartition("'")
@@ -365,8 +365,8 @@ def words_of(text: str) -> list[str]:
         if len(first) == 1:  # O'Brien
             word = last
         if len(word) > 1 and word not in ENGLISH_STOP_WORDS and word not in SPOKEN_WORDS:
-            found.append(word)
-    return found
+            words.append(word)
+    return words
 
 
 def terms(texts: list[str], labels: np.ndarray, n_clusters: int, n_terms: int = 8) -> list[list[str]]:
@@ -388,7 +388,7 @@ def terms(texts: list[str], labels: np.ndarray, n_clusters: int, n_terms: int = 
     count_KT = (inside @ counts).toarray() if n_clusters * counts.shape[1] < 2e7 else inside @ counts
     total_T = np.asarray(count_KT.sum(0)).ravel()
     idf_T = np.log1p(total_T.sum() / n_clusters / total_T)
-    words, told = vectorizer.get_feature_names_out(), []
+    words, top_words = vectorizer.get_feature_names_out(), []
     for k in range(n_clusters):
         row = count_KT[[k]].toarray().ravel() if hasattr(count_KT, "toarray") else count_KT[k]
         weight, chosen = row * idf_T, []
@@ -397,5 +397,5 @@ def terms(texts: list[str], labels: np.ndarray, n_clusters: int, n_terms: int = 
                 break
             if not {words[t].removesuffix("s"), words[t] + "s"} & set(chosen):
                 chosen.append(str(words[t]))
-        told.append(chosen)
-    return told
+        top_words.append(chosen)
+    return top_words

@@ -42,10 +42,10 @@ def speech_by_cluster(con, clustering_id: str, speech: str | None = None,
     ).df()
 
 
-def left_out(found: pd.DataFrame, max_cer: float) -> pd.DataFrame:
+def left_out(clusters: pd.DataFrame, max_cer: float) -> pd.DataFrame:
     """The rows of `speech_by_cluster` above the bound (not those whose CER is unknown), with `blame`: "writing" where the
     texts without digits and symbols are within it, "speech" where they are not, "unknown" where there is none."""
-    rows = found[found.cer > max_cer].copy()
+    rows = clusters[clusters.cer > max_cer].copy()
     plain = rows.cer_plain
     rows["blame"] = ["unknown" if pd.isna(c) else "speech" if c > max_cer else "writing" for c in plain]
     return rows

@@ -42,11 +42,11 @@ def select(lab, clustering_id: str, run_id: str, step: int, strategy: str = "act
     to `budget_h` in all. active_rounds draws no text of the probe, or the next round would measure what was trained
     on. What the draw left out, and whether it ran dry, is logged. The same arguments on the same probe give the same
     selection; one that exists is not drawn again. Raises SaladError where nothing can be drawn."""
-    return select_told(lab, clustering_id, run_id, step, strategy, gamma, budget_h, seed, max_cer, speech, parent,
+    return select_with_notes(lab, clustering_id, run_id, step, strategy, gamma, budget_h, seed, max_cer, speech, parent,
                        number).selection_id  # fmt: skip
 
 
-def select_told(lab, clustering_id, run_id, step, strategy="active", gamma=2.0, budget_h=1.0, seed=0, max_cer=None,
+def select_with_notes(lab, clustering_id, run_id, step, strategy="active", gamma=2.0, budget_h=1.0, seed=0, max_cer=None,
                 speech=None, parent=None, number=None) -> Drawn:  # fmt: skip
     """`select`, with what it has to say."""
     _check_numbers(gamma, budget_h, max_cer)
@@ -160,11 +160,11 @@ def _publish(lab, name: str, info: dict, rows: pd.DataFrame, made_from: dict) ->
 def _selection(con, selection_id: str) -> dict:
     names = ("selection_id", "clustering_id", "run_id", "step", "strategy", "gamma", "budget_h", "seed",
              "parent_selection_id", "round", "max_cer", "speech")  # fmt: skip
-    found = con.execute(f"SELECT {', '.join(names)} FROM selections WHERE selection_id = ?", [selection_id]).fetchone()
-    if found is None:
+    row = con.execute(f"SELECT {', '.join(names)} FROM selections WHERE selection_id = ?", [selection_id]).fetchone()
+    if row is None:
         known = [r[0] for r in con.execute("SELECT selection_id FROM selections ORDER BY 1 LIMIT 9").fetchall()]
         raise SaladError(f"no selection {selection_id} in this lab; it has {', '.join(known) or 'none yet'}")
-    return dict(zip(names, found, strict=True))
+    return dict(zip(names, row, strict=True))
 
 
 def _with_speech(con, selection_id: str, rows: pd.DataFrame) -> pd.DataFrame:
@@ -185,12 +185,12 @@ def _carried(con, selection_id: str) -> tuple[pd.DataFrame, list[str]]:
     _selection(con, selection_id)
     rows = con.execute("SELECT * FROM kept WHERE selection_id = ? ORDER BY draw, sample_id", [selection_id]).df()
     rows = _with_speech(con, selection_id, rows)
-    found = con.execute(
+    synthesis_rows = con.execute(
         """SELECT DISTINCT sample_id FROM current_decisions
         WHERE selection_id = ? AND verdict = 'drop' ORDER BY 1""",
         [selection_id],
     ).fetchall()
-    return rows, [s for (s,) in found]
+    return rows, [s for (s,) in synthesis_rows]
 
 
 def _ruled_out(con, selection_id: str, info: dict, texts: Pool) -> list[str]:
@@ -301,10 +301,10 @@ def is_frozen(con, selection_id: str) -> bool:
     """Whether a selection is what a launch froze: its id is then the hash of its parent and its texts, and of their
     speech where that is not each text's first synthesis."""
     parent = _selection(con, selection_id)["parent_selection_id"]
-    found = con.execute("SELECT sample_id, own_synthesis_id FROM selected WHERE selection_id = ?", [selection_id]).fetchall()
-    if not parent or not found:
+    rows = con.execute("SELECT sample_id, own_synthesis_id FROM selected WHERE selection_id = ?", [selection_id]).fetchall()
+    if not parent or not rows:
         return False
-    texts, speech = [s for s, _ in found], [y for _, y in found if y is not None]
+    texts, speech = [s for s, _ in rows], [y for _, y in rows if y is not None]
     return selection_id in (_frozen_id(parent, texts), _frozen_id(parent, texts, speech))
 
 

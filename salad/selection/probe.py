@@ -83,14 +83,14 @@ def _nothing_scored(con, clustering_id: str, run_id: str, step: int) -> NoReturn
         WHERE clustering_id = ? AND run_id = ? AND step = ? ORDER BY ALL""",
         [clustering_id, run_id, step],
     ).fetchall()
-    told = "score the probe first: `salad pass score`"
+    hint = "score the probe first: `salad pass score`"
     if others:
         shown = con.execute("SELECT DISTINCT span_min, span_max FROM raw.scored").fetchone() or ("?", "?")
-        told = (
+        hint = (
             f"it was scored in spans of {' and '.join(f'{low} to {high}' for low, high in others)} units only, and this lab "
             f"compares in spans of {shown[0]} to {shown[1]}: score the probe again, `salad pass score`"
         )
-    raise SaladError(f"run {run_id}, step {step} has scored no text of clustering {clustering_id}; {told}")
+    raise SaladError(f"run {run_id}, step {step} has scored no text of clustering {clustering_id}; {hint}")
 
 
 def cluster_rankings(lab, clustering_id: str, run_id: str, step: int, speech: str | None = None) -> pd.DataFrame:
@@ -104,16 +104,16 @@ def cluster_rankings(lab, clustering_id: str, run_id: str, step: int, speech: st
     rows = probe_rows(con, clustering_id, run_id, step, speech)
     table = _divergence(con, clustering_id, run_id, step, rows, draws=0)[["cluster_id", "terms", "d"]]
     rows["dn"] = rows.d * rows.n_positions
-    one = rows.groupby(["cluster_id", "sample_id", "synthesis_id"], as_index=False, dropna=False).agg(
+    texts = rows.groupby(["cluster_id", "sample_id", "synthesis_id"], as_index=False, dropna=False).agg(
         dn=("dn", "sum"), n=("n_positions", "sum"), cer=("cer", "first"), duration_s=("duration_s", "first"),
         rate=("rate", "first"))  # fmt: skip
-    one["d"] = one.dn / one.n
-    names = [name for name in ("cer", "duration_s", "rate") if one[name].notna().any()]
-    table["d_adjusted"], slopes = regress_out(one.d, one[names], one.cluster_id, len(table), one.n)
-    table["cer"] = one.groupby("cluster_id").cer.mean().reindex(table.cluster_id).to_numpy()
+    texts["d"] = texts.dn / texts.n
+    names = [name for name in ("cer", "duration_s", "rate") if texts[name].notna().any()]
+    table["d_adjusted"], slopes = regress_out(texts.d, texts[names], texts.cluster_id, len(table), texts.n)
+    table["cer"] = texts.groupby("cluster_id").cer.mean().reindex(table.cluster_id).to_numpy()
     for name in ("d", "d_adjusted"):
         table[name.replace("d", "rank", 1)] = table[name].rank(ascending=False, method="min").astype("Int64")
-    split = {k: text_and_voice(part.d, part.sample_id.to_numpy(str)) for k, part in one.groupby("cluster_id")}
+    split = {k: text_and_voice(part.d, part.sample_id.to_numpy(str)) for k, part in texts.groupby("cluster_id")}
     for name in ("text_variance", "voice_variance", "text_share"):
         table[name] = [split.get(k, {}).get(name, np.nan) for k in table.cluster_id]
     table.attrs["slopes"] = dict(zip(names, map(float, slopes), strict=True))

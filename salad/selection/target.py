@@ -130,10 +130,10 @@ def shrink(d_K, se_K, n_K=None) -> np.ndarray:
     comes back as it is."""
     d, se = np.array(d_K, float), np.asarray(se_K, float)
     n = np.ones(len(d)) if n_K is None else np.maximum(np.asarray(n_K, float), 1)
-    use, told = np.isfinite(d) & (d > 0), np.isfinite(d) & (d > 0) & np.isfinite(se)
-    if use.sum() < 3 or not told.any():
+    use, measured = np.isfinite(d) & (d > 0), np.isfinite(d) & (d > 0) & np.isfinite(se)
+    if use.sum() < 3 or not measured.any():
         return d
-    pooled = ((se[told] / d[told]) ** 2 * n[told]).mean()
+    pooled = ((se[measured] / d[measured]) ** 2 * n[measured]).mean()
     x, v = np.log(d[use]), np.maximum(pooled / n[use], 1e-12)
     w = 1 / v
     spread = (w * (x - (w * x).sum() / w.sum()) ** 2).sum()

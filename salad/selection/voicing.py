@@ -41,22 +41,22 @@ def voicings(con, selection_id: str) -> list[Voicing]:
     """How a selection was spoken: as noted, else as the rows of the folders that bear its name show. Empty where it was
     not, or where nothing tells."""
     lab = Path(con.execute("SELECT path FROM raw.lab").fetchone()[0])
-    found = []
+    distinct = []
     for path in sorted(lab.glob(f"speech/{selection_id}*/{NOTE}")):
         try:
             record = json.loads(path.read_text())
             if record["selection_id"] == selection_id and record["voices"]:
-                found.append(Voicing(str(record["tts"]), tuple(map(str, record["voices"])), int(record["seed"])))
+                distinct.append(Voicing(str(record["tts"]), tuple(map(str, record["voices"])), int(record["seed"])))
         except (OSError, ValueError, KeyError, TypeError):
             continue  # then the rows tell
-    if not found:
+    if not distinct:
         rows = con.execute(
             """SELECT tts, list(DISTINCT voice ORDER BY voice), seed FROM syntheses
             WHERE tts <> 'recorded' AND (speech = $1 OR starts_with(speech, $1 || '-')) GROUP BY tts, seed ORDER BY ALL""",
             [selection_id],
         ).fetchall()
-        found = [Voicing(tts, tuple(voices), seed) for tts, voices, seed in rows]
-    return list(dict.fromkeys(found))
+        distinct = [Voicing(tts, tuple(voices), seed) for tts, voices, seed in rows]
+    return list(dict.fromkeys(distinct))
 
 
 def own_speech(con, selection_id: str) -> tuple[pd.DataFrame, list[Voicing]]:
@@ -83,8 +83,8 @@ def own_speech(con, selection_id: str) -> tuple[pd.DataFrame, list[Voicing]]:
         ways = []
         for way in voicings(con, ancestor):
             voice = [voice_of(s, way.voices, way.seed) for s in spoken.sample_id]
-            one = spoken[(spoken.tts == way.tts) & (spoken.seed == way.seed) & (spoken.voice == voice)]
-            ways.append((one.drop_duplicates("sample_id")[columns], way))
+            own = spoken[(spoken.tts == way.tts) & (spoken.seed == way.seed) & (spoken.voice == voice)]
+            ways.append((own.drop_duplicates("sample_id")[columns], way))
         if ways:
             ways.sort(key=lambda pair: (-pair[0].duration_s.sum(), pair[1]))
             return ways[0][0], [way for _, way in ways]

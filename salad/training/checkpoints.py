@@ -46,12 +46,12 @@ def save(run_path: Path, step: int, model, optimizer, state: dict, processes: Pr
         if not leads:
             return
         files = sorted(p for p in temporary.rglob("*") if p.is_file())
-        told = {}
+        manifest = {}
         for path in files:
             with open(path, "rb") as file:
-                told[str(path.relative_to(temporary))] = hashlib.file_digest(file, "sha256").hexdigest()
+                manifest[str(path.relative_to(temporary))] = hashlib.file_digest(file, "sha256").hexdigest()
                 os.fsync(file.fileno())
-        atomic.write_json(temporary / "manifest.json", {"step": step, "sha256": told})
+        atomic.write_json(temporary / "manifest.json", {"step": step, "sha256": manifest})
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(temporary, folder)
         atomic.fsync_folder(folder.parent)
@@ -73,13 +73,13 @@ def save(run_path: Path, step: int, model, optimizer, state: dict, processes: Pr
 
 def _trained(model, keep: bool) -> dict[str, torch.Tensor]:
     """What is trained, by its name in the model, on the CPU in the type that the model is loaded in; {} without `keep`."""
-    found = {}
+    tensors = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             tensor = whole(parameter.detach())
             if keep:
-                found[name] = tensor.to("cpu", model.dtype).contiguous()
-    return found
+                tensors[name] = tensor.to("cpu", model.dtype).contiguous()
+    return tensors
 
 
 def _optimizer_file(processes: Processes) -> str:
@@ -94,22 +94,22 @@ def _parameters(optimizer) -> list[torch.Tensor]:
 
 def _optimizer_tensors(model, optimizer) -> dict[str, torch.Tensor]:
     """`<number>.<name>`: this process's shards of the state of each parameter, in the optimizer's order."""
-    found = {}
+    tensors = {}
     for i, parameter in enumerate(_parameters(optimizer)):
         kept = {name: torch.as_tensor(x) for name, x in optimizer.state.get(parameter, {}).items()}
         if model.dtype != parameter.dtype:  # model/ is in its type: the float32 weights would be lost
             kept["weight"] = parameter.detach()
-        found |= {f"{i}.{name}": local(tensor).contiguous() for name, tensor in kept.items()}
-    return found or {"empty": torch.zeros(1)}
+        tensors |= {f"{i}.{name}": local(tensor).contiguous() for name, tensor in kept.items()}
+    return tensors or {"empty": torch.zeros(1)}
 
 
 def verify(folder: Path) -> None:
     """SaladError unless the checkpoint is whole: every file of its manifest, with its SHA-256."""
     try:
         manifest = json.loads((folder / "manifest.json").read_text())
-        for name, told in manifest["sha256"].items():
+        for name, expected in manifest["sha256"].items():
             with open(folder / name, "rb") as file:
-                if hashlib.file_digest(file, "sha256").hexdigest() != told:
+                if hashlib.file_digest(file, "sha256").hexdigest() != expected:
                     raise SaladError(f"checkpoint {folder} is damaged: {name} has changed")
     except (OSError, ValueError, KeyError) as error:
         raise SaladError(f"checkpoint {folder} is damaged: {error}") from None

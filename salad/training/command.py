@@ -19,7 +19,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     began: list = []
 
-    def told(step: int, steps: int, means: dict) -> None:
+    def report(step: int, steps: int, means: dict) -> None:
         values = " ".join(f"{name} {value:.4g}" for name, value in means.items())
         began.append((step, time.monotonic()))
         (first, since), (_, now) = began[0], began[-1]
@@ -27,7 +27,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"step {step}/{steps} {values}" + ("" if left is None else f" {_clock(left)} left"), flush=True)
 
     try:
-        train(options.lab, options.run_id, told)
+        train(options.lab, options.run_id, report)
     except store.UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -56,11 +56,11 @@ class Processes:
             self._agreed(dist.all_reduce, values)
         return values
 
-    def any(self, said: bool) -> bool:
+    def any(self, value: bool) -> bool:
         """Whether any process says so."""
         if self.world == 1:
-            return said
-        return bool(self.sum(torch.tensor([float(said)], device=self.device)).item())
+            return value
+        return bool(self.sum(torch.tensor([float(value)], device=self.device)).item())
 
     def gather(self, value: Any) -> list:
         """Everybody's value, in order of rank."""
@@ -72,11 +72,11 @@ class Processes:
 
     def agree(self, error: BaseException | None) -> None:
         """Raise, in every process, the first error that any of them had; nothing if none had one."""
-        told = next((e for e in self.gather(None if error is None else str(error)) if e is not None), None)
+        message = next((e for e in self.gather(None if error is None else str(error)) if e is not None), None)
         if error is not None:
             raise error
-        if told is not None:
-            raise SaladError(told)
+        if message is not None:
+            raise SaladError(message)
 
     def shard(self, model, dtype: torch.dtype) -> None:
         """Shard a SpeechLM over the processes, layer by layer (FSDP2): float32 shards, computed in `dtype`.

@@ -41,24 +41,24 @@ def _train(lab, run: RunFolder, config: RunConfig, processes: Processes, progres
     optim = config.optim
 
     # where the run stands: its newest whole checkpoint, or its beginning
-    found = checkpoints.latest(run.path)
-    state = checkpoints.state_of(found) if found else {"step": 0, "tokens": 0}
+    newest = checkpoints.latest(run.path)
+    state = checkpoints.state_of(newest) if newest else {"step": 0, "tokens": 0}
     made_by = {"config": config.model_dump(mode="json"), "world_size": processes.world}
     check_unchanged(run.run_id, state.get("made_by"), made_by)
-    model = SpeechLM.from_pretrained(found / "model", lab) if found else start_model(lab, config)
+    model = SpeechLM.from_pretrained(newest / "model", lab) if newest else start_model(lab, config)
     model.to(processes.device)
     loader = load_data(lab, config, model, run.path / "data", processes)
-    if not found and config.kind == "stage1" and config.adapter.warm_start.steps:
+    if not newest and config.kind == "stage1" and config.adapter.warm_start.steps:
         warm_start(model, loader.sources["natural"], loader.frames, config, run, progress)
     optimizer = prepared(model, config, processes)
-    if found:
-        checkpoints.restore(found, optimizer, processes)
-        run.log(f"resumed from {found.name}")
+    if newest:
+        checkpoints.restore(newest, optimizer, processes)
+        run.log(f"resumed from {newest.name}")
     loader.state = state.get("loader", loader.state)
     log_start(run, config, model, loader)
     cache = teacher_cache(lab, config, model, loader, processes, run) if config.objective.teacher_cache else None
     step, tokens, position = state["step"], state["tokens"], loader.state
-    saved = step if found else None
+    saved = step if newest else None
     kept = {*optim.keep, *([decay_start(config)] if config.kind == "stage1" else [])}  # Stage II starts before the decay
 
     def save() -> None:

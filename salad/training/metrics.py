@@ -70,7 +70,7 @@ class Meter:
         now = time.monotonic()
         means = {name: sum(values) / len(values) for name, values in self._window.items()}
         seconds = max(now - self._since, 1e-9)
-        told = means | {
+        row = means | {
             "lr": optim.lr_adapter * factor,
             "lr_llm": optim.lr_llm * factor,
             "tokens_per_s": (self.tokens - self._tokens) / seconds,
@@ -78,9 +78,9 @@ class Meter:
             "memory_gb": self._memory_gb(),
         }
         if self._peak:
-            told["share_of_peak"] = self._flops / seconds / self._peak / self.processes.world
+            row["share_of_peak"] = self._flops / seconds / self._peak / self.processes.world
         try:
-            self._writer.log(step, self.tokens, **told)
+            self._writer.log(step, self.tokens, **row)
             self.run.status(step=step, max_steps=optim.steps, tokens=self.tokens)
         except OSError as error:
             raise SaladError(
@@ -88,7 +88,7 @@ class Meter:
                 "and resume the run"
             ) from None
         for tracker in self._trackers:
-            tracker.log(told, step=step)
+            tracker.log(row, step=step)
         self._since, self._tokens, self._flops, self.waited = now, self.tokens, 0.0, 0.0
         self._window.clear()
         return means

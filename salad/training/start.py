@@ -140,9 +140,9 @@ def teacher_cache(lab, config: RunConfig, model: SpeechLM, loader: Loader, proce
             "objective.teacher_cache=false, or take one GPU"
         )
     cache = TeacherCache(lab, model)
-    told = cache.says(loader, config)
-    print(told, flush=True)
-    run.log(told)
+    size = cache.check_size(loader, config)
+    print(size, flush=True)
+    run.log(size)
     return cache
 
 

@@ -87,9 +87,9 @@ def _add(sums: torch.Tensor, out, batch: Batch, names: list[str]) -> None:
 
 def _not_finite(taken: StepBatches, losses: list, loss: float, norm: float, step: int, processes: Processes):
     """Name the samples of the forward passes whose loss is not finite, or of all where only the gradient is not."""
-    mine = [b.sample_ids for b, told in zip(taken.batches, losses, strict=True) if not math.isfinite(told.item())]
+    sample_ids = [b.sample_ids for b, value in zip(taken.batches, losses, strict=True) if not math.isfinite(value.item())]
     if math.isfinite(loss):
-        mine = [b.sample_ids for b in taken.batches]
-    ids = dict.fromkeys(i for part in processes.gather(mine) for batch in part for i in batch)
+        sample_ids = [b.sample_ids for b in taken.batches]
+    ids = dict.fromkeys(i for part in processes.gather(sample_ids) for batch in part for i in batch)
     what = f"the loss is {loss}" if not math.isfinite(loss) else f"the gradient's norm is {norm}"
     raise SaladError(f"{what} at step {step + 1}; samples: {', '.join(ids)}")

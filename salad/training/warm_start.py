@@ -103,8 +103,8 @@ def warm_start(
     if run.leader:
         atomic.write_json(run.path / RESULT, result)
         share = result["held_out"]["share"]
-        found = "" if share is None else f", {100 * share:.0f} % of {result['held_out']['words']} held-out words found"
-        run.log(f"warm start of the adapter: {settings.steps} steps in {result['seconds']:.0f} s{found}")
+        coverage = "" if share is None else f", {100 * share:.0f} % of {result['held_out']['words']} held-out words found"
+        run.log(f"warm start of the adapter: {settings.steps} steps in {result['seconds']:.0f} s{coverage}")
     return result
 
 

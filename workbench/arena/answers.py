@@ -70,10 +70,10 @@ def ends_sentence(text: str) -> bool:
     """Whether `text` ends with the end of a sentence: "St." and "Dr." do not, "0." may go on."""
     from salad.speech.english import ABBREVIATIONS
 
-    told = text.rstrip().rstrip("\"')]”’")
-    if not told.endswith((".", "!", "?")):
+    stripped = text.rstrip().rstrip("\"')]”’")
+    if not stripped.endswith((".", "!", "?")):
         return False
-    last = told.split()[-1]
+    last = stripped.split()[-1]
     return last not in ABBREVIATIONS and not re.fullmatch(r"[A-Z]\.", last)
 
 
@@ -144,18 +144,18 @@ class Answer:
                 return False
             if self._decoding is None:
                 self._begin()
-            found = next(self._decoding, None)
+            streamed = next(self._decoding, None)
             self.total_s = self._decoding.seconds
             self.first_s = self.first_s or self.total_s
-            if found is not None:
-                self.tokens.append(self._shown(found))
-                self.text += found.text
+            if streamed is not None:
+                self.tokens.append(self._shown(streamed))
+                self.text += streamed.text
             if self._decoding.finished:
                 self.done, self.why = True, self._decoding.ended
                 self._decoding = self._teacher = None  # their caches
                 return False
             if self._teacher is not None:
-                self._teacher.advance(found.token)
+                self._teacher.advance(streamed.token)
             return True
 
     def stop(self) -> None:
@@ -171,10 +171,10 @@ class Answer:
             pass
         return self
 
-    def _shown(self, found: "Streamed") -> Token:
-        teacher = found.logp if self._teacher is None else self._teacher.logp
-        d = float((teacher.exp() * (teacher - found.logp)).sum())
-        return Token(found.text, max(0.0, d) if math.isfinite(d) else None, self._top(found.logp), self._top(teacher))
+    def _shown(self, streamed: "Streamed") -> Token:
+        teacher = streamed.logp if self._teacher is None else self._teacher.logp
+        d = float((teacher.exp() * (teacher - streamed.logp)).sum())
+        return Token(streamed.text, max(0.0, d) if math.isfinite(d) else None, self._top(streamed.logp), self._top(teacher))
 
     def _top(self, logp) -> list[tuple[str, float]]:
         best = logp.topk(min(ALTERNATIVES, len(logp)))

@@ -42,7 +42,7 @@ def add_endpoints(service: ArenaService) -> None:
         return comparison.facts()
 
     @plainly
-    def heard(comparison: str) -> bool:
+    def mark_played(comparison: str) -> bool:
         """Say that a blind comparison's question was listened to; only then can it be voted on. Answers when as much time
         has passed since its answers were there as the question lasts."""
         while (left := service.listened(comparison)) > 0:
@@ -62,6 +62,6 @@ def add_endpoints(service: ArenaService) -> None:
 
     gr.api(contenders, api_name="contenders")
     gr.api(ask, api_name="ask", **DEVICE)
-    gr.api(heard, api_name="heard")
+    gr.api(mark_played, api_name="heard")
     gr.api(vote, api_name="vote")
     gr.api(results, api_name="results")

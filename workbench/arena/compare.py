@@ -193,11 +193,11 @@ class CompareTab:
 
     def _history(self) -> list[list[str]]:
         """A row for each saved comparison, and one for each that cannot be read, with the reason."""
-        found, unread = self.service.history()
+        saved, unread = self.service.history()
         return [
             [facts["text"] or facts["heard"] or "", facts["left"]["text"], facts["right"]["text"],
              facts["at"][:16].replace("T", " "), facts["comparison"]]
-            for facts in found
+            for facts in saved
         ] + [[f"cannot be read: {why}", "", "", "", ""] for why in unread]  # fmt: skip
 
 

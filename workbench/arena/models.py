@@ -44,28 +44,28 @@ def contenders(lab: Path | str) -> list[ArenaModel]:
         record, status = read_json(path) or {}, read_json(path.parent / "status.json") or {}
         if record.get("kind") in ("stage1", "stage2") and status.get("state") == "done":
             done.append((record["kind"], status.get("ended_at") or "", RunFolder.open(lab, record["run_id"])))
-    done.sort(key=lambda found: found[:2], reverse=True)
-    told = []
+    done.sort(key=lambda checkpoint: checkpoint[:2], reverse=True)
+    models = []
     for kind, _, run in done:
         name = run.config.get("contender") or kind
-        told += [
+        models += [
             ArenaModel(name, run.run_id, int(folder.name.split("-")[1]), folder / "model")
             for folder in reversed(run.checkpoints())
         ]
-    if not told:
+    if not models:
         raise SaladError(f"no finished Stage I or II run in {lab}: make one with `salad demo --lab {lab}`")
     stage1 = {run.run_id for kind, _, run in done if kind == "stage1"}
-    holder = next((c for c in told if c.run_id in stage1), told[0])
-    return [ArenaModel("teacher", *lookup.newest_teacher(lab), holder.folder, teacher=True), *told]
+    holder = next((c for c in models if c.run_id in stage1), models[0])
+    return [ArenaModel("teacher", *lookup.newest_teacher(lab), holder.folder, teacher=True), *models]
 
 
-def pick(found: list[ArenaModel], key: str) -> ArenaModel:
+def pick(models: list[ArenaModel], key: str) -> ArenaModel:
     """The contender with this key, or the newest checkpoint of this name; a SaladError that names those there are."""
-    for contender in found:
+    for contender in models:
         if key in (contender.key, contender.name):
             return contender
-    names = list(dict.fromkeys(c.name for c in found))
-    near = difflib.get_close_matches(key, [*names, *(c.key for c in found)], 1)
+    names = list(dict.fromkeys(c.name for c in models))
+    near = difflib.get_close_matches(key, [*names, *(c.key for c in models)], 1)
     hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(names)}"
     raise SaladError(f"no contender {key!r}; {hint}")
 

@@ -50,9 +50,9 @@ def games(table: pd.DataFrame) -> pd.DataFrame:
         keys = [(ORDER.get(modality, 9), str(name)) for name, modality in sides]
         a_left = keys[0] <= keys[1]
         score = POINTS[vote["choice"]]
-        told = vote.get("latencies")
-        told = (json.loads(told) if isinstance(told, str) else told) or {}
-        lengths = [_length(told.get(s)) for s in ("left", "right")]
+        latencies = vote.get("latencies")
+        latencies = (json.loads(latencies) if isinstance(latencies, str) else latencies) or {}
+        lengths = [_length(latencies.get(s)) for s in ("left", "right")]
         a, b = (0, 1) if a_left else (1, 0)
         rows.append(
             {
@@ -67,8 +67,8 @@ def games(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns)
 
 
-def _length(told) -> float:
-    return float(told["tokens"]) if isinstance(told, dict) and told.get("tokens") is not None else math.nan
+def _length(text) -> float:
+    return float(text["tokens"]) if isinstance(text, dict) and text.get("tokens") is not None else math.nan
 
 
 @dataclass(frozen=True)
@@ -106,14 +106,14 @@ class Preference:
         """In words; nothing before the minimum number of votes."""
         if self.n < self.minimum:
             return f"too few votes: {self.n} of {self.minimum}"
-        told = []
+        parts = []
         if self.low > 0.5:
-            told.append(f"{self.a} is preferred")
+            parts.append(f"{self.a} is preferred")
         elif self.high < 0.5:
-            told.append(f"{self.b} is preferred")
+            parts.append(f"{self.b} is preferred")
         if self.p_parity < 0.05:
-            told.append(f"parity within ±{self.margin:g} is shown")
-        return ", yet ".join(told) or "undecided: neither a preference nor parity is shown"
+            parts.append(f"parity within ±{self.margin:g} is shown")
+        return ", yet ".join(parts) or "undecided: neither a preference nor parity is shown"
 
 
 def preference(rows: pd.DataFrame, a: str | None = None, b: str | None = None, margin: float = MARGIN,
@@ -154,8 +154,8 @@ def speech_against_text(rows: pd.DataFrame, **how) -> Preference:
 
 def pairs(rows: pd.DataFrame, **how) -> list[Preference]:
     """Each pair of competitors that votes compare, most votes first."""
-    found = [preference(part, *key, **how) for key, part in rows.groupby(["a", "b"], sort=True)]
-    return sorted(found, key=lambda p: -p.n)
+    preferences = [preference(part, *key, **how) for key, part in rows.groupby(["a", "b"], sort=True)]
+    return sorted(preferences, key=lambda p: -p.n)
 
 
 def _fit(played: np.ndarray, won: np.ndarray, prior: float) -> np.ndarray:
@@ -208,9 +208,9 @@ def bradley_terry(rows: pd.DataFrame, draws: int = 200, seed: int = 0) -> pd.Dat
     played, won = _counts(rows, list(point.index))
     weights = np.random.default_rng(seed).multinomial(len(won), np.full(len(won), 1 / len(won)), size=draws)
     joined = point.notna().to_numpy()
-    found = [_fit(np.tensordot(w, played, 1), w @ won, 0.1) for w in weights.astype(float)]
-    found = np.array([logs - logs[joined].mean() for logs in found])
-    low, high = np.quantile(found, (0.025, 0.975), axis=0)
+    fits = [_fit(np.tensordot(w, played, 1), w @ won, 0.1) for w in weights.astype(float)]
+    fits = np.array([logs - logs[joined].mean() for logs in fits])
+    low, high = np.quantile(fits, (0.025, 0.975), axis=0)
     table = pd.DataFrame({
         "competitor": point.index, "strength": point.to_numpy(), "low": np.where(joined, low, math.nan),
         "high": np.where(joined, high, math.nan), "n": played.sum((0, 2)).astype(int),
@@ -223,18 +223,18 @@ def lines(table: pd.DataFrame, margin: float = MARGIN, minimum: int = MINIMUM) -
     rows = games(table)
     if rows.empty:
         return ["no votes yet; open the A/B app with: python -m workbench.arena"]
-    told = []
+    lines_out = []
     for p in [speech_against_text(rows, margin=margin, minimum=minimum), *pairs(rows, margin=margin, minimum=minimum)]:
         if p.n:
-            told.append(
+            lines_out.append(
                 f"{p.a} against {p.b}: {p.mean:.3f} [{p.low:.3f}, {p.high:.3f}] from {p.n} votes on {p.questions} "
                 f"questions by {p.voters} voters ({p.ties} ties, {p.both_bad} both bad); {p.verdict}; "
                 f"left {p.left:.0%} (p {p.p_left:.2f})"
             )
     ranked = bradley_terry(rows)
     if ranked is not None:
-        told += [f"{r.competitor}: strength {r.strength:+.2f} [{r.low:+.2f}, {r.high:+.2f}]" for r in ranked.itertuples()]
-    return told
+        lines_out += [f"{r.competitor}: strength {r.strength:+.2f} [{r.low:+.2f}, {r.high:+.2f}]" for r in ranked.itertuples()]
+    return lines_out
 
 
 def main(args: list[str] | None = None) -> int:
@@ -251,8 +251,8 @@ def main(args: list[str] | None = None) -> int:
             from workbench.arena.coverage import SIMULATIONS, coverage
 
             for name, world in SIMULATIONS.items():
-                found = coverage(world, given.simulate)
-                figures = " | ".join(f"{found[k]:.3f}" for k in ("truth", "held", "naive", "parity"))
+                simulated = coverage(world, given.simulate)
+                figures = " | ".join(f"{simulated[k]:.3f}" for k in ("truth", "held", "naive", "parity"))
                 print(f"| {name} | {figures} |", flush=True)
         else:
             con = store.connect(store.lab_path(given.lab))

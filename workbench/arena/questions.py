@@ -41,12 +41,12 @@ class Question:
 
 def clean_text(text: str | None) -> str:
     """A typed question without control characters and double spaces; SaladError where it is empty or too long."""
-    told = " ".join("".join(c if c.isprintable() else " " for c in text or "").split())
-    if not told:
+    cleaned = " ".join("".join(c if c.isprintable() else " " for c in text or "").split())
+    if not cleaned:
         raise SaladError("there is no question: type one, choose an item, or record or upload one")
-    if len(told) > LONGEST_TEXT:
-        raise SaladError(f"the question has {len(told)} characters; at most {LONGEST_TEXT} can be asked")
-    return told
+    if len(cleaned) > LONGEST_TEXT:
+        raise SaladError(f"the question has {len(cleaned)} characters; at most {LONGEST_TEXT} can be asked")
+    return cleaned
 
 
 def read_audio(path: Path | str) -> tuple[np.ndarray, list[str]]:
@@ -89,12 +89,12 @@ class Listener:
         self.items = [item for task in tasks.names(lab) for item in tasks.load(lab, task)]
         self._by_context = {item.context: item for item in reversed(self.items)}
         with store.connect(lab) as con:
-            found = con.execute(
+            row = con.execute(
                 "SELECT tts, voice, count(*) FROM syntheses WHERE tts <> 'recorded' GROUP BY ALL ORDER BY 3 DESC, 1, 2"
             ).fetchall()
         self._named_by_lab = tts is None
-        self.tts_name = tts or (found[0][0] if found else "espeak")
-        self.voices = [voice for name, voice, _ in found if name == self.tts_name]
+        self.tts_name = tts or (row[0][0] if row else "espeak")
+        self.voices = [voice for name, voice, _ in row if name == self.tts_name]
         self._recogniser_name = recogniser
         self._tts = self._recogniser = None
         self._lock = threading.RLock()
@@ -125,10 +125,10 @@ class Listener:
             return self._recogniser
 
     def item(self, item_id: str):
-        found = next((item for item in self.items if item.item_id == item_id), None)
-        if found is None:
+        match = next((item for item in self.items if item.item_id == item_id), None)
+        if match is None:
             raise SaladError(f"no item {str(item_id)[:80]!r} in this lab's tasks")
-        return found
+        return match
 
     def ask(self, text: str | None = None, audio: Path | str | None = None, item_id: str | None = None,
             voice: str | None = None, source: str = "file", seed: int = 0) -> Question:  # fmt: skip
@@ -136,19 +136,19 @@ class Listener:
 
         A text that is an item's, word by word, is that item."""
         item = self.item(item_id) if item_id else self._by_context.get((text or "").strip())
-        told = item.context if item else clean_text(text) if (text or "").strip() or audio is None else None
+        text_shown = item.context if item else clean_text(text) if (text or "").strip() or audio is None else None
         if audio is not None:
             samples, notes = read_audio(audio)
-            question = Question("", told, samples, source, "recorded", item, notes=notes)
-        elif item is not None and (found := self._spoken_item(item)) is not None:
-            question = Question("", told, found[0], "item", found[1], item)
+            question = Question("", text_shown, samples, source, "recorded", item, notes=notes)
+        elif item is not None and (recording := self._spoken_item(item)) is not None:
+            question = Question("", text_shown, recording[0], "item", recording[1], item)
         else:
-            question = self._speak(told, voice, seed, item)
+            question = self._speak(text_shown, voice, seed, item)
         if item is not None:
             question.question_id = item.item_id
         else:
-            said = told if told is not None else question.samples.tobytes().hex()
-            question.question_id = store.ids.hash_id("q", said)
+            key = text_shown if text_shown is not None else question.samples.tobytes().hex()
+            question.question_id = store.ids.hash_id("q", key)
         return self._transcribed(question)
 
     def _speak(self, text: str, voice: str | None, seed: int, item) -> Question:
@@ -178,8 +178,8 @@ class Listener:
             row = rows.fetchone()
         if row is None:
             return None
-        told = dict(zip(names, row, strict=True))
-        return audio_of(self.lab, told, SAMPLE_RATE), told["voice"]
+        recording = dict(zip(names, row, strict=True))
+        return audio_of(self.lab, recording, SAMPLE_RATE), recording["voice"]
 
     def _transcribed(self, question: Question) -> Question:
         from salad.speech.check import check
@@ -196,8 +196,8 @@ class Listener:
                     raise SaladError("the recogniser heard no words in this recording: ask again, or type what is said")
             else:
                 spoken = spoken_form(question.text).spoken
-                found = check(question.samples, question.text, self.recogniser, spoken=spoken)
-                question.heard, question.cer = found.text_asr, found.cer
+                checked = check(question.samples, question.text, self.recogniser, spoken=spoken)
+                question.heard, question.cer = checked.text_asr, checked.cer
         return question
 
 

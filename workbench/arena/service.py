@@ -39,15 +39,15 @@ class SideBySide:
     def facts(self, veiled: bool = False) -> dict:
         """JSON-able; `veiled` leaves out whatever tells the sides apart other than what they say."""
         q = self.question
-        told = {
+        shown = {
             "comparison": self.id, "at": self.at, "question_id": q.question_id, "text": q.text, "source": q.source,
             "voice": q.voice, "duration_s": round(q.duration_s, 3), "notes": q.notes, "blind": self.blind,
             "choice": self.choice,
         }  # fmt: skip
         if veiled:  # without the seed, which drew the sides
-            return told | {side: {"text": answer.text.strip()} for side, answer in self.answers.items()}
-        told |= {"seed": self.seed, "heard": q.heard, "cer": q.cer, "answer": q.item.choices[q.item.answer] if q.item else None}
-        return told | {side: answer.facts() for side, answer in self.answers.items()}
+            return shown | {side: {"text": answer.text.strip()} for side, answer in self.answers.items()}
+        shown |= {"seed": self.seed, "heard": q.heard, "cer": q.cer, "answer": q.item.choices[q.item.answer] if q.item else None}
+        return shown | {side: answer.facts() for side, answer in self.answers.items()}
 
 
 class ArenaService:
@@ -66,18 +66,18 @@ class ArenaService:
 
     def sides(self) -> list[tuple[str, str]]:
         """(label, key) of every contender in every modality, for the menus; key is `contender@run:step/modality`."""
-        found = models.contenders(self.lab)
+        models_here = models.contenders(self.lab)
         return [
             (f"{c.name} · {modality}" + ("" if c.teacher else f" · {c.run_id}, step {c.step}"), f"{c.key}/{modality}")
-            for c in found
+            for c in models_here
             for modality in c.modalities
         ]
 
     def default_sides(self) -> tuple[str, str]:
         """The teacher's text answer, and the newest checkpoint's speech answer (stage2_active's, if there is one)."""
-        found = models.contenders(self.lab)
-        speech = next((c for c in found if c.name == "stage2_active"), found[1])
-        return f"{found[0].key}/text", f"{speech.key}/speech"
+        models_here = models.contenders(self.lab)
+        speech = next((c for c in models_here if c.name == "stage2_active"), models_here[1])
+        return f"{models_here[0].key}/text", f"{speech.key}/speech"
 
     def _side(self, key: object) -> tuple[models.ArenaModel, str]:
         name, _, modality = key.rpartition("/") if isinstance(key, str) else ("", "", "")
@@ -149,10 +149,10 @@ class ArenaService:
 
     def get(self, comparison_id: object) -> SideBySide:
         """The comparison; a StoreError where there is none."""
-        found = self.comparisons.get(comparison_id) if isinstance(comparison_id, str) else None
-        if found is None:
+        comparison = self.comparisons.get(comparison_id) if isinstance(comparison_id, str) else None
+        if comparison is None:
             raise store.UserError("there is no such comparison any more: ask again")
-        return found
+        return comparison
 
     def vote(self, comparison_id: str, choice: str, voter: str = "") -> SideBySide:
         """Write the vote into the store. One vote a comparison; a blind one only after its audio was heard."""
@@ -210,13 +210,13 @@ class ArenaService:
 
     def history(self) -> tuple[list[dict], list[str]]:
         """The saved comparisons, newest first, and what is wrong with those that cannot be read."""
-        found, unread = [], []
+        comparisons, unread = [], []
         for path in sorted((self.lab / "arena").glob("a*.json")):
             try:
-                found.append(saved.read(path))
+                comparisons.append(saved.read(path))
             except store.UserError as error:
                 unread.append(str(error))
-        return sorted(found, key=lambda facts: facts["at"], reverse=True), unread
+        return sorted(comparisons, key=lambda facts: facts["at"], reverse=True), unread
 
 
 def _words(name: str, value: object) -> str | None:

@@ -43,18 +43,18 @@ def remove(made: Path) -> None:
 def remove_abandoned(parent: Path) -> list[Path]:
     """Remove this account's folders that no process holds: their apps were killed. Returns them."""
     removed = []
-    for found in parent.glob(PREFIX + "*"):
+    for folder in parent.glob(PREFIX + "*"):
         try:
-            about = found.lstat()
+            about = folder.lstat()
             if not stat.S_ISDIR(about.st_mode) or about.st_uid != os.getuid():
                 continue
-            descriptor = os.open(found / LOCK, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+            descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
         except OSError:  # no lock yet: one that is being made, or a folder of someone else's
             continue
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(found, ignore_errors=True)
-            removed.append(found)
+            shutil.rmtree(folder, ignore_errors=True)
+            removed.append(folder)
         except OSError:  # its app is running
             pass
         finally:

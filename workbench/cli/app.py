@@ -115,8 +115,8 @@ def _unknown_option(name: str, args: list[str]) -> str | None:
 def _one_line(box: str) -> str:
     """tyro's boxed complaint as one line: what stands between its title and its first rule."""
     lines = [line.strip("│╭╰─╮╯ ") for line in box.splitlines()]
-    said = " ".join(itertools.takewhile(bool, lines[1:]))
-    return f"{said.rstrip('.')}."
+    message = " ".join(itertools.takewhile(bool, lines[1:]))
+    return f"{message.rstrip('.')}."
 
 
 def main(args: list[str] | None = None) -> None:

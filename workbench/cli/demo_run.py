@@ -50,8 +50,8 @@ def run_demo(lab: Path, seed: int = 0, corpus: str | None = None, smoke: bool = 
     seconds = time.monotonic() - began
     busy = sum(outcome.seconds for outcome in outcomes)
     console.print(f"all steps: {seconds:.0f} s ({busy:.0f} s of work, two at a time)\n")
-    told = report(lab)
-    told.print()
+    summary = report(lab)
+    summary.print()
     console.print(f"report: {lab / 'report.html'} and {lab / 'report.md'}")
     where = "" if lab == Path("lab") else f"SALAD_LAB={lab} "
     console.print("Open next:")

@@ -99,23 +99,23 @@ def verify(*, lab: Lab = None, repair: bool = False, prefer: str | None = None) 
     if prefer is not None:
         print(f"{prefer} is preferred in {', '.join(store.prefer(store.lab_path(lab), prefer))}")
 
-    found = store.verify(store.lab_path(lab), repair=repair)
-    for damage in found:
+    damages = store.verify(store.lab_path(lab), repair=repair)
+    for damage in damages:
         print(" · ".join(str(part) for part in (damage.values() if isinstance(damage, dict) else damage)))
-    audio = sum(damage.table == "syntheses" and damage.path.startswith("speech/") for damage in found)
-    open_ = sum(damage.reason.startswith("conflict") or damage.path.startswith("event ") for damage in found)
+    audio = sum(damage.table == "syntheses" and damage.path.startswith("speech/") for damage in damages)
+    open_ = sum(damage.reason.startswith("conflict") or damage.path.startswith("event ") for damage in damages)
     if open_:
         print(f"{open_} to be decided: `salad verify --prefer UNIT`, or undo the rule")
-    others = sum(damage.table in ("checkpoints", "frames", *store.files.ROOMS) for damage in found)
+    others = sum(damage.table in ("checkpoints", "frames", *store.files.ROOMS) for damage in damages)
     if others:
         print(f"{others} files of checkpoints, frames, corpora, tasks, models or cuts damaged: copy or make them again")
-    if files := len(found) - audio - open_ - others:
+    if files := len(damages) - audio - open_ - others:
         print(f"{files} " + ("moved out of the way" if repair else "damaged; `salad verify --repair` moves them out of the way"))
     if audio:
         print(f"{audio} of the recordings' files damaged: run the pass, or `salad prepare speech`, that made them again")
-    if not found:
+    if not damages:
         print("nothing is damaged")
-    return 1 if audio or open_ or others or (found and not repair) else 0
+    return 1 if audio or open_ or others or (damages and not repair) else 0
 
 
 @command
@@ -150,8 +150,8 @@ def import_(bundle: tyro.conf.Positional[str], *, lab: Lab = None) -> int:
     """
     import store
 
-    told = store.import_(store.lab_path(lab), bundle)
-    for conflict in told.pop("conflicts", []):
+    counts = store.import_(store.lab_path(lab), bundle)
+    for conflict in counts.pop("conflicts", []):
         print(conflict)
-    print(in_words(told))
+    print(in_words(counts))
     return 0

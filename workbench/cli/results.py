@@ -130,19 +130,19 @@ def _study(lab, size, seeds, cells, workers, plan, no_run, write, name, axes) ->
 
         with watching(Console()) as watch:
             failed = schedule.run(grid, root, watch, workers, only)
-    found = findings.findings({s: p for s, p in grids.labs(root, grid.name).items() if s in numbers}, wanted)
-    findings.show(found, claims=not axes)
-    told = "salad sweep" if axes else "salad findings"
-    told += f" --{size}" * (size != "full") + (f" --seeds {seeds}" if seeds != "0,1,2" else "")
+    shown = findings.findings({s: p for s, p in grids.labs(root, grid.name).items() if s in numbers}, wanted)
+    findings.show(shown, claims=not axes)
+    command_line = "salad sweep" if axes else "salad findings"
+    command_line += f" --{size}" * (size != "full") + (f" --seeds {seeds}" if seeds != "0,1,2" else "")
     folder = root / "studies" / grid.name
-    for path in findings.write(found, folder, told, None if write is None else Path(write), claims=not axes):
+    for path in findings.write(shown, folder, command_line, None if write is None else Path(write), claims=not axes):
         print(path)
     if failed:
         causes: dict[str, list[str]] = {}
-        for row, said in failed.items():
-            causes.setdefault(said, []).append(row)
-        one_line = "; ".join(f"{rows[0]}{f' and {len(rows) - 1} more' * (len(rows) > 1)} ({said})"
-                             for said, rows in causes.items())  # fmt: skip
+        for row, reason in failed.items():
+            causes.setdefault(reason, []).append(row)
+        one_line = "; ".join(f"{rows[0]}{f' and {len(rows) - 1} more' * (len(rows) > 1)} ({reason})"
+                             for reason, rows in causes.items())  # fmt: skip
         print(f"{len(failed)} failed: {one_line}. The same command tries them again", file=sys.stderr)
     return 1 if failed else 0
 

@@ -54,12 +54,12 @@ def plan(
     from salad.config import apply_overrides, parse_set
     from workbench import tables
 
-    told, where = parse_set(overrides), store.lab_path(lab)
-    costs = [plan.cost(where, name, apply_overrides(config, told), gpu) for name, config in plan.stages(recipe)]
-    rows = [{k: f"{v:,.1f}" if isinstance(v, float) else v for k, v in dataclasses.asdict(one).items()} for one in costs]
+    options, where = parse_set(overrides), store.lab_path(lab)
+    costs = [plan.cost(where, name, apply_overrides(config, options), gpu) for name, config in plan.stages(recipe)]
+    rows = [{k: f"{v:,.1f}" if isinstance(v, float) else v for k, v in dataclasses.asdict(cost).items()} for cost in costs]
     tables.show(pa.Table.from_pylist(rows).drop_columns("notes"))
-    for one in costs:
-        print(f"\n{one.stage}", *(f"- {note}" for note in one.notes), sep="\n")
+    for cost in costs:
+        print(f"\n{cost.stage}", *(f"- {note}" for note in cost.notes), sep="\n")
     return 0
 
 
@@ -148,8 +148,8 @@ def pass_(
     folder = prepare(store.lab_path(lab), what, options, yes)
     if on is None and workers == 1:
         with progress_bar(what) as progress:
-            told = run_here(folder, progress)
-        print(told)
+            summary = run_here(folder, progress)
+        print(summary)
         return 0
     handle = launch(folder, on or "here", workers, gpus)
     print(f"{folder.run_id} on {on or 'here'}, {workers} workers: python launch_gpu.py logs {folder.run_id} --follow")
@@ -170,11 +170,11 @@ def _watch(handle, title: str) -> int:
         return 130
     if status["state"] != "done":
         raise SaladError(f"{handle.run_id} {status['state']}: {status.get('error')}")
-    said = [line.split(" ", 1)[1] for line in handle.logs().splitlines() if line[:2] == "20"]
-    print(said[-1] if said else "done")
+    messages = [line.split(" ", 1)[1] for line in handle.logs().splitlines() if line[:2] == "20"]
+    print(messages[-1] if messages else "done")
     if not handle.engine.shares_lab:
-        told = handle.fetch()
-        print(f"{told['units']} units are here and whole" + "".join(f"; damaged: {line}" for line in told["damaged"]))
+        fetched = handle.fetch()
+        print(f"{fetched['units']} units are here and whole" + "".join(f"; damaged: {line}" for line in fetched["damaged"]))
     return 0
 
 
@@ -217,7 +217,7 @@ def select(
     clustering = clustering or lookup.newest_clustering(lab)
     run = run or lookup.newest_run(lab, "stage1")
     step = lookup.checkpoint(lab, run, step).step
-    made = selection.select_told(lab, clustering, run, step, strategy, gamma, budget, seed, max_cer, speech, parent,
+    made = selection.select_with_notes(lab, clustering, run, step, strategy, gamma, budget, seed, max_cer, speech, parent,
                                  round)  # fmt: skip
     store.renew(lab)
     print("\n".join([f"selection {made.selection_id}: {made.hours:.2f} h by {strategy}", *made.notes]))

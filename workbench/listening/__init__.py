@@ -22,7 +22,7 @@ class Listening(anywidget.AnyWidget):
         con: a connection to the lab, as store.connect gives it.
         judge: who says it, about which selection.
         queue: sample ids in the order to read them.
-        on_said: called after each keep, drop and undo with what was said, in words.
+        on_decision: called after each keep, drop and undo with what was said, in words.
     """
 
     _esm = _HERE / "listening.js"
@@ -33,9 +33,9 @@ class Listening(anywidget.AnyWidget):
     top = traitlets.Float(1.0).tag(sync=True)
     judges = traitlets.Bool(True).tag(sync=True)  # whether there are keys to keep and drop
 
-    def __init__(self, con, judge: review.Review, queue: list[str], on_said: Callable[[str], None] | None = None):
+    def __init__(self, con, judge: review.Review, queue: list[str], on_decision: Callable[[str], None] | None = None):
         super().__init__(top=review.top_divergence(con))
-        self._con, self._judge, self._on_said = con, judge, on_said
+        self._con, self._judge, self._on_decision = con, judge, on_decision
         self._ids: list[str] = []
         self._index = 0
         self.on_msg(lambda _, message, buffers: self.handle(message))
@@ -113,28 +113,28 @@ class Listening(anywidget.AnyWidget):
     def _decide(self, message: dict) -> None:
         sample_id, verdict, note = message.get("sample_id") or self.current, message["verdict"], message.get("note")
         if verdict == "undo":
-            said = self._judge.undo(self._con)
-            if said is None:
+            decision = self._judge.undo(self._con)
+            if decision is None:
                 self.show("nothing to undo")
                 return
             store.refresh(self._con)
-            told = f"taken back: {said['verdict']} {said['reason'] or ''}"
-            if said["target"] == "sample":
-                self.turn_to(said["sample_id"], told)
+            summary = f"taken back: {decision['verdict']} {decision['reason'] or ''}"
+            if decision["target"] == "sample":
+                self.turn_to(decision["sample_id"], summary)
             else:
-                self.show(told)
+                self.show(summary)
         else:
             if verdict == "drop":
-                said = self._judge.drop(sample_id, message["reason"], note)
+                decision = self._judge.drop(sample_id, message["reason"], note)
             else:
-                said = self._judge.keep(sample_id, note)
+                decision = self._judge.keep(sample_id, note)
             store.refresh(self._con)
             last = self._index + 1 >= len(self._ids)
             self._index = min(self._index + 1, len(self._ids) - 1)
             self.show("that was the last one of this queue" if last else None)
-        if self._on_said:
+        if self._on_decision:
             taken_back = "Taken back: " if verdict == "undo" else ""
-            self._on_said(taken_back + markdown("{} {}", said["verdict"], said.get("reason") or "").strip())
+            self._on_decision(taken_back + markdown("{} {}", decision["verdict"], decision.get("reason") or "").strip())
 
 
 class Reading(Listening):

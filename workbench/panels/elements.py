@@ -11,21 +11,21 @@ from workbench.markup import markdown, plain
 
 def state(con, lab) -> mo.Html:
     """A line about units that were left out and about a lab that cannot be written to, where it is so."""
-    told = []
+    parts = []
     rows = con.execute('SELECT "table", path, reason FROM damaged').fetchall()
     if rows:
-        told.append(
+        parts.append(
             f"{len(rows)} file{'s are' if len(rows) > 1 else ' is'} damaged and left out "
             + markdown("(first: <code>{}</code>: {}). ", rows[0][1], rows[0][2])
             + "`salad verify --repair` moves them away, so that they can be made again."
         )
     if not os.access(lab, os.W_OK, effective_ids=os.access in os.supports_effective_ids) and os.path.isdir(lab):
-        told.append(
+        parts.append(
             markdown("<code>{}</code> is read-only for you: all can be seen and heard, and nothing decided, ", lab)
             + "spoken or started. To work on it, ask its owner for write access, or copy the folder and set `SALAD_LAB` to "
             "the copy."
         )
-    return mo.vstack([mo.callout(mo.md(words), kind="warn") for words in told]) if told else mo.md("")
+    return mo.vstack([mo.callout(mo.md(words), kind="warn") for words in parts]) if parts else mo.md("")
 
 
 def lab_name(lab) -> mo.Html:
@@ -48,19 +48,19 @@ def answer(locked, query: str, rows: int = 200) -> mo.Html:
         table = locked.table(query)
     except store.StoreError as error:
         return mo.callout(mo.md(plain(error)), kind="danger")
-    told = f"{table.num_rows:,} rows" + (f", the first {rows} shown" if table.num_rows > rows else "")
+    size = f"{table.num_rows:,} rows" + (f", the first {rows} shown" if table.num_rows > rows else "")
     page = mo.ui.table(table.slice(0, rows).to_pandas(), selection=None, page_size=10, show_column_summaries=False)
-    return mo.vstack([mo.md(told), page])
+    return mo.vstack([mo.md(size), page])
 
 
-def figure(one) -> mo.Html:
+def figure(chart) -> mo.Html:
     """A figure with its caption, to save as SVG, PNG or the rows behind it."""
     saves = [
-        mo.download(make, f"{one.name}.{kind}", mime, label=kind.upper())
-        for kind, mime, make in (("svg", "image/svg+xml", one.svg), ("png", "image/png", one.png),
-                                 ("csv", "text/csv", one.csv))
+        mo.download(make, f"{chart.name}.{kind}", mime, label=kind.upper())
+        for kind, mime, make in (("svg", "image/svg+xml", chart.svg), ("png", "image/png", chart.png),
+                                 ("csv", "text/csv", chart.csv))
     ]  # fmt: skip
-    return mo.vstack([mo.md("#### " + plain(one.caption)), one.chart, mo.hstack(saves, justify="start", gap=0.5)])
+    return mo.vstack([mo.md("#### " + plain(chart.caption)), chart.chart, mo.hstack(saves, justify="start", gap=0.5)])
 
 
 def plain_table(rows: pd.DataFrame, digits: int = 2) -> mo.ui.table:

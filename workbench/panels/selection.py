@@ -16,8 +16,8 @@ its speech, not for its domain."""
 
 def unready(con, selection_id: str) -> tuple[bool, mo.Html]:
     """Whether a selection cannot be shown, and what to do then: what mo.stop takes."""
-    told = review.unready(con, selection_id)
-    return told is not None, mo.callout(mo.md(told or ""), kind="warn")
+    lines = review.unready(con, selection_id)
+    return lines is not None, mo.callout(mo.md(lines or ""), kind="warn")
 
 
 def own_gamma(con, selection_id: str) -> float:
@@ -56,10 +56,10 @@ def picked(chart: mo.ui.altair_chart) -> list[int]:
 def picked_words(con, selection_id: str, ids: list[int], brushed: dict | None = None) -> str:
     """What is chosen in the charts, in words."""
     named = {"cer": "CER", "d": "D"}
-    told = " and ".join(f"{named[k]} {brushed[k][0]:.2f} to {brushed[k][1]:.2f}" for k in ("cer", "d") if k in (brushed or {}))
-    within = f" Drawn texts with {told}; a double click in the figure takes all again." if told else ""
+    ranges = " and ".join(f"{named[k]} {brushed[k][0]:.2f} to {brushed[k][1]:.2f}" for k in ("cer", "d") if k in (brushed or {}))
+    within = f" Drawn texts with {ranges}; a double click in the figure takes all again." if ranges else ""
     if not ids:
-        return ("All clusters." if told else "All clusters. Click one above to read it alone.") + within
+        return ("All clusters." if ranges else "All clusters. Click one above to read it alone.") + within
     labels = con.execute(
         """SELECT cluster_id, array_to_string(terms[1:4], ', ') FROM clusters JOIN selections USING (clustering_id)
         WHERE selection_id = ? AND cluster_id IN (SELECT unnest(?)) ORDER BY 1""",
@@ -252,9 +252,9 @@ def agreement(con, selection_id: str) -> mo.Html:
     )
 
 
-def buttons(con, judge: review.Review, rule, reason, weight, clusters, events, on_said, on_drawn) -> dict[str, mo.ui.button]:
+def buttons(con, judge: review.Review, rule, reason, weight, clusters, events, on_decision, on_drawn) -> dict[str, mo.ui.button]:
     """Set the rule, leave the picked clusters out, take them back in, reweight them, accept or reject their audit,
-    undo, refill. Each writes its event on its click, and tells `on_said` in words; a refill tells `on_drawn` its id."""
+    undo, refill. Each writes its event on its click, and tells `on_decision` in words; a refill tells `on_drawn` its id."""
 
     def each(verdict, words, *details):
         if not clusters:
@@ -264,8 +264,10 @@ def buttons(con, judge: review.Review, rule, reason, weight, clusters, events, o
         return f"Clusters {', '.join(map(str, clusters))} {words}."
 
     def undo():
-        said = judge.undo(con, events.event_id.iloc[0] if events is not None and len(events) else None)
-        return markdown("Taken back: {} of a {}.", said["verdict"], said["target"]) if said else "Nothing of yours to undo here."
+        event = judge.undo(con, events.event_id.iloc[0] if events is not None and len(events) else None)
+        return (
+            markdown("Taken back: {} of a {}.", event["verdict"], event["target"]) if event else "Nothing of yours to undo here."
+        )
 
     def set_rule():
         if not rule.strip():
@@ -284,11 +286,11 @@ def buttons(con, judge: review.Review, rule, reason, weight, clusters, events, o
     def button(label, act):
         def clicked(_):
             try:
-                told = act()
+                message = act()
             except (RuntimeError, OSError) as error:
-                told = markdown("Not done: {}", error)
+                message = markdown("Not done: {}", error)
             store.refresh(con)
-            on_said(told)
+            on_decision(message)
 
         return mo.ui.button(label=label, on_change=clicked)
 

@@ -47,7 +47,7 @@ class ClaimResult:
     seeds: int = 0
 
     @property
-    def told(self) -> str:
+    def qualified_verdict(self) -> str:
         """The verdict, and that it rests on fewer seeds than a study has."""
         few = self.verdict != "not run" and self.seeds < SEEDS
         return f"{self.verdict} ({self.seeds} seed{'s' * (self.seeds > 1)} only)" if few else self.verdict
@@ -139,12 +139,12 @@ def claims_of_prediction(rows: pd.DataFrame) -> list[ClaimResult]:
         of = "speech" if measure == "M" else "text"
         claim = f"{text} (leave-one-out R² {paper}, partial R² about {partial} in the paper)"
         try:
-            one = analysis.predictors(part, ALL)
+            regressions = analysis.predictors(part, ALL)
             apart = analysis.predictors(part, ALL, by_seed=part.seed.nunique() > 1)[f"{of} on {measure}"].r2_loo
         except SaladError as error:
             out.append(ClaimResult(claim, PAPER, str(error), "not run"))
             continue
-        alone, both = one[f"{of} on {measure}"], one[f"{of} on {measure}, {other}"]
+        alone, both = regressions[f"{of} on {measure}"], regressions[f"{of} on {measure}, {other}"]
         low, high = _loo_interval(part, of, measure)
         seen = (
             f"leave-one-out R² {alone.r2_loo:.2f} ({low:.2f} to {high:.2f}), leaving out whole seeds {apart:.2f}; partial R² "
@@ -162,15 +162,15 @@ def claims_of_prediction(rows: pd.DataFrame) -> list[ClaimResult]:
 
 def _loo_interval(part: pd.DataFrame, of: str, measure: str, draws: int = 300) -> tuple[float, float]:
     """A 95 % bootstrap interval over checkpoints of the leave-one-out R²; copies of one are left out together."""
-    rng, found = np.random.default_rng(0), []
+    rng, differences = np.random.default_rng(0), []
     x, y = np.log(part[measure.lower()].to_numpy()), part[of].to_numpy()
     for _ in range(draws):
         pick = rng.integers(len(y), size=len(y))
         try:
-            found.append(analysis.regression(y[pick], x[pick, None], (measure,), pick).r2_loo)
+            differences.append(analysis.regression(y[pick], x[pick, None], (measure,), pick).r2_loo)
         except SaladError:  # a draw of one checkpoint only
             continue
-    return tuple(np.percentile(found, [2.5, 97.5])) if found else (np.nan, np.nan)
+    return tuple(np.percentile(differences, [2.5, 97.5])) if differences else (np.nan, np.nan)
 
 
 def claims_of_scaling(rows: pd.DataFrame, labs: dict[int, Path]) -> list[ClaimResult]:
@@ -227,20 +227,20 @@ def claims_of_hours(rows: pd.DataFrame) -> list[ClaimResult]:
     for group in (BROAD, ALL):
         text = f"Hours of uniform selection that match active's M ({group})"
         last = rows[rows["last"] & rows.group.eq(group)]
-        told = []
+        parts = []
         for _, part in last.groupby("seed"):
             active = part[part.contender == "active"]
             uniform = part[part.contender.isin(["uniform", "uniform_hours0.5", "uniform_hours2"])]
             if len(active) and len(uniform) > 1:
                 own, target = float(active.hours.iloc[0]), float(active.m.iloc[0])
-                told.append((*analysis.hours_to_match(uniform.hours, uniform.m, target), own))
-        if not told:
+                parts.append((*analysis.hours_to_match(uniform.hours, uniform.m, target), own))
+        if not parts:
             out.append(not_run(text, HERE, "active", "uniform", "uniform_hours2 or uniform_hours0.5"))
             continue
-        seen = "; ".join(f"{'' if sign == '=' else sign + ' '}{hours:.2f} h against {own:.2f} h" for sign, hours, own in told)
-        more = [sign == ">" or (sign == "=" and hours > own) for sign, hours, own in told]
+        seen = "; ".join(f"{'' if sign == '=' else sign + ' '}{hours:.2f} h against {own:.2f} h" for sign, hours, own in parts)
+        more = [sign == ">" or (sign == "=" and hours > own) for sign, hours, own in parts]
         verdict = "active needs fewer" if all(more) else "uniform needs fewer" if not any(more) else "undecided"
-        out.append(ClaimResult(text, HERE, f"{seen} (a seed each)", verdict, seeds=len(told)))
+        out.append(ClaimResult(text, HERE, f"{seen} (a seed each)", verdict, seeds=len(parts)))
     return out
 
 

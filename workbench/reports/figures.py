@@ -63,9 +63,9 @@ def paired(con, study: dict) -> pd.DataFrame:
         FROM contenders JOIN runs USING (run_id) LEFT JOIN selected_speech USING (selection_id)
         WHERE kind = 'stage2' GROUP BY contender, place ORDER BY place, contender""").df()
     out = []
-    for i, one in enumerate(arms.itertuples()):
+    for i, arm in enumerate(arms.itertuples()):
         for other in list(arms.itertuples())[i + 1 :]:
-            if abs(one.hours - other.hours) > 0.02 * one.hours:
+            if abs(arm.hours - other.hours) > 0.02 * arm.hours:
                 continue
             cells = con.execute(
                 """SELECT domain, avg(x.correct - y.correct) AS difference, count(*) AS n,
@@ -73,11 +73,11 @@ def paired(con, study: dict) -> pd.DataFrame:
                 FROM answers AS x JOIN answers AS y USING (task, item_id, domain)
                 WHERE x.modality = 'speech' AND y.modality = 'speech' AND x.contender = ? AND y.contender = ?
                 GROUP BY domain ORDER BY difference DESC""",
-                [one.contender, other.contender],
+                [arm.contender, other.contender],
             ).df()
-            hours = [f"{a.contender} ({a.hours:.2f} h)" if a.hours == a.hours else a.contender for a in (one, other)]
+            hours = [f"{a.contender} ({a.hours:.2f} h)" if a.hours == a.hours else a.contender for a in (arm, other)]
             rows = _with_groups(cells, study)
-            out.append(rows.assign(pair=" minus ".join(hours), hours=one.hours, hours_other=other.hours))
+            out.append(rows.assign(pair=" minus ".join(hours), hours=arm.hours, hours_other=other.hours))
     columns = ["pair", "group", "difference", "low", "high", "n", "hours", "hours_other"]
     return pd.concat(out)[columns] if out else pd.DataFrame(columns=columns)
 
@@ -100,10 +100,12 @@ def _with_groups(cells: pd.DataFrame, study: dict) -> pd.DataFrame:
 def published_gaps(con, rows: pd.DataFrame) -> pd.DataFrame:
     """system, accuracy (%), gap (points), whose: the contenders over all domains, and published means on speech."""
     own = rows[(rows.group == ALL) & rows.speech.notna()]
-    mine = pd.DataFrame({"system": own.contender, "accuracy": 100 * own.speech, "gap": 100 * own.gap}).assign(whose="this lab")
+    own_rows = pd.DataFrame({"system": own.contender, "accuracy": 100 * own.speech, "gap": 100 * own.gap}).assign(
+        whose="this lab"
+    )
     means = published_means(con).query("modality in ('speech', 'cascade')").dropna(subset=["accuracy", "gap"])
-    theirs = means.assign(system=means.system.where(means.modality == "cascade", means.model), whose="published")
-    return pd.concat([mine, theirs[["system", "accuracy", "gap", "whose"]]], ignore_index=True)
+    published = means.assign(system=means.system.where(means.modality == "cascade", means.model), whose="published")
+    return pd.concat([own_rows, published[["system", "accuracy", "gap", "whose"]]], ignore_index=True)
 
 
 def scaling(con, lab: Path | str, study: dict) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
@@ -125,18 +127,20 @@ def scaling(con, lab: Path | str, study: dict) -> tuple[pd.DataFrame, pd.DataFra
             continue
         for n in np.geomspace(law.n_min, law.n_max, 30):
             curves.append((run_id, contender, n, *law.at(n)))
-        told = {name: f"{getattr(law, name):.3g} [{law.low[name]:.3g}, {law.high[name]:.3g}]" for name in ("e", "b", "beta")}
-        laws.append({"run": run_id, "contender": contender, "checkpoints": len(part), **told})
+        parameters = {
+            name: f"{getattr(law, name):.3g} [{law.low[name]:.3g}, {law.high[name]:.3g}]" for name in ("e", "b", "beta")
+        }
+        laws.append({"run": run_id, "contender": contender, "checkpoints": len(part), **parameters})
     return points[columns], pd.DataFrame(curves, columns=[*columns, "low", "high"]), pd.DataFrame(laws)
 
 
 def votes(con) -> pd.DataFrame:
     """The A/B app's blind votes: pair, mean, low, high, n, verdict; speech against text first. No row without votes."""
     games = preferences.games(preferences.votes(con))
-    found = [preferences.speech_against_text(games), *preferences.pairs(games)] if len(games) else []
+    estimates = [preferences.speech_against_text(games), *preferences.pairs(games)] if len(games) else []
     rows = [
         {"pair": f"{p.a} against {p.b}", "mean": p.mean, "low": p.low, "high": p.high, "n": p.n, "verdict": p.verdict}
-        for p in found
+        for p in estimates
         if p.n
     ]
     return pd.DataFrame(rows, columns=["pair", "mean", "low", "high", "n", "verdict"])
@@ -157,14 +161,14 @@ def figures(con, lab: Path | str, study: dict, rows: pd.DataFrame) -> list[Figur
         if {x, y} <= set(cells.columns):
             part = cells[["contender", "domain", x, y]].dropna().rename(columns={y: "accuracy"})
             words = {"m": "Misalignment M", "f": "Forgetting F"}[x]
-            told = stats.spearmanr(part[x], part.accuracy).statistic if len(part) > 2 else np.nan
-            caption = f"{words} against {y} accuracy, by domain" + (f" (Spearman {told:.2f})" if told == told else "")
+            note = stats.spearmanr(part[x], part.accuracy).statistic if len(part) > 2 else np.nan
+            caption = f"{words} against {y} accuracy, by domain" + (f" (Spearman {note:.2f})" if note == note else "")
             out.append(Figure(name, caption, figure(part), part))
     points, curves, laws = scaling(con, lab, study)
     if points.run_id.value_counts().gt(1).any():
-        told = "; ".join(f"{law.contender} E {law.e}, β {law.beta}" for law in laws.itertuples())
+        note = "; ".join(f"{law.contender} E {law.e}, β {law.beta}" for law in laws.itertuples())
         none = "; a law is fitted from four checkpoints before the decay on"
-        caption = "M by tokens" + (f", M = E + B · N^(−β): {told}" if told else none)
+        caption = "M by tokens" + (f", M = E + B · N^(−β): {note}" if note else none)
         out.append(Figure("scaling", caption, charts.scaling(points, curves), points))
     arms = paired(con, study)
     for i, (pair, part) in enumerate(arms.groupby("pair", sort=False)):
@@ -173,7 +177,7 @@ def figures(con, lab: Path | str, study: dict, rows: pd.DataFrame) -> list[Figur
     near = published_gaps(con, rows)
     out.append(Figure("published", "Beside published systems (other models, data and tasks)",
                       charts.beside_published(near), near))  # fmt: skip
-    said = votes(con)
-    if len(said):
-        out.append(Figure("votes", "What people preferred", charts.votes(said), said))
+    votes_figures = votes(con)
+    if len(votes_figures):
+        out.append(Figure("votes", "What people preferred", charts.votes(votes_figures), votes_figures))
     return out

@@ -40,14 +40,14 @@ SHARED = set(ARMS)
 
 @dataclass
 class Findings:
-    """What a study shows. `rows`: analysis.collect of its labs, `claims`: judged, `tables`: (axis, frame), `told`: what
+    """What a study shows. `rows`: analysis.collect of its labs, `claims`: judged, `tables`: (axis, frame), `run_notes`: what
     was run at which sizes, `lacking`: cells that were not run, with how many seeds they have; `failed`: cells with the
     error of the last attempt; `arms`: text, speech, cascade and gap of the teacher and of what the study is about."""
 
     rows: pd.DataFrame
     claims: list[ClaimResult]
     tables: dict[str, pd.DataFrame]
-    told: list[str]
+    run_notes: list[str]
     lacking: list[str]
     failed: list[str]
     seeds: list[int]
@@ -73,9 +73,9 @@ def findings(labs: dict[int, Path], axes: tuple[str, ...] = tuple(AXES)) -> Find
         if names:
             lacking.append(f"{f'on {count} of {len(labs)} seeds only' if count else 'on no seed'}: {', '.join(names)}")
     seeds = sorted(rows.seed.unique())
-    failed = [f"seed {s}: {name} ({said})" for s in labs for name, said in failures(labs[s]).items()]
-    told = _told({s: labs[s] for s in seeds}, study)
-    return Findings(rows, claims, tables, told, lacking, failed, seeds, arms_table(rows, labs))
+    failed = [f"seed {s}: {name} ({reason})" for s in labs for name, reason in failures(labs[s]).items()]
+    run_notes = _run_notes({s: labs[s] for s in seeds}, study)
+    return Findings(rows, claims, tables, run_notes, lacking, failed, seeds, arms_table(rows, labs))
 
 
 def axis_table(rows: pd.DataFrame, cells: list, axis: str) -> pd.DataFrame:
@@ -139,9 +139,9 @@ def axis_cells(table: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
     return heads, out
 
 
-def _told(labs: dict[int, Path], study: dict) -> list[str]:
+def _run_notes(labs: dict[int, Path], study: dict) -> list[str]:
     config = study["config"]
-    world, one, two = config["world"], config["stage1"]["optim"], config["stage2"]["optim"]
+    world, stage1, two = config["world"], config["stage1"]["optim"], config["stage2"]["optim"]
     seconds = 0.0
     for lab in labs.values():
         seconds += store.connect(lab).execute(
@@ -152,7 +152,7 @@ def _told(labs: dict[int, Path], study: dict) -> list[str]:
         "The encoder, which hears nothing of the world, is one for all seeds.",
         f"World: {world['broad']:,} texts to select from, {sum(world['natural'].values())} texts of natural speech, "
         f"{world['heldout_per_domain']} held-out texts and {world['items_per_domain']} items a domain.",
-        f"Stage I: {one['steps']} steps of {one['batch']}; Stage II: {two['steps']} steps of {two['batch']}, "
+        f"Stage I: {stage1['steps']} steps of {stage1['batch']}; Stage II: {two['steps']} steps of {two['batch']}, "
         f"{config['budget_h']:g} h of selected speech, γ = {config['gamma']:g} and K = {config['n_clusters']} where not "
         "said otherwise.",
         "Intervals are 95 %, Student's t over seeds, of the difference at the same seed where two cells are compared. One "
@@ -171,48 +171,48 @@ def _processor() -> str:
         return platform.processor()
 
 
-def markdown(found: Findings, command: str, claims: bool = True) -> str:
+def markdown(findings: Findings, command: str, claims: bool = True) -> str:
     """docs/findings.md; without `claims`, the tables of a sweep."""
-    verdicts = pd.Series([row.verdict for row in found.claims]).value_counts()
+    verdicts = pd.Series([row.verdict for row in findings.claims]).value_counts()
     counted = ", ".join(f"{name} {n}" for name, n in verdicts.items())
     title = "The paper's findings, put to the test in miniature" if claims else "A sweep of the miniature"
     parts = [
         f"# {title}\n",
         f"Written by `{command}`; don't edit it by hand. What follows is about the miniature only: a 0.9 M-parameter "
         "teacher, espeak-ng's voices, 112 facts. It can say what holds or fails *here*, not what holds at 3B.\n",
-        "## What was run\n", *(f"- {line}" for line in found.told),
-        f"- Not run: {'; '.join(found.lacking) or 'nothing is missing'}.",
-        *([f"- Tried and failed: {'; '.join(found.failed)}."] if found.failed else ()),
+        "## What was run\n", *(f"- {line}" for line in findings.run_notes),
+        f"- Not run: {'; '.join(findings.lacking) or 'nothing is missing'}.",
+        *([f"- Tried and failed: {'; '.join(findings.failed)}."] if findings.failed else ()),
         "- Active against uniform at the demo's own sizes, on three seeds: the table in README.md.\n",
     ]  # fmt: skip
     if claims:
         parts += [
             "## Claims\n",
-            f"Of {len(found.claims)}: {counted}. A claim holds where the 95 % interval of its difference lies on its side "
+            f"Of {len(findings.claims)}: {counted}. A claim holds where the 95 % interval of its difference lies on its side "
             "of zero, does not hold where it lies on the other, and is undecided in between; a prediction holds where its "
             f"leave-one-out R² lies above {ENOUGH}, interval and all, over {CHECKPOINTS} checkpoints or more.\n",
             markdown_table(["claim", "whose", "what the miniature shows", "in miniature", "likely reason"],
-                           [[r.text, r.source, r.seen, f"**{r.told}**", r.reason] for r in found.claims]), "",
+                           [[r.text, r.source, r.seen, f"**{r.qualified_verdict}**", r.reason] for r in findings.claims]), "",
         ]  # fmt: skip
-    if claims and len(found.arms):
+    if claims and len(findings.arms):
         parts += ["## Text, speech and cascade\n",
                   "The gap is the teacher's accuracy on text minus the contender's on speech, item by item.\n",
-                  markdown_table(*arms_cells(found.arms)), ""]  # fmt: skip
-    for axis, table in found.tables.items():
+                  markdown_table(*arms_cells(findings.arms)), ""]  # fmt: skip
+    for axis, table in findings.tables.items():
         heads, cells = axis_cells(table)
         parts += [f"## {AXES[axis]}\n", markdown_table(heads, cells), ""]
     return "\n".join(parts)
 
 
-def show(found: Findings, claims: bool = True) -> None:
+def show(findings: Findings, claims: bool = True) -> None:
     """The tables and the claims, in the terminal."""
     from rich.console import Console
     from rich.table import Table
 
     console = Console(markup=False, highlight=False)
     console = console if console.is_terminal else Console(markup=False, highlight=False, width=170)
-    shown_first = [("Text, speech and cascade", *arms_cells(found.arms))] if claims and len(found.arms) else []
-    for title, heads, cells in [*shown_first, *((AXES[axis], *axis_cells(table)) for axis, table in found.tables.items())]:
+    shown_first = [("Text, speech and cascade", *arms_cells(findings.arms))] if claims and len(findings.arms) else []
+    for title, heads, cells in [*shown_first, *((AXES[axis], *axis_cells(table)) for axis, table in findings.tables.items())]:
         shown = Table(box=None, pad_edge=False, header_style="bold", title=title, title_justify="left")
         for i, head in enumerate(heads):
             shown.add_column(head, justify="left" if i < 2 else "right", no_wrap=True)
@@ -223,8 +223,8 @@ def show(found: Findings, claims: bool = True) -> None:
             shown.add_row(row[0] if first else "", *row[1:])
         console.print(shown)
         console.print()
-    for row in found.claims if claims else ():
-        console.print(f"{row.told:<16} {row.text}: {row.seen}", soft_wrap=True)
+    for row in findings.claims if claims else ():
+        console.print(f"{row.qualified_verdict:<16} {row.text}: {row.seen}", soft_wrap=True)
 
 
 def show_plan(grid: grids.Grid, left: list[tuple[str, int, float]], workers: int) -> None:
@@ -247,17 +247,17 @@ def show_plan(grid: grids.Grid, left: list[tuple[str, int, float]], workers: int
     )
 
 
-def write(found: Findings, folder: Path, command: str, more: Path | None = None, claims: bool = True) -> list[Path]:
+def write(findings: Findings, folder: Path, command: str, more: Path | None = None, claims: bool = True) -> list[Path]:
     """findings.md (sweep.md without `claims`) and each table as CSV into `folder`; the former to `more`, too. Returns
     what was written."""
-    text = markdown(found, command, claims).encode()
+    text = markdown(findings, command, claims).encode()
     files = {folder / ("findings.md" if claims else "sweep.md"): text} | ({more: text} if more else {})
-    told = pd.DataFrame([{k: v for k, v in vars(r).items() if k != "values"} for r in found.claims])
-    files[folder / "claims.csv"] = told.to_csv(index=False).encode()
-    files[folder / "checkpoints.csv"] = found.rows.to_csv(index=False).encode()
+    claim_rows = pd.DataFrame([{k: v for k, v in vars(r).items() if k != "values"} for r in findings.claims])
+    files[folder / "claims.csv"] = claim_rows.to_csv(index=False).encode()
+    files[folder / "checkpoints.csv"] = findings.rows.to_csv(index=False).encode()
     if claims:
-        files[folder / "arms.csv"] = found.arms.to_csv(index=False).encode()
-    for axis, table in found.tables.items():
+        files[folder / "arms.csv"] = findings.arms.to_csv(index=False).encode()
+    for axis, table in findings.tables.items():
         files[folder / f"{axis}.csv"] = table.to_csv(index=False).encode()
     for path, content in files.items():
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -80,19 +80,19 @@ def beside_published(con, rows: pd.DataFrame) -> pd.DataFrame:
     This lab's rows give its own tasks under the benchmarks of their names, and its whole (all domains by P_web) under
     `mean`; they are of another scale of model, data and task. Needs the view `contenders`."""
     heads = [*BENCHMARKS, "mean"]
-    found = con.execute("FROM published").df()
+    figures = con.execute("FROM published").df()
     out = []
-    for key, part in found.groupby(["system", "model", "modality", "source"], sort=False, dropna=False):
+    for key, part in figures.groupby(["system", "model", "modality", "source"], sort=False, dropna=False):
         row = dict(zip(("system", "model", "modality", "source"), key, strict=True))
         for head in heads:
             cells = part[(part.task == head) & (part.accuracy.notna() | part.gap.notna())]
             row[head] = "; ".join(_pair(a, g) for a, g in zip(cells.accuracy, cells.gap, strict=True)) or "–"
         out.append(row)
-    theirs = pd.DataFrame(out)
-    theirs["whose"] = "published"
+    published_rows = pd.DataFrame(out)
+    published_rows["whose"] = "published"
     own = by_domain(con)
     tasks = dict(con.execute(f"SELECT DISTINCT {DOMAIN}, regexp_replace(task, '@.*', '') FROM evaluations").fetchall())
-    mine = []
+    own_rows = []
     for contender in rows.contender.unique():
         whole = rows[(rows.group == ALL) & (rows.contender == contender)].iloc[0]
         for modality in ("text", "speech", "cascade"):
@@ -108,8 +108,8 @@ def beside_published(con, rows: pd.DataFrame) -> pd.DataFrame:
                     cells += [f"{pair} {setting}".strip()] if len(value) else []
                 row[head] = "; ".join(cells) or "–"
             row["mean"] = _pair(100 * whole[modality], 100 * whole.gap if modality == "speech" else np.nan)
-            mine.append(row)
-    made = pd.concat([pd.DataFrame(mine), theirs], ignore_index=True)
+            own_rows.append(row)
+    made = pd.concat([pd.DataFrame(own_rows), published_rows], ignore_index=True)
     return made[["system", "model", "modality", *heads, "source", "whose"]]
 
 

@@ -105,8 +105,8 @@ def _figures(con, lab, study: dict, rows: pd.DataFrame) -> list:
     if len(listed):
         chosen = listed[listed.parent_selection_id.isna()].selection_id.iloc[0]
         caption = "Where the text and speech models disagree, and what was drawn and kept"
-        told = con.execute("SELECT * FROM selected WHERE selection_id = ? ORDER BY draw", [chosen]).df()
-        drawn.append(Figure("clusters", caption, charts.clusters(con, chosen), told))
+        draws = con.execute("SELECT * FROM selected WHERE selection_id = ? ORDER BY draw", [chosen]).df()
+        drawn.append(Figure("clusters", caption, charts.clusters(con, chosen), draws))
     return drawn
 
 

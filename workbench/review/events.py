@@ -30,33 +30,33 @@ class Review:
     selection_id: str
     reviewer: str
 
-    def _say(self, **fields) -> dict:
-        said = store.append(self.lab, "decisions", selection_id=self.selection_id, reviewer=self.reviewer, **fields)
+    def _append(self, **fields) -> dict:
+        event = store.append(self.lab, "decisions", selection_id=self.selection_id, reviewer=self.reviewer, **fields)
         store.renew_soon(self.lab)
-        return said
+        return event
 
     def drop(self, sample_id: str, reason: str, note: str | None = None) -> dict:
-        return self._say(target="sample", sample_id=sample_id, verdict="drop", reason=reason, note=note)
+        return self._append(target="sample", sample_id=sample_id, verdict="drop", reason=reason, note=note)
 
     def keep(self, sample_id: str, note: str | None = None) -> dict:
-        return self._say(target="sample", sample_id=sample_id, verdict="keep", note=note)
+        return self._append(target="sample", sample_id=sample_id, verdict="keep", note=note)
 
     def rule(self, predicate: str, reason: str) -> dict:
         """Drop by a SQL predicate over rule_rows; it holds for refills and child selections too."""
-        return self._say(target="rule", rule=predicate, verdict="drop", reason=reason)
+        return self._append(target="rule", rule=predicate, verdict="drop", reason=reason)
 
     def cluster(self, cluster_id: int, verdict: str, reason: str | None = None, weight: float | None = None) -> dict:
         """verdict: drop (leave it out), keep, or reweight by `weight` at the next draw."""
-        return self._say(target="cluster", cluster_id=int(cluster_id), verdict=verdict, reason=reason, weight=weight)
+        return self._append(target="cluster", cluster_id=int(cluster_id), verdict=verdict, reason=reason, weight=weight)
 
     def undo(self, con, event_id: str | None = None) -> dict | None:
         """Take back an event, or the reviewer's latest standing one on this selection: what it was, None if there
         is none."""
-        said = standing_events(con, self.selection_id, self.reviewer, event_id=event_id, limit=1)
-        if said.empty:
+        events = standing_events(con, self.selection_id, self.reviewer, event_id=event_id, limit=1)
+        if events.empty:
             return None
-        last = said.iloc[0]
-        self._say(
+        last = events.iloc[0]
+        self._append(
             target=last.target,
             sample_id=_value(last.sample_id),
             rule=_value(last.rule),

@@ -38,8 +38,8 @@ def stage2_recipe(con, selection_id: str) -> str:
     """The recipe of Stage II that belongs to the Stage I which the selection was drawn with, else the miniature's."""
     from salad import recipes
 
-    found = con.execute(
+    row = con.execute(
         "SELECT r.recipe FROM selections AS l JOIN runs AS r USING (run_id) WHERE l.selection_id = ?", [selection_id]
     ).fetchone()
-    name = (found[0] or "").replace("stage1", "stage2") if found else ""
+    name = (row[0] or "").replace("stage1", "stage2") if row else ""
     return name if name in recipes.names() else "miniature_stage2"

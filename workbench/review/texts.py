@@ -117,10 +117,10 @@ def card(con, selection_id: str, sample_id: str) -> dict | None:
         f"{texts_with_verdicts(con, selection_id)} SELECT * FROM texts WHERE sample_id = $sample",
         {"sample": sample_id},
     )
-    found = dicts(rows)
-    if not found:
+    cards = dicts(rows)
+    if not cards:
         return None
-    row = found[0]
+    row = cards[0]
     row["said"] = (
         con.execute(
             f"""SELECT reviewer, verdict, reason FROM {verdicts_of(con, selection_id)[0]}
@@ -139,11 +139,11 @@ def card(con, selection_id: str, sample_id: str) -> dict | None:
 def read_speech(con, synthesis_id: str | None) -> dict:
     """tts, voice, cer, duration_s and flags of a synthesis, and its words as [char_start, char_end, start_s, end_s]."""
     columns = ("tts", "voice", "cer", "duration_s", "flags", "words")
-    found = con.execute(f"SELECT {', '.join(columns)} FROM syntheses WHERE synthesis_id = ?", [synthesis_id]).fetchone()
-    told = dict(zip(columns, found or [None] * len(columns), strict=True))
+    row = con.execute(f"SELECT {', '.join(columns)} FROM syntheses WHERE synthesis_id = ?", [synthesis_id]).fetchone()
+    synthesis = dict(zip(columns, row or [None] * len(columns), strict=True))
     times = ("char_start", "char_end", "start_s", "end_s")
-    words = [[word[key] for key in times] for word in told["words"] or []]
-    return told | {"flags": told["flags"] or [], "words": words}
+    words = [[word[key] for key in times] for word in synthesis["words"] or []]
+    return synthesis | {"flags": synthesis["flags"] or [], "words": words}
 
 
 def read_tokens(con, run_id: str, step: int, sample_id: str, synthesis_id: str | None) -> list[dict]:
