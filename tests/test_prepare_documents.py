@@ -225,4 +225,4 @@ def test_the_shared_cases_of_texts_come_out_right(tmp_path, case):
             "neunzehnhundertachtundneunzig" in spoken for _, spoken, _ in result
         )
     if case.startswith("long-hex"):  # no voice reads it: it is in no passage, and is counted
-        assert counts["left over"]["long sentence"] == 1 and all(max(map(len, text.split())) < 100 for text, *_ in result)
+        assert counts["left over"]["long word"] == 1 and all(max(map(len, text.split())) < 100 for text, *_ in result)

@@ -372,13 +372,13 @@ def test_a_cut_is_read_from_its_own_channel_and_what_it_asks_for_is_done_or_name
         except Unusable as error:
             by_name[sample.id] = error.args[0]
     wanted = {"left": left, "right": right, "both": (left + right) / 2, "of-two": right, "two-files": right, "memory": right,
-              "volume": right / 2, "english": left}  # fmt: skip
+              "volume": right / 2, "english": left, "mixed": left}  # fmt: skip
     for id, samples in wanted.items():
         assert by_name.pop(id) == pytest.approx(samples[:16_000], abs=1e-6), id
     assert by_name.pop("later") == pytest.approx(right[16_000:], abs=1e-6)
     assert by_name == {
-        "third": "unreadable", "unheard-of": "unreadable", "command": "unsupported", "url": "unsupported", "shar": "unsupported",
-        "mixed": "unsupported", "padding": "unreadable", "no-words": "no text", "nan": "bad number", "early": "bad number",
+        "third": "unreadable", "unheard-of": "unreadable", "command": "unsupported", "url": "unsupported", "shar": "missing",
+        "padding": "unreadable", "no-words": "no text", "nan": "bad number", "early": "bad number",
         "gone": "missing", "beyond": "truncated", "odd": "unreadable", "typed": "unreadable", "cuts-23": "unreadable",
         "german": "other language",
     }  # fmt: skip
@@ -449,3 +449,82 @@ def test_the_shared_cases_of_recordings_come_out_right(recogniser, tmp_path, cas
     assert [round(item, 4) for (item,) in rows] == seconds
     with pytest.raises(SaladError, match="tsv-latin-1/list.tsv is not UTF-8 .* it looks like Latin-1"):
         prepare_speech(tmp_path, CASES / "tsv-latin-1", "latin", recogniser)
+
+
+def loaded(source, **more) -> dict:
+    """id -> samples, or the reason for which the recording is set aside."""
+    found = {}
+    for row in recordings(source, **more):
+        assert row.id not in found
+        try:
+            if row.fault:
+                raise Unusable(*row.fault)
+            found[row.id] = row.load(10.0)[0]
+        except Unusable as error:
+            found[row.id] = error.args[0]
+    return found
+
+
+def test_a_mix_of_recordings_sounds_as_lhotse_mixes_it_or_is_set_aside_by_name(tmp_path):
+    from lhotse import CutSet, MonoCut, Recording, SupervisionSegment
+    from lhotse.utils import fastcopy
+
+    rng = np.random.default_rng(0)
+    for name, rate in (("a", 16_000), ("b", 16_000), ("noise", 16_000), ("slow", 8_000)):
+        soundfile.write(tmp_path / f"{name}.wav", rng.uniform(-0.3, 0.3, 2 * rate).astype(np.float32), rate, subtype="FLOAT")
+
+    def mono(name, start=0.0, duration=1.0, text=None):
+        said = [SupervisionSegment(f"{name}-s", name, 0, duration, 0, text=text, speaker="A")] if text else []
+        return MonoCut(name, start, duration, 0, supervisions=said, recording=Recording.from_file(tmp_path / f"{name}.wav"))
+
+    a, b, noise = mono("a", 0.5, 1.0, "first words"), mono("b", 0.0, 1.0, "then more"), mono("noise", 0.0, 0.7)
+    cuts = {
+        "padded": a.pad(duration=1.5), "padded-left": a.pad(duration=1.5, direction="left"), "noisy": a.mix(noise, snr=10),
+        "later-noise": a.mix(noise, offset_other_by=0.2, snr=3), "appended": a.append(b), "both": a.mix(b, offset_other_by=0.5),
+        "of-two-rates": a.pad(duration=1.2),
+    }  # fmt: skip
+    wanted = {id: cut.load_audio().mean(0) for id, cut in cuts.items()}
+    slow = mono("slow")
+    cuts["of-two-rates"] = fastcopy(cuts["noisy"], tracks=[cuts["noisy"].tracks[0], fastcopy(cuts["noisy"].tracks[1], cut=slow)])
+    gone = fastcopy(noise, recording=fastcopy(noise.recording, sources=[fastcopy(noise.recording.sources[0], source="gone.wav")]))
+    cuts["gone"] = fastcopy(cuts["noisy"], tracks=[cuts["noisy"].tracks[0], fastcopy(cuts["noisy"].tracks[1], cut=gone)])
+    CutSet.from_cuts(fastcopy(cut, id=id) for id, cut in cuts.items()).to_file(tmp_path / "cuts.jsonl.gz")
+    text = gzip.open(tmp_path / "cuts.jsonl.gz", "rt").read().replace(f"{tmp_path}/", "")  # paths beside the manifest
+    (tmp_path / "mixed_cuts.jsonl").write_text(text)
+    (tmp_path / "cuts.jsonl.gz").unlink()
+    found = loaded(tmp_path)
+    assert found.pop("padded") == pytest.approx(wanted["padded"][:16_000], abs=1e-6)
+    assert found.pop("padded-left") == pytest.approx(wanted["padded-left"][8_000:], abs=1e-6)
+    for id in ("noisy", "later-noise"):
+        assert found.pop(id) == pytest.approx(wanted[id][:16_000], abs=1e-6), id
+    assert found.pop("a-s") == pytest.approx(wanted["appended"][:16_000], abs=1e-6)
+    assert found.pop("b-s") == pytest.approx(wanted["appended"][16_000:], abs=1e-6)
+    assert found == {"both": "unsupported", "of-two-rates": "unsupported", "gone": "missing"}
+
+
+def test_a_shar_is_read_from_its_tars_and_accounts_for_all_that_they_hold(tmp_path):
+    from lhotse import CutSet, MonoCut, Recording, SupervisionSegment
+    from lhotse.utils import fastcopy
+
+    x = np.linspace(-0.5, 0.5, 48_000, dtype=np.float32)
+    soundfile.write(tmp_path / "a.wav", np.stack([x, -x], 1), 16_000, subtype="FLOAT")
+    whole = Recording.from_file(tmp_path / "a.wav")
+    made = []
+    for n, id in enumerate(["one.1/x", "two", "three", "dropped", "four"]):
+        channel = n % 2
+        said = SupervisionSegment(f"s-{n}", "a", 0, 1.0, channel, text=f"words {n}", speaker="A")
+        made.append(MonoCut(id, 0.5 * n, 1.0, channel, supervisions=[said], recording=whole))
+    shar = tmp_path / "shar"
+    shar.mkdir()
+    CutSet.from_cuts(made).to_shar(shar, fields={"recording": "wav"}, shard_size=4)
+    first = shar / "cuts.000000.jsonl.gz"
+    rows = [json.loads(line) for line in gzip.open(first, "rt")]
+    said = rows[0]["supervisions"][0] | {"id": "not-in-the-tar"}
+    with gzip.open(first, "wt") as file:
+        file.writelines(json.dumps(row) + "\n" for row in [*rows[:3], rows[0] | {"id": "not-in-the-tar", "supervisions": [said]}])
+    (shar / "recording.000001.tar").rename(shar / "recording.000007.tar")  # the last shard's audio is elsewhere
+    found = loaded(shar)
+    for n in range(3):
+        sign = -1 if n % 2 else 1
+        assert found.pop(f"s-{n}") == pytest.approx(sign * x[8_000 * n : 8_000 * n + 16_000], abs=1e-4)
+    assert found == {"not-in-the-tar": "missing", "dropped": "no text", "s-4": "missing", "recording.000007.tar": "no text"}

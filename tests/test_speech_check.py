@@ -81,6 +81,7 @@ def test_other_languages_have_rates_of_their_own():
     assert (got.cer, got.wer) == (0, 0)
     got = check(spoken, "今天25℃，很好。", Knows("今天二十五摄氏度 很坏"), language="zh")
     assert got.cer == got.wer == pytest.approx(1 / 10)
+    assert check(spoken, "这里的传统很好，25个人", Knows("這裡的傳統很好二十五個人"), language="zh").cer == 0
 
 
 class Knows(Hears):

@@ -8,6 +8,7 @@ from functools import cache
 from typing import NamedTuple
 
 from salad.speech.languages import find_language
+from salad.speech.speakability import without_long_words
 from salad.speech.spoken import spoken_form
 
 CHARACTERS_PER_S = 15.0  # of the spoken form, spaces included: fluent English
@@ -79,7 +80,8 @@ def passages(
     text: str, min_s: float = 5.0, max_s: float = 30.0, rate: float = CHARACTERS_PER_S, language: str = "en"
 ) -> tuple[list[Passage], Counter]:
     """The passages, in order and disjoint, and how many pieces were left over: "long sentence" (longer than `max_s`
-    by itself) and "short" (the rest of a run of sentences, shorter than `min_s`)."""
+    by itself), "long word" (longer by an unbroken run of characters alone) and "short" (the rest of a run of sentences,
+    shorter than `min_s`)."""
     timed = [(start, end, expected_s(text[start:end], rate, language)) for start, end in sentences(text, language)]
     found, left, run = [], Counter(), []
     for sentence in [*timed, None]:
@@ -87,7 +89,7 @@ def passages(
             run.append(sentence)
             continue
         if sentence is not None:
-            left["long sentence"] += 1
+            left[_why_too_long(text[sentence[0] : sentence[1]], "long sentence", max_s, rate, language)] += 1
         for start, end, seconds in _pack(run, max_s, 1 / rate):
             if seconds < min_s:
                 left["short"] += 1
@@ -98,10 +100,19 @@ def passages(
 
 
 def whole(text: str, max_s: float = 30.0, rate: float = CHARACTERS_PER_S, language: str = "en") -> tuple[list[Passage], Counter]:
-    """The same of a text that is not to be cut, for what answers it answers all of it. "long text" is left over."""
+    """The one passage of a text that must not be cut, because its answer answers all of it; what is left over is a "long
+    text" or a "long word", counted as in `passages`."""
     start, end = len(text) - len(text.lstrip()), len(text.rstrip())
     seconds = expected_s(text[start:end], rate, language)
-    return ([Passage(start, end, seconds)], Counter()) if seconds <= max_s else ([], Counter({"long text": 1}))
+    if seconds <= max_s:
+        return [Passage(start, end, seconds)], Counter()
+    return [], Counter({_why_too_long(text[start:end], "long text", max_s, rate, language): 1})
+
+
+def _why_too_long(text: str, reason: str, max_s: float, rate: float, language: str) -> str:
+    """`reason`, or "long word" where the text is short enough without its runs of characters that no blank divides."""
+    rest = without_long_words(text)
+    return "long word" if len(rest) < len(text) and expected_s(rest, rate, language) <= max_s else reason
 
 
 def _pack(run: list, max_s: float, gap_s: float):

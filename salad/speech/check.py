@@ -76,11 +76,21 @@ def _normaliser(code: str):
     return made
 
 
+@cache
+def _simplified():
+    """Traditional Chinese characters to simplified ones: recognisers write either, whatever was read."""
+    import opencc
+
+    return opencc.OpenCC("t2s").convert
+
+
 def normalise(text: str, language: str = "en") -> str:
     """`text` as it is compared: its reading (`spoken_form`), then Whisper's normaliser of the language (transformers), so
-    that "$1,000", "one thousand dollars" and "1000 dollars" agree, "don’t" and "don't", "3 p.m." and "three PM". Texts of
-    scripts without blanks between words come out without blanks."""
+    that "$1,000", "one thousand dollars" and "1000 dollars" agree, "don’t" and "don't", "3 p.m." and "three PM". Chinese comes
+    out in simplified characters; texts of scripts without blanks between words come out without blanks."""
     row = find_language(language)
+    if row.code == "zh":
+        text = _simplified()(text)
     plain = _normaliser(row.code)(spoken_form(text, row.code).spoken.translate(_BRACKETS))
     if not row.spaced:
         return "".join(plain.split())

@@ -167,7 +167,11 @@ RULES = [
     rule(r"(?:拨打|拨|致电|电话|热线|客服)(?:：|:)? ?(?P<take>\d{3,6})(?!\d|[.,年月日个元次])", _phone, DIGITS),
     rule(r"邮(?:政)?编码?(?:：|:|是|为)? ?(?P<take>\d{6})(?!\d)", lambda m: one_by_one(m["take"]), DIGITS),
     rule(r"(?<!\d)\d{3,4}(?=室|号房|房间|次列车|次航班)", lambda m: one_by_one(m[0]), DIGITS),
-    rule(r"(?<!\d)(?:985|211)(?=高校|院校|大学|工程|、|/)|301(?=医院)|(?<!\d)996(?=工作|制)", lambda m: one_by_one(m[0]), DIGITS),
+    rule(
+        r"(?<!\d)(?:985|211)(?=高校|院校|大学|工程|、|/)|(?<!\d)301(?=医院)|(?<!\d)996(?=工作|制)",
+        lambda m: one_by_one(m[0]),
+        DIGITS,
+    ),
     rule(
         r"(?<!\d)(?P<a>\d{4})(?:年)? ?[-–—~～至到] ?(?P<b>\d{4})(?=年)",
         lambda m: f"{one_by_one(m['a'])}{'年' if '年' in m[0] else ''}到{one_by_one(m['b'])}",

@@ -636,8 +636,8 @@ _MONEY_SIGNS = "".join(key[-1] for key in CURRENCIES)
 
 BEFORE_LAYOUT = [*addresses(_site), rule(r"(?<=\d) ?\* ?(?=\d)", "times", "*")]
 RULES = [
-    rule(r"(?<![\w&/#])#(?=\w{0,80}[A-Za-z])(\w{1,80})", _tag, "#"),
-    rule(r"(?<![\w.@])@(?=\w{0,40}[A-Za-z])(\w{1,40})(?!\.\w)", _tag, "@"),
+    rule(r"(?<![\w&/#])#(?=\w{0,80}[A-Za-z])((?>\w{1,80}))(?!\w)", _tag, "#"),
+    rule(r"(?<![\w.@])@(?=\w{0,40}[A-Za-z])((?>\w{1,40}))(?!\w|\.\w)", _tag, "@"),
     rule(
         r"(?<!\w)[CFGJA]#(?!\w)|(?<!\w)[A-Z]\+\+(?!\w)", lambda m: f"{m[0][0]} {'sharp' if m[0][1] == '#' else 'plus plus'}", "#+"
     ),

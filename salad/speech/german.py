@@ -291,7 +291,7 @@ def _first_of_days(match: re.Match) -> str:
 BEFORE_LAYOUT = addresses(_site)
 _DAYS = "|".join(_WEEKDAYS)
 RULES = [
-    rule(r"(?<![\w.@])@(?=\w{0,40}[^\W\d_])(\w{1,40})(?!\.\w)", lambda m: f"at {_spelled(m[1])}", "@"),
+    rule(r"(?<![\w.@])@(?=\w{0,40}[^\W\d_])((?>\w{1,40}))(?!\w|\.\w)", lambda m: f"at {_spelled(m[1])}", "@"),
     rule(rf"(?<![\w.])(?:{_DAYS})\b\.?(?= ?[-–—] ?(?:{_DAYS})\b)", lambda m: _WEEKDAYS[m[0][:2]], "-–—"),
     rule(rf"(?<=\ufffc)(?P<take> ?[-–—] ?)(?=(?:{_DAYS})\b)", " bis ", "-–—"),
     rule(rf"(?<=\ufffc)(?:{_DAYS})\b\.?", lambda m: _WEEKDAYS[m[0][:2]], "-–—"),
@@ -324,7 +324,7 @@ RULES = [
     rule(r"(?<![\w.,])1\.(?= (?:FC|SV|FSV|FFC|SC)\b)", "erster", "."),
     rule(r"(?<![\w/.,-])(?P<whole>\d{1,4}) (?P<over>\d)/(?P<under>\d{1,2})(?![\w/-]|[.,]\d)", _mixed, "/"),
     rule(r"\bPLZ:? (?P<take>\d{5})(?!\w)", lambda m: one_by_one(m["take"], "de"), "P"),
-    rule(r"(?<![\w&/#])#(?=\w{0,80}[^\W\d_])(\w{1,80})", lambda m: f"Hashtag {_spelled(m[1])}", "#"),
+    rule(r"(?<![\w&/#])#(?=\w{0,80}[^\W\d_])((?>\w{1,80}))(?!\w)", lambda m: f"Hashtag {_spelled(m[1])}", "#"),
     rule(r"(?<![\w.])St\.(?! ?[A-ZÄÖÜ])", "Stück", "."),
     rule(
         rf"(?<![\w.]){FREE}(?P<amount>{NUM}) ?(?:(?P<scale>{either(_SCALES)}) ?)?(?P<sign>{either(MONEY)})(?!\w)", _money, DIGITS

@@ -45,7 +45,12 @@ _COMPILED = {flag: [re.compile(pattern) for pattern in patterns] for flag, patte
 
 
 LONGEST_WORD = 60  # characters; no word of any language is longer in running text
-_LONG = re.compile(rf"[^\s{UNSPACED}]{{{LONGEST_WORD + 1}}}")
+_LONG = re.compile(rf"[^\s{UNSPACED}]{{{LONGEST_WORD + 1},}}")
+
+
+def without_long_words(text: str) -> str:
+    """The text without its runs of over 60 characters that no blank divides: hashes, encoded files, bare data."""
+    return _LONG.sub("", text)
 
 
 @cache
