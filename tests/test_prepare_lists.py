@@ -504,7 +504,6 @@ def test_a_mix_of_recordings_sounds_as_lhotse_mixes_it_or_is_set_aside_by_name(t
 
 def test_a_shar_is_read_from_its_tars_and_accounts_for_all_that_they_hold(tmp_path):
     from lhotse import CutSet, MonoCut, Recording, SupervisionSegment
-    from lhotse.utils import fastcopy
 
     x = np.linspace(-0.5, 0.5, 48_000, dtype=np.float32)
     soundfile.write(tmp_path / "a.wav", np.stack([x, -x], 1), 16_000, subtype="FLOAT")
