@@ -160,18 +160,170 @@ def qwen2_5_7b_stage2() -> RunConfig:
     return _qwen("Qwen/Qwen2.5-7B", 2)
 
 
+def smollm2_135m_chat_stage1() -> RunConfig:
+    """`smollm2_135m_stage1` in the LLM's own chat template: the user's turn may be speech and the answer carries the loss, so
+    that it answers a spoken question and stops. The corpora need answers (`salad prepare --answer`)."""
+    stage1 = smollm2_135m_stage1()
+    return stage1.model_copy(update={"sequences": stage1.sequences.model_copy(update={"prompt": "chat"})})
+
+
 def miniature():
-    """The embedded default's whole study: what `salad demo` runs. Returns a StudyConfig."""
-    from salad.study.config import ScoringConfig, StudyConfig
+    """The study in miniature: what `salad demo` runs. Minutes on two cores, nothing to download. Returns a MiniatureStudy."""
+    from salad.study.config import MiniatureStudy, ScoringConfig
 
     scoring = ScoringConfig(span_units=(1, 4))  # as its published figures and landed labs are
-    return StudyConfig(stage1=miniature_stage1(), stage2=miniature_stage2(), scoring=scoring)
+    return MiniatureStudy(stage1=miniature_stage1(), stage2=miniature_stage2(), scoring=scoring)
+
+
+def first_cpu():
+    """A real LLM learns to hear on two CPU cores: SmolLM2-135M through Whisper tiny.en, natural speech of one LJSpeech reader,
+    17 genres of MASC and presidential speeches as texts, Piper and Kokoro as voices. Returns a Study."""
+    from salad.study.config import SpeechSource, Study, TaskSource, TextSource
+
+    ljspeech = SpeechSource(
+        path="ljspeech/list.tsv",
+        layout="table",
+        licence="public domain",
+        domain="non-fiction",
+        hours=0.7,
+        rows=(0.0, 0.85),
+        get="clips LJ001 and LJ002 of https://keithito.com/LJ-Speech-Dataset with a table of path, text, speaker",
+        gb=2.6,
+    )
+    broad = TextSource(
+        path="texts/broad.jsonl",
+        licence="free",
+        documents=(0.0, 0.85),
+        max_domain_share=0.2,
+        max_s=20.0,
+        megabytes=2.0,
+        get="MASC and presidential speeches (nltk_data) as JSONL of doc_id, text, domain, source, licence",
+        gb=0.01,
+    )
+    return Study(
+        name="first_cpu",
+        text=broad,
+        heldout_text=broad.model_copy(update={"documents": (0.85, 1.0), "max_domain_share": 1.0, "megabytes": 0.6}),
+        heldout_per_domain=20,
+        natural=ljspeech,
+        heldout=ljspeech.model_copy(update={"rows": (0.85, 1.0)}),
+        tasks=(
+            TaskSource(name="piqa", path="piqa/valid_600.jsonl", format="piqa", rows=(0.5, 1.0), licence="AFL-3.0",
+                       get="PIQA's validation set: https://yonatanbisk.com/piqa"),
+            TaskSource(name="arc_challenge", path="arc/test_600.jsonl", format="arc", limit=300, licence="CC BY-SA 4.0",
+                       get="ARC-Challenge's test set: https://allenai.org/data/arc"),
+        ),
+        tts="piper:piper-en_US-joe-medium",
+        voices=("en_US-joe-medium",),
+        probe_voices=("en_US-joe-medium",),
+        eval_tts="kokoro-onnx:kokoro-onnx",
+        eval_voices=("jf_alpha", "jm_kumo"),
+        recogniser="openai/whisper-tiny.en",
+        embeddings="sentence-transformers/all-MiniLM-L6-v2",
+        n_clusters=64,
+        probe_per_cluster=6,
+        gamma=2.0,
+        budget_h=0.5,
+        stage1=smollm2_135m_stage1(),
+        stage2=smollm2_135m_stage2(),
+    )  # fmt: skip
+
+
+def _librispeech(name: str, stage1: RunConfig, stage2: RunConfig, **fields):
+    """A study of LibriSpeech, FineWeb-Edu and four public benchmarks, with Kokoro's voices and the paper's sentence embedder."""
+    from salad.study.config import SpeechSource, Study, TaskSource, TextSource
+
+    data = DataConfig(natural=("natural",), text=("broad",))
+    stage1, stage2 = (run.model_copy(update={"data": run.data if "natural" in run.data.natural else data})
+                      for run in (stage1, stage2))  # fmt: skip
+    openslr = "https://www.openslr.org/12: unpack train-clean-100, train-clean-360 and train-other-500 into librispeech/train"
+    sources = {
+        "text": TextSource(
+            path="fineweb/000_00000.parquet", licence="odc-by", workers=8, megabytes=150.0,
+            get="hf download HuggingFaceFW/fineweb-edu --repo-type dataset --include sample/10BT/000_00000.parquet", gb=2.2),
+        "natural": SpeechSource(path="librispeech/train", layout="librispeech", licence="CC BY 4.0", domain="audiobooks",
+                                hours=960.0, get=openslr, gb=57.0),
+        "heldout": SpeechSource(path="librispeech/dev-clean", layout="librispeech", licence="CC BY 4.0", domain="audiobooks",
+                                hours=5.4, get="https://www.openslr.org/resources/12/dev-clean.tar.gz", gb=0.34),
+    }  # fmt: skip
+    return Study(
+        name=name,
+        **{
+            **sources,
+            "tasks": tuple(TaskSource(name=task) for task in ("piqa", "openbookqa", "arc_challenge", "hellaswag")),
+            "tts": "kokoro",
+            "voices": ("af_heart", "am_michael"),
+            "probe_voices": ("af_heart",),
+            "recogniser": "facebook/wav2vec2-base-960h",
+            "embeddings": "BAAI/bge-large-en-v1.5",
+            "n_clusters": 128,
+            "probe_per_cluster": 6,
+            "gamma": 5.0,
+            "budget_h": 9.6,
+            "stage1": stage1,
+            "stage2": stage2,
+        }
+        | fields,
+    )
+
+
+def first_gpu():
+    """A first study on one 24 GB GPU, about a day: Qwen2.5-0.5B with LoRA on LibriSpeech. Returns a Study."""
+    return _librispeech("first_gpu", qwen2_5_0_5b_stage1(), qwen2_5_0_5b_stage2())
+
+
+def _published(name: str, stage1: RunConfig, stage2: RunConfig):
+    """LibriHeavy and Emilia as natural speech, as the paper's 3B and 7B: eight large GPUs."""
+    from salad.study.config import SpeechSource, TextSource
+
+    natural = SpeechSource(
+        path="libriheavy",
+        layout="cuts",
+        domain="audiobooks",
+        hours=50_000.0,
+        gb=3000.0,
+        licence="public domain",
+        get="https://github.com/k2-fsa/libriheavy and Libri-Light's audio",
+    )
+    text = TextSource(
+        path="fineweb",
+        licence="odc-by",
+        workers=16,
+        megabytes=28_000.0,
+        gb=28.0,
+        get="hf download HuggingFaceFW/fineweb-edu --repo-type dataset --include 'sample/10BT/*'",
+    )
+    more = SpeechSource(
+        path="emilia",
+        layout="emilia",
+        licence="CC BY-NC 4.0",
+        domain="conversation",
+        hours=91_000.0,
+        gb=2200.0,
+        get="hf download amphion/Emilia-Dataset --repo-type dataset --include 'EN/*'",
+    )
+    stages = [
+        run.model_copy(update={"data": run.data.model_copy(update={"natural": ("natural", "natural_2"), "text": ("broad",)})})
+        for run in (stage1, stage2)
+    ]
+    return _librispeech(name, *stages, natural=natural, further_natural=(more,), text=text, budget_h=1_400.0, gpus=8)
+
+
+def salad_3b():
+    """SALAD-3B as published: Qwen2.5-3B in full on LibriHeavy and Emilia, 1 % of their hours selected. Returns a Study."""
+    return _published("salad_3b", qwen2_5_3b_stage1(), qwen2_5_3b_stage2())
+
+
+def salad_7b():
+    """SALAD-7B as published. Returns a Study."""
+    return _published("salad_7b", qwen2_5_7b_stage1(), qwen2_5_7b_stage2())
 
 
 RUNS = {
     recipe.__name__: recipe
     for recipe in (
-        miniature_stage1, miniature_stage2, smollm2_135m_stage1, smollm2_135m_stage2, smollm2_360m_stage1, smollm2_360m_stage2,
+        miniature_stage1, miniature_stage2, smollm2_135m_stage1, smollm2_135m_stage2, smollm2_135m_chat_stage1,
+        smollm2_360m_stage1, smollm2_360m_stage2,
         qwen2_5_0_5b_stage1, qwen2_5_0_5b_stage2, qwen2_5_3b_stage1, qwen2_5_3b_stage2,
         qwen2_5_3b_lora_stage1, qwen2_5_3b_lora_stage2, qwen2_5_7b_stage1, qwen2_5_7b_stage2,
     )
@@ -190,3 +342,15 @@ def get(name: str) -> RunConfig:
         hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(names())}"
         raise SaladError(f"unknown recipe {name!r}; {hint}")
     return RUNS[name]()
+
+
+STUDIES = {recipe.__name__: recipe for recipe in (miniature, first_cpu, first_gpu, salad_3b, salad_7b)}
+
+
+def study(name: str):
+    """The study's configuration by name (a MiniatureStudy or a Study); an unknown name is a SaladError that suggests one."""
+    if name not in STUDIES:
+        near = difflib.get_close_matches(name, STUDIES, 1)
+        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(STUDIES)}, or a .toml, .json or .py file"
+        raise SaladError(f"no study {name!r}; {hint}")
+    return STUDIES[name]()

@@ -181,9 +181,10 @@ def test_where_steps_keep_going_what_waits_for_a_failed_one_fails_too_and_the_ot
 
 
 def test_room_is_checked_before_anything_is_written(tmp_path, monkeypatch):
+    from salad.study import costs
     from workbench.cli import demo_run
 
-    monkeypatch.setattr(demo_run, "NEEDED_GB", 1e9)
+    monkeypatch.setattr(costs, "MINIATURE_GB", 1e9)
     with pytest.raises(SaladError, match="GB free"):
         demo_run.run_demo(Path(tmp_path / "lab"), smoke=True)
     assert not (tmp_path / "lab").exists()

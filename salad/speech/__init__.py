@@ -3,9 +3,18 @@
 An engine is named by a specification: `espeak`, `kokoro`, `kokoro:<folder or repository>`, `kokoro-onnx:<folder>`,
 `piper:<folder>` or the user's own `package.module:name` (see `load_tts`)."""
 
+import os
+from pathlib import Path
+
 from salad import parts
 from salad.errors import SaladError
 from salad.speech.utterance import SAMPLE_RATE, TTS, TimedPhone, Utterance, Word
+
+
+def _engine_folder(name: str) -> str:
+    """The folder that an engine's `name` stands for: itself, else the one of that name in SALAD_MODELS."""
+    folder = Path(os.environ.get("SALAD_MODELS", "")) / name
+    return str(folder) if os.environ.get("SALAD_MODELS") and not Path(name).is_dir() and folder.is_dir() else name
 
 
 def load_tts(spec: str) -> TTS:
@@ -25,6 +34,7 @@ def load_tts(spec: str) -> TTS:
         folder, _, recogniser = where.partition("::")
         if not folder:
             raise SaladError(f'TTS "{spec}" lacks its folder: say {engine}:<folder>')
+        folder = _engine_folder(folder)
         if engine == "piper":
             from salad.speech.piper import Piper
 

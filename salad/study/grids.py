@@ -13,7 +13,7 @@ from pydantic import Field
 
 from salad import recipes
 from salad.config import Frozen, RunConfig, apply_overrides
-from salad.study.config import StudyConfig
+from salad.study.config import MiniatureStudy
 from salad.study.graph import claim
 from store import atomic
 
@@ -48,7 +48,7 @@ class Grid(Frozen):
     clusterings of any K rest on the same measurements. `curve`: shares of Stage I at which M and F are measured."""
 
     name: str
-    study: StudyConfig
+    study: MiniatureStudy
     cells: tuple[Cell, ...]
     seeds: tuple[int, ...] = (0, 1, 2)
     probe: int = Field(96, gt=0, description="probed texts of each clustering, over its clusters")
@@ -117,7 +117,7 @@ def cells() -> tuple[Cell, ...]:
     )  # fmt: skip
 
 
-def sized(study: StudyConfig, world: dict, budget_h: float, stage1: dict, stage2: dict) -> StudyConfig:
+def sized(study: MiniatureStudy, world: dict, budget_h: float, stage1: dict, stage2: dict) -> MiniatureStudy:
     """The study with other sizes of its world, its budget, and the optimisation of both stages."""
 
     def optim(run: RunConfig, update: dict) -> RunConfig:
@@ -169,12 +169,12 @@ def smoke(name: str = "findings-smoke") -> Grid:
     return grid.model_copy(update={"curve": (0.34,)})
 
 
-def study_of(grid: Grid, seed: int) -> StudyConfig:
+def study_of(grid: Grid, seed: int) -> MiniatureStudy:
     """The study at a seed; the encoder's seed stays the grid's own."""
     return grid.study.seeded(seed).model_copy(update={"encoder": grid.study.encoder})
 
 
-def run_config(config: StudyConfig, cell: Cell) -> RunConfig:
+def run_config(config: MiniatureStudy, cell: Cell) -> RunConfig:
     """The cell's training, without its parent and selection."""
     base = config.stage1 if cell.stage == "stage1" else config.stage2
     if cell.speech == "broad":

@@ -21,13 +21,25 @@ class Step:
     """`work(progress, *arguments)` runs when the steps named in `after` are done; steps listed first go first.
 
     `work` is a module-level function; `progress(done, total)` tells how far it is. What it returns is shown as what
-    was done."""
+    was done. `key`: the step's name within its seed's lab, where it is not `name`. `device`: it computes on the machine's
+    accelerator, which one step has at a time where there is one."""
 
     name: str
     title: str
     work: Callable
     arguments: tuple = ()
     after: tuple[str, ...] = ()
+    key: str = ""
+    device: bool = False
+
+    @property
+    def lab(self) -> str:
+        """The lab that it works in."""
+        return self.arguments[0]
+
+    @property
+    def own_name(self) -> str:
+        return self.key or self.name
 
 
 @dataclass(frozen=True)
@@ -86,13 +98,15 @@ def _warm_parent():
     return context
 
 
-def run(steps: Sequence[Step], workers: int, watch: Callable, keep_going: bool = False) -> list[Outcome]:
+def run(steps: Sequence[Step], workers: int, watch: Callable, keep_going: bool = False, one_device: bool = False,
+        threads: int = 1) -> list[Outcome]:  # fmt: skip
     """Run all steps, at most `workers` at once. `watch(event, step, *details)` hears "start", "progress" (done,
     total), "done" and "failed" (outcome). A step that fails ends the others; its error is raised as SaladError, in one
     line, with the traceback of an unexpected one in `__notes__`. With `keep_going` it is an outcome that `failed`, as
-    are the steps that wait for it, and the others go on. Ctrl-C ends the children and goes on its way."""
+    are the steps that wait for it, and the others go on. Ctrl-C ends the children and goes on its way. `one_device`: steps
+    that compute on the accelerator go one at a time. `threads`: of each process."""
     # one thread each: two OpenMP threads on a busy machine can fall to a fraction of one thread's speed
-    os.environ |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false"}
+    os.environ |= {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false"}
     context = _warm_parent()
     waiting, done, outcomes, live = list(steps), set(), [], {}
 
@@ -107,7 +121,11 @@ def run(steps: Sequence[Step], workers: int, watch: Callable, keep_going: bool =
 
     try:
         while waiting or live:
-            for step in [s for s in waiting if done.issuperset(s.after)][: workers - len(live)]:
+            for step in [s for s in waiting if done.issuperset(s.after)]:
+                if len(live) >= workers:
+                    break
+                if one_device and step.device and any(other.device for other, _, _ in live.values()):
+                    continue
                 waiting.remove(step)
                 ours, theirs = context.Pipe(duplex=False)
                 process = context.Process(target=_child, args=(theirs, step.work, step.arguments), daemon=True)

@@ -126,7 +126,7 @@ def _study(lab, size, seeds, cells, workers, plan, no_run, write, name, axes) ->
     if not no_run:
         from rich.console import Console
 
-        from workbench.cli.demo_run import watching
+        from workbench.cli.study_run import watching
 
         with watching(Console()) as watch:
             failed = schedule.run(grid, root, watch, workers, only)
