@@ -1,6 +1,7 @@
 """Where a model's name leads: a folder of the lab, a folder anywhere, a hub name, or `package.module:name`."""
 
 import hashlib
+import logging
 import os
 import warnings
 from pathlib import Path
@@ -77,9 +78,21 @@ def is_unchanged(folder: Path | str, kept: dict) -> bool:
 
 
 def quiet() -> None:
-    """Keep transformers from drawing a progress bar for every folder that it loads, and peft, which asks by a name that
-    transformers is about to drop, from saying so."""
-    from transformers.utils import logging
+    """Keep libraries from telling what a user can do nothing about: transformers' progress bar for every folder that it loads and
+    its complaint about what its own Whisper passes to generate; peft's use of a name that transformers is about to drop; torch's
+    note that an RMS norm whose weight trains in float32 takes no fused kernel for bfloat16."""
+    from transformers.utils import logging as transformers_logging
 
-    logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()
+    generation = logging.getLogger("transformers.generation.utils")
+    if not any(isinstance(found, _OwnGenerateArguments) for found in generation.filters):
+        generation.addFilter(_OwnGenerateArguments())
     warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing")
+    warnings.filterwarnings("ignore", message="Mismatch dtype between input and weight")
+
+
+class _OwnGenerateArguments(logging.Filter):
+    """Drops what transformers says of its own Whisper's call of `generate`."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return "suppress_tokens" not in record.getMessage()

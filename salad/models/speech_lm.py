@@ -103,6 +103,8 @@ class SpeechLM(nn.Module):
         It goes on with the same parts. One change is allowed: where the parent was trained in full, LoRA may be put on
         top of its LLM; the teacher stays the original, which is then loaded beside it. Raises SaladError."""
         settings, wanted = _read_settings(folder), settings_of(config)
+        for one in (settings, wanted):  # how the adapter was begun is the parent's, and no difference in what it is
+            one["adapter"].pop("warm_start", None)
         for part in ("encoder", "adapter", "prompt", "system", "template"):
             if (settings.get(part) or None) != (wanted.get(part) or None):
                 raise SaladError(f"parent {config.parent} was trained with another {part}; a child goes on with the same")

@@ -13,7 +13,7 @@ from salad.passes import run as passes
 from salad.passes.synthesise import jobs_of, synthesise
 from salad.prepare import SpeechOptions, TextOptions, prepare_speech, prepare_text
 from salad.runs import ENDED
-from salad.selection import to_synthesise
+from salad.selection import is_frozen, to_synthesise
 from salad.speech import load_tts, shar
 from salad.speech.check import load_recogniser
 from salad.study import sources, state
@@ -44,11 +44,11 @@ def follow(handle, where: str, progress: Progress | None) -> None:
         raise SaladError(f"{handle.run_id} on {where}: {len(damaged)} of its files arrived damaged, such as {damaged[0]}; rerun")
 
 
-def run_pass(progress: Progress | None, lab: Lab, config: Study, step: str, name: str, **options) -> str:
-    """Do a pass by name, here or on the step's engine. Returns what the pass says of itself."""
+def run_pass(progress: Progress | None, lab: Lab, config: Study, of: str, name: str, /, **options) -> str:
+    """Do a pass by name for the step `of`, here or on that step's engine. Returns what the pass says of itself."""
     run = passes.prepare(lab, name, options, yes=True, say=lambda line: None)
-    remember(lab, **{f"pass_{step}_{name}" + (f"_{options['speech']}" if "speech" in options else ""): run.run_id})
-    where, workers = config.engine_of(step), config.workers_of(step)
+    remember(lab, **{f"pass_{of}_{name}" + (f"_{options['speech']}" if "speech" in options else ""): run.run_id})
+    where, workers = config.engine_of(of), config.workers_of(of)
     if where == "here" and workers == 1:
         return passes.here(run, progress)
     follow(passes.launch(run, where, workers, None if config.gpus is None else str(config.gpus)), where, progress)
@@ -163,9 +163,18 @@ def divergences(progress: Progress | None, lab: Lab, config: Study, speech: str,
                     span_units=(low, high))  # fmt: skip
 
 
+def _refilled(lab: Lab, selection: str) -> str:
+    """The newest selection that a reviewer's refill has drawn from this one, else itself: never a frozen one, which a training
+    made of it."""
+    con = store.connect(lab)
+    found = con.execute("SELECT selection_id FROM lineage WHERE ancestor_id = ? ORDER BY depth DESC, selection_id", [selection])
+    return next((name for (name,) in found.fetchall() if not is_frozen(con, name)), selection)
+
+
 def synthesis(progress: Progress | None, lab: Lab, config: Study, note: str, budget_h: float) -> str:
     """Speak the selection that is noted under `note`, in draw order up to its budget, without what reviewers dropped."""
-    name = recall(lab, note)
+    name = _refilled(lab, recall(lab, note))
+    remember(lab, **{note: name})
     if not to_synthesise(lab, name):
         raise SaladError(f"selection {name} has no text left to be spoken; `salad refill {name}` draws more")
     return run_pass(progress, lab, config, "synthesis", "synthesise", selection=name, tts=config.tts, voices=config.voices,

@@ -9,7 +9,6 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-import store
 from salad.errors import SaladError
 from salad.study import conduct, costs, runner, state
 from salad.study.config import BaseStudy, MiniatureStudy, Study
@@ -110,8 +109,12 @@ def run_study(lab: Path, config: BaseStudy, *, corpus: str | None = None, smoke:
         )  # fmt: skip
     failed = made.failed
     if failed:
-        console.print(f"{len(failed)} of {len(made.outcomes)} steps failed, each told above; rerun the command to try them again.",
-                      highlight=False, soft_wrap=True)  # fmt: skip
+        ran = [outcome for outcome in failed if outcome.seconds]
+        console.print(
+            f"{len(ran)} of {len(made.outcomes)} steps failed, each with its reason above"
+            + (f", and {len(failed) - len(ran)} wait for them" if len(failed) > len(ran) else "")
+            + "; rerun the command to try them again.", highlight=False, soft_wrap=True,
+        )  # fmt: skip
         return 1
     if until is None and only is None and not made.waiting:
         show_results(console, lab, config)
@@ -126,11 +129,9 @@ def show_results(console: Console, lab: Path, config: BaseStudy) -> None:
     for seed, path in conduct.all_labs(lab, config):
         if len(config.seeds) > 1:
             console.print(f"seed {seed}", highlight=False)
-        try:
-            told = report(path)
-        except store.StoreError as error:
-            console.print(str(error), highlight=False, soft_wrap=True)
-            continue
+        if isinstance(config, Study) and not config.tasks:
+            continue  # nothing is evaluated; the divergences stand in the table of all seeds
+        told = report(path)
         told.print()
         console.print(f"report: {path / 'report.html'} and {path / 'report.md'}\n", highlight=False, soft_wrap=True)
     if isinstance(config, Study):
@@ -189,7 +190,8 @@ def watching(console: Console, left: Callable[[set[str]], float] | None = None):
             outcome = details[0]
             message = f"failed: {outcome.message}" if outcome.failed else outcome.message
             done.add(step.name)
-            rest = f"   (left: about {in_time(left(done))})" if left is not None and not outcome.failed and left(done) > 60 else ""
+            seconds = left(done) if left is not None and not outcome.failed else 0.0
+            rest = f"   (left: about {in_time(seconds)})" if seconds > 60 else ""
             bars.console.print(f"{step.title:<32} {outcome.seconds:6.1f} s  {message}{rest}", highlight=False, soft_wrap=True)
 
     with bars:

@@ -33,6 +33,7 @@ from workbench.panels.selection import (
     picked,
     picked_words,
     quadrant_words,
+    review_gate,
     rule_preview,
     text_table,
     unready,
@@ -43,6 +44,7 @@ __all__ = [
     "cluster_filter", "clusters", "compared_table",
     "differences", "divergence_facts", "effect", "events_table", "figure", "gamma_facts", "go_on", "lab_name", "main_and_side",
     "own_gamma",
-    "picked", "picked_words", "plain_table", "quadrant_words", "row", "rule_preview", "scrolled", "state", "stats", "text_table",
+    "picked", "picked_words", "plain_table", "quadrant_words", "review_gate", "row", "rule_preview", "scrolled", "state", "stats",
+    "text_table",
     "unready", "when_seen",
 ]  # fmt: skip

@@ -4,6 +4,7 @@ import marimo as mo
 import pandas as pd
 
 import store
+from salad.study.state import mark_reviewed, noted, waits_for_review
 from workbench import review
 from workbench.markup import markdown, plain
 from workbench.panels.elements import plain_table, scrolled, stats
@@ -253,8 +254,9 @@ def agreement(con, selection_id: str) -> mo.Html:
 
 
 def buttons(con, judge: review.Review, rule, reason, weight, clusters, events, on_decision, on_drawn) -> dict[str, mo.ui.button]:
-    """Set the rule, leave the picked clusters out, take them back in, reweight them, accept or reject their audit,
-    undo, refill. Each writes its event on its click, and tells `on_decision` in words; a refill tells `on_drawn` its id."""
+    """Set the rule, leave the picked clusters out, take them back in, reweight them, accept or reject their audit, undo,
+    refill, end the review. Each writes its event on its click, and tells `on_decision` in words; a refill tells `on_drawn` its
+    id."""
 
     def each(verdict, words, *details):
         if not clusters:
@@ -283,6 +285,10 @@ def buttons(con, judge: review.Review, rule, reason, weight, clusters, events, o
         on_drawn(child)
         return f"Refilled as `{child}`, which is chosen above. Its new texts are yet to be spoken."
 
+    def reviewed():
+        mark_reviewed(judge.lab, judge.reviewer)
+        return "Reviewed: rerun `salad study`, and Stage II begins."
+
     def button(label, act):
         def clicked(_):
             try:
@@ -303,7 +309,24 @@ def buttons(con, judge: review.Review, rule, reason, weight, clusters, events, o
         "reject": button("reject", lambda: each("drop", "rejected and left out", "audit")),
         "undo": button("undo the selected event, else my last", undo),
         "refill": button("refill what was dropped", refill),
+        "reviewed": button("reviewed: let Stage II begin", reviewed),
     }
+
+
+def review_gate(lab, button: mo.ui.button) -> mo.Html:
+    """Of a study that waits for a person before Stage II: what it waits for, and the button that ends the wait; afterwards who
+    ended it and when. Empty for any other lab."""
+    if waits_for_review(lab):
+        words = (
+            "**This study waits for you.** When you have listened and dropped what is bad, let Stage II begin; what you "
+            "dropped is replaced in draw order first. Then rerun `salad study`."
+        )
+        return mo.callout(mo.vstack([mo.md(words), button]), kind="warn")
+    record = noted(lab, "reviewed")
+    if record is None:
+        return mo.md("")
+    by = f" by {record['by']}" if record.get("by") else ""
+    return mo.md(markdown("Reviewed {}; rerun <code>salad study</code> to go on to Stage II.", f"{record['at'][:16]} UTC{by}"))
 
 
 def go_on(lab, con, selection_id: str, recipe: str, on: str, *, export: bool, launch: bool) -> mo.Html:
