@@ -100,13 +100,6 @@ def run_study(lab: Path, config: BaseStudy, *, corpus: str | None = None, smoke:
     seconds, busy = time.monotonic() - began, sum(outcome.seconds for outcome in made.outcomes)
     at_once = "two at a time" if workers == 2 else f"{workers} at a time"
     console.print(f"all steps: {seconds:.0f} s ({busy:.0f} s of work, {at_once})\n", highlight=False)
-    for path in made.waiting:
-        where = "" if path == Path("lab").resolve() else f"SALAD_LAB={path} "
-        console.print(
-            f"waits for a person: {where}marimo edit notebooks/selection.py shows what was selected, to listen and to drop. "
-            f"Then press its button, or give this command with --reviewed: Stage II begins.",
-            highlight=False, soft_wrap=True,
-        )  # fmt: skip
     failed = made.failed
     if failed:
         ran = [outcome for outcome in failed if outcome.seconds]
@@ -116,6 +109,13 @@ def run_study(lab: Path, config: BaseStudy, *, corpus: str | None = None, smoke:
             + "; rerun the command to try them again.", highlight=False, soft_wrap=True,
         )  # fmt: skip
         return 1
+    for path in made.waiting:
+        where = "" if path == Path("lab").resolve() else f"SALAD_LAB={path} "
+        console.print(
+            f"waits for a person: {where}marimo edit notebooks/selection.py shows what was selected, to listen and to drop. "
+            f"Then press its button, or give this command with --reviewed: Stage II begins.",
+            highlight=False, soft_wrap=True,
+        )  # fmt: skip
     if until is None and only is None and not made.waiting:
         show_results(console, lab, config)
     return 0
