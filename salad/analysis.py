@@ -166,10 +166,15 @@ def by_group(con, study: dict) -> pd.DataFrame:
     Needs the view `contenders` (contender, run_id, step, place)."""
     cells = by_domain(con, study.get("heldout", "heldout"))
     rows = []
-    for group, weights in groups(study, cells.domain).items():
+    evaluated = sorted(cells[cells.measure.isin(("text", "speech", "cascade"))].domain.dropna().unique())
+    for group, massed in groups(study, cells.domain).items():
+        # tasks that have no mass under P_web (PIQA beside genres of text) weigh the same
+        alone = group.startswith(ALL) and evaluated and not any(massed.get(domain) for domain in evaluated)
+        by_task = dict.fromkeys(evaluated, 1 / len(evaluated)) if alone else massed
         for contender in con.execute("SELECT contender FROM contenders ORDER BY place, contender").df().contender:
             row = {"group": group, "contender": contender}
             for measure in MEASURES:
+                weights = massed if measure in ("m", "f") else by_task
                 part = cells[(cells.contender == contender) & (cells.measure == measure)].set_index("domain")
                 part = part[part.index.isin(weights)]
                 # A group's figure stands only where every domain with mass has been measured.
@@ -179,7 +184,7 @@ def by_group(con, study: dict) -> pd.DataFrame:
                 row[f"{measure}_se"] = float(np.sqrt((w**2 * part.se.fillna(0) ** 2).sum()) / w.sum()) if whole else np.nan
                 if measure == "speech" or (measure == "text" and "n_items" not in row):
                     row["n_items"] = int(part.n.sum()) if len(part) else 0
-            share = hearing(con, weights, contender)
+            share = hearing(con, by_task, contender)
             row["heard_n"] = share.n if share else 0
             estimate = (None,) * 3 if share is None else (share.share, share.low, share.high)
             row |= {

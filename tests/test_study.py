@@ -126,7 +126,7 @@ def test_it_ends_with_everything_measured_and_one_table(whole):
     scored = con.execute("SELECT DISTINCT y.speech FROM raw.scored v JOIN syntheses y USING (synthesis_id)").fetchall()
     assert {name for (name,) in scored} == {"probe", "heldout", "heldout_natural"}
     table = (lab / "study.md").read_text()
-    assert "stage2_active" in table and "heard share" in table and "warm-started before Stage I: 4 steps" in table
+    assert "stage2_active" in table and "| heard share |" in table and "smaller domains" not in table and "warm-started before Stage I: 4 steps" in table
     assert "seed 0" in table and "mean" not in table.split("±")[0]  # one seed has no mean over seeds
     assert (lab / "report" / "study-divergences.csv").is_file() and "study.md" in after
 

@@ -50,7 +50,7 @@ def run_pass(progress: Progress | None, lab: Lab, config: Study, of: str, name: 
     remember(lab, **{f"pass_{of}_{name}" + (f"_{options['speech']}" if "speech" in options else ""): run.run_id})
     where, workers = config.engine_of(of), config.workers_of(of)
     if where == "here" and workers == 1:
-        return passes.here(run, progress)
+        return passes.run_here(run, progress)
     follow(passes.launch(run, where, workers, None if config.gpus is None else str(config.gpus)), where, progress)
     return f"{name} on {where}, {workers} workers"
 

@@ -149,7 +149,7 @@ def votes(con) -> pd.DataFrame:
 def figures(con, lab: Path | str, study: dict, rows: pd.DataFrame) -> list[Figure]:
     """Every figure that the lab has the data for. Needs the view `contenders` (measures.measured makes it)."""
     long = accuracies(rows)
-    out = [Figure("accuracy", "Accuracy by coverage group", charts.accuracy(long), long)]
+    out = [Figure("accuracy", "Accuracy by coverage group", charts.accuracy(long), long)] if len(long) else []
     cells = by_domain(con, study)
     if rows.m.notna().any():
         both = rows[["contender", "group", "m", "m_se", "f", "f_se"]]
@@ -160,6 +160,8 @@ def figures(con, lab: Path | str, study: dict, rows: pd.DataFrame) -> list[Figur
     ):
         if {x, y} <= set(cells.columns):
             part = cells[["contender", "domain", x, y]].dropna().rename(columns={y: "accuracy"})
+            if part.empty:  # texts of other domains than the tasks
+                continue
             words = {"m": "Misalignment M", "f": "Forgetting F"}[x]
             note = stats.spearmanr(part[x], part.accuracy).statistic if len(part) > 2 else np.nan
             caption = f"{words} against {y} accuracy, by domain" + (f" (Spearman {note:.2f})" if note == note else "")

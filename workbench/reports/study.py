@@ -35,7 +35,7 @@ WITH texts AS (
 )
 SELECT contender, speech, domain, count(DISTINCT sample_id) AS texts, token_mean(d, n) AS d, token_mean_se(d, n) AS d_se,
     token_mean(m, n) AS m, token_mean_se(m, n) AS m_se
-FROM pooled GROUP BY ALL
+FROM pooled GROUP BY ALL HAVING domain <> 'smaller domains' OR speech IN (SELECT speech FROM pooled WHERE domain <> 'smaller domains')
 UNION ALL
 SELECT contender, speech, 'all domains', count(DISTINCT sample_id), token_mean(d, n), token_mean_se(d, n),
     token_mean(m, n), token_mean_se(m, n)
@@ -74,7 +74,7 @@ class StudyTables:
         seeds = sorted(rows.seed.unique())
         columns = [f"{m.upper() if len(m) == 1 else m}, seed {seed}" for m in measures for seed in seeds]
         means = [f"{m.upper() if len(m) == 1 else m}, mean" for m in measures] if len(seeds) >= FEWEST_SEEDS else []
-        heard = name == "answers" and rows.heard_share.notna().any()
+        heard = name == "answers" and rows.hearing.notna().any()
         cells = []
         for key, part in rows.groupby(keys, sort=False, dropna=False):
             by_seed = part.set_index("seed")
@@ -93,7 +93,7 @@ class StudyTables:
                     row.append(f"{values.mean():.{digits}f} ± {values.std() / len(values) ** 0.5:.{digits}f}"
                                if len(values) >= FEWEST_SEEDS else "–")  # fmt: skip
             if heard:
-                row.append("; ".join(_heard(r) for r in part.to_dict("records") if pd.notna(r["heard_share"])) or "–")
+                row.append("; ".join(_heard(r) for r in part.to_dict("records") if pd.notna(r["hearing"])) or "–")
             cells.append(row)
         return ReportTable(name, title, [*heads, *columns, *means, *(["heard share"] if heard else [])], cells)
 
@@ -125,6 +125,9 @@ class StudyTables:
 
 
 def _heard(row: dict) -> str:
+    """The heard share in per cent with its interval, or what may be said where there is none."""
+    if pd.isna(row["heard_share"]):
+        return str(row["hearing"])
     low, high = (f"{100 * row[key]:.0f}" if pd.notna(row[key]) else "∞" for key in ("heard_low", "heard_high"))
     zero = "" if pd.notna(row["heard_low"]) and row["heard_low"] > 0 else ", holds 0"
     return f"{100 * row['heard_share']:.0f} ({low} to {high}){zero}"
