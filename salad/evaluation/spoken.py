@@ -13,7 +13,7 @@ from salad.data import corpora
 from salad.errors import SaladError
 from salad.evaluation.items import Item
 from salad.evaluation.scoring import Recording
-from salad.models.names import folder_sha256, is_kept, kept
+from salad.models.names import folder_sha256, is_kept, kept, resolve
 
 RECORDED = "recorded"
 DEFAULT_TTS, BUILT_IN = "espeak", ("espeak", "kokoro")
@@ -125,7 +125,8 @@ def recogniser_label(name: str | None, lab: Path | str) -> str | None:
     for folder in (Path(lab) / name, Path(name)):
         if folder.is_dir():
             return f"{kept(str(folder), lab)}#{folder_sha256(folder)[:12]}"
-    return name
+    found = Path(resolve(name, lab))
+    return f"{name}#{folder_sha256(found)[:12]}" if found.is_dir() else name  # one of SALAD_MODELS
 
 
 def as_prompt(transcript: str, context: str) -> str:

@@ -408,12 +408,13 @@ class WhisperRecogniser(_Batched):
 
 def recogniser_of(lab: Path | str, name: str | None):
     """(name, what loads it) of a recogniser: a folder of the lab, a folder, a hub name, or the lab's own by default;
-    (None, …) where there is none."""
+    (None, …) where there is none. A hub name stays a name, though SALAD_MODELS has a folder for it."""
     from salad.models.names import resolve
 
     if name is None:
         own = Path(lab) / "models" / "recogniser"
         name = str(own) if own.is_dir() else None
     else:
-        name = resolve(name, lab)
+        found = resolve(name, lab)  # SaladError where it looks like a folder and is none
+        name = found if (Path(lab) / name).is_dir() else name
     return name, partial(load_recogniser, name)

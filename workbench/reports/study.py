@@ -35,7 +35,8 @@ WITH texts AS (
 )
 SELECT contender, speech, domain, count(DISTINCT sample_id) AS texts, token_mean(d, n) AS d, token_mean_se(d, n) AS d_se,
     token_mean(m, n) AS m, token_mean_se(m, n) AS m_se
-FROM pooled GROUP BY ALL HAVING domain <> 'smaller domains' OR speech IN (SELECT speech FROM pooled WHERE domain <> 'smaller domains')
+FROM pooled GROUP BY ALL
+HAVING domain <> 'smaller domains' OR speech IN (SELECT speech FROM pooled WHERE domain <> 'smaller domains')
 UNION ALL
 SELECT contender, speech, 'all domains', count(DISTINCT sample_id), token_mean(d, n), token_mean_se(d, n),
     token_mean(m, n), token_mean_se(m, n)
