@@ -190,9 +190,8 @@ def _(actions, audit_n, con, events_ui, picked, reason_ui, rule_ui, decided, sel
 
 @app.cell(hide_code=True)
 def _(actions, con, decided, export_button, lab, launch_button, on_ui, recipe_ui, selection):
-    decided()
-    mo.vstack([mo.md("### Go on"), panels.review_gate(lab, actions["reviewed"]), panels.row(
-        actions["refill"], export_button, recipe_ui, on_ui, launch_button), panels.go_on(
+    mo.vstack([mo.md("### Go on"), panels.review_gate(lab, actions["reviewed"], decided()), mo.hstack(
+        [actions["refill"], export_button, recipe_ui, on_ui, launch_button], justify="start", gap=1, wrap=True), panels.go_on(
             lab, con, selection, recipe_ui.value, on_ui.value, export=export_button.value, launch=launch_button.value)])
     return
 

@@ -313,9 +313,10 @@ def buttons(con, judge: review.Review, rule, reason, weight, clusters, events, o
     }
 
 
-def review_gate(lab, button: mo.ui.button) -> mo.Html:
+def review_gate(lab, button: mo.ui.button, decided: tuple[int, str]) -> mo.Html:
     """Of a study that waits for a person before Stage II: what it waits for, and the button that ends the wait; afterwards who
-    ended it and when. Empty for any other lab."""
+    ended it and when. Empty for any other lab. `decided`: the number and words of the last decision, after which it is drawn
+    anew."""
     if waits_for_review(lab):
         words = (
             "**This study waits for you.** When you have listened and dropped what is bad, let Stage II begin; what you "
