@@ -27,7 +27,7 @@ MAX_CER = 0.25  # above it a synthesis is taken for a faulty one, where faults a
 Lab = Path | str
 
 
-def prepare_encoder(progress: Progress | None, lab: Lab, config: MiniatureStudy, source: str | None) -> str:
+def prepare_encoder(progress: Progress, lab: Lab, config: MiniatureStudy, source: str | None) -> str:
     """The seed's encoder: copied from the study's first lab, whose it is byte for byte, else trained."""
     folder = Path(lab) / "models" / "encoder"
     if source is not None and not (folder / "training.json").exists():
@@ -38,7 +38,7 @@ def prepare_encoder(progress: Progress | None, lab: Lab, config: MiniatureStudy,
     return steps.encoder(progress, lab, config)
 
 
-def broad_speech(progress: Progress | None, lab: Lab, config: MiniatureStudy) -> str:
+def broad_speech(progress: Progress, lab: Lab, config: MiniatureStudy) -> str:
     """As many texts of the broad corpus as `natural` has, by P_web, in the natural voices: broad-domain speech."""
     rows = store.connect(lab).execute(
         """select sample_id, text from samples where corpus = 'broad' and len(coalesce(flags, [])) = 0
@@ -49,7 +49,7 @@ def broad_speech(progress: Progress | None, lab: Lab, config: MiniatureStudy) ->
     return f"{seconds / 3600:.2f} h"
 
 
-def broad_synthesis(progress: Progress | None, lab: Lab, config: MiniatureStudy, share: int) -> str:
+def broad_synthesis(progress: Progress, lab: Lab, config: MiniatureStudy, share: int) -> str:
     """A share of the broad corpus in the synthesiser's voice, checked: every selection of the grid takes from it."""
     rows = (
         store.connect(lab)
@@ -62,7 +62,7 @@ def broad_synthesis(progress: Progress | None, lab: Lab, config: MiniatureStudy,
     return f"{len(jobs)} texts, {seconds / 3600:.2f} h"
 
 
-def clusterings(progress: Progress | None, lab: Lab, config: MiniatureStudy, n_clusters: tuple[int, ...]) -> str:
+def clusterings(progress: Progress, lab: Lab, config: MiniatureStudy, n_clusters: tuple[int, ...]) -> str:
     """The corpus's clustering for each K; the study's own K last, so that it is the lab's newest."""
     for done, k in enumerate(reversed(n_clusters)):
         if not (Path(lab) / ".study" / f"clustering-{k}.json").exists():
@@ -81,7 +81,7 @@ def probe_ids(lab: Lab, config: MiniatureStudy, n_clusters: tuple[int, ...], pro
     return sorted(found)
 
 
-def probe_divergences(progress: Progress | None, lab: Lab, config: MiniatureStudy, run_id: str, step: int,
+def probe_divergences(progress: Progress, lab: Lab, config: MiniatureStudy, run_id: str, step: int,
                       n_clusters: tuple[int, ...], probe: int) -> str:  # fmt: skip
     """M, F and D of the probe at a checkpoint."""
     ids = set(probe_ids(lab, config, n_clusters, probe))
@@ -96,9 +96,10 @@ def probe_divergences(progress: Progress | None, lab: Lab, config: MiniatureStud
     return f"{len(ids)} texts"
 
 
-def stage1_probe(progress: Progress | None, lab: Lab, config: MiniatureStudy, n_clusters: tuple[int, ...], probe: int) -> str:
+def stage1_probe(progress: Progress, lab: Lab, config: MiniatureStudy, n_clusters: tuple[int, ...], probe: int) -> str:
     """M, F and D of the probe at the end of Stage I."""
-    return probe_divergences(progress, lab, config, *recall(lab, "stage1"), n_clusters, probe)
+    run_id, step = recall(lab, "stage1")
+    return probe_divergences(progress, lab, config, run_id, step, n_clusters, probe)
 
 
 def active_filtered(pool: Pool, gamma: float) -> Clusters:
@@ -131,7 +132,7 @@ def select(lab: Lab, config: MiniatureStudy, cell: Cell, at: tuple[str, int], bu
     return name
 
 
-def train_cell(progress: Progress | None, lab: Lab, config: MiniatureStudy, cell: Cell, curve: tuple[float, ...],
+def train_cell(progress: Progress, lab: Lab, config: MiniatureStudy, cell: Cell, curve: tuple[float, ...],
                n_clusters: tuple[int, ...], probe: int) -> str:  # fmt: skip
     """Train a cell's run to its end: in rounds, with the probe measured again after each, where it has several."""
     run = run_config(config, cell)
@@ -144,7 +145,8 @@ def train_cell(progress: Progress | None, lab: Lab, config: MiniatureStudy, cell
         for part in selection.rounds(run, config.budget_h * cell.hours, cell.rounds):
             number = part.number if cell.rounds > 1 else None
             if part.number > 1:
-                probe_divergences(lambda *_: None, lab, config, *at, n_clusters, probe)
+                run_id, step = at
+                probe_divergences(lambda *_: None, lab, config, run_id, step, n_clusters, probe)
             drawn = select(lab, config, cell, at, part.budget_h, number, drawn)
             run = part.run.model_copy(update={"parent": parent, "selection": drawn})
             at = steps.train_to_end(progress, lab, run, "miniature_stage2")
@@ -153,7 +155,7 @@ def train_cell(progress: Progress | None, lab: Lab, config: MiniatureStudy, cell
     return f"run {at[0]}, {at[1]} steps"
 
 
-def measure_cell(progress: Progress | None, lab: Lab, config: MiniatureStudy, cell: Cell) -> str:
+def measure_cell(progress: Progress, lab: Lab, config: MiniatureStudy, cell: Cell) -> str:
     """Divergences of held-out text (along Stage I, too), and accuracy: on text and speech, the arms' through a cascade."""
     run_id, step = recall(lab, cell.name)
     if cell.stage == "stage1":
@@ -171,14 +173,14 @@ def measure_cell(progress: Progress | None, lab: Lab, config: MiniatureStudy, ce
     return f"divergences of held-out text; {', '.join(modalities)}"
 
 
-def measure_teacher(progress: Progress | None, lab: Lab, config: MiniatureStudy) -> str:
+def measure_teacher(progress: Progress, lab: Lab, config: MiniatureStudy) -> str:
     """The teacher's accuracy on text, from which every gap is measured, and through a cascade."""
     made = steps.teacher_results(progress, lab, config)
     mark_done(lab, "teacher")
     return made
 
 
-def finish_cell(progress: Progress | None, lab: Lab, config: MiniatureStudy, cell: Cell) -> str:
+def finish_cell(progress: Progress, lab: Lab, config: MiniatureStudy, cell: Cell) -> str:
     """Measure a trained cell, and mark it as done."""
     made = measure_cell(progress, lab, config, cell)
     mark_done(lab, cell.name)

@@ -2,7 +2,7 @@
 
 import math
 import re
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from pydantic import Field, model_validator
 
@@ -67,6 +67,18 @@ class BaseStudy(Frozen):
     stage1: RunConfig
     stage2: RunConfig
 
+    if TYPE_CHECKING:  # a field of Study, a property of MiniatureStudy
+
+        @property
+        def name(self) -> str: ...
+
+        @property
+        def seeds(self) -> tuple[int, ...]: ...
+
+        def seeded(self, seed: int) -> "BaseStudy": ...
+
+        def smoke(self) -> "BaseStudy": ...
+
     @property
     def scoring_spans(self) -> tuple[int, int]:
         """Shortest and longest span in which all contenders are scored, in units."""
@@ -76,7 +88,7 @@ class BaseStudy(Frozen):
         """What an entry of `arms` stands for; SaladError where it says nothing that an arm has."""
         strategy, _, values = spec.partition("@")
         parts.trust(strategy)
-        given = {"gamma": self.gamma, "rounds": self.rounds}
+        given: dict[str, Any] = {"gamma": self.gamma, "rounds": self.rounds}
         if strategy in ("uniform", "uniform_clusters", "oracle"):
             given["gamma"] = 0.0  # plays no part
         for pair in filter(None, values.split(",")):

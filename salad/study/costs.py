@@ -57,13 +57,17 @@ def size_of(config: BaseStudy, name: str) -> tuple[float, str]:
     assert isinstance(config, Study)
     kind, _, of = name.partition("_")
     if name in ("text", "heldout_text"):
-        source = config.text if name == "text" else config.heldout_text
-        low, high = source.documents
-        return (0.03 * source.limit if source.limit else source.megabytes * (high - low)), "MB of text"
+        texts = config.text if name == "text" else config.heldout_text
+        if texts is None:
+            return 0.0, ""
+        low, high = texts.documents
+        return (0.03 * texts.limit if texts.limit else texts.megabytes * (high - low)), "MB of text"
     if kind in ("natural", "heldout"):
-        source = config.heldout if name == "heldout" else config.natural_speech[name]
-        low, high = source.rows
-        return (source.limit * PASSAGE_S / 3600 if source.limit else source.hours * (high - low)), "h of recordings"
+        speech = config.heldout if name == "heldout" else config.natural_speech[name]
+        if speech is None:
+            return 0.0, ""
+        low, high = speech.rows
+        return (speech.limit * PASSAGE_S / 3600 if speech.limit else speech.hours * (high - low)), "h of recordings"
     if kind in ("stage1", "stage2"):
         run = config.stage1 if kind == "stage1" else config.stage2
         rounds = next((config.arm(spec).rounds for spec in config.arms if of.startswith(config.arm(spec).name)), 1)

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 from salad.errors import SaladError
 from salad.miniature.world import BROAD
@@ -20,7 +21,7 @@ FREE = ("seeds", "seed", "review", "engines", "workers", "gpus", "contenders")
 def claim(lab: Path | str, config: BaseStudy, user_corpus: Path | str | None = None) -> None:
     """Make `lab` this study's, or find that it is; a lab of another study is refused, naming the difference."""
     path = Path(lab) / "study.json"
-    record = {
+    record: dict[str, Any] = {
         "study": config.name,
         "config": config.model_dump(mode="json"),
         "corpus": None if user_corpus is None else str(Path(user_corpus).resolve()),
@@ -137,7 +138,8 @@ def seed_steps(lab: Path | str, config: Study, seed: int) -> list[Step]:
     if config.heldout is not None:
         step("heldout", "Held-out speech, natural", material.heldout, device=True)
         measured.append("heldout")
-    spoken, drawn = "selection", {}
+    spoken = "selection"
+    drawn: dict[str, str] = {}
     rounds = [(number, arm) for number in range(1, max(arm.rounds for arm in arms) + 1) for arm in arms if number <= arm.rounds]
     for number, arm in rounds:
         of = steps.round_name(arm, number)
@@ -204,7 +206,8 @@ def miniature_steps(lab: Path | str, config: MiniatureStudy, user_corpus: Path |
         ),
     ]
     # syntheses stand one after the other: a text that two of them draw is spoken once
-    spoken, training, drawn = shares, [], {}
+    spoken, training = shares, list[Step]()
+    drawn: dict[str, str] = {}
     for number in range(1, max(arm.rounds for arm in arms) + 1):
         for arm in arms:
             if number > arm.rounds:

@@ -53,7 +53,8 @@ def _of_data(data: Any, where: str) -> BaseStudy:
     if not isinstance(data, dict):
         raise SaladError(f"{where} does not hold a study")
     if "config" in data and "kind" in data:  # as a pack has it
-        kind = {"MiniatureStudy": MiniatureStudy, "Study": Study}.get(data["kind"])
+        kinds: dict[str, type[BaseStudy]] = {"MiniatureStudy": MiniatureStudy, "Study": Study}
+        kind = kinds.get(data["kind"])
         if kind is None:
             raise SaladError(f"{where}: kind {data['kind']!r} is neither Study nor MiniatureStudy")
         return validate(kind, data["config"])

@@ -4,6 +4,7 @@ was made. What a command does alone (`salad prepare`, `salad pass`) a step does 
 import hashlib
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import store
@@ -28,7 +29,7 @@ POLL_S = 1.0
 # --- running something on an engine ---
 
 
-def follow(handle, where: str, progress: Progress | None) -> None:
+def follow(handle, where: str, progress: Progress) -> None:
     """Wait until a launched run has ended, and bring what it made into this lab. SaladError where it was not done."""
     while True:
         status = handle.status()
@@ -44,7 +45,7 @@ def follow(handle, where: str, progress: Progress | None) -> None:
         raise SaladError(f"{handle.run_id} on {where}: {len(damaged)} of its files arrived damaged, such as {damaged[0]}; rerun")
 
 
-def run_pass(progress: Progress | None, lab: Lab, config: Study, of: str, name: str, /, **options) -> str:
+def run_pass(progress: Progress, lab: Lab, config: Study, of: str, name: str, /, **options) -> str:
     """Do a pass by name for the step `of`, here or on that step's engine. Returns what the pass says of itself."""
     run = passes.prepare(lab, name, options, yes=True, say=lambda line: None)
     remember(lab, **{f"pass_{of}_{name}" + (f"_{options['speech']}" if "speech" in options else ""): run.run_id})
@@ -55,10 +56,20 @@ def run_pass(progress: Progress | None, lab: Lab, config: Study, of: str, name: 
     return f"{name} on {where}, {workers} workers"
 
 
+def _counted(progress: Progress) -> Callable[[int, int | None], None]:
+    """A progress that may not know its total, for one that tells nothing then."""
+
+    def count(done: int, total: int | None) -> None:
+        if total:
+            progress(done, total)
+
+    return count
+
+
 # --- texts, items, recordings ---
 
 
-def tasks(progress: Progress | None, lab: Lab, config: Study) -> str:
+def tasks(progress: Progress, lab: Lab, config: Study) -> str:
     """Write lab/tasks/<name>.jsonl for every task that has a file."""
     counts = []
     for task in config.tasks:
@@ -75,17 +86,17 @@ def tasks(progress: Progress | None, lab: Lab, config: Study) -> str:
     return ", ".join(counts) or "none with a file of its own"
 
 
-def _text(progress: Progress | None, lab: Lab, source: TextSource, corpus: str) -> str:
+def _text(progress: Progress, lab: Lab, source: TextSource, corpus: str) -> str:
     path, taken = sources.texts(lab, source, corpus)
     options = TextOptions(source.column, source.language, source.min_s, source.max_s, licence=source.licence)
     counts = prepare_text(lab, path, corpus, options, workers=source.workers,
-                          progress=lambda done, total: progress and total and progress(done, total))  # fmt: skip
+                          progress=_counted(progress))  # fmt: skip
     if not counts["hours"]:
         raise SaladError(f"{corpus}: {source.path} gave no passage that can be spoken ({taken}); see lab/corpora/{corpus}.json")
     return f"{taken}: {counts['passages']['cut']:,} passages, {counts['hours']:,.2f} h of expected speech are clean"
 
 
-def text(progress: Progress | None, lab: Lab, config: Study) -> str:
+def text(progress: Progress, lab: Lab, config: Study) -> str:
     """The corpus `broad`; and in study.json P_web by domain and which domains natural speech covers."""
     message = _text(progress, lab, config.text, "broad")
     rows = store.connect(lab).execute(
@@ -98,13 +109,13 @@ def text(progress: Progress | None, lab: Lab, config: Study) -> str:
     return message
 
 
-def heldout_text(progress: Progress | None, lab: Lab, config: Study) -> str:
+def heldout_text(progress: Progress, lab: Lab, config: Study) -> str:
     """The corpus `heldout`, of documents that `broad` does not have."""
     assert config.heldout_text is not None
     return _text(progress, lab, config.heldout_text, "heldout")
 
 
-def _recordings(progress: Progress | None, lab: Lab, config: Study, source: SpeechSource, name: str) -> str:
+def _recordings(progress: Progress, lab: Lab, config: Study, source: SpeechSource, name: str) -> str:
     report = Path(lab) / "speech" / f"{name}.json"
     if report.exists():
         counts = json.loads(report.read_text())["counts"]
@@ -113,19 +124,19 @@ def _recordings(progress: Progress | None, lab: Lab, config: Study, source: Spee
     path, layout = sources.recordings(lab, source, name)
     options = SpeechOptions(layout, source.language, source.max_cer, source.max_s, source.licence, source.domain)
     counts = prepare_speech(lab, path, name, load_recogniser(config.recogniser, _device()), options,
-                            progress=lambda done, total: progress and total and progress(done, total))  # fmt: skip
+                            progress=_counted(progress))  # fmt: skip
     if not counts["kept"]:
         aside = ", ".join(f"{n} {reason}" for reason, n in counts["set aside"].items())
         raise SaladError(f"{name}: no recording of {source.path} could be kept ({aside}); see lab/speech/{name}.prepared")
     return f"{counts['kept']:,} recordings, {counts['hours']:,.2f} h, {sum(counts['set aside'].values()):,} set aside"
 
 
-def natural(progress: Progress | None, lab: Lab, config: Study, name: str = "natural") -> str:
+def natural(progress: Progress, lab: Lab, config: Study, name: str = "natural") -> str:
     """A speech folder of natural speech for Stage I, aligned and checked."""
     return _recordings(progress, lab, config, config.natural_speech[name], name)
 
 
-def heldout(progress: Progress | None, lab: Lab, config: Study) -> str:
+def heldout(progress: Progress, lab: Lab, config: Study) -> str:
     """Natural speech that is only measured on."""
     assert config.heldout is not None
     return _recordings(progress, lab, config, config.heldout, "heldout_natural")
@@ -134,7 +145,7 @@ def heldout(progress: Progress | None, lab: Lab, config: Study) -> str:
 # --- clusters, probe, divergences, synthesis ---
 
 
-def clusters(progress: Progress | None, lab: Lab, config: Study) -> str:
+def clusters(progress: Progress, lab: Lab, config: Study) -> str:
     """Embed the broad corpus and divide it into balanced clusters."""
     run_pass(progress, lab, config, "clusters", "embed", corpus="broad", model=config.embeddings)
     options = {"corpus": "broad", "model": config.embeddings, "k": config.n_clusters, "seed": config.seed}
@@ -148,14 +159,14 @@ def clusters(progress: Progress | None, lab: Lab, config: Study) -> str:
     return f"{config.n_clusters} clusters, {recall(lab, 'clustering')}"
 
 
-def probe(progress: Progress | None, lab: Lab, config: Study) -> str:
+def probe(progress: Progress, lab: Lab, config: Study) -> str:
     """Speak some texts of each cluster, checked by the recogniser."""
     return run_pass(progress, lab, config, "probe", "probe", clustering=recall(lab, "clustering"), tts=config.tts,
                     per_cluster=config.probe_per_cluster, voices=config.probe_voices, seed=config.seed,
                     asr=config.recogniser)  # fmt: skip
 
 
-def divergences(progress: Progress | None, lab: Lab, config: Study, speech: str, note: str) -> str:
+def divergences(progress: Progress, lab: Lab, config: Study, speech: str, note: str) -> str:
     """M, F and D of a speech folder at the checkpoint that is noted under `note`."""
     run_id, step = recall(lab, note)
     low, high = config.scoring_spans
@@ -171,7 +182,7 @@ def _refilled(lab: Lab, selection: str) -> str:
     return next((name for (name,) in found.fetchall() if not is_frozen(con, name)), selection)
 
 
-def synthesis(progress: Progress | None, lab: Lab, config: Study, note: str, budget_h: float) -> str:
+def synthesis(progress: Progress, lab: Lab, config: Study, note: str, budget_h: float) -> str:
     """Speak the selection that is noted under `note`, in draw order up to its budget, without what reviewers dropped."""
     name = _refilled(lab, recall(lab, note))
     remember(lab, **{note: name})
@@ -181,7 +192,7 @@ def synthesis(progress: Progress | None, lab: Lab, config: Study, note: str, bud
                     seed=config.seed, budget_h=budget_h, asr=config.recogniser)  # fmt: skip
 
 
-def review(progress: Progress | None, lab: Lab, config: Study) -> str:
+def review(progress: Progress, lab: Lab, config: Study) -> str:
     """What Stage II waits for: that a person has said that the selections are reviewed."""
     if not state.is_reviewed(lab):
         raise SaladError("nobody has said yet that the selections are reviewed")
@@ -189,7 +200,7 @@ def review(progress: Progress | None, lab: Lab, config: Study) -> str:
     return f"reviewed; {dropped[0] if dropped else 0} decisions drop texts"
 
 
-def spoken(progress: Progress | None, lab: Lab, config: Study) -> str:
+def spoken(progress: Progress, lab: Lab, config: Study) -> str:
     """Held-out passages of each domain in the voices of evaluation, as the speech folder `heldout`."""
     rows = store.connect(lab).execute(
         "SELECT sample_id, text, domain FROM samples WHERE corpus = 'heldout' AND len(coalesce(flags, [])) = 0 ORDER BY 1"

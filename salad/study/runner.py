@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import wait
+from typing import Any, cast
 
 from salad.errors import SaladError
 from store.errors import UserError
@@ -108,7 +109,9 @@ def run(steps: Sequence[Step], workers: int, watch: Callable, keep_going: bool =
     # one thread each: two OpenMP threads on a busy machine can fall to a fraction of one thread's speed
     os.environ |= {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false"}
     context = _warm_parent()
-    waiting, done, outcomes, live = list(steps), set(), [], {}
+    waiting, outcomes = list(steps), list[Outcome]()
+    done: set[str] = set()
+    live: dict[Any, tuple[Step, Any, float]] = {}
 
     def failed(step: Step, seconds: float, message: str, cause: str | None = None) -> None:
         outcomes.append(Outcome(step.name, seconds, message, failed=True))
@@ -136,7 +139,7 @@ def run(steps: Sequence[Step], workers: int, watch: Callable, keep_going: bool =
             if not live:
                 names = ", ".join(s.name for s in waiting)
                 raise SaladError(f"these steps wait for steps that do not exist: {names}")
-            for connection in wait(list(live)):
+            for connection in cast(list[Any], wait(list(live))):
                 step, process, started = live[connection]
                 try:
                     kind, *details = connection.recv()

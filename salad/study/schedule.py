@@ -35,7 +35,8 @@ def plan(grid: Grid, root: Path | str, only: Iterable[str] | None = None) -> lis
                                      tuple(a if ":" in a else f"{seed}:{a}" for a in after))))  # fmt: skip
 
         step(-1, "world", "world", steps.world)
-        source, after = (None, ()) if lab == first else (first, (f"{grid.seeds[0]}:encoder",))
+        source: str | None = None if lab == first else first
+        after: tuple[str, ...] = () if source is None else (f"{grid.seeds[0]}:encoder",)
         if source is not None and not any(s.name == after[0] for _, s in tiered):
             after = ()  # the first lab has all it needs
         step(-1, "encoder", "encoder", cells.prepare_encoder, *after, arguments=(source,))

@@ -82,26 +82,28 @@ def texts(lab: Path | str, source: TextSource, name: str) -> tuple[Path, str]:
     if source.documents == (0.0, 1.0) and source.max_domain_share >= 1 and source.limit is None:
         return path, "all documents"
     low, high = source.documents
-    found, faults = [], 0
+    found: list[tuple[float, documents.Document, str]] = []
+    faults = 0
     for document in documents.read(path, source.column):
         if document.fault is not None or not document.text:
             faults += 1
         elif low <= (place := _hash(document.doc_id)) < high or high == 1.0 and place >= low:
-            found.append((place, document))
-    found.sort(key=lambda pair: (pair[0], pair[1].doc_id))
+            found.append((place, document, document.text))
+    found.sort(key=lambda one: (one[0], one[1].doc_id))
     sizes: Counter = Counter()
-    for _, document in found:
-        sizes[document.domain or ""] += len(document.text)
+    for _, document, text in found:
+        sizes[document.domain or ""] += len(text)
     if not sizes:
         raise SaladError(f"{name}: {path} has no document in the range {low:g} to {high:g} of `documents`")
-    cap, spent, rows = caps(dict(sizes), source.max_domain_share), Counter(), []
-    for _, document in found:
+    cap, rows = caps(dict(sizes), source.max_domain_share), []
+    spent: Counter = Counter()
+    for _, document, text in found:
         domain = document.domain or ""
-        if spent[domain] and spent[domain] + len(document.text) > cap:
+        if spent[domain] and spent[domain] + len(text) > cap:
             continue
-        spent[domain] += len(document.text)
+        spent[domain] += len(text)
         rows.append({
-            "doc_id": document.doc_id, source.column: document.text, "source": document.source,
+            "doc_id": document.doc_id, source.column: text, "source": document.source,
             "licence": document.licence or source.licence, "domain": document.domain,
         })  # fmt: skip
     rows = rows[: source.limit]
@@ -181,7 +183,11 @@ def _write(path: Path, text: str) -> None:
 
 def of_study(config: Study) -> list[tuple[str, Source]]:
     """(what for, source) of every file that a study reads; tasks that the harness downloads have none."""
-    named = [("text", config.text), ("held-out text", config.heldout_text), ("held-out speech", config.heldout)]
+    named: list[tuple[str, Source | None]] = [
+        ("text", config.text),
+        ("held-out text", config.heldout_text),
+        ("held-out speech", config.heldout),
+    ]
     named += [(f"natural speech ({name})", source) for name, source in config.natural_speech.items()]
     named += [(f"task {task.name}", task) for task in config.tasks if task.path]
     return [(what, source) for what, source in named if source is not None]

@@ -40,25 +40,25 @@ Lab = Path | str
 # --- texts, models, speech ---
 
 
-def world(progress: Progress | None, lab: Lab, config: MiniatureStudy, user_corpus: str | None = None) -> str:
+def world(progress: Progress, lab: Lab, config: MiniatureStudy, user_corpus: str | None = None) -> str:
     return make.make_world(progress, lab, config.world, user_corpus)
 
 
-def teacher(progress: Progress | None, lab: Lab, config: MiniatureStudy) -> str:
+def teacher(progress: Progress, lab: Lab, config: MiniatureStudy) -> str:
     made, run_id = make.make_teacher(progress, lab, config.teacher)
     remember(lab, teacher=run_id)
     return made
 
 
-def encoder(progress: Progress | None, lab: Lab, config: MiniatureStudy) -> str:
+def encoder(progress: Progress, lab: Lab, config: MiniatureStudy) -> str:
     return make.make_encoder(progress, lab, config.encoder)
 
 
-def recogniser(progress: Progress | None, lab: Lab, config: MiniatureStudy) -> str:
+def recogniser(progress: Progress, lab: Lab, config: MiniatureStudy) -> str:
     return make.make_recogniser(progress, lab, config.recogniser, config.recogniser_texts)
 
 
-def speak(progress: Progress | None, lab: Lab, config: MiniatureStudy, name: str, jobs: list[Job], recogniser: bool = True,
+def speak(progress: Progress, lab: Lab, config: MiniatureStudy, name: str, jobs: list[Job], recogniser: bool = True,
           tts: str | None = None, faults: float = 0.0, **options: Any) -> float:  # fmt: skip
     """Speak `jobs` into the speech folder `name` and check them with the study's recogniser. Returns seconds of speech.
 
@@ -77,14 +77,14 @@ def texts_of(lab: Lab, corpus: str) -> list[tuple[str, str]]:
     return con.execute("select sample_id, text from samples where corpus = ? order by sample_id", [corpus]).fetchall()
 
 
-def natural(progress: Progress | None, lab: Lab, config: MiniatureStudy) -> str:
+def natural(progress: Progress, lab: Lab, config: MiniatureStudy) -> str:
     """Speech of many voices in rooms of their own, standing for natural recordings of the covered domain."""
     jobs = jobs_of(texts_of(lab, "natural"), config.natural_voices, config.seed)
     seconds = speak(progress, lab, config, "natural", jobs, recogniser=False, tts="espeak", recorded=True)
     return f"{seconds / 3600:.2f} h in {len(config.natural_voices)} voices"
 
 
-def encoder_frames(progress: Progress | None, lab: Lab, config: MiniatureStudy, *speech: str) -> str:
+def encoder_frames(progress: Progress, lab: Lab, config: MiniatureStudy, *speech: str) -> str:
     """The frozen encoder's frames of speech folders, which trainings and scorings take instead of encoding them again."""
     encoder = load_encoder(config.stage1.encoder, lab)
     recordings = corpora.of_speech(store.connect(lab), list(speech))
@@ -92,7 +92,7 @@ def encoder_frames(progress: Progress | None, lab: Lab, config: MiniatureStudy, 
     return f"{len(recordings)} recordings"
 
 
-def spoken(progress: Progress | None, lab: Lab, config: MiniatureStudy) -> str:
+def spoken(progress: Progress, lab: Lab, config: MiniatureStudy) -> str:
     """Held-out texts, and the contexts of the tasks' items, in the study's synthetic voices."""
     seconds = speak(progress, lab, config, "heldout", jobs_of(texts_of(lab, "heldout"), config.voices, config.seed))
     encoder_frames(progress, lab, config, "heldout")
@@ -128,13 +128,13 @@ def load_checkpoint(lab: Lab, run_id: str, step: int) -> SpeechLM:
     return SpeechLM.from_pretrained(checkpoints.at(Path(lab) / "runs" / run_id, step) / "model", lab)
 
 
-def stage1(progress: Progress | None, lab: Lab, config: BaseStudy) -> str:
+def stage1(progress: Progress, lab: Lab, config: BaseStudy) -> str:
     run_id, step = train_to_end(progress, lab, config.stage1, f"{config.name}_stage1", config, "stage1")
     remember(lab, stage1=[run_id, step])
     return f"run {run_id}, {step} steps"
 
 
-def clusters(progress: Progress | None, lab: Lab, config: MiniatureStudy) -> str:
+def clusters(progress: Progress, lab: Lab, config: MiniatureStudy) -> str:
     """Embed the broad corpus by the teacher, and divide it into balanced clusters."""
 
     def work(run, progress):
@@ -147,14 +147,14 @@ def clusters(progress: Progress | None, lab: Lab, config: MiniatureStudy) -> str
     return f"{config.n_clusters} clusters, {recall(lab, 'clustering')}"
 
 
-def probe(progress: Progress | None, lab: Lab, config: MiniatureStudy) -> str:
+def probe(progress: Progress, lab: Lab, config: MiniatureStudy) -> str:
     texts = probe_texts(lab, recall(lab, "clustering"), config.probe_per_cluster, config.seed)
     jobs = jobs_of(texts, config.probe_voices, config.seed, per_text=len(config.probe_voices))
     seconds = speak(progress, lab, config, "probe", jobs, faults=config.speech_faults)
     return f"{len(texts)} texts in {len(config.probe_voices)} voices, {seconds:.0f} s"
 
 
-def score_speech(progress: Progress | None, lab: Lab, run_id: str, step: int, speech: str, seed: int) -> SpeechLM:
+def score_speech(progress: Progress, lab: Lab, run_id: str, step: int, speech: str, seed: int) -> SpeechLM:
     """Publish M, F and D of a checkpoint on a speech folder. Returns the checkpoint's model."""
     model = load_checkpoint(lab, run_id, step)
     spoken = corpora.of_speech(store.connect(lab), [speech])
@@ -162,19 +162,23 @@ def score_speech(progress: Progress | None, lab: Lab, run_id: str, step: int, sp
     return model
 
 
-def stage1_divergences(progress: Progress | None, lab: Lab, config: MiniatureStudy) -> str:
-    return score_probe(progress, lab, *recall(lab, "stage1"), config.seed)
+def stage1_divergences(progress: Progress, lab: Lab, config: MiniatureStudy) -> str:
+    run_id, step = recall(lab, "stage1")
+    return score_probe(progress, lab, run_id, step, config.seed)
 
 
 def score_probe(progress: Progress, lab: Lab, run_id: str, step: int, seed: int) -> str:
     """M, F and D of the probe at a checkpoint, as a run of its own."""
     made_from = {"pass": "score", "run_id": run_id, "step": step, "speech": ["probe"], "seed": seed}
-    run_once(lab, "score", made_from, lambda run, progress: score_speech(progress, lab, run_id, step, "probe", seed) and None,
-           progress=progress)  # fmt: skip
+
+    def work(run: RunFolder, progress: Progress) -> None:
+        score_speech(progress, lab, run_id, step, "probe", seed)
+
+    run_once(lab, "score", made_from, work, progress=progress)
     return "M, F, D of the probe"
 
 
-def selection(progress: Progress | None, lab: Lab, config: BaseStudy) -> str:
+def selection(progress: Progress, lab: Lab, config: BaseStudy) -> str:
     """What each arm draws from Stage I's divergences: all of it, or its first round."""
     drawn = (f"{config.arm(spec).name} {draw(lab, config, spec, 1, *recall(lab, 'stage1'))}" for spec in config.arms)
     return ", ".join(drawn)
@@ -208,7 +212,7 @@ def round_name(arm: Arm, number: int) -> str:
     return f"{arm.name}_{number}" if arm.rounds > 1 else arm.name
 
 
-def next_round(progress: Progress | None, lab: Lab, config: BaseStudy, spec: str, number: int) -> str:
+def next_round(progress: Progress, lab: Lab, config: BaseStudy, spec: str, number: int) -> str:
     """The probe measured again after round `number`, and the next round drawn from it."""
     arm = config.arm(spec)
     run_id, step = recall(lab, note_name("stage2", arm, number))
@@ -224,7 +228,7 @@ SURELY = 0.97  # of the budget, by estimated seconds: what the workers may speak
 SHARES = 4
 
 
-def synthesis_share(progress: Progress | None, lab: Lab, config: MiniatureStudy, share: int) -> str:
+def synthesis_share(progress: Progress, lab: Lab, config: MiniatureStudy, share: int) -> str:
     """A share of what the arms will surely need, each text once, so that the workers speak side by side."""
     texts: dict[str, str] = {}
     for spec in config.arms:
@@ -243,7 +247,7 @@ def synthesis_share(progress: Progress | None, lab: Lab, config: MiniatureStudy,
     return f"{len(jobs)} texts, {seconds / 3600:.2f} h"
 
 
-def synthesis(progress: Progress | None, lab: Lab, config: MiniatureStudy, spec: str, number: int) -> str:
+def synthesis(progress: Progress, lab: Lab, config: MiniatureStudy, spec: str, number: int) -> str:
     """The rest of an arm or of its round, in draw order up to the budget."""
     arm = config.arm(spec)
     name = recall(lab, note_name("selection", arm, number))
@@ -254,7 +258,7 @@ def synthesis(progress: Progress | None, lab: Lab, config: MiniatureStudy, spec:
     return f"{seconds / 3600:.2f} h"
 
 
-def stage2(progress: Progress | None, lab: Lab, config: BaseStudy, spec: str, number: int) -> str:
+def stage2(progress: Progress, lab: Lab, config: BaseStudy, spec: str, number: int) -> str:
     """Stage II of an arm, or of a round of it: a child of the round before."""
     arm = config.arm(spec)
     parent = recall(lab, "stage1" if number == 1 else note_name("stage2", arm, number - 1))[0]
@@ -269,7 +273,7 @@ def stage2(progress: Progress | None, lab: Lab, config: BaseStudy, spec: str, nu
 # --- results ---
 
 
-def evaluate_run_once(progress: Progress, lab: Lab, model: SpeechLM, contender: str, run_id: str, step: int,
+def evaluate_once(progress: Progress, lab: Lab, model: SpeechLM, contender: str, run_id: str, step: int,
                     is_teacher: bool = False) -> None:  # fmt: skip
     """Ask a model every item of the lab's tasks, as a run of its own."""
     made_from = {"evaluate": contender, "run_id": run_id, "step": step, "tasks": tasks.names(lab)}
@@ -278,7 +282,7 @@ def evaluate_run_once(progress: Progress, lab: Lab, model: SpeechLM, contender: 
            kind="evaluate", progress=progress)  # fmt: skip
 
 
-def study_results(progress: Progress | None, lab: Lab, config: Study, contender: str, note: str | None) -> str:
+def study_results(progress: Progress, lab: Lab, config: Study, contender: str, note: str | None) -> str:
     """Divergences of held-out speech and answers to every task, of the checkpoint noted under `note`; without one the
     teacher's answers, as text and through a cascade."""
     made = []
@@ -307,7 +311,7 @@ def study_results(progress: Progress | None, lab: Lab, config: Study, contender:
     return ", ".join([*made, *modalities])
 
 
-def contender_results(progress: Progress | None, lab: Lab, config: Study, contender: str) -> str:
+def contender_results(progress: Progress, lab: Lab, config: Study, contender: str) -> str:
     """Answers of a contender from outside, in whatever modalities it has."""
     names = [task.name for task in config.tasks]
     made_from = {"evaluate": contender, "tasks": names, "tts": config.eval_tts or config.tts, "asr": config.recogniser}
@@ -323,23 +327,25 @@ def contender_results(progress: Progress | None, lab: Lab, config: Study, conten
     return ", ".join(names)
 
 
-def teacher_results(progress: Progress | None, lab: Lab, config: MiniatureStudy) -> str:
+def teacher_results(progress: Progress, lab: Lab, config: MiniatureStudy) -> str:
     model = SpeechLM.build(config.stage1, lab).eval()
-    evaluate_run_once(progress, lab, model, "teacher", recall(lab, "teacher"), config.teacher.steps, is_teacher=True)
+    evaluate_once(progress, lab, model, "teacher", recall(lab, "teacher"), config.teacher.steps, is_teacher=True)
     return "text and cascade"
 
 
-def stage1_results(progress: Progress | None, lab: Lab, config: MiniatureStudy) -> str:
-    return results(progress, lab, "stage1", *recall(lab, "stage1"), config.seed)
+def stage1_results(progress: Progress, lab: Lab, config: MiniatureStudy) -> str:
+    run_id, step = recall(lab, "stage1")
+    return results(progress, lab, "stage1", run_id, step, config.seed)
 
 
-def stage2_results(progress: Progress | None, lab: Lab, config: MiniatureStudy, spec: str) -> str:
+def stage2_results(progress: Progress, lab: Lab, config: MiniatureStudy, spec: str) -> str:
     name = f"stage2_{config.arm(spec).name}"
-    return results(progress, lab, name, *recall(lab, name), config.seed)
+    run_id, step = recall(lab, name)
+    return results(progress, lab, name, run_id, step, config.seed)
 
 
 def results(progress: Progress, lab: Lab, contender: str, run_id: str, step: int, seed: int) -> str:
     """Divergences of held-out text and answers to every task, of one checkpoint."""
     model = score_speech(progress, lab, run_id, step, "heldout", seed)
-    evaluate_run_once(progress, lab, model, contender, run_id, step)
+    evaluate_once(progress, lab, model, contender, run_id, step)
     return "divergences of held-out text; text, speech and cascade"
