@@ -81,6 +81,10 @@ class WarmStartConfig(Frozen):
     spans: int = Field(64, gt=1, description="speech spans a step; their words are each other's negatives")
     temperature: float = Field(0.05, gt=0, description="of the contrastive loss (InfoNCE) among the words of a step")
     squared_weight: float = Field(1.0, ge=0, description="weight of the squared error, which sets the scale")
+    loss: Literal["words", "ctc"] = Field(
+        "words", json_schema_extra=LATER, description="words: each word's frames are drawn to its embedding, by word times; ctc: "
+        "the control that knows no times, CTC over the same embeddings",
+    )  # fmt: skip
     save_every: int = Field(100, gt=0, description="steps between states from which a killed run resumes")
 
 

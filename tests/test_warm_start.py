@@ -113,3 +113,28 @@ def test_it_is_off_unless_asked_for_and_natural_speech_without_words_is_one_line
     with pytest.raises(SaladError, match="no two words"):
         warm_start(model, [], loader.frames, warm(seed=3), run)
     assert isinstance(model, SpeechLM)
+
+
+def test_the_ctc_control_learns_without_word_times(place):
+    settings = warm(seed=4, steps=60, loss="ctc")
+    losses = []
+    model, run, result = run_warm_start(place, settings, lambda step, steps, values: losses.extend(values.values()))
+    assert len(losses) == 60 and sum(losses[-10:]) < 0.8 * sum(losses[:10]) and result["loss_kind"] == "ctc"
+    bank, _ = module._fill(started(place, settings)[1].sources["natural"], started(place, settings)[1].frames, settings, None)
+    table_VH = model.llm.get_input_embeddings().weight.detach()
+    ids_K = sorted({token for span in bank for ids in span.tokens for token in ids})
+    moved = [span._replace(words=[(0, 1)] * len(span.words)) for span in bank[:8]]
+    one, other = (
+        module._ctc_loss(model.adapter, spans, ids_K, table_VH, table_VH.mean(0), 0.05, "cpu") for spans in (bank[:8], moved)
+    )
+    assert torch.equal(one, other)
+
+
+def test_stage_2_goes_on_from_a_stage_1_that_was_warm_started(place):
+    settings = warm(seed=5, steps=3)
+    parent = training.prepare(place, settings, "tiny")
+    training.train(place, parent.run_id)
+    child = config(seed=5, kind="stage2", parent=parent.run_id, contender="stage2")  # no warm start of its own
+    run = training.prepare(place, child, "tiny")
+    training.train(place, run.run_id)
+    assert run.read_status()["state"] == "done"

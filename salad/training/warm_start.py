@@ -4,6 +4,10 @@ An adapter trained from scratch stays deaf for long: the student predicts from t
 flat. Word times are known, so the adapter's outputs for a word's frames are averaged and drawn to the mean embedding of the
 word's tokens: a contrastive loss (InfoNCE) among the words of a step, and a squared error for the scale. There is no LLM in
 the loop. Only Stage I's own natural speech is used. This is not in the paper, and every report says where it was used.
+
+`loss="ctc"` is its control: the same spans, embeddings, steps and rate, and no word times. Each frame's output is compared
+with the embeddings of the speech's tokens (cosine over the temperature; a blank stands at 0), and the span's tokens are its
+CTC target.
 """
 
 import json
@@ -68,6 +72,7 @@ def warm_start(
     for weight in weights:
         weight.data = weight.data.float()
     optimizer = torch.optim.AdamW(weights, lr=settings.lr, betas=config.optim.betas, weight_decay=config.optim.weight_decay)
+    ids_K = sorted({token for span in bank for ids in span.tokens for token in ids})
     step, before_s = _load(run.path / STATE, adapter, optimizer)
     loss = torch.tensor(math.nan)
     while step < settings.steps:
@@ -75,8 +80,11 @@ def warm_start(
         chosen = [bank[i] for i in rng.integers(0, len(bank), settings.spans)]
         for group in optimizer.param_groups:
             group["lr"] = settings.lr * (1 - step / settings.steps)
-        words_WH, targets_WH, same_WW = _words(adapter, chosen, table_VH, device)
-        loss = _loss(words_WH, targets_WH, centre_H, same_WW, settings.temperature, settings.squared_weight)
+        if settings.loss == "ctc":
+            loss = _ctc_loss(adapter, chosen, ids_K, table_VH, centre_H, settings.temperature, device)
+        else:
+            words_WH, targets_WH, same_WW = _words(adapter, chosen, table_VH, device)
+            loss = _loss(words_WH, targets_WH, centre_H, same_WW, settings.temperature, settings.squared_weight)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(weights, config.optim.clip)
@@ -94,6 +102,7 @@ def warm_start(
             raise end
     result = {
         "steps": settings.steps,
+        "loss_kind": settings.loss,
         "seconds": round(before_s + time.monotonic() - began, 1),
         "words": sum(len(span.words) for span in bank),
         "speech_s": round(sum(len(span.frames) for span in bank) / model.encoder.frame_rate, 1),
@@ -172,14 +181,35 @@ def _words_of(layout: Layout, span: Span, sound: np.ndarray, causal: bool) -> Wo
     return WordSpan(sound[start : span.frame_end], words, tokens)
 
 
-def _words(adapter, spans: list[WordSpan], table_VH: torch.Tensor, device):
-    """Of W words: the adapter's vectors [W, H], the mean embeddings [W, H] of their tokens, and which are the same word
-    [W, W]. A word's vector is the mean of its frames' mean and of its last frame, which predicts what follows."""
+def _outputs(adapter, spans: list[WordSpan], device) -> torch.Tensor:
+    """The adapter's outputs for each span's frames, float32 [B, F, H], padded at the end."""
     longest = max(len(span.frames) for span in spans)
     batch = np.zeros((len(spans), longest, spans[0].frames.shape[1]), np.float32)
     for row, span in enumerate(spans):
         batch[row, : len(span.frames)] = span.frames
-    out_BFH = adapter(torch.from_numpy(batch).to(device)).float()
+    return adapter(torch.from_numpy(batch).to(device)).float()
+
+
+def _ctc_loss(adapter, spans: list[WordSpan], ids_K: list[int], table_VH, centre_H, temperature: float, device) -> torch.Tensor:
+    """CTC of each span's tokens over the embeddings of `ids_K` and a blank, nats a token, spans averaged; one with more tokens
+    than its frames can hold counts as 0."""
+    out_BFH = _outputs(adapter, spans, device)
+    unit = torch.nn.functional.normalize
+    embeddings_KH = unit(table_VH[ids_K].float() - centre_H, dim=-1)
+    logits_BFK = unit(out_BFH - centre_H, dim=-1) @ embeddings_KH.T / temperature
+    scores_FBK = torch.nn.functional.pad(logits_BFK, (1, 0)).log_softmax(-1).transpose(0, 1)
+    number = {token: k for k, token in enumerate(ids_K, 1)}
+    targets = [[number[token] for ids in span.tokens for token in ids] for span in spans]
+    lengths = torch.tensor([len(target) for target in targets])
+    frames = torch.tensor([len(span.frames) for span in spans])
+    flat = torch.tensor([k for target in targets for k in target], device=device)
+    return torch.nn.functional.ctc_loss(scores_FBK, flat, frames, lengths, blank=0, zero_infinity=True)
+
+
+def _words(adapter, spans: list[WordSpan], table_VH: torch.Tensor, device):
+    """Of W words: the adapter's vectors [W, H], the mean embeddings [W, H] of their tokens, and which are the same word
+    [W, W]. A word's vector is the mean of its frames' mean and of its last frame, which predicts what follows."""
+    out_BFH = _outputs(adapter, spans, device)
     places = [(row, first, end) for row, span in enumerate(spans) for first, end in span.words]
     words_WH = torch.stack([(out_BFH[row, first:end].mean(0) + out_BFH[row, end - 1]) / 2 for row, first, end in places])
     tokens = [ids for span in spans for ids in span.tokens]

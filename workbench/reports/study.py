@@ -142,10 +142,15 @@ def warm_start_in_words(config: Study, lab: Path | str) -> str:
     run_id = (state.noted(lab, "stage1") or [None])[0]
     result = None if run_id is None else read_json(Path(lab) / "runs" / run_id / RESULT)
     seconds = f" in {result['seconds']:,.0f} s" if result else ""
+    how = (
+        "its output for a word is drawn to the mean embedding of the word's tokens, supervised by the word times of Stage I's own "
+        "natural speech"
+        if warm.loss == "words"
+        else "its outputs are trained by CTC over the embeddings of Stage I's own transcripts, without word times"
+    )
     return (
-        f"The adapter was warm-started before Stage I: {warm.steps:,} steps{seconds} in which its output for a word is drawn to "
-        "the mean embedding of the word's tokens, supervised by the word times of Stage I's own natural speech. The paper has no "
-        "such step; it is the same in every arm."
+        f"The adapter was warm-started before Stage I: {warm.steps:,} steps{seconds} in which {how}. The paper has no such "
+        "step; it is the same in every arm."
     )
 
 
