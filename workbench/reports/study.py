@@ -143,8 +143,8 @@ def warm_start_in_words(config: Study, lab: Path | str) -> str:
     result = None if run_id is None else read_json(Path(lab) / "runs" / run_id / RESULT)
     seconds = f" in {result['seconds']:,.0f} s" if result else ""
     how = (
-        "its output for a word is drawn to the mean embedding of the word's tokens, supervised by the word times of Stage I's own "
-        "natural speech"
+        "its output for a word is drawn to the mean embedding of the word's tokens, supervised by the word times of Stage I's "
+        "own natural speech"
         if warm.loss == "words"
         else "its outputs are trained by CTC over the embeddings of Stage I's own transcripts, without word times"
     )
