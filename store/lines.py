@@ -106,9 +106,7 @@ def lines(path: Path, encoding: str = "utf-8") -> Iterator[TextLine]:
             pieces = _wide_lines(file, encoding) if encoding in ("utf-16", "utf-32") else file
             for number, line in enumerate(pieces, 1):
                 if isinstance(line, bytes):
-                    line = line.removesuffix(b"\n").removesuffix(b"\r")
-                    if number == 1:
-                        line = line.removeprefix(codecs.BOM_UTF8)
+                    line = line.removesuffix(b"\n").removesuffix(b"\r").removeprefix(codecs.BOM_UTF8)  # of joined files, too
                     try:
                         line = line.decode("utf-8")
                     except UnicodeDecodeError as error:

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from salad.errors import SaladError
-from salad.prepare.recorded import plain
+from salad.prepare.recorded import files_under, json_rows, plain
 from store import lines
 from store.errors import StoreError
 
@@ -68,7 +68,8 @@ def find(source: Path | str) -> Files:
     if source.is_dir():
         if any((source / name).is_file() for name in ("dataset_dict.json", "dataset_info.json", "state.json")):
             return Files("datasets", sorted(source.rglob("*.arrow")))
-        found = {kind: sorted(path for path in source.rglob("*") if path.name.lower().endswith(ends) and path.is_file())
+        below = list(files_under(source))
+        found = {kind: sorted(path for path in below if path.name.lower().endswith(ends) and path.is_file())
                  for kind, ends in _ENDS.items()}  # fmt: skip
         if found["packed"]:
             raise SaladError(f"{found['packed'][0]} is compressed in a way that is not read here: unpack it, or use gzip")
@@ -83,9 +84,9 @@ def find(source: Path | str) -> Files:
         raise SaladError(f"{source} holds no Parquet, no JSONL and no dataset that `datasets` saved")
     if not source.is_file():
         raise SaladError(f"{source} does not exist")
-    if source.suffix == ".parquet":
+    if source.suffix.lower() == ".parquet":
         return Files("parquet", [source])
-    if source.name.endswith((*_ENDS["jsonl"], ".json", ".json.gz")):
+    if source.name.lower().endswith((*_ENDS["jsonl"], ".json", ".json.gz")):
         return Files("jsonl", [source])
     raise SaladError(f"{source} is neither Parquet nor JSONL nor a folder of them")
 
@@ -135,7 +136,7 @@ def _document(row: dict | str, column: str, answer: str | None, number: str, sou
     if isinstance(row, str):
         return Document(number, None, source, None, None, row)
     text = row.get(column)
-    named = next((_plain(row[key]) for key in IDS if row.get(key) is not None), number)
+    named = next((_plain(row[key]) for key in IDS if row.get(key) is not None and row[key] == row[key]), number)  # no NaN
     licence = next((_plain(row[key]) for key in LICENCES if row.get(key)), None)
     domain = _plain(row["domain"]) if row.get("domain") else None
     told = (named, _plain(row.get("source") or source), licence, domain)
@@ -185,7 +186,7 @@ def _jsonl(path: Path, column: str, answer: str | None) -> Iterator[dict | str]:
     held: list[dict | str] = []
     known = False
     try:
-        for row in lines.rows(path, lines.encoding_of(path, whole=False)):
+        for row in json_rows(path, lines.encoding_of(path, whole=False)):
             one = row.value
             if one is None:
                 if "from here on" in row.fault:

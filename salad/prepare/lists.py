@@ -9,6 +9,7 @@ import io
 import math
 import posixpath
 import re
+import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -16,12 +17,13 @@ from typing import NamedTuple
 import numpy as np
 
 from salad.errors import SaladError
-from salad.prepare.recorded import Recorded, plain
+from salad.prepare.recorded import Recorded, comparable, json_rows, plain
 from salad.speech.audio import SHORT_S, Unusable, decode
 from store import lines
 from store.errors import StoreError
 
-AUDIO = ("audio", "path", "wav", "audio_filepath", "file_name", "file", "filename")
+AUDIO = ("audio", "path", "wav", "audio_filepath", "file_name", "file", "filename", "wav_filename", "audio_path", "audio_file",
+         "file_path", "filepath")  # fmt: skip
 TEXT = ("text", "sentence", "transcript", "transcription")
 SPEAKER = ("speaker", "speaker_id", "client_id", "voice")
 LICENCE = ("licence", "license")
@@ -128,21 +130,24 @@ def _read(path: Path) -> Iterator[_Row]:
         encoding = lines.encoding_of(path)
         kind = path.name.removesuffix(".gz").rpartition(".")[2].lower()
         if kind in ("jsonl", "ndjson", "json"):
-            for row in lines.rows(path, encoding):
+            for row in json_rows(path, encoding):
                 yield _Row(row.number, row.value, None if row.value is not None else ("unreadable", row.fault))
         else:
-            yield from _table(path, encoding, kind == "csv")
+            yield from _table(path, encoding, ",;\t|" if kind == "csv" else "\t,;|")
     except StoreError as error:
         raise SaladError(str(error)) from None
 
 
-def _table(path: Path, encoding: str, commas: bool) -> Iterator[_Row]:
+def _table(path: Path, encoding: str, delimiters: str) -> Iterator[_Row]:
     header: list[str] | None = None
-    for number, fields, fault in _csv(path, encoding) if commas else _tabs(path, encoding):
+    delimiter, quoted = _dialect(path, encoding, delimiters)
+    for number, fields, fault in _quoted(path, encoding, delimiter) if quoted else _plain_fields(path, encoding, delimiter):
         if header is None:
             if fields is None:
                 raise SaladError(f"{path}: its first line, which names the columns, cannot be read: {fault}")
-            header = [name.strip() for name in fields]
+            if len(fields) == 1 and re.fullmatch("sep=.?", fields[0]) or fields == ["sep=", ""]:
+                continue  # as spreadsheets write it
+            header = [_column(name) for name in fields]
             twice = next((name for name in header if name and header.count(name) > 1), None)
             if twice:
                 raise SaladError(f"{path} has two columns {twice!r}: remove one, or give it another name")
@@ -159,17 +164,41 @@ def _table(path: Path, encoding: str, commas: bool) -> Iterator[_Row]:
             yield _Row(number, told, ("wrong number of fields", why))
 
 
-def _tabs(path: Path, encoding: str) -> Iterator[tuple[int, list[str] | None, str | None]]:
-    """Lines between tabs; a quotation mark is one."""
+def _column(name: str) -> str:
+    """A column's name; those that are looked for may be written in capitals."""
+    name = name.strip()
+    return name.lower() if name.lower() in {*AUDIO, *TEXT} else name
+
+
+def _dialect(path: Path, encoding: str, delimiters: str) -> tuple[str, bool]:
+    """What stands between the fields of a table, and whether quotation marks enclose fields: the first of `delimiters` by
+    which the header names a path and a text. Tabs part fields without quotes, unless the header has them."""
+    for line in lines.lines(path, encoding):
+        text = (line.text or "").strip()
+        if not text or re.fullmatch("sep=.?", text):
+            continue
+        if "\r" in text:
+            raise SaladError(f"{path} ends its lines with carriage returns alone: convert it (tr '\\r' '\\n')")
+        for delimiter in delimiters:
+            quotes = all(re.fullmatch(r'\s*"[^"]*"\s*', name) for name in text.split(delimiter))
+            names = [_column(name.strip().strip('"')) for name in text.split(delimiter)]
+            if set(names) & set(AUDIO) and set(names) & set(TEXT):
+                return delimiter, delimiter != "\t" or quotes
+        break
+    return delimiters[0], delimiters[0] != "\t"
+
+
+def _plain_fields(path: Path, encoding: str, delimiter: str) -> Iterator[tuple[int, list[str] | None, str | None]]:
+    """The fields of lines in which a quotation mark is a character like any other."""
     for line in lines.lines(path, encoding):
         if line.text is None:
             yield line.number, None, line.fault
         elif line.text.strip():
-            yield line.number, line.text.split("\t"), None
+            yield line.number, line.text.split(delimiter), None
 
 
-def _csv(path: Path, encoding: str) -> Iterator[tuple[int, list[str] | None, str | None]]:
-    """Records of RFC 4180: a quoted field may hold commas, quotes (doubled) and line ends. Where a quote is not closed,
+def _quoted(path: Path, encoding: str, delimiter: str) -> Iterator[tuple[int, list[str] | None, str | None]]:
+    """Records of RFC 4180: a quoted field may hold the delimiter, quotes (doubled) and line ends. Where a quote is not closed,
     or stands where none may, its line is one fault and the next is read."""
     waiting: list[lines.TextLine] = []
     source = lines.lines(path, encoding)
@@ -191,7 +220,7 @@ def _csv(path: Path, encoding: str) -> Iterator[tuple[int, list[str] | None, str
             taken.append(more)
         text = "\n".join(one.text for one in taken)
         try:
-            (fields,) = csv.reader(io.StringIO(text, newline=""), strict=True)
+            (fields,) = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
             yield line.number, fields, None
             continue
         except (csv.Error, ValueError) as error:
@@ -231,6 +260,9 @@ def _recorded(row: _Row, path: Path, folder: Path, licence: str | None, unclear:
     value, fault, part = row.value or {}, row.fault, Segment()
     if fault is None and lines.has_surrogate(value):
         fault = ("unreadable", f"line {row.number} holds half of a surrogate pair, which is no character")
+    for name in AUDIO:  # as `datasets` writes a sound that lies in a file
+        if isinstance(value.get(name), dict) and isinstance(value[name].get("path"), str) and not value[name].get("bytes"):
+            value = value | {name: value[name]["path"]}
     audio, text = named(value, AUDIO), named(value, TEXT)
     file = None if audio is None else relative(audio, folder)
     if fault is None:
@@ -250,7 +282,8 @@ def _recorded(row: _Row, path: Path, folder: Path, licence: str | None, unclear:
         lambda longest_s=None: load(folder, audio, part, longest_s),
         named(value, LICENCE) or licence, named(value, ("domain",)), extra,
         fault if fault is None or row.value is None else (fault[0], _with_line(fault[1], row.number)),
-        named(value, ("answer",)), f"{file or path.stem + ':' + str(row.number)}{part.mark()}", own is not None, file,
+        named(value, ("answer",)), f"{file or path.stem + ':' + str(row.number)}{part.mark()}", own is not None,
+        file and comparable(file),
     )  # fmt: skip
 
 
@@ -269,7 +302,9 @@ def load(folder: Path, audio: str | None, part: Segment, longest_s: float | None
     """A part of a list's file, which lies in `folder`, or in `clips` or `wavs` there."""
     if not audio:
         raise Unusable("missing", "the row names no file")
-    places = [folder / beside / audio for beside in BESIDE]
+    spellings = dict.fromkeys([audio, audio.strip(), audio.replace("\\", "/"), comparable(audio),
+                               unicodedata.normalize("NFD", comparable(audio))])  # fmt: skip
+    places = [folder / beside / spelling for spelling in spellings for beside in BESIDE]
     return decode(first_file(places), part.start_s, part.duration_s, part.channels, longest_s)
 
 
@@ -288,6 +323,8 @@ def named(row: dict, names: tuple[str, ...]) -> str | None:
     """The first of some columns that holds a text or a number."""
     for name in names:
         value = row.get(name)
+        if isinstance(value, float) and not math.isfinite(value):
+            continue  # pandas writes NaN where it has nothing
         if isinstance(value, (str, int, float)) and not isinstance(value, bool) and value != "":
             return str(value)
     return None

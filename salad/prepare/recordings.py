@@ -24,13 +24,13 @@ from salad.errors import SaladError
 from salad.prepare import cuts, lists, tars
 from salad.prepare.duplicates import Seen
 from salad.prepare.lists import NotAList
-from salad.prepare.recorded import Recorded
+from salad.prepare.recorded import Recorded, comparable, files_under
 from salad.speech.audio import Unusable, decode
 from store import lines
 from store.errors import StoreError
 
 LICENCES = {"librispeech": "CC BY 4.0", "emilia": "CC BY-NC 4.0"}  # where neither row nor user names one
-_TABLES = (".tsv", ".csv", ".jsonl", ".ndjson")
+_TABLES = tuple(f"{end}{packed}" for end in (".tsv", ".csv", ".jsonl", ".ndjson") for packed in ("", ".gz"))
 _LANGUAGES = {"english": "en", "eng": "en", "german": "de", "deutsch": "de", "deu": "de", "ger": "de", "chinese": "zh",
               "mandarin": "zh", "zho": "zh", "chi": "zh", "cmn": "zh", "french": "fr", "fra": "fr", "fre": "fr",
               "spanish": "es", "spa": "es", "italian": "it", "ita": "it", "japanese": "ja", "jpn": "ja", "korean": "ko",
@@ -86,15 +86,16 @@ def not_listed(source: Path | str, layout: str, language: str, known: Seen) -> I
     for path in sorted(_sounds(root)):
         file = path.relative_to(root).as_posix()
         inside = [file.removeprefix(f"{beside}/") for beside in lists.BESIDE if beside]
-        if not any(known.knows([file, *inside, str(path), os.path.abspath(path)])):
+        names = [file, *inside, str(path), os.path.abspath(path)]
+        if not any(known.knows([*names, *map(comparable, names)])):
             yield Recorded(str(Path(file).with_suffix("")), "", "unknown", lambda longest_s=None: None,
                            fault=("no text", f"no list names {file}"), place=file, file=file)  # fmt: skip
 
 
 def _sounds(root: Path) -> Iterator[Path]:
-    for folder, _, names in os.walk(root):
-        yield from (Path(folder, name) for name in names
-                    if name.rpartition(".")[2].lower() in tars.AUDIO and not name.startswith("."))  # fmt: skip
+    if root.is_dir():
+        yield from (path for path in files_under(root)
+                    if path.name.rpartition(".")[2].lower() in tars.AUDIO and not path.name.startswith("."))  # fmt: skip
 
 
 def _in_tars(source: Path, layout: str) -> bool:
@@ -107,7 +108,7 @@ def layout_of(source: Path) -> str:
         if source.suffix == ".tar":
             return "webdataset"
         return "cuts" if "cuts" in source.name and ".json" in source.name else "table"
-    if next(source.rglob("*.trans.txt"), None):
+    if any(path.name.endswith(".trans.txt") for path in files_under(source)):
         return "librispeech"
     if (source / "raw").is_dir():
         return "emilia"
@@ -115,7 +116,7 @@ def layout_of(source: Path) -> str:
         return "cuts"
     if _tables(source):
         return "table"
-    if next(source.rglob("*.tar"), None):
+    if any(path.suffix == ".tar" for path in files_under(source)):
         return "webdataset"
     raise SaladError(
         f"{source} is none of the known layouts: it has no *.trans.txt (LibriSpeech), no *cuts*.jsonl.gz (LibriHeavy), "
@@ -136,7 +137,7 @@ def other_language(told: str | None, wanted: str) -> bool:
 
 
 def _librispeech(source: Path, language: str) -> Iterator[Recorded]:
-    transcripts = sorted(source.rglob("*.trans.txt"))
+    transcripts = sorted(path for path in files_under(source) if path.name.endswith(".trans.txt"))
     if not transcripts:
         raise SaladError(f"{source} holds no *.trans.txt, so it is no LibriSpeech")
     for path in transcripts:
@@ -214,7 +215,7 @@ def _of_tar(path: Path, row: dict, longest_s: float | None) -> tuple[np.ndarray,
 
 
 def _tables(source: Path) -> list[Path]:
-    found = (path for path in source.iterdir() if path.suffix.lower() in _TABLES and "cuts" not in path.name)
+    found = (path for path in source.iterdir() if path.name.lower().endswith(_TABLES) and "cuts" not in path.name)
     return sorted(path for path in found if path.is_file())
 
 

@@ -28,7 +28,7 @@ import xxhash
 
 from salad.errors import SaladError
 from salad.prepare.lists import LICENCE, SPEAKER, named, part_of
-from salad.prepare.recorded import plain
+from salad.prepare.recorded import files_under, plain
 from salad.speech.audio import Unusable
 from store import atomic, lines
 
@@ -48,7 +48,7 @@ def find(source: Path, language: str) -> list[Path]:
     """The tars of a file or folder, in order. Where folders are named by languages (EN, DE …), that language's."""
     if source.is_file():
         return [source]
-    found = sorted([*source.rglob("*.tar"), *source.rglob("*.tar.gz"), *source.rglob("*.tgz")])
+    found = sorted(path for path in files_under(source) if path.name.endswith((".tar", ".tar.gz", ".tgz")))
 
     code = re.split("[-_]", language)[0].upper()
 
@@ -219,7 +219,8 @@ def _told(data: bytes, path: Path) -> dict:
         return {"reason": "unreadable", "detail": "its JSON holds half of a surrogate pair, which is no character"}
     told = {"text": value.get("text"), "speaker": named(value, SPEAKER), "language": value.get("language"),
             "licence": named(value, LICENCE), "answer": value.get("answer")}  # fmt: skip
-    told = {key: str(one) for key, one in told.items() if one not in (None, "") and not isinstance(one, (list, dict, bool))}
+    told = {key: str(one) for key, one in told.items() if one not in (None, "") and not isinstance(one, (list, dict, bool))
+            and (not isinstance(one, float) or math.isfinite(one))}  # fmt: skip
     if name := value.get("id") or value.get("_id"):
         told |= {"id": str(name), "own_id": True}
     if isinstance(value.get("dnsmos"), (int, float)) and math.isfinite(value["dnsmos"]):
