@@ -259,3 +259,61 @@ def test_the_shared_cases_are_read_at_their_real_length(case, name, seconds):
     else:
         samples, rate = decode(CASES / case / name)
         assert len(samples) / rate == pytest.approx(seconds, abs=1 / rate)
+
+
+@pytest.mark.parametrize("format", ["WAV", "FLAC", "AIFF", "AU"])
+@pytest.mark.parametrize("tag", [10, 11, 500])
+def test_tags_before_the_sound_cost_no_samples(tmp_path, format, tag):
+    samples = np.random.default_rng(0).uniform(-0.3, 0.3, 16_000).astype(np.float32)
+    buffer = io.BytesIO()
+    soundfile.write(buffer, samples, 16_000, format=format, subtype="PCM_16")
+    data = b"ID3\x03\0\0\0\0" + bytes([tag >> 7, tag & 127]) + bytes(tag) + buffer.getvalue()
+    (tmp_path / "a.bin").write_bytes(data)
+    for source in (data, tmp_path / "a.bin"):
+        found, rate = decode(source)
+        assert (len(found), rate) == (16_000, 16_000) and np.abs(found - samples).max() < 1e-4
+
+
+@pytest.mark.parametrize(
+    "data, says",
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\n", "git lfs pull"), (b"<!DOCTYPE html><html>", "web page"),
+        (b"\n <html><body>404", "web page"), (b"\x1f\x8b\x08\0abc", "compressed"), (b"PK\x03\x04abc", "compressed"),
+        (b"", "empty"), (b"hello" * 99, "not recognised"), (b"\0" * 999, "not recognised"),
+    ],
+)  # fmt: skip
+def test_what_lies_in_the_place_of_sound_is_named(data, says):
+    with pytest.raises(Unusable) as error:
+        decode(data)
+    assert error.value.args[0] == "unreadable" and says in error.value.args[1]
+
+
+CHUNKS = {  # chunks of a RIFF before the sound, and the bytes behind it
+    "a list first": ([b"LIST"], b""), "junk of an odd length": ([b"JUNK", b"fmt ", b"junk"], b""),
+    "an odd byte": ([b"fmt "], b"\1"),
+    "tags behind": ([b"fmt "], b"id3 \x03\0\0\0abc\0"), "garbage behind": ([b"fmt "], b"garbage" * 99),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CHUNKS)
+@pytest.mark.parametrize("kind", ["mp3 in .wav", "wav in .flac", "flac in .mp3", "wav in .raw", "wav without an ending"])
+def test_a_file_is_read_by_what_it_holds_whatever_its_name_and_chunks(tmp_path, case, kind):
+    samples = np.random.default_rng(0).uniform(-0.3, 0.3, 16_000).astype(np.float32)
+    content, _, ending = kind.partition(" in ")
+    buffer = io.BytesIO()
+    soundfile.write(buffer, samples, 16_000, format={"mp3": "MP3", "flac": "FLAC"}.get(content, "WAV"), subtype=None)
+    data = buffer.getvalue()
+    if content.startswith("wav"):
+        before, behind = CHUNKS[case]
+        if b"fmt " not in before:
+            before = [*before, b"fmt "]
+        form = struct.pack("<HHIIHH", 1, 1, 16_000, 32_000, 2, 16)
+        chunks = [(name, form if name == b"fmt " else b"1234567") for name in before]
+        chunks.append((b"data", (samples * 32_767).astype("<i2").tobytes()))
+        body = b"WAVE" + b"".join(name + struct.pack("<I", len(part)) + part + bytes(len(part) % 2) for name, part in chunks)
+        data = b"RIFF" + struct.pack("<I", len(body)) + body + behind
+    path = tmp_path / f"a{ending}"
+    path.write_bytes(data)
+    for source in (path, data):
+        found, rate = decode(source)
+        assert len(found) == 16_000 and rate == 16_000

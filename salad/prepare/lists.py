@@ -260,9 +260,9 @@ def _recorded(row: _Row, path: Path, folder: Path, licence: str | None, unclear:
     value, fault, part = row.value or {}, row.fault, Segment()
     if fault is None and lines.has_surrogate(value):
         fault = ("unreadable", f"line {row.number} holds half of a surrogate pair, which is no character")
-    for name in AUDIO:  # as `datasets` writes a sound that lies in a file
-        if isinstance(value.get(name), dict) and isinstance(value[name].get("path"), str) and not value[name].get("bytes"):
-            value = value | {name: value[name]["path"]}
+    sound = value.get("audio")  # as `datasets` writes one that lies in a file
+    if isinstance(sound, dict) and isinstance(sound.get("path"), str) and not sound.get("bytes"):
+        value = value | {"audio": sound["path"]}
     audio, text = named(value, AUDIO), named(value, TEXT)
     file = None if audio is None else relative(audio, folder)
     if fault is None:

@@ -165,6 +165,13 @@ _FORMATS = {"MP4": "mov", "Matroska": "matroska"}
 _SIGNS = [(rb"#!AMR", "amr"), (rb"0&\xb2u", "asf"), (rb"\xff[\xf0\xf1\xf8\xf9]", "aac")]
 
 
+_NO_SOUND = [  # what lies in the place of sound, and what to do about it
+    (rb"version https://", "a Git LFS pointer instead of the file: git lfs pull"),
+    (rb"(?i)\s*<(?:!doctype|html|\?xml)", "a web page instead of sound: fetch the file again"),
+    (rb"\x1f\x8b|PK\x03\x04|BZh|\xfd7zXZ|\x28\xb5\x2f\xfd", "a compressed file: unpack it first"),
+]
+
+
 def _pyav(file: BinaryIO, container: Container, start_s: float, duration_s: float | None,
           longest_s: float | None, error: str):  # fmt: skip
     """The same by FFmpeg's libraries, for formats that libsndfile has not."""
@@ -172,7 +179,8 @@ def _pyav(file: BinaryIO, container: Container, start_s: float, duration_s: floa
     head = file.read(16)
     kind = _FORMATS.get(container.name) or next((name for sign, name in _SIGNS if re.match(sign, head)), None)
     if kind is None:
-        raise Unusable("unreadable", error or "no audio format that is known")
+        hint = next((hint for sign, hint in _NO_SOUND if re.match(sign, head)), None) if head else "the file is empty"
+        raise Unusable("unreadable", hint or error or "no audio format that is known")
     name = container.name or kind.upper()
     try:
         import av

@@ -36,7 +36,7 @@ class Container:
 
     @property
     def mended(self) -> bool:
-        return bool(self.patches or self.instead)
+        return bool(self.patches or self.instead or self.skip)
 
     @property
     def missing(self) -> float:
@@ -53,7 +53,11 @@ def inspect(file: BinaryIO, size: int, whole: bool = True) -> Container:
         for test, look in _KNOWN:
             if test(head):
                 more = (whole,) if look is _mp3 else ()
-                return look(file, at, size, head, *more) or Container()
+                container = look(file, at, size, head, *more) or Container()
+                if at and look is not _mp3 and not (container.instead or container.skip):
+                    container.skip = at  # libsndfile loses as many bytes as the tags have at the end of some formats
+                    container.patches = {offset - at: data for offset, data in container.patches.items()}
+                return container
     except (struct.error, IndexError, ValueError, OverflowError, ZeroDivisionError):
         pass
     return Container()
