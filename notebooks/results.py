@@ -24,7 +24,7 @@ def _(lab):
     mo.stop(advice is not None, mo.callout(mo.md(advice or ""), kind="warn"))
     newest = reports.checkpoints(con)
     contenders_ui = mo.ui.multiselect(newest.contender.tolist(), value=newest.contender.tolist(), label="contenders")
-    mo.vstack([mo.md(markdown("## What came out?\n<code>{}</code>. ", lab) + reports.EXPLAIN), contenders_ui,
+    mo.vstack([mo.md(markdown("## What came out?\n<code>{}</code>. ", lab) + reports.explain(lab)), contenders_ui,
                panels.state(con, lab)])
     return advice, con, contenders_ui, newest
 

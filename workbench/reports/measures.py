@@ -8,8 +8,10 @@ import pandas as pd
 
 from salad.analysis import ALL, DOMAIN, by_domain, by_group, read_study
 from salad.evaluation import statistics
+from salad.runs import read_json
 from workbench.reports.tables import steady
 
+WARM_START = "warm-start.json"  # in a run's folder: salad.training.warm_start writes it
 ORDER = ("teacher", "stage1", "stage2_active", "stage2_uniform")
 
 
@@ -58,6 +60,29 @@ def arms_of(con) -> pd.DataFrame:
         FROM contenders AS c LEFT JOIN runs AS r USING (run_id) LEFT JOIN selections AS l USING (selection_id)
         LEFT JOIN selected_speech AS t USING (selection_id)
         WHERE c.run_id IS NOT NULL GROUP BY ALL ORDER BY any_value(c.place)""").df()
+
+
+def warm_start_in_words(lab: Path | str) -> str:
+    """Whether the adapters of a lab's Stage I runs were warm-started, with seconds and what supervised them: said beside every
+    table. Empty where none was."""
+    found = {}
+    for path in sorted(Path(lab).glob("runs/r*/config.json")):
+        record = read_json(path) or {}
+        warm = (record.get("config") or {}).get("adapter", {}).get("warm_start") or {}
+        result = read_json(path.parent / WARM_START)
+        if record.get("kind") != "stage1" or not warm.get("steps") or result is None:
+            continue
+        how = (
+            "its output for a word is drawn to the mean embedding of the word's tokens, supervised by the word times of Stage "
+            "I's own natural speech"
+            if warm.get("loss", "words") == "words"
+            else "its outputs are trained by CTC over the embeddings of Stage I's own transcripts, without word times"
+        )
+        found.setdefault(f"{warm['steps']:,} steps in {result['seconds']:,.0f} s in which {how}", []).append(path.parent.name)
+    return " ".join(
+        f"The adapter of {', '.join(names)} was warm-started before Stage I: {how}. The paper has no such step."
+        for how, names in found.items()
+    )
 
 
 def published_means(con) -> pd.DataFrame:

@@ -9,11 +9,9 @@ import pandas as pd
 import store
 from salad.errors import SaladError
 from salad.evaluation import statistics
-from salad.runs import read_json
 from salad.study import conduct, graph, state
 from salad.study.config import Study
-from salad.training.warm_start import RESULT
-from workbench.reports.measures import checkpoints
+from workbench.reports.measures import checkpoints, warm_start_in_words
 from workbench.reports.tables import ReportTable, as_csv, latex, markdown_table
 
 POOLED_BELOW = 20  # held-out texts of a domain; smaller domains stand together as "smaller domains"
@@ -134,26 +132,6 @@ def _heard(row: dict) -> str:
     return f"{100 * row['heard_share']:.0f} ({low} to {high}){zero}"
 
 
-def warm_start_in_words(config: Study, lab: Path | str) -> str:
-    """Whether the adapter was warm-started, with its seconds and what supervised it: said beside every table."""
-    warm = config.stage1.adapter.warm_start
-    if not warm.steps:
-        return "The adapter was trained from scratch in Stage I; there was no warm start."
-    run_id = (state.noted(lab, "stage1") or [None])[0]
-    result = None if run_id is None else read_json(Path(lab) / "runs" / run_id / RESULT)
-    seconds = f" in {result['seconds']:,.0f} s" if result else ""
-    how = (
-        "its output for a word is drawn to the mean embedding of the word's tokens, supervised by the word times of Stage I's "
-        "own natural speech"
-        if warm.loss == "words"
-        else "its outputs are trained by CTC over the embeddings of Stage I's own transcripts, without word times"
-    )
-    return (
-        f"The adapter was warm-started before Stage I: {warm.steps:,} steps{seconds} in which {how}. The paper has no such "
-        "step; it is the same in every arm."
-    )
-
-
 def _trained(lab: Path, config: Study) -> pd.DataFrame:
     """contender, run_id, step of Stage I and of each arm's Stage II, as far as they are trained."""
     names = ["stage1", *(f"stage2_{arm.name}" for arm in graph.arms_of(config))]
@@ -184,6 +162,6 @@ def study_tables(lab: Path | str, config: Study) -> StudyTables:
         config.name,
         pd.concat(divergences, ignore_index=True) if divergences else empty,
         pd.concat(answers, ignore_index=True) if answers else empty,
-        warm_start_in_words(config, first),
+        warm_start_in_words(first) or "The adapter was trained from scratch in Stage I; there was no warm start.",
         smoke,
     )

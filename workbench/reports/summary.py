@@ -13,7 +13,7 @@ import store
 from salad.selection.exclusion import left_out, speech_by_cluster
 from workbench import charts, review
 from workbench.reports.figures import Figure, figures
-from workbench.reports.measures import arms_of, beside_published, checkpoints, measured
+from workbench.reports.measures import arms_of, beside_published, checkpoints, measured, warm_start_in_words
 from workbench.reports.tables import ReportTable, as_csv, cells_of, heads_of, latex, markdown_table, words_of
 
 EXPLAIN = (
@@ -58,6 +58,8 @@ class Report:
         console = Console(markup=False, highlight=False)
         console = console if console.is_terminal else Console(markup=False, highlight=False, width=150)
         console.print(table)
+        if warm := warm_start_in_words(self.lab):
+            console.print(warm, soft_wrap=True)
 
 
 def report(lab, runs: list[str] | None = None) -> Report:
@@ -84,8 +86,9 @@ def report(lab, runs: list[str] | None = None) -> Report:
     arms, published = arms_of(con), beside_published(con, rows)
     drawn = _figures(con, lab, study, rows)
     tables = [*_grids(rows, arms, published), *clusters_left_out(con)]
-    markdown = _markdown(tables)
-    files = {lab / "report.md": markdown.encode(), lab / "report.html": _html(tables, drawn).encode()}
+    words = explain(lab)
+    markdown = _markdown(tables, words)
+    files = {lab / "report.md": markdown.encode(), lab / "report.html": _html(tables, drawn, words).encode()}
     for table in tables:
         files[lab / "report" / f"{table.name}.csv"] = as_csv(table)
         files[lab / "report" / f"{table.name}.tex"] = latex(table.title, table.heads, table.cells).encode()
@@ -148,8 +151,13 @@ def clusters_left_out(con) -> list[ReportTable]:
     return [ReportTable("left-out", "Clusters left out for their character error rate", heads, cells)] if cells else []
 
 
-def _markdown(tables: list[ReportTable]) -> str:
-    parts = ["# What came out\n", EXPLAIN + "\n"]
+def explain(lab: Path | str) -> str:
+    """What the tables of a lab hold, in words, and whether its adapters were warm-started."""
+    return " ".join(part for part in (EXPLAIN, warm_start_in_words(lab)) if part)
+
+
+def _markdown(tables: list[ReportTable], words: str) -> str:
+    parts = ["# What came out\n", words + "\n"]
     for table in tables:
         parts += [f"## {table.title}\n", markdown_table(table.heads, table.cells), ""]
     return "\n".join(parts)
@@ -163,10 +171,10 @@ solid #8884; } figure { margin: 1.5rem 0; padding: 12px; background: #fff; color
 auto; } figcaption { font-weight: 600; margin-bottom: 6px; } .wide { overflow-x: auto; } p { max-width: 46rem; }"""
 
 
-def _html(tables: list[ReportTable], figures: list) -> str:
+def _html(tables: list[ReportTable], figures: list, words: str) -> str:
     parts = [
         f"<!doctype html><html lang='en'><meta charset='utf-8'><title>What came out</title><style>{_STYLE}</style>",
-        f"<h1>What came out</h1><p>{escape(EXPLAIN)}</p>",
+        f"<h1>What came out</h1><p>{escape(words)}</p>",
     ]
     for i, (_, title, heads, cells) in enumerate(tables):
         head = "".join(f"<th>{escape(h)}</th>" for h in heads)
