@@ -227,6 +227,11 @@ def test_stage2s_recipe_is_that_of_the_selections_stage1(opened):
     store.publish(lab, "selections", [{"selection_id": "l00000000beef", "run_id": qwen.run_id, "step": 1}], {"x": 1})
     store.refresh(con)
     assert review.stage2_recipe(con, "l00000000beef") == "qwen2_5_3b_lora_stage2"
+    own = {"contender": "stage1", "seed": 2, "llm": {"name": "HuggingFaceTB/SmolLM2-135M-Instruct", "finetune": "lora"}}
+    study = RunFolder.get_or_create(lab, "stage1", "first_cpu_stage1", own)  # a study's own: by its LLM
+    store.publish(lab, "selections", [{"selection_id": "l00000000cafe", "run_id": study.run_id, "step": 1}], {"x": 2})
+    store.refresh(con)
+    assert review.stage2_recipe(con, "l00000000cafe") == "smollm2_135m_stage2"
 
 
 def test_the_panels_fast_path_gives_salads_own_d_cluster(opened):

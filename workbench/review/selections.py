@@ -35,11 +35,18 @@ def unready(con: duckdb.DuckDBPyConnection, selection_id: str) -> str | None:
 
 
 def stage2_recipe(con, selection_id: str) -> str:
-    """The recipe of Stage II that belongs to the Stage I which the selection was drawn with, else the miniature's."""
+    """The recipe of Stage II that belongs to the Stage I which the selection was drawn with: the one of its name, else the
+    first of the same LLM and fine-tuning (a study's own Stage I), else the miniature's."""
     from salad import recipes
 
     row = con.execute(
-        "SELECT r.recipe FROM selections AS l JOIN runs AS r USING (run_id) WHERE l.selection_id = ?", [selection_id]
-    ).fetchone()
-    name = (row[0] or "").replace("stage1", "stage2") if row else ""
-    return name if name in recipes.names() else "miniature_stage2"
+        "SELECT r.recipe, json_extract_string(r.config, '$.llm.name'), json_extract_string(r.config, '$.llm.finetune') "
+        "FROM selections AS l JOIN runs AS r USING (run_id) WHERE l.selection_id = ?", [selection_id]
+    ).fetchone()  # fmt: skip
+    recipe, llm, finetune = row or (None, None, None)
+    name = (recipe or "").replace("stage1", "stage2")
+    if name in recipes.names():
+        return name
+    stage2 = [name for name in recipes.names() if name.endswith("stage2")]
+    same = (name for name in stage2 if (recipes.get(name).llm.name, recipes.get(name).llm.finetune) == (llm, finetune))
+    return next(same, "miniature_stage2")
