@@ -335,11 +335,15 @@ def power_law(con, run_id: str, weights: Mapping[str, float], steps: Iterable[in
     bounds = np.percentile(fitted, [2.5, 97.5], axis=0)
     e, b, beta = fit_power_law(n, m)
     names = ("e", "b", "beta")
+    trend_low, trend_high = np.percentile(slopes, [2.5, 97.5])
     return PowerLaw(
-        e, b, beta, float(n.min()), float(n.max()),
-        dict(zip(names, map(float, bounds[0]), strict=True)), dict(zip(names, map(float, bounds[1]), strict=True)),
-        float(np.polyfit(np.log(n), np.log(np.maximum(m, 1e-12)), 1)[0]), *map(float, np.percentile(slopes, [2.5, 97.5])),
-        fitted,
+        e, b, beta,
+        n_min=float(n.min()), n_max=float(n.max()),
+        low=dict(zip(names, map(float, bounds[0]), strict=True)),
+        high=dict(zip(names, map(float, bounds[1]), strict=True)),
+        trend=float(np.polyfit(np.log(n), np.log(np.maximum(m, 1e-12)), 1)[0]),
+        trend_low=float(trend_low), trend_high=float(trend_high),
+        draws=fitted,
     )  # fmt: skip
 
 

@@ -8,16 +8,18 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    JsonValue,
     SerializationInfo,
     SerializerFunctionWrapHandler,
     ValidationError,
     model_serializer,
     model_validator,
 )
+from pydantic_core import ErrorDetails
 
 from salad.errors import SaladError
 
-LATER = {"later": True}
+LATER: dict[str, JsonValue] = {"later": True}
 
 
 class Frozen(BaseModel):
@@ -295,14 +297,14 @@ def _keys(data: dict, prefix: str = ""):
 
 
 def validate(kind: type[BaseModel], data: dict):
-    """`kind(**data)`, with pydantic's complaints told in one line as a SaladError."""
+    """`kind(**data)`, with pydantic's validation errors in one line, as a SaladError."""
     try:
         return kind.model_validate(data)
     except ValidationError as error:
-        raise SaladError("; ".join(_told(item) for item in error.errors())) from None
+        raise SaladError("; ".join(_describe(item) for item in error.errors())) from None
 
 
-def _told(item: dict) -> str:
+def _describe(item: ErrorDetails) -> str:
     where = ".".join(map(str, item["loc"])) or "configuration"
     got = f" (got {item['input']!r})" if item["loc"] and not isinstance(item["input"], dict) else ""
     return f"{where}: {item['msg'].removeprefix('Value error, ')}{got}"

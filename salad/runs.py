@@ -303,12 +303,14 @@ class RunFolder:
         if self._pace is None or step < self._pace[0]:
             self._pace = (step, time.monotonic())
         first, since = self._pace
-        steps = self._fields.get("max_steps")
+        fields = self._fields or {}
+        steps = fields.get("max_steps")
         if steps is None or step <= first:
-            return self._fields.get("seconds_left")
+            return fields.get("seconds_left")
         return round((steps - step) * (time.monotonic() - since) / (step - first), 1)
 
     def _write(self) -> None:
+        assert self._fields is not None
         self._fields["heartbeat_at"] = now()
         if self._began is not None:
             self._fields["ran_s"] = round(self.ran_s, 3)
@@ -416,14 +418,15 @@ def running(run: RunFolder, engine: str | None = None, device: str | None = None
 
     thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
     thread.start()
-    state, error, mendable = "done", None, False
+    state, mendable = "done", False
+    error: str | None = None
     try:
         yield run
-    except Stopped as end:
-        state, error = "stopped", end.message
+    except Stopped as stop:
+        state, error = "stopped", stop.message
         raise
-    except Preempted as end:
-        state, error = "preempted", end.message
+    except Preempted as preemption:
+        state, error = "preempted", preemption.message
         raise
     except KeyboardInterrupt:
         state, error = "stopped", "interrupted from the keyboard"

@@ -62,7 +62,7 @@ def altered(samples: np.ndarray, rate: int, alteration: Alteration, noise: np.nd
 
     rng = np.random.default_rng([alteration.seed, 0])
     length = math.ceil(len(samples) / alteration.speed)
-    sound = samples[None].astype(np.float32)
+    sound: np.ndarray = samples[None].astype(np.float32)
     if alteration.speed != 1.0:
         sound = _exactly(Speed(factor=alteration.speed)(sound, rate), length)
     if alteration.room:  # lhotse's own generator of responses needs torchaudio

@@ -2,6 +2,7 @@
 
 import hashlib
 from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -43,9 +44,14 @@ class Batch:
     text_place_BS: torch.Tensor | None = None
     texts: list[tuple[str, int, int]] = field(default_factory=list)
 
-    def to(self, device) -> "Batch":
-        moved = {f.name: getattr(self, f.name) for f in fields(self)}
-        return replace(self, **{k: v.to(device, non_blocking=True) for k, v in moved.items() if isinstance(v, torch.Tensor)})
+    def to(self, device: torch.device | str) -> "Batch":
+        """A copy of the batch with its tensors on `device`."""
+        tensors: dict[str, Any] = {
+            f.name: tensor.to(device, non_blocking=True)
+            for f in fields(self)
+            if isinstance(tensor := getattr(self, f.name), torch.Tensor)
+        }
+        return replace(self, **tensors)
 
 
 def collate(
@@ -71,17 +77,19 @@ def collate(
     longest_text = max(sum(lengths[b][1] for b in members) for members in rows)
     # frames after the last one that is fed are never looked at
     fed = [0 if x is None else int(s.frames.max()) + 1 for s, x in zip(sequences, speech, strict=True)]
-    spoken = [b for b, n in enumerate(fed) if n]
+    spoken = {b: x for b, x in enumerate(speech) if x is not None and fed[b]}
     speech_PFD = None
     if spoken:
-        speech_PFD = np.zeros((len(spoken), max(fed), speech[spoken[0]].shape[1]), dtype=np.float32)
-        for p, b in enumerate(spoken):
-            if len(speech[b]) < fed[b]:
+        dim = next(iter(spoken.values())).shape[1]
+        speech_PFD = np.zeros((len(spoken), max(fed), dim), dtype=np.float32)
+        for p, (b, frames_FD) in enumerate(spoken.items()):
+            if len(frames_FD) < fed[b]:
                 raise SaladError(
-                    f"{sample_ids[b]}: its recording gives {len(speech[b])} frames and {fed[b]} are laid out: it is shorter "
-                    "than its row in `syntheses` says; run its pass again"
+                    f"{sample_ids[b]}: its recording gives {len(frames_FD)} frames, but its sequence uses {fed[b]}: the "
+                    "recording is shorter than its row in `syntheses` says; run the pass that made it again"
                 )
-            speech_PFD[p, : fed[b]] = speech[b][: fed[b]]
+            speech_PFD[p, : fed[b]] = frames_FD[: fed[b]]
+    place_of = {b: p for p, b in enumerate(spoken)}
     ids = np.full((len(rows), longest), -1, dtype=np.int64)
     frames = np.full((len(rows), longest), -1, dtype=np.int64)
     text_ids = np.zeros((len(rows), longest_text), dtype=np.int64)
@@ -90,8 +98,8 @@ def collate(
         ids[row[b], here] = s.ids
         text_ids[row[b], text_at[b] : text_at[b] + len(s.text_ids)] = s.text_ids
         if fed[b]:
-            frames[row[b], here] = np.where(s.frames >= 0, s.frames + spoken.index(b) * max(fed), -1)
-    places = {}
+            frames[row[b], here] = np.where(s.frames >= 0, s.frames + place_of[b] * max(fed), -1)
+    places: dict[str, torch.Tensor] = {}
     if context is not None:
         places = {
             "place_BT": _places(rows, [n for n, _ in lengths], longest),

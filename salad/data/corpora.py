@@ -47,7 +47,7 @@ _OF_SELECTION = """join selected using (sample_id) where selection_id = ? and y.
     order by draw"""
 
 
-class Recordings(Sequence):
+class Recordings(Sequence[SpokenText]):
     """Spoken texts as rows of an Arrow table, made one by one when asked for. Mapped from a file, they take no memory."""
 
     def __init__(self, table: pa.Table):
@@ -57,7 +57,7 @@ class Recordings(Sequence):
     def __len__(self) -> int:
         return len(self._table)
 
-    def __getitem__(self, index: int) -> SpokenText:
+    def __getitem__(self, index: int) -> SpokenText:  # type: ignore[override]  # no slices
         row = self._table.slice(index, 1).to_pylist()[0]
         row["words"] = tuple(tuple(word.values()) for word in row["words"] or ())
         return SpokenText(**row)
@@ -70,7 +70,7 @@ class Text(NamedTuple):
     answer: str | None = None
 
 
-class TextRows(Sequence):
+class TextRows(Sequence[Text]):
     """Texts as rows of an Arrow table."""
 
     def __init__(self, table: pa.Table):
@@ -79,7 +79,7 @@ class TextRows(Sequence):
     def __len__(self) -> int:
         return len(self._table)
 
-    def __getitem__(self, index: int) -> Text:
+    def __getitem__(self, index: int) -> Text:  # type: ignore[override]  # no slices
         return Text(**self._table.slice(index, 1).to_pylist()[0])
 
 

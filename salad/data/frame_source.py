@@ -3,6 +3,7 @@
 import math
 from collections.abc import Container
 from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -12,6 +13,9 @@ from salad.data.frames import Frames
 from salad.data.interleaving import Span
 from salad.data.layout import Layout, Member, lay_out
 from salad.objective import whole_float32
+
+if TYPE_CHECKING:
+    import torch
 
 ENCODED_S = 600.0  # seconds of speech, padding included, that a causal encoder takes at a time
 
@@ -56,22 +60,22 @@ class FrameSource:
 
     def frames_of(self, members: list[Member], noises: dict[str, augmentation.Noise],
                   augmented: Container[str] = ()) -> list[np.ndarray | None]:  # fmt: skip
-        """The same for the samples of a batch, with what alters them done to their sound. Frames on disk are not taken
-        for the sources `augmented`."""
+        """Encoder frames [F, D] for each sample of a batch, None for a sample without speech, each sample's augmentation
+        applied to its sound first. `noises`: by source; `augmented`: the sources whose frames on disk are not used."""
         rate = self.encoder.sample_rate
 
         def sound(member: Member) -> np.ndarray:
-            samples = audio(self.lab, member.recording, rate)
+            samples = audio(self.lab, spoken_of(member), rate)
             if member.alteration is None:
                 return samples
-            noise = noises.get(member.source)
-            noise = None if noise is None else noise.sample(member.alteration.seed, rate)
+            source = noises.get(member.source)
+            noise = None if source is None else source.sample(member.alteration.seed, rate)
             return augmentation.altered(samples, rate, member.alteration, noise)
 
+        read = map if self._readers is None else self._readers.map
         speech_members = [i for i, m in enumerate(members) if any(span.speech for span in m.spans)]
         frames_by_member: list[np.ndarray | None] = [None] * len(members)
         if not self.encoder.causal:
-            read = map if self._readers is None else self._readers.map
             sounds = list(read(sound, [members[i] for i in speech_members]))
             for i, frames in zip(
                 speech_members, self._encode_spans(sounds, [members[i].spans for i in speech_members]), strict=True
@@ -82,16 +86,16 @@ class FrameSource:
             for i in speech_members:
                 current = members[i]
                 if current.alteration is None:
-                    frames_by_member[i] = self.frames(current.recording, current.spans, current.source not in augmented)
+                    frames_by_member[i] = self.frames(spoken_of(current), current.spans, current.source not in augmented)
                 else:
                     frames_by_member[i] = self._encode(sound(current), current.spans)
             return frames_by_member
         if self.cached is not None:
             for i in speech_members:
                 if members[i].source not in augmented:
-                    frames_by_member[i] = self.cached.of(members[i].recording)
+                    frames_by_member[i] = self.cached.of(spoken_of(members[i]))
             speech_members = [i for i in speech_members if frames_by_member[i] is None]
-        sounds = list(self._readers.map(sound, [members[i] for i in speech_members]))
+        sounds = list(read(sound, [members[i] for i in speech_members]))
         if self.encoder.longest_s is None:
             for i, frames in zip(speech_members, self._encode_together(sounds), strict=True):
                 frames_by_member[i] = frames
@@ -100,7 +104,7 @@ class FrameSource:
                 frames_by_member[i] = self._encode(samples, members[i].spans)
         return frames_by_member
 
-    def _device(self):
+    def _device(self) -> "torch.device":
         import torch
 
         return next((p.device for p in self.encoder.parameters()), torch.device("cpu"))
@@ -153,3 +157,9 @@ class FrameSource:
                 valid_frames = frames_BTD[row, :count]
                 frames[i] = np.pad(valid_frames, ((0, count - len(valid_frames)), (0, 0)))
         return frames
+
+
+def spoken_of(member: Member) -> SpokenText:
+    """The recording of a sample that has speech spans."""
+    assert member.recording is not None, f"{member.sample_id} has speech spans and no recording"
+    return member.recording

@@ -88,7 +88,7 @@ def write(lab: Path | str, group: Sequence[SpokenText], encoder: SpeechEncoder, 
         if not np.isfinite(encoded).all():
             raise SaladError(f"{recording.audio_path}: frames of {recording.synthesis_id} are not finite in {dtype}")
         frames[recording.synthesis_id] = encoded
-        entries[recording.synthesis_id] = {"sound": sound_of(lab, recording), "sha256": hashlib.sha256(encoded).hexdigest()}
+        entries[recording.synthesis_id] = {"sound": sound_of(lab, recording), "sha256": hashlib.sha256(encoded.data).hexdigest()}
         tick(1)
     data = safetensors.numpy.save(frames)
     try:
@@ -143,7 +143,7 @@ class Frames:
                 if entry["sound"] != sound_of(self.lab, spoken):
                     raise ValueError(f"{spoken.synthesis_id} is of other sound than the recording")
                 frames = opened[1].get_tensor(spoken.synthesis_id)
-                if hashlib.sha256(np.ascontiguousarray(frames)).hexdigest() != entry["sha256"]:
+                if hashlib.sha256(np.ascontiguousarray(frames).data).hexdigest() != entry["sha256"]:
                     raise ValueError(f"the frames of {spoken.synthesis_id} have changed")
                 return frames.astype(np.float32, copy=False)
             except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:

@@ -7,6 +7,7 @@ stays text. See METHOD.md, "Interleaving, exactly".
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -180,7 +181,7 @@ class InterleavedSequence:
 
 
 def interleaved_sequence(
-    prefix: int | list[int], token_ids: list[int], spans: list[Span], between: list[int] = (), answer: int = 0
+    prefix: int | list[int], token_ids: list[int], spans: list[Span], between: Sequence[int] = (), answer: int = 0
 ) -> InterleavedSequence:
     """Lay out `spans` over `token_ids` after the prefix.
 
@@ -205,14 +206,14 @@ def interleaved_sequence(
                 after.append(after_speech)
             ids.append(token_ids[position])
             frames.append(-1)
-    positions = np.asarray(positions, dtype=np.int64)
+    positions_N = np.asarray(positions, dtype=np.int64)
     return InterleavedSequence(
         text_ids=np.asarray([*before, *token_ids[:answer], *between, *token_ids[answer:]], dtype=np.int64),
         ids=np.asarray(ids, dtype=np.int64),
         frames=np.asarray(frames, dtype=np.int64),
         rows=np.asarray(rows, dtype=np.int64),
-        text_rows=positions + (len(before) + len(between) - 1),
-        positions=positions,
+        text_rows=positions_N + (len(before) + len(between) - 1),
+        positions=positions_N,
         after_speech=np.asarray(after, dtype=bool),
     )
 

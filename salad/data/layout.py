@@ -41,7 +41,7 @@ def lay_out(prompt: PromptFormat, spoken: SpokenText, frame_rate: float, prompt_
     words, end_s, offsets = spoken.words, spoken.duration_s, prompt_layout.offsets
     if prompt_layout.answer:  # what stands behind is text, whatever the recording holds there
         end_s = next((word[3] for word in words if word[1] >= prompt_layout.stop), end_s)
-        words, offsets = [word for word in words if word[2] <= prompt_layout.stop], offsets[: prompt_layout.answer]
+        words, offsets = tuple(word for word in words if word[2] <= prompt_layout.stop), offsets[: prompt_layout.answer]
     return Layout(spoken, prompt_layout, units(spoken.text[: prompt_layout.stop], offsets, words, end_s), frame_rate, len(words))
 
 

@@ -3,9 +3,9 @@
 import copy
 import math
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -45,7 +45,7 @@ class Loader:
     def __init__(self, config: RunConfig, frames: FrameSource, natural: Sequence[SpokenText],
                  selected: Sequence[SpokenText], texts: Sequence[Text], rank: int = 0, world: int = 1):  # fmt: skip
         self.config, self.frames, self.rank, self.world = config, frames, rank, world
-        self.sources = {"natural": natural, "selected": selected, "text": texts}
+        self.sources: dict[str, Sequence[SpokenText | Text]] = {"natural": natural, "selected": selected, "text": texts}
         self.sampler = Sampler(config.seed, {name: len(x) for name, x in self.sources.items() if x})
         self.names = [*config.data.natural, *(["selected"] if selected else []), *(["text"] if texts else [])]
         self.noises = {
@@ -53,7 +53,7 @@ class Loader:
             for name, how in config.data.augment.items() if how.p_noise and how.noise != "white"
         }  # fmt: skip
         start = {"pool": 0, "used": 0}
-        self.state = {
+        self.state: dict[str, Any] = {
             "step": 0,
             "speech": start | {"taken": {"natural": 0, "selected": 0}},
             "text": start | {"taken": {"text": 0}},
@@ -97,7 +97,8 @@ class Loader:
         each = math.ceil(whole / (self.world * limit)) if limit else 1
         count = min(each, size // self.world) * self.world
         if optim.batch_tokens:  # the longest first, each to whoever has the least
-            parts, loads = [[] for _ in range(count)], np.zeros(count)
+            parts: list[list[Member]] = [[] for _ in range(count)]
+            loads = np.zeros(count)
             for i in sorted(range(size), key=lambda i: -lengths[i]):
                 least = int(loads.argmin())
                 parts[least].append(members[i])
@@ -141,14 +142,16 @@ class Loader:
             share = self.config.data.p_selected if self.sources["selected"] else 0.0
             selected = int(np.floor(size * share + self._rng(kind).random()))
             counts = {"natural": size - selected, "selected": selected}
-        taken, laid = self.state[kind]["taken"], []
+        taken: dict[str, int] = self.state[kind]["taken"]
+        laid: list[Member] = []
         for name, count in counts.items():
             for index, epoch in self.sampler.take(name, taken[name], count) if count else ():
                 laid.append(self._lay_out(name, index, epoch))
         return laid, counts
 
     def _drawn_by_tokens(self, kind: str) -> tuple[list[Member], dict[str, int]]:
-        taken, laid = self.state[kind]["taken"], []
+        taken: dict[str, int] = self.state[kind]["taken"]
+        laid: list[Member] = []
         counts, tokens = dict.fromkeys(taken, 0), 0
         share = self.config.data.p_selected if self.sources["selected"] else 0.0
         start = self._rng(kind).random()
@@ -166,7 +169,8 @@ class Loader:
     def _lay_out(self, name: str, index: int, epoch: int) -> Member:
         sample, context = self.sources[name][index], self.config.sequences.context
         if not isinstance(sample, SpokenText):
-            return Member(shortened(self.frames.prompt.write(*sample).sequence(), context), "text", "text")
+            prompt = self.frames.prompt.write(sample.text, sample.answer)
+            return Member(shortened(prompt.sequence(), context), "text", "text")
         natural = self.config.data.natural
         source = "selected" if name == "selected" else sample.folder if sample.folder in natural else natural[0]
         alteration = None
@@ -180,7 +184,7 @@ class Loader:
         return Member(laid, sample.sample_id, source, spans, sample, alteration)
 
 
-def ahead(loader: Loader, count: int) -> Iterator[StepBatches]:
+def ahead(loader: Loader, count: int) -> Generator[StepBatches]:
     """The loader's steps in order, up to `count` of them made ahead in a thread. Close it when done."""
     if count == 0:
         while True:

@@ -9,7 +9,7 @@ import os
 import subprocess
 import sys
 
-from salad.engines.base import Engine, load
+from salad.engines.base import Engine, Life, load
 from salad.engines.handle import reconcile_status
 from salad.engines.spec import Spec
 from salad.engines.supervisor import (
@@ -41,7 +41,7 @@ def main(argv: list[str] | None = None) -> int:
         if spec is None:
             raise SaladError(f"{run.path} has no launch.json; start it by launch_gpu.py")
         if arguments.look:
-            life = "alive" if is_alive(run) else "gone"
+            life: Life = "alive" if is_alive(run) else "gone"
             print(json.dumps({"life": life, "state": reconcile_status(run, spec, _engine(spec), life)["state"]}))
             return 0
         if arguments.stop:
@@ -75,6 +75,7 @@ def _detach(run: RunFolder, arguments: argparse.Namespace, handed: str) -> None:
     with open(run.path / "log.txt", "ab") as log:
         child = subprocess.Popen([*words, "--secrets-on-stdin", run.run_id], stdin=subprocess.PIPE, stdout=log,
                                  stderr=log, start_new_session=True, text=True)  # fmt: skip
+    assert child.stdin is not None
     child.stdin.write(handed or "{}\n")
     child.stdin.close()
     mark_supervisor(run, arguments.shard, child.pid)

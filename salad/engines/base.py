@@ -32,12 +32,14 @@ class Engine:
 
     def check(self) -> list[Finding]:
         """Whether a launch would work, line by line; starts nothing."""
+        raise NotImplementedError
 
     def preflight(self, spec: Spec) -> None:
         """SaladError, in one line, where this launch cannot work. Asked before anything is written."""
 
     def plan(self, run: RunFolder, spec: Spec) -> str:
         """What `start` would do, for --dry-run."""
+        raise NotImplementedError
 
     def start(self, run: RunFolder, spec: Spec) -> None:
         """Start the run so that it outlives this process. SaladError where it did not start."""

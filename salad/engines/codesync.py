@@ -14,6 +14,7 @@ import subprocess
 import tarfile
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from salad.engines import leaks
 from salad.errors import SaladError
@@ -41,8 +42,8 @@ def describe(root: Path = ROOT) -> tuple[dict, bytes]:
 
     {"commit", "tree" (git's id of exactly these files), "changed", "python", "new" and "left_out" (untracked files that
     are taken and not)}; commit and tree None outside git. SaladError where a change holds what looks like a key."""
-    code = {"commit": None, "tree": None, "changed": False, "python": platform.python_version()}
-    if _git(root, "rev-parse", "--is-inside-work-tree", check=False) is None:
+    code: dict[str, Any] = {"commit": None, "tree": None, "changed": False, "python": platform.python_version()}
+    if _try_git(root, "rev-parse", "--is-inside-work-tree") is None:
         return code, b""
     commit, tree, diff = state(root, refuse_keys=True)
     new, left_out = untracked(root)
@@ -64,7 +65,8 @@ def summary(code: dict) -> list[str]:
 def untracked(root: Path = ROOT) -> tuple[list[str], list[str]]:
     """The untracked files that git does not ignore, by name: (code, which is taken; others, which are not)."""
     names = _git(root, "ls-files", "--others", "--exclude-standard", "-z").split(b"\0")
-    taken, left_out = [], []
+    taken: list[str] = []
+    left_out: list[str] = []
     for name in sorted(os.fsdecode(name) for name in names if name):
         path = root / name
         code = path.suffix in CODE and path.is_file() and not path.is_symlink() and path.stat().st_size <= LARGEST
@@ -108,11 +110,11 @@ def restore(run: RunFolder, code: dict, to: Path, root: Path = ROOT) -> Path:
     if code.get("commit") is None:
         raise SaladError(f"{root} is no git checkout: only `--on here` can run it")
     to.mkdir(parents=True, exist_ok=True)
-    archive = _git(root, "archive", "--format=tar", code["commit"], check=False)
+    archive = _try_git(root, "archive", "--format=tar", code["commit"])
     if archive is None:
         raise SaladError(f"{root} lacks commit {code['commit'][:12]}; fetch it with git, then try again")
     with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
-        safe = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}  # Python 3.11.4; Debian 12 has 3.11.2
+        safe: dict[str, Any] = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}  # since Python 3.11.4
         tar.extractall(to, **safe)
     diff = (run.path / "code.diff").read_bytes()
     if diff:
@@ -139,7 +141,7 @@ def packages() -> list[str]:
 def differs(run: RunFolder, code: dict, root: Path = ROOT) -> list[str]:
     """In words, how the code and packages at hand differ from the recorded ones; [] if they do not."""
     differences = []
-    if code.get("tree") and _git(root, "rev-parse", "--is-inside-work-tree", check=False) is not None:
+    if code.get("tree") and _try_git(root, "rev-parse", "--is-inside-work-tree") is not None:
         commit, tree, _ = state(root)
         if tree != code["tree"]:
             differences.append(f"code is at {commit[:12]} with other changes, the run began at {code['commit'][:12]}")
@@ -173,15 +175,20 @@ def environment_id(run: RunFolder, root: Path = ROOT) -> str:
     return hashlib.sha256(data).hexdigest()[:12]
 
 
-def _git(root: Path, *arguments: str, env: dict | None = None, stdin: bytes = b"", check: bool = True) -> bytes | None:
+def _git(root: Path, *arguments: str, env: dict | None = None, stdin: bytes = b"") -> bytes:
+    """Standard output of a git command. SaladError where git is not installed or the command fails."""
     try:
         done = subprocess.run(["git", "-C", root, *arguments], input=stdin, capture_output=True, env=os.environ | (env or {}))
     except FileNotFoundError:
-        if check:
-            raise SaladError("git is not installed; install it, or run `--on here`") from None
-        return None
+        raise SaladError("git is not installed; install it, or run `--on here`") from None
     if done.returncode:
-        if check:
-            raise SaladError(f"git {arguments[0]}: {done.stderr.decode(errors='replace').strip()}")
-        return None
+        raise SaladError(f"git {arguments[0]}: {done.stderr.decode(errors='replace').strip()}")
     return done.stdout
+
+
+def _try_git(root: Path, *arguments: str) -> bytes | None:
+    """Standard output of a git command; None where git is not installed or the command fails."""
+    try:
+        return _git(root, *arguments)
+    except SaladError:
+        return None

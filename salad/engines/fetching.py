@@ -16,8 +16,8 @@ def inputs(run: RunFolder) -> list[str]:
 
     Names that are no file of the lab (a hub's) are left to the other machine."""
     lab, config = run.lab, run.config
-    wanted = [f"runs/{run.run_id}/{name}" for name in ("config.json", "launch.json", "code.diff", "packages.txt")]
-    wanted += ["events", "tasks"]
+    wanted: list[str | None] = ["events", "tasks"]
+    wanted += [f"runs/{run.run_id}/{name}" for name in ("config.json", "launch.json", "code.diff", "packages.txt")]
     wanted += [(config.get(part) or {}).get("name") for part in ("llm", "encoder")]
     data = config.get("data") or {}
     wanted += [f"speech/{name}" for name in data.get("natural") or ()]
@@ -35,8 +35,8 @@ def inputs(run: RunFolder) -> list[str]:
     return sorted({name for name in wanted if name and _inside(lab, name)})
 
 
-def _of_pass(lab: Path, config: dict) -> list[str]:
-    """What a pass reads besides: the run whose checkpoint or LLM it takes, with its models, speech, corpus, recogniser."""
+def _of_pass(lab: Path, config: dict) -> list[str | None]:
+    """What a pass reads as well: the run whose checkpoint or LLM it takes, with its models, speech, corpus, recogniser."""
     wanted = ["models/recogniser", "tables/embeddings", config.get("asr"), config.get("model")]
     wanted += [f"{room}/{config[key]}" for room, key in (("speech", "speech"), ("corpora", "corpus")) if config.get(key)]
     run_id = config.get("run_id")

@@ -48,7 +48,7 @@ class Run:
     def status(self) -> dict:
         """What the run says of itself, checked against its engine: status.json's fields, and `state` one of
         `salad.runs.STATES`. A run whose process is gone is written down as failed."""
-        life = self.engine.look(self.folder, self.spec) if self.engine else None
+        life = self._look()
         status = reconcile_status(self.folder, self.spec, self.engine, life, write=self.engine is None or self.engine.shares_lab)
         return status | ({"on": self.spec.on} if self.spec else {})
 
@@ -56,8 +56,7 @@ class Run:
         """log.txt as it stands; with `follow`, its lines as they come until the run has ended."""
         if follow:
             return self._follow()
-        if self.engine:
-            self.engine.look(self.folder, self.spec)
+        self._look()
         path = self.folder.path / "log.txt"
         return path.read_text(errors="replace") if path.exists() else ""
 
@@ -84,8 +83,7 @@ class Run:
         """The logged values as a DataFrame like the table `metrics`: run_id, step, tokens, name, value, at."""
         import pandas as pd
 
-        if self.engine:
-            self.engine.look(self.folder, self.spec)
+        self._look()
         rows = [
             {"run_id": self.run_id, "step": row["step"], "tokens": row["tokens"], "name": name, "value": value,
              "at": row["at"]}
@@ -97,7 +95,7 @@ class Run:
         """Ask the run to write a checkpoint and end; with `wait_s`, wait so long for it. Returns the status."""
         if self.status()["state"] in ENDED:
             return self.status()
-        if self.engine is None:
+        if self.engine is None or self.spec is None:
             raise SaladError(f"{self.run_id} was not started by launch_gpu.py; end its process where it was started")
         self.engine.stop(self.folder, self.spec)
         return self.wait(wait_s) if wait_s else self.status()
@@ -117,31 +115,36 @@ class Run:
         `changes`: fields of the launch to change, such as max_hours, budget or stall_minutes."""
         if self.refused is not None:
             raise self.refused
-        if self.spec is None:
-            raise SaladError(f"{self.run_id} was not started by launch_gpu.py; launch its config.json to go on with it")
-        parts.check_module(self.spec.module, str(self.folder.path / "launch.json"))
+        engine, spec = self.engine, self.spec
+        if engine is None or spec is None:
+            raise SaladError(f"{self.run_id} was not started by launch_gpu.py; launch its config.json to continue it")
+        parts.check_module(spec.module, str(self.folder.path / "launch.json"))
         status = self.status()
         if status["state"] == "done" or self.lives():
             return self
-        self.spec = self.spec.model_copy(update={**changes, "launched_at": now()})
-        reached = self.spec.limits.reason(float(status.get("ran_s") or 0))
+        self.spec = spec = spec.model_copy(update={**changes, "launched_at": now()})
+        reached = spec.limits.reason(float(status.get("ran_s") or 0))
         if reached:
             raise SaladError(f"{self.run_id}: {reached}")
-        secrets(self.spec.env)
-        self.engine.preflight(self.spec)
-        self.spec.save(self.folder)
+        secrets(spec.env)
+        engine.preflight(spec)
+        spec.save(self.folder)
         clear_failures(self.folder)
-        if not self.engine.runs_recorded_code:
-            for line in codesync.differs(self.folder, self.spec.code):
+        if not engine.runs_recorded_code:
+            for line in codesync.differs(self.folder, spec.code):
                 self.folder.log(f"resumed with a difference: {line}")
         self.folder.reread()
-        start(self.engine, self.folder, self.spec)
+        start(engine, self.folder, spec)
         return self
+
+    def _look(self) -> base.Life | None:
+        """What the engine says of the run; None for a run that was started by hand, or where the engine cannot be asked."""
+        return None if self.engine is None or self.spec is None else self.engine.look(self.folder, self.spec)
 
     def lives(self) -> bool:
         """Whether the engine has the run, queued or started. One that has ended is given a moment to go."""
         until = time.monotonic() + GOES_S
-        while self.engine.look(self.folder, self.spec) in ("alive", "queued"):
+        while self._look() in ("alive", "queued"):
             if self.folder.read_status().get("state") not in ENDED or time.monotonic() > until:
                 return True
             time.sleep(0.1)
@@ -152,16 +155,17 @@ class Run:
 
         Can be interrupted and repeated: what is here is not brought again, and nothing is counted twice. Returns
         {"checkpoints", "units": how many are here and whole, "damaged": what is not}."""
-        if self.engine and not self.engine.shares_lab:
-            self.engine.look(self.folder, self.spec)
-            self.engine.fetch(self.folder, self.spec, tables_only)
+        remote = None if self.engine is None or self.engine.shares_lab else self.engine
+        if remote and self.spec:
+            remote.look(self.folder, self.spec)
+            remote.fetch(self.folder, self.spec, tables_only)
         whole, damaged = verified_checkpoints(self.folder)
         units, bad = store.units.scan(store.lab_path(self.lab))
-        if (damaged or bad) and self.engine and not self.engine.shares_lab:  # once more, comparing every byte
-            self.engine.fetch(self.folder, self.spec, tables_only, compare=True)
+        if (damaged or bad) and remote and self.spec:  # once more, comparing every byte
+            remote.fetch(self.folder, self.spec, tables_only, compare=True)
             whole, damaged = verified_checkpoints(self.folder)
             units, bad = store.units.scan(store.lab_path(self.lab))
-        if self.engine and not self.engine.shares_lab:
+        if remote:
             store.renew(self.lab)
         damaged += [f"{item.path}: {item.reason}" for item in bad]
         return {"checkpoints": whole, "units": sum(map(len, units.values())), "damaged": damaged}
@@ -206,7 +210,7 @@ def infer_status(status: dict, life: base.Life | None, spec: Spec | None, engine
     if state == "preempted":
         since = seconds_since(status.get("ended_at") or status.get("heartbeat_at"))
         # between its end and its place in the queue a job can be in neither for a moment
-        if life == "gone" and engine and engine.requeues and since > LOST_S:
+        if life == "gone" and spec and engine and engine.requeues and since > LOST_S:
             reason = f"cancelled on {spec.on}; resume it to go on"
             return status | {"state": "stopped", "error": reason, "vanished": True}
         return status
@@ -223,7 +227,7 @@ def infer_status(status: dict, life: base.Life | None, spec: Spec | None, engine
         if life is None and (engine is None or engine.shares_lab):
             reason = f"no sign of life for {silent:.0f} s; resume it to go on"
             return status | {"state": "failed", "error": reason}
-        reason = "it is there but says nothing" if life == "alive" else f"{spec.on} cannot be asked"
+        reason = "it is there but says nothing" if life == "alive" else f"{spec.on if spec else 'its engine'} cannot be asked"
         return status | {"state": "stalled", "error": f"no heartbeat for {silent:.0f} s: {reason}"}
     still = seconds_since(status.get("progress_at") or (spec.launched_at if spec else None))
     limit = 60 * (spec.stall_minutes if spec else 15.0)

@@ -88,7 +88,7 @@ def launch_run(
         state = earlier.status()["state"]
         if state == "done" or earlier.lives():
             return earlier
-        if earlier.spec.on == on:
+        if earlier.spec is not None and earlier.spec.on == on:
             return earlier.resume(**{k: v for k, v in fields.items() if k in Spec.model_fields}, target=target)
     spec = spec.model_copy(update={"code": codesync.record(run, codesync.ROOT)})
     spec.save(run)

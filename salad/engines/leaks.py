@@ -1,6 +1,9 @@
 """Finds keys and passwords in what would leave this machine with the code: detect-secrets' own patterns, and a few more."""
 
+import functools
 import re
+from collections.abc import Iterable
+from typing import Any
 
 from salad.errors import SaladError
 
@@ -72,10 +75,10 @@ def kind_of(name: str, line: str) -> str | None:
     return None
 
 
-def _detectors(made: list = []) -> list:  # noqa: B006
-    if not made:
-        from detect_secrets.core.plugins.util import get_mapping_from_secret_type_to_class
+@functools.cache
+def _detectors() -> list[Any]:
+    """One instance of each detector that is used."""
+    from detect_secrets.core.plugins.util import get_mapping_from_secret_type_to_class
 
-        classes = get_mapping_from_secret_type_to_class().values()
-        made += [detector() for detector in classes if detector.__name__ in DETECTORS]
-    return made
+    classes: Iterable[type] = get_mapping_from_secret_type_to_class().values()
+    return [detector() for detector in classes if detector.__name__ in DETECTORS]

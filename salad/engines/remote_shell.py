@@ -9,6 +9,7 @@ is rsync's remote shell: as ssh, but what the login shell prints before rsync st
 """
 
 import base64
+import io
 import secrets
 import subprocess
 import sys
@@ -65,6 +66,7 @@ def main(words: list[str]) -> int:
     start = next(index for index, pair in enumerate(pairwise(words)) if pair == ("rsync", "--server"))
     ssh, command = words[:start], words[start:]
     process = subprocess.Popen([*ssh, remote_command(" ".join(command), mark, end=False)], stdout=subprocess.PIPE)
+    assert isinstance(process.stdout, io.BufferedReader)
     begun = False
     for line in process.stdout:
         if begun := line.rstrip(b"\r\n").endswith(mark.encode()):

@@ -80,7 +80,7 @@ class Sky(Engine):
                 f"sky check: {_last(completed.stdout) if not completed.returncode else _last(completed.stderr)}",
             )
         ]
-        bucket = self._copy(f"{self.target.bucket.rstrip('/')}/", None)
+        bucket = self._copy(f"{(self.target.bucket or '').rstrip('/')}/", None)
         return [*findings, Finding(bucket is None, bucket or f"{self.target.bucket} can be read")]
 
     def _able(self) -> None:
@@ -156,7 +156,7 @@ class Sky(Engine):
 
     def _bucket(self, run: RunFolder) -> str:
         """This lab's place in the bucket."""
-        return f"{self.target.bucket.rstrip('/')}/{ids.hash_id('w', socket.gethostname(), str(run.lab))}"
+        return f"{(self.target.bucket or '').rstrip('/')}/{ids.hash_id('w', socket.gethostname(), str(run.lab))}"
 
     def _command(self, path, env: tuple[str, ...]) -> list[str]:
         words = ["jobs", "launch", "--yes", "--detach-run", "--no-job-group"]
@@ -310,8 +310,9 @@ def _scheme(bucket: str | None) -> str:
     tools = {"s3": "aws", "gs": "gcloud", "file": None}
     if scheme not in tools:
         raise SaladError(f"bucket {bucket!r}: write s3://…, gs://…, or file:///… for a disk that the cluster mounts")
-    if tools[scheme] and shutil.which(tools[scheme]) is None:
-        raise SaladError(f"bucket {bucket}: the command {tools[scheme]} is not installed here")
+    tool = tools[scheme]
+    if tool is not None and shutil.which(tool) is None:
+        raise SaladError(f"bucket {bucket}: the command {tool} is not installed here")
     return scheme
 
 

@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 from salad.engines import codesync, supervisor
 from salad.engines.base import Engine, Finding, Life
@@ -48,6 +49,8 @@ class InJob:
     def __call__(self) -> int:
         run = RunFolder.open(self.lab, self.run_id)
         spec = Spec.of(run)
+        if spec is None:
+            raise SaladError(f"{run.path} has no launch.json; launch the run again")
         rendezvous, first = Slurm.rendezvous(spec)
         walltime = []
 
@@ -85,7 +88,7 @@ class Slurm(Engine):
         from submitit import JobEnvironment
 
         job = JobEnvironment()
-        number = int(re.match(r"\d+", job.job_id)[0])
+        number = int(re.split(r"\D", job.job_id)[0])
         return ["--nnodes", str(spec.nodes), "--node_rank", os.environ["SLURM_NODEID"], "--rdzv_backend", "c10d",
                 "--rdzv_endpoint", f"{job.hostnames[0]}:{29400 + number % 1000}", "--rdzv_id", str(number)], first  # fmt: skip
 
@@ -204,20 +207,21 @@ class Slurm(Engine):
         setup = [f"module load {name}" for name in target.modules]
         code = run.path / "code" if spec.code.get("commit") else codesync.ROOT
         setup.append(f'export PYTHONPATH="{code}:$PYTHONPATH"')
+        # without its own list, srun would export sbatch's, which lacks what the script adds
+        srun_args = ["--export=ALL", f"--output={log}", "--open-mode=append"]
+        additional: dict[str, Any] = {"requeue": True, "export": env, "output": log, "chdir": str(code)}
         parameters = {
             "job_name": f"salad-{run.run_id}", "time": max(int(minutes), 1), "nodes": spec.nodes,
             "ntasks_per_node": 1, "partition": target.partition, "account": target.account, "qos": target.qos,
             "constraint": target.constraint, "setup": setup, "signal_delay_s": SIGNAL_DELAY_S,
             "stderr_to_stdout": True,
-            "additional_parameters": {"requeue": True, "export": env, "output": log, "chdir": str(code)},
-            # the script adds to what was exported, and srun takes over sbatch's list unless told otherwise
-            "srun_args": ["--export=ALL", f"--output={log}", "--open-mode=append"],
+            "additional_parameters": additional, "srun_args": srun_args,
         }  # fmt: skip
         if target.container:
-            parameters["srun_args"].append(f"--container-image={target.container}")
+            srun_args.append(f"--container-image={target.container}")
         if spec.gpus:
             kind = choose(_gpus(self._nodes() or []), spec.gpu_type, spec.gpus)
-            parameters["additional_parameters"]["gres"] = f"gpu:{kind}:{spec.gpus}" if kind else f"gpu:{spec.gpus}"
+            additional["gres"] = f"gpu:{kind}:{spec.gpus}" if kind else f"gpu:{spec.gpus}"
         return {name: value for name, value in parameters.items() if value is not None}
 
     def _nodes(self) -> list[str] | None:

@@ -14,6 +14,7 @@ import os
 import signal
 import subprocess
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from salad.engines import processes
@@ -27,7 +28,7 @@ POLL_S = 0.25
 USER_ERROR_CODE = 2
 
 
-def supervise(run: RunFolder, spec: Spec, shard: int = 0, rendezvous: list[str] = (), first: bool = True) -> int:
+def supervise(run: RunFolder, spec: Spec, shard: int = 0, rendezvous: Sequence[str] = (), first: bool = True) -> int:
     """Run until the end. Returns 0 (done or stopped), 75 (to be started again), else failed.
 
     `first` is False on the further nodes of a multi-node run: they start their processes and write nothing."""
@@ -141,7 +142,7 @@ def _end(run: RunFolder, spec: Spec, first: bool, state: str, error: str | None,
     return code
 
 
-def _enough(run: RunFolder, step: int, error: str) -> str | None:
+def _enough(run: RunFolder, step: int, error: str | None) -> str | None:
     """Note a failure; what to say if it is the third at this step, or the third without a new checkpoint."""
     kept = run.checkpoints()
     latest = kept[-1].name if kept else None
@@ -149,7 +150,7 @@ def _enough(run: RunFolder, step: int, error: str) -> str | None:
     path = run.path / ("attempts.jsonl" if shard is None else f"attempts-{shard}.jsonl")
     with open(path, "a") as file:
         file.write(json.dumps({"at": now(), "step": step, "checkpoint": latest, "error": error}) + "\n")
-    failures = []
+    failures: list[dict] = []
     for line in path.read_text().splitlines():
         row = json.loads(line)
         failures = [] if row.get("resumed") else [*failures, row]

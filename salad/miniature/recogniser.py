@@ -21,6 +21,7 @@ from store import atomic, ids
 
 # <pad> is CTC's blank, | a space
 VOCABULARY = ("<pad>", "<unk>", "|", *".,?!'-%°:;", *string.digits, *string.ascii_uppercase, *string.ascii_lowercase)
+BLANK = 0  # the token that CTC pads with
 TIMED = 60  # utterances whose word events tell how late the head fires
 VARIANTS = ("f1", "f2", "f3", "f4", "f5", "m1", "m2", "m3", "m4", "m7", "Andy", "Annie", "linda", "Michael", "grandma")
 
@@ -108,7 +109,9 @@ def train_recogniser(
 
     rng, tts = random.Random(f"recogniser/{config.seed}"), Espeak()
     index = {token: i for i, token in enumerate(VOCABULARY)}
-    examples, timed, speech_s = [], [], 0.0  # (frames [F, D], labels [L]); (samples, text, words)
+    examples: list[tuple[torch.Tensor, torch.Tensor]] = []  # frames [F, D], labels [L]
+    timed: list[tuple] = []  # samples, text, words
+    speech_s = 0.0
     for number, text in enumerate(texts):
         form = spoken_form(text)
         plain = rng.random() < config.plain
@@ -131,7 +134,7 @@ def train_recogniser(
 
     sizes = PhoneConfig(
         **trunk.config.to_diff_dict() | {
-            "vocab_size": len(VOCABULARY), "pad_token_id": 0, "head_width": config.width, "head_layers": config.layers,
+            "vocab_size": len(VOCABULARY), "pad_token_id": BLANK, "head_width": config.width, "head_layers": config.layers,
             "head_kernel": config.kernel_size, "head_dropout": config.dropout,
         }
     )  # fmt: skip
@@ -154,7 +157,7 @@ def train_recogniser(
             targets = torch.nn.utils.rnn.pad_sequence([t for _, t in rows], batch_first=True, padding_value=-100)
             n_frames = torch.tensor([len(f) for f, _ in rows])
             mask = torch.arange(frames.shape[1]) < n_frames[:, None]
-            loss = ctc_loss(model.logits(frames, mask), n_frames * sizes.frames_stacked, targets, sizes.pad_token_id)
+            loss = ctc_loss(model.logits(frames, mask), n_frames * sizes.frames_stacked, targets, BLANK)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

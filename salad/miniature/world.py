@@ -131,7 +131,8 @@ def items(config: WorldConfig, domain: Domain) -> list[dict]:
     rng = random.Random(f"items/{config.seed}/{domain.name}")
     asked = [(fact, phrasing) for fact in facts(config.seed, domain) for phrasing in range(2)]
     rounds = -(-config.items_per_domain // len(asked))
-    made, seen = [], set()
+    made: list[dict] = []
+    seen: set[tuple] = set()
     for _ in range(rounds):
         rng.shuffle(asked)
         for fact, phrasing in asked[: config.items_per_domain - len(made)]:
@@ -267,7 +268,7 @@ def _corpora(config: WorldConfig) -> dict[str, list[dict]]:
             stream = documents(config, corpus, domain)
             wanted = counts.get(domain.name, 0)
             misses = 0
-            texts = []
+            texts: list[str] = []
             while len(texts) < wanted:
                 text = next(stream)
                 misses = misses + 1 if text in seen else 0
@@ -354,10 +355,10 @@ def build_world(config: WorldConfig, lab: Path | str, user_corpus: Path | str | 
             texts = [texts[n] for n in sorted(chosen)]
         user = [_row("user", n, text, "user", Path(user_corpus).name, "unknown") for n, text in enumerate(texts)]
         kept_out = min(config.heldout_per_domain, len(user) // 5)
-        chosen = set(random.Random(f"heldout/{config.seed}").sample(range(len(user)), kept_out))
-        corpora["heldout"] = corpora["heldout"] + [row for n, row in enumerate(user) if n in chosen]
+        held_out = set(random.Random(f"heldout/{config.seed}").sample(range(len(user)), kept_out))
+        corpora["heldout"] = corpora["heldout"] + [row for n, row in enumerate(user) if n in held_out]
         for corpus in ("broad", "pretrain"):
-            corpora[corpus] = corpora[corpus] + [row for n, row in enumerate(user) if n not in chosen]
+            corpora[corpus] = corpora[corpus] + [row for n, row in enumerate(user) if n not in held_out]
     made_items = {domain.name: items(config, domain) for domain in WORLD}
 
     files = {f"corpora/{name}/part-0.parquet": parquet(rows) for name, rows in corpora.items()}

@@ -84,6 +84,11 @@ class CausalLogMel(nn.Module):
     A centred STFT would hear half a window of what comes next; this one pads on the left only.
     """
 
+    mean: torch.Tensor
+    std: torch.Tensor
+    filters: torch.Tensor
+    window: torch.Tensor
+
     def __init__(self, config: PhoneConfig):
         super().__init__()
         self.config = config
@@ -119,6 +124,7 @@ class CausalConv(nn.Conv1d):
 
 
 class PhonePreTrainedModel(PreTrainedModel):
+    config: PhoneConfig
     config_class = PhoneConfig
     base_model_prefix = "encoder"
     main_input_name = "input_values"

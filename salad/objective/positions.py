@@ -42,21 +42,22 @@ def position_divergences(
     """
     given = {"student_text": student_text, "student_interleaved": student_interleaved, "teacher_text": teacher_text}
     pairs = {name: (hidden, as_head(head)) for name, (hidden, head) in given.items()}
+    vocab = 0
     for name, (hidden, head) in pairs.items():
-        vocab_size = check_pair(name, hidden, head, vocab_size, pairs["teacher_text"][1])
+        vocab = check_pair(name, hidden, head, vocab_size, pairs["teacher_text"][1])
         if hidden.shape[0] != teacher_text[0].shape[0]:
             raise SaladError(
                 f"position_divergences: {name} has {hidden.shape[0]} positions, teacher_text "
                 f"{teacher_text[0].shape[0]}; they must be the same positions"
             )
-    n, device, k = teacher_text[0].shape[0], teacher_text[0].device, min(top_k, vocab_size)
-    projections = [Projection(hidden, head, vocab_size) for hidden, head in pairs.values()]
+    n, device, k = teacher_text[0].shape[0], teacher_text[0].device, min(top_k, vocab)
+    projections = [Projection(hidden, head, vocab) for hidden, head in pairs.values()]
     dtype = sum_dtype(*projections)
     values = torch.zeros(3, n, dtype=torch.float32, device=device)
     ids = torch.zeros(2, n, k, dtype=torch.int64, device=device)
     probabilities = torch.zeros(2, n, k, dtype=torch.float32, device=device)
     size = min(n, chunk_size(chunk_rows, device))
-    buffers = [torch.empty(size, vocab_size, dtype=dtype, device=device) for _ in range(5)]
+    buffers = [torch.empty(size, vocab, dtype=dtype, device=device) for _ in range(5)]
     wide = wide_tile(projections, dtype)
     for start in range(0, n, size or 1):
         rows = slice(start, min(start + size, n))
@@ -71,4 +72,5 @@ def position_divergences(
         values[1, rows] = kl(log_q, log_text, q, work)
         values[0, rows] = kl(log_text, log_spoken, q, work)
         values[2, rows] = kl(log_q, log_spoken, q, work)
-    return PositionDivergences(*values, ids[0], probabilities[0], ids[1], probabilities[1])
+    m, f, d = values
+    return PositionDivergences(m, f, d, ids[0], probabilities[0], ids[1], probabilities[1])

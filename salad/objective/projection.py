@@ -3,7 +3,7 @@
 import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -77,6 +77,7 @@ class Projection:
 
     def slope(self, logits: Tensor, out: Tensor) -> Tensor:
         """How much a logit moves with what was bent: 1 - (logit / soft_cap)^2, into `out`."""
+        assert self.soft_cap is not None
         return torch.div(logits, self.soft_cap, out=out).square_().neg_().add_(1.0)
 
     def add_product(self, sums: Tensor, gradient: Tensor, narrow: Tensor, factor: Tensor) -> None:
@@ -104,6 +105,7 @@ def project(projections, at, outs, wide: Tensor | None, ids: slice | None = None
         for projection, hidden, out in zip(projections, rows, outs, strict=True):
             tile, out = projection.head[start:stop], out[:, start - ids.start : stop - ids.start]
             if projection.widens(dtype):
+                assert wide is not None
                 if held is None or held[0].data_ptr() != tile.data_ptr() or held[0].shape != tile.shape:
                     held = tile, wide[: tile.numel()].view(tile.shape).copy_(tile)
                 with bfloat16_products(projection.dtype):
@@ -130,7 +132,7 @@ def bfloat16_products(dtype: torch.dtype) -> Iterator[None]:
     if dtype != torch.bfloat16:
         yield
         return
-    setting = torch.backends.mkldnn.matmul
+    setting: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
     with whole_float32:
         before, setting.fp32_precision = setting.fp32_precision, "bf16"
         try:

@@ -13,7 +13,7 @@ import os
 import sys
 import uuid
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import xxhash
@@ -66,7 +66,8 @@ def cache_rows(
     dtype, top = sum_dtype(teacher), min(TOP, vocab_size)
     record = TeacherRecord(
         torch.empty(n, width, dtype=torch.float16, device=device),
-        *torch.empty(2, n, dtype=torch.float32, device=device),
+        torch.empty(n, dtype=torch.float32, device=device),
+        torch.empty(n, dtype=torch.float32, device=device),
         torch.empty(n, top, dtype=torch.int32, device=device),
         torch.empty(n, top, dtype=torch.float32, device=device),
     )
@@ -247,7 +248,7 @@ class TeacherCache:
         self._texts: dict[str, tuple[Path, int, int, str]] = {}
         self._new: dict[str, TeacherRecord] = {}
         self._new_bytes = 0
-        self._open: dict[Path, object] = {}
+        self._open: dict[Path, Any] = {}  # safetensors handles
         for path in sorted(self.folder.glob("part-*.safetensors")):
             try:
                 with safe_open(path, "pt") as file:
@@ -344,12 +345,15 @@ class TeacherCache:
 def _checksum(record: TeacherRecord) -> str:
     total = xxhash.xxh3_128()
     for tensor in record:
-        total.update(tensor.contiguous().view(torch.uint8).numpy())
+        total.update(tensor.contiguous().view(torch.uint8).numpy().data)
     return total.hexdigest()
 
 
 def _nothing(width: int) -> TeacherRecord:
     return TeacherRecord(
-        torch.empty(0, width, dtype=torch.float16), *torch.empty(2, 0), torch.empty(0, TOP, dtype=torch.int32),
+        torch.empty(0, width, dtype=torch.float16),
+        torch.empty(0),
+        torch.empty(0),
+        torch.empty(0, TOP, dtype=torch.int32),
         torch.empty(0, TOP),
-    )  # fmt: skip
+    )

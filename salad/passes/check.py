@@ -26,7 +26,9 @@ def check(lab: Path | str, speech: str, asr: str, load: Callable, shard: int = 0
 
 def parts(lab: Path | str, speech: str, asr: str, load: Callable) -> list[Part]:
     """The pass's parts: units of `syntheses` that hold this folder's speech, in the order of their files."""
-    groups, loaded, others = [], [], set()
+    groups: list[tuple] = []
+    loaded: list = []
+    others: set[str] = set()
     for unit in store.units.scan(store.lab_path(lab))[0].get("syntheses", []):
         table = pq.read_table(unit.path)
         members = {m["unit_id"]: m["made_from"] for m in unit.manifest.get("members", [])}

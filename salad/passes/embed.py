@@ -106,7 +106,8 @@ def parts(lab: Path | str, load: Callable[[], Embedder], corpus: str, model_name
         there = store.connect(lab).execute("select distinct corpus from samples order by all").fetchall()
         hint = f"it has {', '.join(str(name) for (name,) in there)}" if there else "`salad prepare text` makes one"
         raise SaladError(f"{lab} has no speakable text of a corpus {corpus!r}; {hint}")
-    whole, made = digest([r[0] for r in rows]), []
+    whole = digest([r[0] for r in rows])
+    made: list[Callable] = []
 
     def of(start: int) -> Part:
         batch = rows[start : start + PART]

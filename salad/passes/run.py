@@ -173,7 +173,7 @@ def on_device(model):
     return model.to("cuda") if torch.cuda.is_available() else model
 
 
-PASSES = {
+PASSES: dict[str, Callable[..., str]] = {
     "embed": embed_pass, "cluster": cluster_pass, "probe": probe_pass, "synthesise": synthesise_pass,
     "check": check_pass, "score": score_pass, "encode": encode_pass,
 }  # fmt: skip

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -48,7 +49,7 @@ def parts(lab: Path | str, load: Callable, run_id: str, step: int, spoken: list[
     files: dict[str, list[SpokenText]] = {}
     for recording in sorted(spoken, key=lambda s: s.synthesis_id):
         files.setdefault(recording.audio_path, []).append(recording)
-    loaded = []
+    loaded: list[Any] = []  # the SpeechLM and its frames on disk, once needed
 
     def of(path: str) -> Part:
         made_from = {
@@ -146,7 +147,8 @@ class _Spelling:
     """What ids read as, in arrays: each id is decoded once."""
 
     def __init__(self, tokenizer, vocab_size: int):
-        self.tokenizer, self.texts, self.place = tokenizer, [], np.full(vocab_size, -1, np.int64)
+        self.tokenizer, self.place = tokenizer, np.full(vocab_size, -1, np.int64)
+        self.texts: list[str] = []
 
     def top(self, ids_NK: torch.Tensor, p_NK: torch.Tensor) -> pa.ListArray:
         """[N] lists of k structs (token, p)."""

@@ -162,7 +162,7 @@ class _Speaker:
         reached = 0
         while reached < len(self.groups) and self._of(reached) is not None:
             reached += 1
-        return self.known(reached)
+        return self.known(reached) or 0.0
 
 
 def speak(tts: TTS, job: Job, recorded: bool):

@@ -391,7 +391,8 @@ def terms(texts: list[str], labels: np.ndarray, n_clusters: int, n_terms: int = 
     words, top_words = vectorizer.get_feature_names_out(), []
     for k in range(n_clusters):
         row = count_KT[[k]].toarray().ravel() if hasattr(count_KT, "toarray") else count_KT[k]
-        weight, chosen = row * idf_T, []
+        weight = row * idf_T
+        chosen: list[str] = []
         for t in np.argsort(-weight, kind="stable"):
             if weight[t] <= 0 or len(chosen) == n_terms:
                 break

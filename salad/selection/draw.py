@@ -4,7 +4,7 @@ A strategy of one's own is a function `(pool, gamma) -> Clusters | Texts`, named
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -47,7 +47,7 @@ class Pool:
         """A pool from what is known; shares are the texts' own where `p_web_K` is not given."""
         cluster_N = np.asarray(cluster_N, int)
         n, k = len(sample_ids), n_clusters or int(cluster_N.max(initial=-1)) + 1
-        default = {
+        default: dict[str, np.ndarray] = {
             "p_web_K": np.bincount(cluster_N, minlength=k) / max(n, 1),
             "d_cluster_K": np.full(k, np.nan),
             "d_N": np.full(n, np.nan),
@@ -58,7 +58,7 @@ class Pool:
             "cer_K": np.full(k, np.nan),
             "d_se_K": np.full(k, np.nan),
         }
-        arrays = {name: np.asarray(known.pop(name, value)) for name, value in default.items()}
+        arrays: dict[str, Any] = {name: np.asarray(known.pop(name, value)) for name, value in default.items()}
         return cls(list(sample_ids), cluster_N, np.asarray(seconds_N, float), **arrays, **known)
 
 

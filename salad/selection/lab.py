@@ -62,7 +62,7 @@ def select_with_notes(lab, clustering_id, run_id, step, strategy="active", gamma
     if spans not in ([], [[1, 4]]):  # as every scoring was, once
         made_from["spans"] = spans
     before, dropped_ids = _carried(con, parent) if parent else (None, [])
-    if parent:
+    if before is not None:
         made_from["carried"] = store.ids.digest([before.sample_id.tolist(), dropped_ids])
     name = store.ids.selection_id(made_from)
     spent_h = 0.0 if before is None else before.seconds.sum() / 3600
@@ -288,9 +288,9 @@ def to_synthesise(lab, selection_id: str) -> list[tuple[str, str]]:
             store.publish(lab, "selected", more, {"pass": "draw on", "selection_id": selection_id, "first": first})
             store.refresh(con)
             rows, _ = _carried(con, selection_id)
-    texts = dict(con.execute("SELECT sample_id, text FROM samples WHERE sample_id IN (SELECT sample_id FROM selected "
+    text_of = dict(con.execute("SELECT sample_id, text FROM samples WHERE sample_id IN (SELECT sample_id FROM selected "
                              "WHERE selection_id = ?)", [selection_id]).fetchall())  # fmt: skip
-    return [(s, texts[s]) for s in rows.sample_id if s in texts]
+    return [(s, text_of[s]) for s in rows.sample_id if s in text_of]
 
 
 def _frozen_id(parent: str, sample_ids, synthesis_ids=()) -> str:

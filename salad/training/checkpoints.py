@@ -94,7 +94,7 @@ def _parameters(optimizer) -> list[torch.Tensor]:
 
 def _optimizer_tensors(model, optimizer) -> dict[str, torch.Tensor]:
     """`<number>.<name>`: this process's shards of the state of each parameter, in the optimizer's order."""
-    tensors = {}
+    tensors: dict[str, torch.Tensor] = {}
     for i, parameter in enumerate(_parameters(optimizer)):
         kept = {name: torch.as_tensor(x) for name, x in optimizer.state.get(parameter, {}).items()}
         if model.dtype != parameter.dtype:  # model/ is in its type: the float32 weights would be lost

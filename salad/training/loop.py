@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -42,7 +43,7 @@ def _train(lab, run: RunFolder, config: RunConfig, processes: Processes, progres
 
     # where the run stands: its newest whole checkpoint, or its beginning
     newest = checkpoints.latest(run.path)
-    state = checkpoints.state_of(newest) if newest else {"step": 0, "tokens": 0}
+    state: dict[str, Any] = checkpoints.state_of(newest) if newest else {"step": 0, "tokens": 0}
     made_by = {"config": config.model_dump(mode="json"), "world_size": processes.world}
     check_unchanged(run.run_id, state.get("made_by"), made_by)
     model = SpeechLM.from_pretrained(newest / "model", lab) if newest else start_model(lab, config)

@@ -22,7 +22,7 @@ PEAK_TFLOPS = {  # dense bfloat16 matrix products, of the makers' data sheets
 }  # fmt: skip
 
 
-def flops(model: SpeechLM, config: RunConfig, taken_tokens: int, text_tokens: int, positions: int) -> float:
+def flops(model: SpeechLM, config: RunConfig, taken_tokens: float, text_tokens: float, positions: float) -> float:
     """Floating-point operations of a step's matrix products with the LLM's weights: twice a weight forward, twice
     backward, twice more for its own gradient where it trains (not counted: attention, adapter, encoder, what gradient
     checkpointing computes again). The teacher goes forward only, over the text (not at all with a cache of it); both

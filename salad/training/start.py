@@ -126,7 +126,8 @@ def log_start(run: RunFolder, config: RunConfig, model: SpeechLM, loader: Loader
     if config.llm.finetune == "lora":
         run.log(describe(model.llm))
     for name in config.data.natural:
-        if name not in config.data.augment and (folders := loader.frames.cached.folders(name)):
+        cached = loader.frames.cached
+        if cached is not None and name not in config.data.augment and (folders := cached.folders(name)):
             run.log(f"encoder frames of {name}: taken from {folders[0]} where they are whole")
 
 

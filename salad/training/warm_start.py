@@ -128,8 +128,12 @@ def _fill(natural, frames: FrameSource, config: RunConfig, progress) -> tuple[li
 
     def encode() -> None:
         nonlocal room
-        members = [Member(None, l.spoken.sample_id, l.spoken.folder, spans, l.spoken) for l, spans, _ in waiting]  # noqa: E741
+        members = [
+            Member(layout.sequence(spans), layout.spoken.sample_id, layout.spoken.folder, spans, layout.spoken)
+            for layout, spans, _ in waiting
+        ]
         for (layout, spans, held), sound in zip(waiting, frames.frames_of(members, {}), strict=True):
+            assert sound is not None
             cut = [_words_of(layout, span, sound, encoder.causal) for span in spans if span.speech]
             (held_out if held else bank).extend(span for span in cut if span.words)
             room -= 0 if held else sum(span.frames.nbytes for span in cut)
