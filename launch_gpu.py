@@ -149,7 +149,7 @@ def _one(name: str, argv: list[str]) -> int:
             return _show(run, follow=True)
     elif name == "fetch":
         fetched = run.fetch(tables_only=given.tables_only)
-        print(f"{fetched['checkpoints']} checkpoints and {fetched['units']} units are here and whole")
+        print(f"{fetched['checkpoints']} checkpoints and {fetched['units']} units are here and complete")
         for line in fetched["damaged"]:
             print(f"damaged: {line}")
         return 1 if fetched["damaged"] else 0

@@ -137,7 +137,7 @@ def test_ctrl_c_is_one_line_and_exit_130(tmp_path):
             process.wait(2)
             break
     _, err = process.communicate(timeout=20)
-    assert process.returncode == 130 and err.strip() == "salad: interrupted; the same command goes on where it was."
+    assert process.returncode == 130 and err.strip() == "salad: interrupted; rerun the command to resume."
 
 
 def test_what_a_script_starts_in_the_background_goes_on_ignoring_ctrl_c(tmp_path):

@@ -25,7 +25,7 @@ def interrupt(lab, moment) -> None:
         time.sleep(0.02)
     os.killpg(process.pid, signal.SIGINT)
     _, complaint = process.communicate(timeout=60)  # until the last process that could write there has ended
-    assert process.returncode == 130 and complaint.strip() == "salad: interrupted; the same command goes on where it was."
+    assert process.returncode == 130 and complaint.strip() == "salad: interrupted; rerun the command to resume."
 
 
 @pytest.fixture(scope="module")

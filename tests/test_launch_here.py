@@ -389,7 +389,7 @@ def test_list_logs_stop_resume_and_fetch_from_the_command_line(tmp_path, capsys)
     assert followed.code == 0 and followed.out.count("from step") == 2 and "done" in followed.out.splitlines()[-1]
     assert "from step 0" in cli(capsys, "logs", run.run_id, "--lab", tmp_path).out
     fetched = cli(capsys, "fetch", run.run_id, "--lab", tmp_path)
-    assert fetched.code == 0 and "here and whole" in fetched.out
+    assert fetched.code == 0 and "here and complete" in fetched.out
     (run.folder.checkpoints()[0] / "state.json").write_text("{}")
     damaged = cli(capsys, "fetch", run.run_id, "--lab", tmp_path)
     assert damaged.code == 1 and "damaged" in damaged.out

@@ -11,9 +11,11 @@ import inspect
 import io
 import itertools
 import sys
+import types
+import typing
 import warnings
 from collections.abc import Callable
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 from tyro.extras import SubcommandApp
@@ -26,9 +28,13 @@ COMMANDS: dict[str, Callable] = {}
 
 
 def command(function: Callable | None = None, *, name: str | None = None):
-    """Register a command. Parsing only binds the arguments: `main` calls it, outside the parser's error handling."""
+    """Register a function as a command. Parsing only binds its arguments: `main` calls it, outside the parser's error handling.
+
+    An optional argument (`str | None = None`) shows its own name in --help, and its docstring says what the default means."""
     if function is None:
         return functools.partial(command, name=name)
+    for parameter in inspect.signature(function).parameters.values():
+        function.__annotations__[parameter.name] = _readable(parameter)
 
     @functools.wraps(function)
     def bind(*args, **kwargs):
@@ -38,15 +44,37 @@ def command(function: Callable | None = None, *, name: str | None = None):
     return function
 
 
+def _readable(parameter: inspect.Parameter) -> Any:
+    """The parameter's annotation with a placeholder and a default that read well in --help."""
+    annotation = parameter.annotation
+    if typing.get_origin(annotation) is Annotated:
+        marked = typing.get_args(annotation)
+        if marked[0] is str and parameter.default is inspect.Parameter.empty:  # a positional argument
+            return Annotated[annotation, tyro.conf.arg(metavar=parameter.name.upper())]
+        return annotation
+    if annotation is bool:
+        return Annotated[bool, tyro.conf.arg(help_behavior_hint="")]
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        (kind,) = (part for part in typing.get_args(annotation) if part is not type(None))
+        choices = "{" + ",".join(map(str, typing.get_args(kind))) + "}" if typing.get_origin(kind) is typing.Literal else None
+        placeholder = choices or {int: "N", float: "NUMBER"}.get(kind, parameter.name.upper().replace("_", "-"))
+        if parameter.default is not None:
+            return Annotated[annotation, tyro.conf.arg(metavar=placeholder)]
+        return Annotated[annotation, tyro.conf.arg(metavar=placeholder, help_behavior_hint="")]
+    return annotation
+
+
 Set = Annotated[
     tyro.conf.UseAppendAction[list[str]],
-    tyro.conf.arg(name="set", metavar="KEY=VALUE", help="override a.b=VALUE; repeatable", help_behavior_hint=""),
+    tyro.conf.arg(
+        name="set", metavar="KEY=VALUE", help="set the configuration key a.b to VALUE; may be repeated", help_behavior_hint=""
+    ),
 ]
 
 
 @contextlib.contextmanager
 def progress_bar(title: str):
-    """A progress bar with the time left, on a terminal."""
+    """A progress bar with the estimated time left, on a terminal; yields the function (done, total) that moves it."""
     from rich.progress import Progress
 
     with Progress(transient=True, disable=not sys.stdout.isatty()) as bar:
@@ -54,7 +82,8 @@ def progress_bar(title: str):
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
-def in_words(result) -> str:
+def in_words(result: object) -> str:
+    """What a command returned, as text for a person: "key value" pairs of a dict, the items of a list one per line."""
     if isinstance(result, dict):
         return ", ".join(f"{key} {value}" for key, value in result.items())
     if isinstance(result, list | tuple):
@@ -63,12 +92,12 @@ def in_words(result) -> str:
 
 
 DESCRIPTION = """Adapt text LLMs to speech, and see, sample by sample, where speech understanding still falls behind
-text. Begin with `salad demo`; each command explains itself with --help. `--allow-parts package.module:name`, with any
-command, lets a lab's data name code that is not salad's own (also SALAD_ALLOW_PARTS)."""
+text. Start with `salad demo`; `salad COMMAND --help` explains a command. With any command, `--allow-parts
+package.module:name` permits a lab to load that code of yours or others (so does the variable SALAD_ALLOW_PARTS)."""
 
 
 def parse(args: list[str]) -> Callable[[], int | None]:
-    """The command that `args` name, bound; raises SystemExit(2) after one line where they name none."""
+    """The command that `args` name, with its arguments bound. Raises SystemExit(2) after one line if `args` name no command."""
     config = (tyro.conf.FlagCreatePairsOff, tyro.conf.HelptextFromCommentsOff)
     name, *rest = args or [""]
     if name == "--version":
@@ -89,7 +118,7 @@ def parse(args: list[str]) -> Callable[[], int | None]:
     else:
         near = difflib.get_close_matches(name, COMMANDS, 1)
         hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(COMMANDS)}."
-        line = f"no command {name!r}; {hint} See `salad --help`." if name else f"say what to do: {', '.join(COMMANDS)}."
+        line = f"no command {name!r}; {hint} See `salad --help`." if name else f"name a command: {', '.join(COMMANDS)}."
     print(f"salad: {line}", file=sys.stderr)
     raise SystemExit(2)
 
@@ -113,14 +142,14 @@ def _unknown_option(name: str, args: list[str]) -> str | None:
 
 
 def _one_line(box: str) -> str:
-    """tyro's boxed complaint as one line: what stands between its title and its first rule."""
+    """tyro's boxed error message as one line: the text between its title and its first rule."""
     lines = [line.strip("│╭╰─╮╯ ") for line in box.splitlines()]
     message = " ".join(itertools.takewhile(bool, lines[1:]))
     return f"{message.rstrip('.')}."
 
 
 def main(args: list[str] | None = None) -> None:
-    """Run a command and leave: 0 done, 1 it found something, 2 a user's error in one line, 130 interrupted."""
+    """Run a command and exit: 0 when it succeeds, 1 when it reports a problem, 2 on a user error (one line), 130 on Ctrl-C."""
     from salad import parts
     from store.errors import UserError
 
@@ -134,7 +163,7 @@ def main(args: list[str] | None = None) -> None:
     except (KeyboardInterrupt, RuntimeError) as error:
         if not isinstance(error, KeyboardInterrupt) and str(error) != "Query interrupted":  # DuckDB's word for Ctrl-C
             raise
-        print("\nsalad: interrupted; the same command goes on where it was.", file=sys.stderr)
+        print("\nsalad: interrupted; rerun the command to resume.", file=sys.stderr)
         exec("")  # CPython remembers a key that came within an import, and would leave by the signal instead of with 130
         code = 130
     except BrokenPipeError:  # `salad sql ... | head`
@@ -143,7 +172,7 @@ def main(args: list[str] | None = None) -> None:
     except OSError as error:
         where = f" {error.filename}" if error.filename else ""
         print(
-            f"salad: {error.strerror or error}{where}; make room or give permission, then run it again.",
+            f"salad: {error.strerror or error}{where}; free disk space or fix the permissions, then rerun the command.",
             file=sys.stderr,
         )
         code = 2

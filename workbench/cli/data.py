@@ -1,4 +1,4 @@
-"""`salad prepare`: documents and recordings of one's own into the lab."""
+"""`salad prepare`: bring your own documents and recordings into the lab."""
 
 from typing import Literal
 
@@ -33,34 +33,35 @@ def prepare(
     device: str = "cpu",
     part: str = "0/1",
 ) -> int:
-    """Bring documents or recordings of your own into the lab; what is left out is counted, with its reason.
+    """Bring your own documents or recordings into the lab; everything that is left out is counted, with the reason.
 
     text: documents (Parquet, JSONL, a folder of either, or a saved dataset) become passages of speakable length in
-    lab/corpora and `samples`. speech: recordings with transcripts become a Lhotse Shar with word times in lab/speech,
-    and `syntheses`. Interrupted, the same command goes on where it was. docs/data.md tells more.
+    lab/corpora and rows of `samples`. speech: recordings with transcripts become a Lhotse Shar with word times in
+    lab/speech and rows of `syntheses`. Rerun an interrupted command to resume. See docs/data.md.
 
     Args:
-        what: text or speech.
+        what: text (documents) or speech (recordings).
         source: the documents, or the recordings: a folder (LibriSpeech, LibriHeavy, Emilia, tars), TSV, CSV, JSONL, cuts or tar.
-        name: what the corpus is called in the lab.
-        licence: of documents or recordings that name none.
-        language: en, de or zh: how numbers are read; what is in another is left out (any: nothing is, and it is read as English).
-        column: text: the column that holds the text.
-        answer: text: the column that holds what a chat answers to it; such texts are taken whole, or not at all.
-        min_s: text: the least expected speech of a passage, in seconds.
-        max_s: the most: of a passage (30), or of a recording (60).
-        characters_per_s: text: of the spoken form, for the expected speech; by default the language's.
-        tasks: text: comma-separated tasks to look for; by default all of lab/tasks.
-        ngram: text: how many words in a row make an overlap with a task.
-        near: text: similarity from which a passage is a near-duplicate.
-        tokenizer: text: a folder or repository whose tokens are counted into samples.n_tokens.
-        workers: text: processes.
+        name: name of the corpus in the lab.
+        licence: licence of documents or recordings that do not name one.
+        language: en, de or zh. It decides how numbers are read aloud; texts in another language are left out. With `any`
+            nothing is left out, and everything is read as English.
+        column: text: the column that contains the text.
+        answer: text: the column that contains a chat's answer to the text; such a text is taken whole, or not at all.
+        min_s: text: minimum length of a passage, in seconds of expected speech.
+        max_s: maximum length in seconds, of a passage (default: 30) or a recording (default: 60).
+        characters_per_s: text: speaking rate, in characters of the spoken form per second (default: the language's).
+        tasks: text: comma-separated tasks to check for overlap (default: every task in lab/tasks).
+        ngram: text: number of consecutive words that count as an overlap with a task.
+        near: text: Jaccard similarity from which a passage counts as a near-duplicate.
+        tokenizer: text: tokenizer (folder or hub name) whose tokens are counted in samples.n_tokens (default: none).
+        workers: text: number of processes.
         layout: speech: how the folder is laid out.
-        recogniser: speech: the CTC model or Whisper that aligns and checks; by default the lab's own.
-        max_cer: speech: character error rate above which the text does not match.
-        domain: speech: of recordings that name none.
-        device: speech: where the recogniser runs.
-        part: speech: K/N does every N-th shard from K, for a process of its own.
+        recogniser: speech: CTC model or Whisper that aligns and checks the recordings (default: lab/models/recogniser).
+        max_cer: speech: character error rate above which a recording is set aside, because it does not match its text.
+        domain: speech: domain of recordings that do not name one.
+        device: speech: device of the recogniser.
+        part: speech: K/N processes every N-th shard starting at K, so that N processes can share the work.
     """
     import store
     from salad import prepare

@@ -14,18 +14,19 @@ def demo(
     full: bool = False,
     overrides: Set = [],  # noqa: B006
 ) -> int:
-    """Run SALAD end to end in miniature, here: six to seven minutes on two CPU cores, nothing to download.
+    """Run SALAD end to end in miniature on this machine: six to seven minutes on two CPU cores, without any download.
 
-    Text, teacher, speech, Stage I, divergences, clusters, active selection and its uniform control, synthesis,
-    Stage II, evaluation, report. Interrupt it when you like: the same command goes on where it was.
+    It creates the texts, the teacher and the speech, trains Stage I, measures divergences, clusters the texts, draws an
+    active selection and a uniform control, synthesises both, trains Stage II, evaluates, and writes the report. You may
+    interrupt it at any time: rerun the command to resume.
 
     Args:
-        seed: of everything; the same seed gives the same table.
-        corpus: your own texts (lines, JSONL with "text", or Parquet with a column text) in the broad corpus: which
-            of them would speech fail on?
-        smoke: the smallest sizes, a minute, to see that it runs; its figures mean nothing.
-        tts: what synthesises: espeak, or kokoro:FOLDER where Kokoro's weights are at hand.
-        full: train every LLM weight instead of LoRA.
+        seed: random seed of every step; the same seed gives the same table.
+        corpus: add your own texts to the broad corpus, to see which of them speech would fail on: one text per line,
+            JSONL with the key "text", or Parquet with the column text.
+        smoke: use the smallest sizes, to check in a minute that everything runs; the figures mean nothing.
+        tts: speech synthesiser: espeak, or kokoro:FOLDER if you have Kokoro's weights (default: espeak).
+        full: train every LLM weight instead of LoRA adapters.
     """
     import store
     from salad.config import parse_set

@@ -25,30 +25,30 @@ def evaluate(
     device: str | None = None,
     seed: int = 0,
 ) -> int:
-    """Evaluate a checkpoint on tasks, as text, as speech and through a cascade, item by item into the store.
+    """Evaluate a checkpoint on tasks, as text, as speech and through a cascade, and store the result of every item.
 
-    A task is a file of lab/tasks or one of lm-evaluation-harness: piqa, piqa@5 with five examples, piqa@5-spoken with
-    spoken ones, mmlu for a group. Interrupt it when you like: the same command goes on where it was.
+    A task is a file in lab/tasks or a task of lm-evaluation-harness: piqa; piqa@5 with five examples; piqa@5-spoken with
+    five spoken examples; mmlu for a group of tasks. You may interrupt it at any time: rerun the command to resume.
 
     Args:
-        run: by default the newest Stage II.
-        step: by default its last checkpoint.
-        contender: instead of a run: teacher, qwen2-audio:NAME, qwen2.5-omni:NAME, endpoint:URL#MODEL,
-            package.module:name.
-        name: the contender's name; by default the run's own.
-        tasks: comma-separated; by default all of lab/tasks.
-        modality: comma-separated, of text, speech and cascade, and of two floors for what is heard: deaf (another item's
-            recording) and silent.
-        voices: comma-separated, of the TTS, or recorded; by default those in which the lab has the tasks.
-        tts: whose speech is heard, and what speaks contexts that are not spoken yet; by default who has spoken the tasks
-            here, else espeak.
-        asr: the recogniser of the cascade; by default lab/models/recogniser.
-        limit: only the first items of each task.
-        seed: draws whose recording is heard in modality deaf.
-        transcribe: recordings of lab/speech/heldout for the transcription check; 0 leaves it out.
-        against: another contender (NAME, NAME@run or NAME@run:step) to compare with, item by item.
-        batch: prompts at once; by default as many as memory holds.
-        device: by default cuda where there is one, else cpu.
+        run: the run to evaluate (default: the newest Stage II).
+        step: the checkpoint, by its step (default: the run's last).
+        contender: what to evaluate instead of a run: teacher, qwen2-audio:NAME, qwen2.5-omni:NAME, endpoint:URL#MODEL,
+            or package.module:name.
+        name: name of the contender in the results (default: the run's own name).
+        tasks: comma-separated tasks (default: every task in lab/tasks).
+        modality: comma-separated modalities: text, speech, cascade, and two control conditions: deaf (each item with the
+            recording of another item) and silent (silence instead of a recording).
+        voices: comma-separated voices of the TTS, or `recorded` (default: the voices in which the lab has the tasks).
+        tts: synthesiser whose speech is used, and that speaks contexts that have no speech yet (default: the one that has
+            spoken the tasks in this lab, else espeak).
+        asr: recogniser of the cascade (default: lab/models/recogniser).
+        limit: use only the first N items of each task (default: all).
+        seed: random seed that pairs items with recordings in the modality deaf.
+        transcribe: number of recordings of lab/speech/heldout for the transcription check; 0 skips it.
+        against: compare item by item with another contender: NAME, NAME@RUN or NAME@RUN:STEP.
+        batch: prompts per batch (default: as many as fit into memory).
+        device: torch device (default: cuda if available, else cpu).
     """
     import store
     from salad.evaluation import answers, harness, spoken, statistics
@@ -88,7 +88,7 @@ def evaluate(
 
 
 def _contender(lab, run, step, contender, name, batch, device):
-    """Who the options of `evaluate` and `answer` mean: a run's checkpoint, its teacher, or someone from outside."""
+    """The contender that the options of `evaluate` and `answer` select: a run's checkpoint, its teacher, or an outside system."""
     import torch
 
     from salad import lookup
@@ -124,22 +124,22 @@ def answer(
     seed: int = 0,
     device: str | None = None,
 ) -> int:
-    """Answer a list of open questions as text and as speech with the same seed, into the table `answers`.
+    """Answer a list of open questions as text and as speech with the same seed, and store the answers in the table `answers`.
 
     Args:
-        questions: a file: a question a line, or JSONL with "question" (and "id", "reference").
-        run: by default the newest Stage II.
-        step: by default its last checkpoint.
-        contender: instead of a run, as for `salad evaluate`.
-        name: the contender's name; by default the run's own.
-        modality: comma-separated, of text, speech and cascade.
-        voice: whose, of the TTS; by default its first.
-        tts: what speaks the questions; by default who has spoken them here, else espeak.
-        asr: the recogniser of the cascade; by default lab/models/recogniser.
-        max_new_tokens: at most, of an answer; it ends at a new line before that.
-        temperature: 0 answers greedily.
-        seed: of the sampling, the same for every modality.
-        device: by default cuda where there is one, else cpu.
+        questions: file with one question per line, or JSONL with "question" (and optionally "id" and "reference").
+        run: the run that answers (default: the newest Stage II).
+        step: the checkpoint, by its step (default: the run's last).
+        contender: what answers instead of a run, as for `salad evaluate`.
+        name: name of the contender in the results (default: the run's own name).
+        modality: comma-separated modalities: text, speech, cascade.
+        voice: voice of the TTS (default: its first).
+        tts: synthesiser of the questions (default: the one that has spoken them in this lab, else espeak).
+        asr: recogniser of the cascade (default: lab/models/recogniser).
+        max_new_tokens: maximum number of tokens in an answer; an answer also ends at the first line break.
+        temperature: sampling temperature; 0 decodes greedily.
+        seed: random seed of the sampling, shared by all modalities.
+        device: torch device (default: cuda if available, else cpu).
     """
     import pyarrow as pa
 
@@ -161,11 +161,11 @@ def answer(
 
 @command(name="import-predictions")
 def import_predictions(file: tyro.conf.Positional[str], *, lab: Lab = None) -> int:
-    """Bring in the answers of a system that was run elsewhere, after checking every line.
+    """Import the answers of a system that ran elsewhere, after checking every line.
 
     Args:
-        file: JSONL; an object a line with contender, task, item, modality, and scores (a number for each choice) or
-            text (an answer in words); voice if you like.
+        file: JSONL with one object per line: contender, task, item, modality, and either scores (one number per choice)
+            or text (an answer in words); voice is optional.
     """
     import store
     from salad.evaluation import predictions

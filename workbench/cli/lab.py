@@ -1,4 +1,4 @@
-"""`salad sql`, `index`, `log`, `verify`, `compact`, `export` and `import`: the lab itself."""
+"""`salad sql`, `index`, `log`, `verify`, `compact`, `export` and `import`: commands on the lab's store."""
 
 import sys
 
@@ -19,21 +19,21 @@ def sql(
     width: int = 0,
     as_of: str | None = None,
 ) -> int:
-    """Ask the lab a question: one SELECT over its tables, printed as a table.
+    """Query the lab with SQL: one SELECT over its tables, printed as a table.
 
-    For example: salad sql "select domain, avg(m) from misalignment group by domain". The tables are described in
-    docs/store.md; DESCRIBE and SUMMARIZE work too. Ready-made questions are asked by name, for example
+    For example: salad sql "select domain, avg(m) from misalignment group by domain". docs/store.md describes the tables;
+    DESCRIBE and SUMMARIZE work too. Predefined queries can be called by name, for example
     "from worst_samples('r...', 600)", divergence_by_cluster, change_between_checkpoints, divergence_of_checkpoints,
     selection_after_decisions, run_differences, browse_samples, accuracy_and_gap.
 
     Args:
-        statement: one SELECT, or - to read it from the standard input.
+        statement: one SELECT, or - to read it from standard input.
         csv: print CSV.
-        json: print one JSON object a line.
+        json: print one JSON object per line.
         parquet: write a Parquet file instead of printing.
-        timeout: seconds before the question is given up.
-        width: characters that a column of the table may take at most; 0 sets no limit.
-        as_of: a time with its zone, such as 2026-11-27T10:00Z: the lab as it was then.
+        timeout: seconds after which the query is cancelled.
+        width: maximum width of a column in characters; 0 sets no limit.
+        as_of: query the lab as it was at this time (with a time zone, such as 2026-11-27T10:00Z).
     """
     import store
     from workbench import tables
@@ -54,7 +54,7 @@ def sql(
 
 @command
 def index(*, lab: Lab = None) -> int:
-    """Renew lab/store.duckdb, a plain DuckDB file with every table, for tools that open such a file."""
+    """Update lab/store.duckdb, a plain DuckDB file with every table, for tools that read DuckDB files."""
     import store
 
     print(store.renew(store.lab_path(lab)))
@@ -63,12 +63,12 @@ def index(*, lab: Lab = None) -> int:
 
 @command
 def log(*, lab: Lab = None, n: int = 50, as_of: str | None = None, json: bool = False) -> int:
-    """Who published, removed, preferred and imported what, the latest last.
+    """Show who published, removed, preferred and imported what, the latest entry last.
 
     Args:
-        n: how many entries, from the end; 0 for all.
-        as_of: a time with its zone: the log as it was then.
-        json: print one JSON object a line, with what each unit was made from.
+        n: number of entries, from the end; 0 for all.
+        as_of: show the log as it was at this time (with a time zone).
+        json: print one JSON object per line, including what each unit was made from.
     """
     from json import dumps
 
@@ -81,18 +81,18 @@ def log(*, lab: Lab = None, n: int = 50, as_of: str | None = None, json: bool = 
         else:
             print(" · ".join(str(part) for part in store.history.in_words(entry)))
     if not entries and not json:
-        print("nothing is logged yet; `salad verify` logs what is there")
+        print("the log is empty; `salad verify` adds an entry for every existing unit")
     return 0
 
 
 @command
 def verify(*, lab: Lab = None, repair: bool = False, prefer: str | None = None) -> int:
-    """Check every file of the store, and the recordings that it names, against their checksums; exit 1 if one is damaged.
+    """Verify the checksums of the store's files and of its recordings; exit with 1 if any is damaged.
 
     Args:
-        repair: move what is damaged out of the way, so that the work that made it can be done again, and write off what is
-            missing. Recordings stay: the pass or preparation that made them, run again, makes the damaged ones anew.
-        prefer: decide a conflict for this unit (its id, or id-sha8 for one of its versions): its rows are shown.
+        repair: move damaged files out of the way, so that the work that made them can be repeated, and write off missing
+            ones. Recordings stay in place: rerun the pass or preparation that made them to replace the damaged ones.
+        prefer: resolve a conflict in favour of this unit, whose rows are then shown (its id, or id-sha8 for one version).
     """
     import store
 
@@ -105,14 +105,14 @@ def verify(*, lab: Lab = None, repair: bool = False, prefer: str | None = None) 
     audio = sum(damage.table == "syntheses" and damage.path.startswith("speech/") for damage in damages)
     open_ = sum(damage.reason.startswith("conflict") or damage.path.startswith("event ") for damage in damages)
     if open_:
-        print(f"{open_} to be decided: `salad verify --prefer UNIT`, or undo the rule")
+        print(f"{open_} to be resolved: `salad verify --prefer UNIT`, or undo the rule")
     others = sum(damage.table in ("checkpoints", "frames", *store.files.ROOMS) for damage in damages)
     if others:
-        print(f"{others} files of checkpoints, frames, corpora, tasks, models or cuts damaged: copy or make them again")
+        print(f"{others} damaged files of checkpoints, frames, corpora, tasks, models or cuts: copy or make them again")
     if files := len(damages) - audio - open_ - others:
         print(f"{files} " + ("moved out of the way" if repair else "damaged; `salad verify --repair` moves them out of the way"))
     if audio:
-        print(f"{audio} of the recordings' files damaged: run the pass, or `salad prepare speech`, that made them again")
+        print(f"{audio} damaged files of recordings: rerun the pass, or `salad prepare speech`, that made them")
     if not damages:
         print("nothing is damaged")
     return 1 if audio or open_ or others or (damages and not repair) else 0
@@ -120,7 +120,7 @@ def verify(*, lab: Lab = None, repair: bool = False, prefer: str | None = None) 
 
 @command
 def compact(*, lab: Lab = None) -> int:
-    """Join a lab's many small units into few large ones; what SQL answers stays the same."""
+    """Merge the lab's many small units into a few large ones; the results of queries stay the same."""
     import store
 
     print(in_words(store.compact(store.lab_path(lab))))
@@ -129,10 +129,10 @@ def compact(*, lab: Lab = None) -> int:
 
 @command
 def export(what: tyro.conf.Positional[str], to: tyro.conf.Positional[str], *, lab: Lab = None) -> int:
-    """Copy a part of the lab, with all that it rests on, into a folder that another lab can import.
+    """Copy a part of the lab, with everything it depends on, into a folder that another lab can import.
 
     Args:
-        what: a selection (l...), a run (r...), or the name of a table.
+        what: id of a selection (l...) or a run (r...), or the name of a table.
         to: the folder to write.
     """
     import store
@@ -143,10 +143,10 @@ def export(what: tyro.conf.Positional[str], to: tyro.conf.Positional[str], *, la
 
 @command(name="import")
 def import_(bundle: tyro.conf.Positional[str], *, lab: Lab = None) -> int:
-    """Bring an exported folder, or a whole other lab, into this one; what is already here is not doubled.
+    """Import an exported folder, or a whole other lab; nothing that is already here is duplicated.
 
     Args:
-        bundle: the folder.
+        bundle: the exported folder or the other lab.
     """
     import store
 

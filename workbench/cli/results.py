@@ -1,4 +1,4 @@
-"""`salad report`, `findings` and `sweep`: what came out, as tables and files."""
+"""`salad report`, `findings` and `sweep`: results as tables and files."""
 
 import difflib
 import sys
@@ -10,13 +10,13 @@ from workbench.cli.app import File, Lab, command
 
 @command
 def report(*, lab: Lab = None, runs: tyro.conf.UseAppendAction[list[str]] = []) -> int:  # noqa: B006
-    """Put the lab's results into a table, into report.md and report.html, and for a paper into lab/report/.
+    """Show the lab's results as a table and write report.md, report.html and, for a paper, lab/report/.
 
-    lab/report/ holds each table as LaTeX (booktabs) and CSV, this lab's rows beside every published figure, and each
-    figure as SVG, PNG and CSV.
+    lab/report/ contains each table as LaTeX (booktabs) and CSV, with this lab's rows beside the published results, and
+    each figure as SVG, PNG and CSV.
 
     Args:
-        runs: only these runs, comma-separated or repeated. Without it, each contender's newest checkpoint.
+        runs: report only these runs, comma-separated or repeated (default: each contender's newest checkpoint).
     """
     import store
     from workbench import reports
@@ -41,22 +41,23 @@ def findings(
     write: File = None,
     name: str | None = None,
 ) -> int:
-    """Put the paper's findings to the test in miniature, over seeds: each claim holds, does not hold, or is undecided.
+    """Test the paper's findings in miniature over several seeds: each claim holds, does not hold, or is undecided.
 
-    Studies alpha and breadth of speech, strategies, gamma, K, rounds, hours, spans, divergences, LoRA and full, and
-    filtering, in labs under lab/studies/<name>/seed-<n>/, where what the cells share is made once. Hours on two cores;
-    interrupt it when you like, the same command goes on. Writes findings.md and CSV files beside the seeds' labs.
+    The study varies alpha, the breadth of speech, strategies, gamma, K, rounds, hours, spans, divergences, LoRA against
+    full fine-tuning, and filtering. Its labs are lab/studies/<name>/seed-<n>/; cells share whatever they have in common.
+    It takes hours on two cores. You may interrupt it at any time: rerun the command to resume. It writes findings.md and
+    CSV files beside the labs.
 
     Args:
-        quick: fewer cells, less speech and fewer steps, meant for a quarter of an hour on two idle cores.
-        half: every cell, with about half the speech and a fifth to a half of the steps: an hour on two idle cores.
-        seeds: comma-separated.
-        cells: only these, comma-separated; an unknown name lists them all.
-        workers: steps that run side by side, one thread each.
-        plan: only tell which cells are left and about how long they take.
-        no_run: write from what is measured already.
-        write: write findings.md to this file, too.
-        name: the study's folder; by default findings, findings-half or findings-quick.
+        quick: fewer cells, less speech and fewer steps, for about fifteen minutes on two idle cores.
+        half: every cell, with about half the speech and a fifth to a half of the steps: about an hour on two idle cores.
+        seeds: comma-separated seeds.
+        cells: run only these cells, comma-separated; an unknown name lists all cells (default: all).
+        workers: number of steps that run in parallel, one thread each.
+        plan: only list the remaining cells and estimate how long they take.
+        no_run: run nothing; write the findings from what has been measured.
+        write: also write findings.md to this file.
+        name: folder of the study (default: findings, findings-half or findings-quick).
     """
     return _study(lab, _size(quick, half), seeds, cells, workers, plan, no_run, write, name, None)
 
@@ -76,17 +77,17 @@ def sweep(
 ) -> int:
     """Sweep K, gamma, rounds and all strategies on the miniature: M and speech accuracy after Stage II, by coverage.
 
-    A part of `salad findings`, in the same labs: what either has run, neither runs again.
+    The sweep is a part of `salad findings` and shares its labs: neither repeats what the other has run.
 
     Args:
-        quick: less speech and fewer steps, meant for ten minutes on two idle cores.
+        quick: less speech and fewer steps, for about ten minutes on two idle cores.
         half: about half the speech, and a fifth to a half of the steps.
-        seeds: comma-separated.
-        axes: comma-separated, of strategy, gamma, k, rounds, hours, alpha, span, divergence, finetune and faults.
-        workers: steps that run side by side, one thread each.
-        plan: only tell which cells are left and about how long they take.
-        no_run: show what is measured already.
-        name: the study's folder; by default findings, findings-half or findings-quick.
+        seeds: comma-separated seeds.
+        axes: comma-separated axes: strategy, gamma, k, rounds, hours, alpha, span, divergence, finetune, faults.
+        workers: number of steps that run in parallel, one thread each.
+        plan: only list the remaining cells and estimate how long they take.
+        no_run: run nothing; show what has been measured.
+        name: folder of the study (default: findings, findings-half or findings-quick).
     """
     return _study(lab, _size(quick, half), seeds, None, workers, plan, no_run, None, name, axes)
 
@@ -143,12 +144,12 @@ def _study(lab, size, seeds, cells, workers, plan, no_run, write, name, axes) ->
             causes.setdefault(reason, []).append(row)
         one_line = "; ".join(f"{rows[0]}{f' and {len(rows) - 1} more' * (len(rows) > 1)} ({reason})"
                              for reason, rows in causes.items())  # fmt: skip
-        print(f"{len(failed)} failed: {one_line}. The same command tries them again", file=sys.stderr)
+        print(f"{len(failed)} failed: {one_line}. Rerun the command to retry", file=sys.stderr)
     return 1 if failed else 0
 
 
 def _parts(given: str, known, what: str) -> tuple[str, ...]:
-    """Names separated by commas, each of them known."""
+    """Comma-separated names as a tuple. Raises SaladError for a name that is not in `known`; `what` names the kind."""
     from salad.errors import SaladError
 
     names = tuple(part.strip() for part in given.split(",") if part.strip())

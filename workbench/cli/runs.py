@@ -1,4 +1,4 @@
-"""`salad train`, `plan`, `pass` and `select`: what a study computes, step by step."""
+"""`salad train`, `plan`, `pass` and `select`: the steps of a study."""
 
 from typing import Annotated, Literal
 
@@ -9,10 +9,10 @@ from workbench.cli.app import Lab, Set, command, progress_bar
 
 @command
 def train(recipe: tyro.conf.Positional[str], *, lab: Lab = None, overrides: Set = []) -> int:  # noqa: B006
-    """Train a recipe (or a run's config.json) in this process, or take its run up; launch_gpu.py starts it elsewhere.
+    """Train a recipe (or a run's config.json) in this process; rerun the command to resume. To train elsewhere: launch_gpu.py.
 
     Args:
-        recipe: a recipe's name, such as miniature_stage2, or the path of a run's config.json.
+        recipe: name of a recipe, such as miniature_stage2, or path of a run's config.json.
     """
     import store
     from salad import training
@@ -36,14 +36,14 @@ def plan(
     gpu: Annotated[str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint="")] = None,
     overrides: Set = [],  # noqa: B006
 ) -> int:
-    """Tell what a recipe will cost before it runs: GPU hours, hours of TTS, downloads and disk, a stage a row.
+    """Estimate what a recipe will cost: GPU hours, hours of TTS, downloads and disk, with one row per stage.
 
-    Speed is what this lab has measured for the same model where it has, else an assumption; the lines below the table
-    say which.
+    The speed is the one that this lab has measured for the same model, or an assumption; the notes below the table say
+    which.
 
     Args:
         recipe: qwen2_5_3b for both stages, qwen2_5_3b_stage1 for one, or the path of a run's config.json.
-        gpu: whose hours are counted where nothing is measured, such as H100 or "RTX 4090".
+        gpu: GPU whose speed is assumed if none was measured, such as H100 or "RTX 4090".
     """
     import dataclasses
 
@@ -64,7 +64,7 @@ def plan(
 
 
 def _spans(text: str) -> list[int]:
-    """`5,25` → [5, 25]."""
+    """The shortest and the longest span, [5, 25], of the option's text "5,25". Raises SaladError for any other text."""
     from salad.errors import SaladError
 
     low, comma, high = text.partition(",")
@@ -99,38 +99,39 @@ def pass_(
     yes: bool = False,
     seed: int | None = None,
 ) -> int:
-    """Do a pass over the lab: embed or cluster a corpus, speak a probe or a selection, check, score or encode speech.
+    """Run a pass over the lab: embed or cluster a corpus, speak a probe or a selection, check, score or encode speech.
 
-    In the order of a study. embed: texts of a corpus become vectors. cluster: balanced clusters of them. probe: some
-    texts of each cluster, spoken and checked. score: M, F and D of spoken texts under a checkpoint; then `salad select`
-    draws. synthesise: a selection, spoken and checked. check: speech that is there, heard by another recogniser. encode:
-    an encoder's frames kept on disk.
+    The passes in the order of a study: embed computes a vector for each text of a corpus. cluster divides the texts into
+    balanced clusters. probe speaks and checks some texts of each cluster. score measures M, F and D of spoken texts under
+    a checkpoint; then `salad select` draws a selection. synthesise speaks and checks the selection. check transcribes
+    existing speech with another recogniser. encode keeps an encoder's frames on disk.
 
-    What is done is skipped, what is damaged is made again: the same command goes on where it was. With --on it is
-    started there, with so many workers; Ctrl-C then stops watching it, and launch_gpu.py shows, stops and resumes it.
+    A pass skips finished work and repeats damaged work: rerun the command to resume. With --on, the pass runs there with
+    the given number of workers; Ctrl-C then only stops watching it, and launch_gpu.py shows, stops and resumes it.
 
     Args:
-        what: embed, cluster, probe, synthesise, check, score or encode.
-        on: here, slurm, ssh:HOST or a target's name; without it, in this process.
-        workers: how many shards side by side.
-        gpus: for each worker, a number or TYPE:NUMBER.
-        run: score, encode: the run; by default the newest Stage I.
-        step: score: the checkpoint; by default the last.
-        speech: score, check, encode: a folder of lab/speech (heldout, probe, natural); probe: its own (probe).
-        corpus: embed, cluster: a corpus (broad).
-        model: embed, cluster: teacher (the default), or a sentence-transformers model.
-        k: cluster: how many (16).
-        clustering: probe: by default the newest.
-        per_cluster: probe: texts a cluster (6).
-        selection: synthesise: the selection (l...).
-        tts: probe, synthesise: espeak (the default), kokoro, or package.module:name.
-        voices: probe, synthesise: comma-separated; a probe is spoken in all of them.
-        asr: probe, synthesise, check: the recogniser; by default lab/models/recogniser.
-        encoder: encode: a causal encoder by name, in place of a run's.
-        dtype: encode: in which frames are kept (float32: what training computes with).
-        spans: score: shortest and longest span in units, such as 5,25; by default those of the run's Stage I.
-        yes: encode: go on though the frames take more than 50 GB.
-        seed: of the patterns, the clustering, the texts or the voices.
+        what: the pass.
+        on: where to run: here, slurm, ssh:HOST or the name of a target (default: in this process).
+        workers: number of parallel workers; each does one shard of the work.
+        gpus: GPUs per worker: a number or TYPE:NUMBER (default: the target's).
+        run: score, encode: the run (default: the newest Stage I).
+        step: score: the checkpoint, by its step (default: the run's last).
+        speech: score, check, encode: folder in lab/speech, such as heldout, probe or natural; probe: the folder it writes
+            (default: the pass's own).
+        corpus: embed, cluster: the corpus (default: broad).
+        model: embed, cluster: teacher, or a sentence-transformers model by name (default: teacher).
+        k: cluster: number of clusters (default: 16).
+        clustering: probe: the clustering (default: the newest).
+        per_cluster: probe: number of texts per cluster (default: 6).
+        selection: synthesise: id of the selection (l...).
+        tts: probe, synthesise: espeak, kokoro, or package.module:name (default: espeak).
+        voices: probe, synthesise: comma-separated voices; a probe is spoken in each of them (default: the TTS's own).
+        asr: probe, synthesise, check: the recogniser (default: lab/models/recogniser).
+        encoder: encode: a causal encoder by name (default: the run's).
+        dtype: encode: data type of the frames on disk; training computes in float32 (default: float32).
+        spans: score: shortest and longest span in units, such as 5,25 (default: those of the run's Stage I).
+        yes: encode: proceed even if the frames take more than 50 GB.
+        seed: random seed of the patterns, the clustering, the texts or the voices (default: 0).
     """
     import store
     from salad.errors import SaladError
@@ -157,7 +158,7 @@ def pass_(
 
 
 def _watch(handle, title: str) -> int:
-    """Follow a launched run to its end: 0 where it is done."""
+    """Follow a launched run until it ends. Returns 0 if it is done, 130 on Ctrl-C; raises SaladError if it failed."""
     from salad.errors import SaladError
 
     try:
@@ -166,7 +167,7 @@ def _watch(handle, title: str) -> int:
                 if status.get("max_steps"):
                     progress(status["step"], status["max_steps"])
     except KeyboardInterrupt:
-        print(f"it goes on; python launch_gpu.py stop {handle.run_id} ends it")
+        print(f"the run continues; stop it with: python launch_gpu.py stop {handle.run_id}")
         return 130
     if status["state"] != "done":
         raise SaladError(f"{handle.run_id} {status['state']}: {status.get('error')}")
@@ -174,7 +175,7 @@ def _watch(handle, title: str) -> int:
     print(messages[-1] if messages else "done")
     if not handle.engine.shares_lab:
         fetched = handle.fetch()
-        print(f"{fetched['units']} units are here and whole" + "".join(f"; damaged: {line}" for line in fetched["damaged"]))
+        print(f"{fetched['units']} units are here and complete" + "".join(f"; damaged: {line}" for line in fetched["damaged"]))
     return 0
 
 
@@ -194,20 +195,21 @@ def select(
     parent: str | None = None,
     round: int | None = None,
 ) -> int:
-    """Draw a selection: which texts are worth synthesising, up to a budget in hours.
+    """Draw a selection: choose the texts that are worth synthesising, up to a budget in hours.
 
     Args:
-        clustering: by default the lab's newest.
-        run: the run whose divergences steer it; by default the newest Stage I.
-        step: its checkpoint; by default the last.
+        clustering: the clustering (default: the newest).
+        run: the run whose divergences steer the draw (default: the newest Stage I).
+        step: its checkpoint, by its step (default: the last).
         strategy: active, active_shrunk, active_rounds, uniform, uniform_clusters, teacher_nll, sample_level, oracle, or
             package.module:name.
-        gamma: exponent on d_cluster; the paper's is 5.
-        budget: hours of speech; of a round, with all rounds before it.
-        max_cer: leave out clusters whose probe has a mean character error rate above.
-        speech: the folder of lab/speech that holds the probe.
-        parent: active_rounds: the selection that the round before was trained on.
-        round: active_rounds: which, from 1.
+        gamma: exponent on d_cluster; the paper uses 5.
+        budget: hours of speech; for a round, including all earlier rounds.
+        seed: random seed of the draw.
+        max_cer: leave out clusters whose probe has a higher mean character error rate (default: no limit).
+        speech: folder in lab/speech that contains the probe.
+        parent: active_rounds: the selection that the previous round was trained on.
+        round: active_rounds: number of the round, starting at 1.
     """
     import store
     from salad import lookup, selection
