@@ -83,8 +83,9 @@ def _list(argv: list[str]) -> int:
         step = "" if status.get("step") is None else f"{status['step']:,}/{status.get('max_steps') or '?'}"
         left = _duration(status.get("seconds_left")) if status["state"] == "running" else ""
         description = status["state"] + (f": {status['error']}" if status.get("error") else "")
-        print(form.format(run.run_id, record["kind"], record["recipe"][:18], status.get("on") or "by hand", step, left,
-                          description))  # fmt: skip
+        print(
+            form.format(run.run_id, record["kind"], record["recipe"][:18], status.get("on") or "by hand", step, left, description)
+        )
     return 0
 
 

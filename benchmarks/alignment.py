@@ -102,10 +102,12 @@ def main() -> None:
         print(json.dumps(row))
     name = Path(args.recogniser).name if args.recogniser else None
     fields = {
-        "recogniser": name or "the miniature's", "target_median_ms": WHISPER_TARGET_MS if args.tts else TARGET_MS, "rows": rows,
+        "recogniser": name or "the miniature's",
+        "target_median_ms": WHISPER_TARGET_MS if args.tts else TARGET_MS,
+        "rows": rows,
         "machine": {"cores": os.cpu_count(), "load": round(os.getloadavg()[0], 1)},
         "at": datetime.now(UTC).isoformat(timespec="minutes"),
-    }  # fmt: skip
+    }
     (RESULTS.with_name(f"alignment-{name}.json") if args.tts else RESULTS).write_text(json.dumps(fields, indent=1) + "\n")
 
 

@@ -183,8 +183,9 @@ def speed(n: int, k: int, folder: str | None, names: list[str]) -> list[dict]:
         rows = []
         for name in names:
             print(f"{name}: fit, then predict", flush=True)
-            completed = subprocess.run([sys.executable, __file__, "--stream", place, name, str(k)], check=True,
-                                  capture_output=True, text=True).stdout  # fmt: skip
+            completed = subprocess.run(
+                [sys.executable, __file__, "--stream", place, name, str(k)], check=True, capture_output=True, text=True
+            ).stdout
             rows.append(json.loads(completed.splitlines()[-1]) | {"load_after": round(os.getloadavg()[0], 1)})
             print(rows[-1], flush=True)
             if name == "BalancedKMeans" and n >= 10_000_000:
@@ -194,8 +195,10 @@ def speed(n: int, k: int, folder: str | None, names: list[str]) -> list[dict]:
 
 
 def tables(results: dict) -> str:
-    lines = ["| world | clusters × documents | | largest / mean, held out | loss of cosine, % | fit, CPU s |",
-             "| --- | --- | --- | --- | --- | --- |"]  # fmt: skip
+    lines = [
+        "| world | clusters × documents | | largest / mean, held out | loss of cosine, % | fit, CPU s |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
     for row in results.get("quality", []):
         if "left_out" in row:
             lines.append(f"| | | {row['name']} | left out: {row['left_out']} | | |")
@@ -204,8 +207,11 @@ def tables(results: dict) -> str:
             f"| {row['world']} | {row['clusters']} × {row['documents_per_cluster']:,} | {row['name']} | "
             f"{row['largest_over_mean_held_out']} | {row.get('loss_percent', '')} | {row.get('fit_cpu_s', '')} |"
         )
-    lines += ["", "| documents × 384 | clusters | | fit, s | predict, s | CPU, s | peak memory, MB | largest / mean |",
-              "| --- | --- | --- | --- | --- | --- | --- | --- |"]  # fmt: skip
+    lines += [
+        "",
+        "| documents × 384 | clusters | | fit, s | predict, s | CPU, s | peak memory, MB | largest / mean |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
     lines += [
         f"| {r['documents']:,} | {r['clusters']} | {r['name']} | {r['fit_s']} | {r['predict_s']} | {r['cpu_s']} | "
         f"{r['peak_memory_mb']:,} | {r['largest_over_mean']} |"

@@ -95,13 +95,16 @@ def main() -> int:
     off = max(((a - b).abs().max() / b.abs().max()).item() for a, b in zip(together, alone, strict=True))
     ratio = rate["ours"] / rate["peer"]
     row = {
-        "what": f"encoder frames/s for spans of 3 to 15 words, {given.model}", "ratio": round(ratio, 2), "target": TARGET,
-        "peer": "the same encoder, windows of 30 s, one by one", "met": ratio >= TARGET and off <= 1e-4,
+        "what": f"encoder frames/s for spans of 3 to 15 words, {given.model}",
+        "ratio": round(ratio, 2),
+        "target": TARGET,
+        "peer": "the same encoder, windows of 30 s, one by one",
+        "met": ratio >= TARGET and off <= 1e-4,
         "frames_s": {name: round(value, 1) for name, value in rate.items()},
         "largest_relative_difference_from_alone": round(off, 7),
         "hardware": hardware(),
         "command": " ".join(["python", "benchmarks/encoders.py", *(word for word in sys.argv[1:] if word != "--write")]),
-    }  # fmt: skip
+    }
     print(json.dumps(row, indent=1))
     if given.write:
         RESULTS.write_text(json.dumps({"rows": [row]}, indent=1) + "\n")

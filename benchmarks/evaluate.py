@@ -54,11 +54,13 @@ def model(folder: Path):
     tokenizer.save_pretrained(folder / "llm")
     PhoneEncoder(PhoneConfig()).save_pretrained(folder / "encoder")
     config = RunConfig(
-        kind="stage1", contender="x", llm=LLMConfig(name=str(folder / "llm"), lora_rank=4),
+        kind="stage1",
+        contender="x",
+        llm=LLMConfig(name=str(folder / "llm"), lora_rank=4),
         encoder=EncoderConfig(name=str(folder / "encoder")),
         adapter=AdapterConfig(layers=2, width=128, mlp=384, heads=4, kv_heads=4, match_embedding_rms=True),
         optim=OptimConfig(steps=1, lr_adapter=1e-3, lr_llm=1e-3),
-    )  # fmt: skip
+    )
     return SpeechLM.build(config).eval()
 
 
@@ -90,10 +92,11 @@ def unshared(lm, prompts, continuations, batch: int) -> list[list[float]]:
         for prompt, item in flat[start : start + batch]:
             units, (ids,) = lm.prompt.units(prompt, [item])
             parts = [
-                embed(torch.tensor([unit])) if isinstance(unit, int)
+                embed(torch.tensor([unit]))
+                if isinstance(unit, int)
                 else lm.adapter(lm.encoder(torch.from_numpy(unit.samples))[None])[0]
                 for unit in units
-            ]  # fmt: skip
+            ]
             rows.append(torch.cat([*parts, embed(torch.tensor(ids[:-1], dtype=torch.long))]))
             targets.append(torch.tensor(ids))
         inputs = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
@@ -141,10 +144,12 @@ def repeated(who, prompts, continuations) -> list[list[float]]:
         sounds = {name: x.repeat(len(some), *[1] * (x.dim() - 1)) for name, x in sounds.items()}
         logits = who.model(input_ids=rows, attention_mask=mask, use_cache=False, **sounds).logits
         start = len(context) - 1
-        results.append([
-            float(row[start : start + len(item)].log_softmax(-1).gather(1, item[:, None]).sum())
-            for row, item in zip(logits, after, strict=True)
-        ])  # fmt: skip
+        results.append(
+            [
+                float(row[start : start + len(item)].log_softmax(-1).gather(1, item[:, None]).sum())
+                for row, item in zip(logits, after, strict=True)
+            ]
+        )
     return results
 
 
@@ -200,8 +205,10 @@ def main() -> None:
             "qwen2-audio": case(reference, given.items, 0, given.rounds, CHOICES),
         }
     for name, item in fields.items():
-        print(f"{name}: {item['seconds_shared']:.2f} s shared, {item['seconds_unshared']:.2f} s unshared, "
-              f"{item['ratio']:.2f} x, largest difference {item['largest_difference_nats']:.1e} nats")  # fmt: skip
+        print(
+            f"{name}: {item['seconds_shared']:.2f} s shared, {item['seconds_unshared']:.2f} s unshared, "
+            f"{item['ratio']:.2f} x, largest difference {item['largest_difference_nats']:.1e} nats"
+        )
     machine = {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count(), "threads": 1,
                "load_average": os.getloadavg()[0], "torch": torch.__version__, "python": platform.python_version()}  # fmt: skip
     if not given.no_save:

@@ -308,9 +308,11 @@ def table(result: dict) -> str:
             if error:
                 low, high = error.values()
                 worst = [max(x["hidden"], x[which]) for x in (low, high)]
-                outcome = [f"{100 * worst[0]:.2f} % / {100 * worst[1]:.2f} %",
-                        f"{100 * low['hidden_rows_p99']:.2f} % / {100 * high['hidden_rows_p99']:.2f} %",
-                        "passes" if max(worst) <= 0.01 else "**fails**"]  # fmt: skip
+                outcome = [
+                    f"{100 * worst[0]:.2f} % / {100 * worst[1]:.2f} %",
+                    f"{100 * low['hidden_rows_p99']:.2f} % / {100 * high['hidden_rows_p99']:.2f} %",
+                    "passes" if max(worst) <= 0.01 else "**fails**",
+                ]
             peak = "–" if name == "floor" or row["peak_bytes"] is None else f"{row['peak_bytes'] / 2**20:.0f}"
             lines.append(
                 f"| {case} | {name} | {statistics.median(ms):.0f} | {ms[math.ceil(0.8 * len(ms)) - 1]:.0f} | "

@@ -76,13 +76,16 @@ def make(lab: Path, texts: int = TEXTS, drawn: int = DRAWN) -> None:
     real = shar.write(lab, "probe", spoken, lambda s: shar.Speech(
         store.ids.synthesis_id(s[0], "espeak", "en-us", 0), s[0], s[1], tts.speak(s[1], "en-us", 0), "en-us", "espeak"),
         job_id=lambda s: store.ids.synthesis_id(s[0], "espeak", "en-us", 0))  # fmt: skip
-    con.register("incoming", _arrow([{k: r[k] for k in ("audio_path", "audio_offset", "audio_bytes", "duration_s")}
-                                     for r in real]))  # fmt: skip
+    con.register(
+        "incoming", _arrow([{k: r[k] for k in ("audio_path", "audio_offset", "audio_bytes", "duration_s")} for r in real])
+    )
     con.execute("CREATE TABLE real AS SELECT row_number() OVER () - 1 AS at, * FROM incoming")
     clustering = store.ids.clustering_id({"benchmark": "notebooks", "texts": texts})
-    clusters = con.sql(f"""SELECT $c AS clustering_id, cluster_id, $r AS run_id, count(*) AS size,
+    clusters = con.sql(
+        f"""SELECT $c AS clustering_id, cluster_id, $r AS run_id, count(*) AS size,
         count(*) / {texts} AS p_web, list_distinct(any_value(words))[1:4] AS terms FROM texts GROUP BY cluster_id""",
-                       params={"c": clustering, "r": item["run_id"]})  # fmt: skip
+        params={"c": clustering, "r": item["run_id"]},
+    )
     store.publish(lab, "clusters", clusters.to_arrow_table(), {"k": CLUSTERS})
     level = "(0.3 + (hash(cluster_id) % 100) / 40.0)"
     position = f"""SELECT i, sample_id, synthesis_id, cluster_id, k AS position, words[k + 1] AS word,
@@ -98,25 +101,34 @@ def make(lab: Path, texts: int = TEXTS, drawn: int = DRAWN) -> None:
             store.publish(lab, table, con.sql(query, params=part).to_arrow_table(), key | more)
 
         where = f"FROM texts WHERE i >= $from AND i < $from + {PART}"
-        put("samples", f"""SELECT sample_id, text, text AS spoken, 'broad' AS corpus, 'domain ' || cluster_id % 7 AS
+        put(
+            "samples",
+            f"""SELECT sample_id, text, text AS spoken, 'broad' AS corpus, 'domain ' || cluster_id % 7 AS
             domain, {WORDS} AS n_tokens, 'CC0-1.0' AS licence, CASE WHEN i % 50 = 0 THEN ['near-duplicate'] ELSE [] END
-            AS flags {where}""")  # fmt: skip
+            AS flags {where}""",
+        )
         put("assignments", f"SELECT '{clustering}' AS clustering_id, sample_id, cluster_id, random() AS distance {where}")
-        put("syntheses", f"""SELECT synthesis_id, sample_id, sample_id AS cut_id, audio_path, audio_offset, audio_bytes,
+        put(
+            "syntheses",
+            f"""SELECT synthesis_id, sample_id, sample_id AS cut_id, audio_path, audio_offset, audio_bytes,
             'espeak' AS tts, 'en-us' AS voice, duration_s, list_transform(range({WORDS}), lambda k: {{'word': words[k + 1],
             'char_start': (length(array_to_string(words[1:k], ' ')) + (k > 0)::INT)::INTEGER, 'char_end':
             length(array_to_string(words[1:k + 1], ' '))::INTEGER, 'start_s': duration_s * k / {WORDS}, 'end_s':
             duration_s * (k + 1) / {WORDS}}}) AS words, least(1, -ln(1 - random()) / 20) AS cer, 'recogniser' AS asr,
             []::VARCHAR[] AS flags, 0 AS seed, 'probe' AS speech
-            FROM texts JOIN real ON real.at = i % 24 WHERE i >= $from AND i < $from + {PART}""")  # fmt: skip
+            FROM texts JOIN real ON real.at = i % 24 WHERE i >= $from AND i < $from + {PART}""",
+        )
         for name, run in runs.items():
             scale = "0.1" if name == "stage2_active" else "1.0"
-            con.execute(f"""CREATE OR REPLACE TABLE tokens AS SELECT '{run["run_id"]}' AS run_id, {run["step"]}::BIGINT AS
+            con.execute(
+                f"""CREATE OR REPLACE TABLE tokens AS SELECT '{run["run_id"]}' AS run_id, {run["step"]}::BIGINT AS
                 step, sample_id, synthesis_id, pattern, position::INTEGER AS position, CASE WHEN position > 0 THEN ' '
                 ELSE '' END || word AS token, char_start, char_end, start_s, end_s, after_speech, d, d * 0.95 AS m,
                 -ln(1 - random()) / 30 AS f, {TOP.format("word")} AS teacher_top, {TOP.format("'night'")} AS student_top
                 FROM (SELECT *, CASE WHEN after_speech THEN -ln(1 - random()) * {level} * {scale} END AS d
-                FROM ({position}))""", part)  # fmt: skip
+                FROM ({position}))""",
+                part,
+            )
             put("token_divergences", "FROM tokens WHERE $from >= 0", run=name)
             put("divergences", """SELECT run_id, step, sample_id, synthesis_id, pattern, avg(m) AS m, avg(f) AS f,
                 avg(d) AS d, count(d)::INTEGER AS n_positions, count(f)::INTEGER AS n_positions_f, 2.0 AS speech_s
@@ -256,15 +268,18 @@ def measure(lab: Path, rounds: int) -> dict:
         judge = review.Review(lab, review.selections(con).selection_id.iloc[0], review.reviewer_name())
         while judge.undo(con):  # what an earlier measurement said
             store.refresh(con)
-        rows = {name: con.execute(f"SELECT count(*) FROM {name}").fetchone()[0]
-                for name in ("raw.divergences", "token_divergences", "selected", "samples")}  # fmt: skip
+        rows = {
+            name: con.execute(f"SELECT count(*) FROM {name}").fetchone()[0]
+            for name in ("raw.divergences", "token_divergences", "selected", "samples")
+        }
     result = {"at": datetime.now(UTC).isoformat(timespec="seconds"), "rows": rows, "notebooks": {},
               "machine": {"cores": os.cpu_count(), "processor": platform.processor() or platform.machine(),
                           "load_before": os.getloadavg()}}  # fmt: skip
     notebooks = {
-        "floor": ("Two bars", lambda *_: None), "selection": ("What should be synthesised?", selection),
+        "floor": ("Two bars", lambda *_: None),
+        "selection": ("What should be synthesised?", selection),
         "divergences": ("Where and why?", divergences),
-    }  # fmt: skip
+    }
     place = tempfile.TemporaryDirectory()
     empty = Path(place.name, "empty.py")
     empty.write_text(EMPTY)
@@ -292,22 +307,27 @@ def tables(result: dict) -> str:
     lines = [
         f"{result['at'][:10]}, {load['cores']} cores, load average {load['load_before'][0]:.1f} before and "
         f"{load['load_after'][0]:.1f} after; {result['rows']['raw.divergences']:,} divergences, "
-        f"{result['rows']['token_divergences']:,} tokens, a selection of {result['rows']['selected']:,} texts.", "",
+        f"{result['rows']['token_divergences']:,} tokens, a selection of {result['rows']['selected']:,} texts.",
+        "",
         "| notebook | from → to | s by the clock, median (worst) | CPU s of the notebook until then | and in all |",
         "| --- | --- | --- | --- | --- |",
-    ]  # fmt: skip
+    ]
     for name, message in result["notebooks"].items():
         for which, visits in (("first visit", message["visits"][:1]), ("later visit", message["visits"][1:])):
             whole = statistics.median(v["everything"]["cpu_s"] for v in visits)
             for what in visits[0]:
                 if what != "everything":
                     clock, cpu = ([v[what][key] for v in visits] for key in ("s", "cpu_s"))
-                    lines.append(f"| {name} | {which} → {what} | {statistics.median(clock):.2f} ({max(clock):.2f}) | "
-                                 f"{statistics.median(cpu):.2f} | {whole:.2f} |")  # fmt: skip
+                    lines.append(
+                        f"| {name} | {which} → {what} | {statistics.median(clock):.2f} ({max(clock):.2f}) | "
+                        f"{statistics.median(cpu):.2f} | {whole:.2f} |"
+                    )
         for what, times in message["acts"].items():
             clock, cpu, whole = ([t[key] for t in times] for key in ("s", "cpu_s", "cpu_in_all_s"))
-            lines.append(f"| {name} | {what} | {statistics.median(clock):.2f} ({max(clock):.2f}) | "
-                         f"{statistics.median(cpu):.2f} | {statistics.median(whole):.2f} |")  # fmt: skip
+            lines.append(
+                f"| {name} | {what} | {statistics.median(clock):.2f} ({max(clock):.2f}) | "
+                f"{statistics.median(cpu):.2f} | {statistics.median(whole):.2f} |"
+            )
         lines.append(f"| {name} | largest message to the page | {message['largest_message_bytes'] / 1000:,.0f} kB | | |")
     return "\n".join(lines)
 

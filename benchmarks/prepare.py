@@ -103,8 +103,11 @@ def main() -> None:
         print(row, flush=True)
         others = [r for r in results["rows"] if (r["documents"], r["workers"]) != (count, args.workers)]
         results["rows"] = sorted([*others, row], key=lambda r: (r["documents"], r["workers"]))
-        results["machine"] = {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count(),
-                              "python": platform.python_version()}  # fmt: skip
+        results["machine"] = {
+            "cpu": platform.processor() or platform.machine(),
+            "cores": os.cpu_count(),
+            "python": platform.python_version(),
+        }
         RESULTS.parent.mkdir(exist_ok=True)
         RESULTS.write_text(json.dumps(results, indent=1) + "\n")
 

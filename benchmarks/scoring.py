@@ -47,8 +47,10 @@ def plain(model, encoded: FrameSource, spoken: list, seed: int = 0, batch: int =
         group = spoken[start : start + batch]
         for pattern in (0, 1):
             layouts = [encoded.layout(s) for s in group]
-            spans = [item.spans(scoring_patterns(seed, s.sample_id, len(item.units))[pattern])
-                     for s, item in zip(group, layouts, strict=True)]  # fmt: skip
+            spans = [
+                item.spans(scoring_patterns(seed, s.sample_id, len(item.units))[pattern])
+                for s, item in zip(group, layouts, strict=True)
+            ]
             laid = [item.sequence(sp) for item, sp in zip(layouts, spans, strict=True)]
             speech = [encoded.frames(s, sp) for s, sp in zip(group, spans, strict=True)]
             at = collate(laid, speech, [s.sample_id for s in group]).to(model.device)

@@ -244,8 +244,10 @@ class FullSize:
             return
         rate, context = self.model.encoder.frame_rate, min(self.config.sequences.context, optim.micro_tokens)
         frames = round(4 * rate)
-        spans = [Span(i % 2 == 1, 12 * i, 12 * i + 12, (i - 1) // 2 * frames if i % 2 else 0,
-                      (i + 1) // 2 * frames if i % 2 else 0) for i in range(12)]  # fmt: skip
+        spans = [
+            Span(i % 2 == 1, 12 * i, 12 * i + 12, (i - 1) // 2 * frames if i % 2 else 0, (i + 1) // 2 * frames if i % 2 else 0)
+            for i in range(12)
+        ]
         batches = []
         for _ in range(passes):
             laid, sound = [], []
@@ -273,9 +275,7 @@ class FullSize:
                 out = decoder(inputs_embeds=model.embed(batch), position_ids=batch.place_BT, use_cache=False).last_hidden_state
                 result = model.teacher.hidden(batch.text_ids_BS, batch.text_place_BS)
                 rows, heads = len(batch.rows_N), (model.head[: model.vocab_size], model.teacher.head[: model.vocab_size])
-                loss = self.loss(
-                    out.flatten(0, 1)[batch.rows_N], heads[0], result.flatten(0, 1)[batch.text_rows_N], heads[1]
-                )  # fmt: skip
+                loss = self.loss(out.flatten(0, 1)[batch.rows_N], heads[0], result.flatten(0, 1)[batch.text_rows_N], heads[1])
             (loss * (rows / taken.positions)).backward()
         weights = [p for group in self.optimizer.param_groups for p in group["params"]]
         torch.nn.utils.clip_grad_norm_(weights, self.config.optim.clip).item()

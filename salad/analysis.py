@@ -2,11 +2,13 @@
 of M with tokens, strategies at equal hours. `salad report` and `salad findings` print it; docs/findings.md shows it."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+import duckdb
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 
 import store
 from salad.errors import SaladError
@@ -24,7 +26,7 @@ DOMAIN = "coalesce(domain, regexp_replace(task, '@.*', '')) || regexp_extract(ta
 # --- what was measured, by domain and by group of domains ---
 
 
-def read_study(lab: Path | str, con) -> dict:
+def read_study(lab: Path | str, con: duckdb.DuckDBPyConnection) -> dict:
     """lab/study.json: P_web's mass and the coverage of each domain. Without it every domain weighs the same."""
     path = Path(lab) / "study.json"
     try:
@@ -45,7 +47,7 @@ def plain_domain(domain: str) -> str:
     return domain.partition("@")[0]
 
 
-def by_domain(con, heldout: str = "heldout") -> pd.DataFrame:
+def by_domain(con: duckdb.DuckDBPyConnection, heldout: str = "heldout") -> pd.DataFrame:
     """One row per contender, domain and measure: value, standard error, n. Needs the view `contenders`
     (contender, run_id, step, and `who`, a fingerprint, where contenders of one name are no runs).
 
@@ -122,11 +124,14 @@ def _answers(con) -> None:
         WHERE contender = 'teacher' AND modality = 'text' GROUP BY ALL""")
 
 
-def hearing(con, weights: Mapping[str, float], contender: str) -> statistics.Heard | None:
+def hearing(con: duckdb.DuckDBPyConnection, weights: Mapping[str, float], contender: str) -> statistics.Heard | None:
     """The heard share of a contender over domains with weights, (speech - deaf) / (text - deaf), an item weighing its
     domain's share; None where it was not asked deaf. Needs the view `answers`, which `by_domain` makes."""
-    rows = con.execute("""SELECT domain, modality, domain || '/' || task || '/' || item_id AS item, correct FROM answers
-        WHERE contender = ? AND modality IN ('text', 'speech', 'deaf')""", [contender]).df()  # fmt: skip
+    rows = con.execute(
+        """SELECT domain, modality, domain || '/' || task || '/' || item_id AS item, correct FROM answers
+        WHERE contender = ? AND modality IN ('text', 'speech', 'deaf')""",
+        [contender],
+    ).df()
     rows = rows[rows.domain.isin([domain for domain, weight in weights.items() if weight > 0])]
     by = {name: dict(zip(part.item, part.correct, strict=True)) for name, part in rows.groupby("modality")}
     if len(by) < 3:
@@ -137,7 +142,7 @@ def hearing(con, weights: Mapping[str, float], contender: str) -> statistics.Hea
     return statistics.heard_share(by["speech"], by["text"], by["deaf"], of)
 
 
-def groups(study: dict, domains) -> dict[str, dict[str, float]]:
+def groups(study: dict, domains: Iterable[str]) -> dict[str, dict[str, float]]:
     """The rows of a table: each group's name, and the weights of its domains. Where a domain was asked with several
     numbers of examples, the groups stand once more for each further one, under its name."""
     known = sorted({*study["domains"], *pd.Series(domains).dropna()})
@@ -148,8 +153,11 @@ def groups(study: dict, domains) -> dict[str, dict[str, float]]:
     further = sorted({domain.removeprefix(plain) for plain, some in settings.items() for domain in some[1:]})
     weights_of_group = {}
     for setting in (None, *further):
-        of = first if setting is None else {
-            plain: plain + setting for plain, some in settings.items() if plain + setting in some[1:]}  # fmt: skip
+        of = (
+            first
+            if setting is None
+            else {plain: plain + setting for plain, some in settings.items() if plain + setting in some[1:]}
+        )
         suffix = "" if setting is None else f" ({setting})"
         whole = {of.get(d, d): w for d, w in study["p_web"].items() if setting is None or d in of}
         weights_of_group[ALL + suffix] = whole
@@ -160,7 +168,7 @@ def groups(study: dict, domains) -> dict[str, dict[str, float]]:
     return weights_of_group
 
 
-def by_group(con, study: dict) -> pd.DataFrame:
+def by_group(con: duckdb.DuckDBPyConnection, study: dict) -> pd.DataFrame:
     """One row per group of domains and contender: n_items and, for each of MEASURES, its value and `<measure>_se`; the
     heard share as heard, heard_low, heard_high (its 95 % interval) and heard_n (items; 0 where it was not asked deaf).
     Needs the view `contenders` (contender, run_id, step, place)."""
@@ -209,7 +217,7 @@ _CHECKPOINTS = """
     ORDER BY ALL"""
 
 
-def tokens_at(con, run_id: str, steps) -> np.ndarray:
+def tokens_at(con: duckdb.DuckDBPyConnection, run_id: str, steps: Sequence[int]) -> np.ndarray:
     """Tokens that a run had fed at `steps`: as logged, interpolated between logged steps; NaN where none is logged."""
     logged = con.execute(
         "SELECT step, max(tokens) FROM metrics WHERE run_id = ? AND tokens IS NOT NULL GROUP BY 1 ORDER BY 1", [run_id]
@@ -285,9 +293,12 @@ def predictors(rows: pd.DataFrame, group: str = ALL, by_seed: bool = False) -> d
     return {
         f"{measure} on {', '.join(names)}": regression(part[measure], logs[list(names)], names, labels)
         for measure, names in (
-            ("speech", ("M",)), ("speech", ("M", "F")), ("text", ("F",)), ("text", ("F", "M")),
+            ("speech", ("M",)),
+            ("speech", ("M", "F")),
+            ("text", ("F",)),
+            ("text", ("F", "M")),
         )
-    }  # fmt: skip
+    }
 
 
 # --- how M falls with tokens ---
@@ -298,8 +309,15 @@ def before_decay(rows: pd.DataFrame) -> pd.DataFrame:
     return rows[rows.step <= rows.steps - rows.decay.fillna(0)]
 
 
-def power_law(con, run_id: str, weights: Mapping[str, float], steps: Iterable[int] | None = None, draws: int = 300,
-              seed: int = 0, corpus: str = "heldout") -> PowerLaw:  # fmt: skip
+def power_law(
+    con: duckdb.DuckDBPyConnection,
+    run_id: str,
+    weights: Mapping[str, float],
+    steps: Iterable[int] | None = None,
+    draws: int = 300,
+    seed: int = 0,
+    corpus: str = "heldout",
+) -> PowerLaw:
     """The power law of a run's M over its scored checkpoints, bootstrapped over held-out texts within domains.
 
     `weights`: of each domain (a group of `groups`); `steps`: which checkpoints, by default all that are scored. A
@@ -350,7 +368,7 @@ def power_law(con, run_id: str, weights: Mapping[str, float], steps: Iterable[in
 # --- strategies at equal hours ---
 
 
-def interval(values, level: float = 0.95) -> tuple[float, float]:
+def interval(values: ArrayLike, level: float = 0.95) -> tuple[float, float]:
     """Mean and half the width of its interval (Student's t) over repetitions; NaN width under two."""
     from scipy import stats
 
@@ -361,8 +379,12 @@ def interval(values, level: float = 0.95) -> tuple[float, float]:
     return float(x.mean()), float(stats.t.ppf((1 + level) / 2, len(x) - 1) * x.std(ddof=1) / np.sqrt(len(x)))
 
 
-def compare(rows: pd.DataFrame, contenders: Iterable[str], base: str | None = "uniform",
-            measures: Iterable[str] = ("m", "f", "speech", "text")) -> pd.DataFrame:  # fmt: skip
+def compare(
+    rows: pd.DataFrame,
+    contenders: Iterable[str],
+    base: str | None = "uniform",
+    measures: Iterable[str] = ("m", "f", "speech", "text"),
+) -> pd.DataFrame:
     """Contenders' last checkpoints over seeds, and what each has over `base` at the same seeds.
 
     One row per contender and group: seeds (how many), hours, and of each measure `<measure>`, `<measure>_half` (half a
@@ -385,7 +407,7 @@ def compare(rows: pd.DataFrame, contenders: Iterable[str], base: str | None = "u
     return pd.DataFrame(out)
 
 
-def hours_to_match(hours_T, value_T, target: float, lower_is_better: bool = True) -> tuple[str, float]:
+def hours_to_match(hours_T: ArrayLike, value_T: ArrayLike, target: float, lower_is_better: bool = True) -> tuple[str, float]:
     """The hours at which a measure reaches `target`, by interpolation over the logarithm of hours.
 
     Returns ("=", hours), or ("<", the fewest measured) where those do already, or (">", the most measured) where even

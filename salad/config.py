@@ -2,7 +2,7 @@
 
 import difflib
 import json
-from typing import Literal
+from typing import Literal, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -19,6 +19,7 @@ from pydantic_core import ErrorDetails
 
 from salad.errors import SaladError
 
+ModelT = TypeVar("ModelT", bound=BaseModel)
 LATER: dict[str, JsonValue] = {"later": True}
 
 
@@ -69,9 +70,11 @@ class EncoderConfig(Frozen):
         "full", description="Whisper's windows: padded to 30 s, or as long as the speech, many at a time", json_schema_extra=LATER
     )
     stack: int = Field(
-        1, ge=1, description="neighbouring positions in one frame, for encoders that look ahead: Whisper's 50 Hz by 4 is 12.5 Hz",
+        1,
+        ge=1,
+        description="neighbouring positions in one frame, for encoders that look ahead: Whisper's 50 Hz by 4 is 12.5 Hz",
         json_schema_extra=LATER,
-    )  # fmt: skip
+    )
 
 
 class WarmStartConfig(Frozen):
@@ -272,7 +275,7 @@ def parse_set(pairs: list[str]) -> dict:
     return overrides
 
 
-def apply_overrides(config, overrides: dict):
+def apply_overrides(config: ModelT, overrides: dict) -> ModelT:
     """A copy of `config` with dotted keys replaced; an unknown key or bad value is a one-line SaladError."""
     data = config.model_dump()
     known = list(_keys(data))
@@ -296,7 +299,7 @@ def _keys(data: dict, prefix: str = ""):
             yield from _keys(value, f"{prefix}{key}.")
 
 
-def validate(kind: type[BaseModel], data: dict):
+def validate(kind: type[ModelT], data: dict) -> ModelT:
     """`kind(**data)`, with pydantic's validation errors in one line, as a SaladError."""
     try:
         return kind.model_validate(data)

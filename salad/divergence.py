@@ -4,11 +4,17 @@ M = KL(P text ‖ P interleaved), F = KL(Q text ‖ P text), D = KL(Q text ‖ P
 forward KL over the tokenizer's whole vocabulary, float32.
 """
 
-from typing import NamedTuple
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
 from salad.objective import PositionDivergences, position_divergences
+
+if TYPE_CHECKING:
+    from salad.data.batches import Batch
+    from salad.models.speech_lm import SpeechLM, Teacher
 
 
 class SampleDivergences(NamedTuple):
@@ -27,7 +33,14 @@ class Divergences(NamedTuple):
 
 
 @torch.no_grad()
-def divergences(student, teacher, batch, top_k: int = 0, text_hidden=None, teacher_hidden=None) -> Divergences:
+def divergences(
+    student: SpeechLM,
+    teacher: Teacher,
+    batch: Batch,
+    top_k: int = 0,
+    text_hidden: torch.Tensor | None = None,
+    teacher_hidden: torch.Tensor | None = None,
+) -> Divergences:
     """M, F and D of `student` (a SpeechLM) against `teacher` (its Teacher) on a Batch of B samples, N positions.
 
     Per position [N] in the batch's order, with the `top_k` likeliest ids of both sides; per sample [B]: m and d over
@@ -53,7 +66,10 @@ def divergences(student, teacher, batch, top_k: int = 0, text_hidden=None, teach
 
     n, n_f = total(after), total(torch.ones_like(after))
     samples = SampleDivergences(
-        m=total(positions.m * after) / n, f=total(positions.f) / n_f, d=total(positions.d * after) / n,
-        n_positions=n.long(), n_positions_f=n_f.long(),
-    )  # fmt: skip
+        m=total(positions.m * after) / n,
+        f=total(positions.f) / n_f,
+        d=total(positions.d * after) / n,
+        n_positions=n.long(),
+        n_positions_f=n_f.long(),
+    )
     return Divergences(positions, samples)

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from salad.errors import SaladError
 
@@ -24,12 +25,13 @@ class Regression:
     partial: dict[str, float]
 
 
-def regression(y_N, x_NC, names: Iterable[str], leave_out_N=None) -> Regression:
+def regression(y_N: ArrayLike, x_NC: ArrayLike, names: Iterable[str], leave_out_N: ArrayLike | None = None) -> Regression:
     """Regress `y_N` on the columns of `x_NC`. `leave_out_N`: labels that are left out together (a seed's points share
     their teacher and speech), by default each point by itself. Rows with a value missing are dropped. Raises SaladError
     where fewer than two points more than coefficients are left, or a predictor does not vary by itself."""
     names = tuple(names)
-    y, x = np.asarray(y_N, float), np.asarray(x_NC, float).reshape(len(y_N), -1)
+    y = np.asarray(y_N, float)
+    x = np.asarray(x_NC, float).reshape(len(y), -1)
     use = np.isfinite(y) & np.isfinite(x).all(1)
     labels = np.arange(len(y)) if leave_out_N is None else np.asarray(leave_out_N)
     y, x, labels = y[use], x[use], labels[use]
@@ -90,7 +92,7 @@ class PowerLaw:
         return self.e + self.b * float(n) ** -self.beta, *map(float, np.percentile(values, [2.5, 97.5]))
 
 
-def fit_power_law(n_T, m_T, weight_T=None) -> tuple[float, float, float]:
+def fit_power_law(n_T: ArrayLike, m_T: ArrayLike, weight_T=None) -> tuple[float, float, float]:
     """(E, B, beta) of M = E + B · N^(-beta) with E, B >= 0 and 0.01 <= beta <= 4, by weighted least squares.
 
     For a given beta the rest is linear; beta is found on a grid and refined. M that grows with N gives B = 0. Raises

@@ -5,11 +5,12 @@ do: the key is lost, and a piece of sound with it."""
 
 import signal
 import threading
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 
 @contextmanager
-def held():
+def held() -> Iterator[None]:
     """Hold a Ctrl-C until the block ends, then let it act as it would have."""
     before = signal.getsignal(signal.SIGINT)
     if threading.current_thread() is not threading.main_thread() or not callable(before):

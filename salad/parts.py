@@ -9,6 +9,7 @@ the user has allowed it: `--allow-parts NAME` on the command line, or SALAD_ALLO
 import importlib
 import os
 import re
+from typing import Any
 
 from salad import moved
 from salad.errors import SaladError
@@ -78,7 +79,7 @@ def check_module(name: str, where: str) -> None:
         )
 
 
-def load(spec: str):
+def load(spec: str) -> Any:
     """The object that `package.module:name` names, imported; a SaladError says which half is wrong.
 
     Only for a name that the user wrote, or that `check` has passed."""

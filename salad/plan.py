@@ -8,6 +8,8 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import duckdb
+
 import store
 from salad import recipes
 from salad.config import RunConfig
@@ -142,7 +144,7 @@ def _training(con, config: RunConfig, model, tokens: float, gpu: str | None, mad
     )
 
 
-def measured(con, config: RunConfig) -> tuple[str, str, float, int] | None:
+def measured(con: duckdb.DuckDBPyConnection, config: RunConfig) -> tuple[str, str, float, int] | None:
     """(run id, device, tokens/s, processes) of the newest run of the lab with the same LLM, fine-tuning and adapter;
     the median of what it logged. None where there is none."""
     rows = con.execute(

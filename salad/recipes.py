@@ -4,7 +4,10 @@ Figures of the Qwen2.5 recipes are METHOD.md's (arXiv 2510.13632); those marked 
 the paper.
 """
 
+from __future__ import annotations
+
 import difflib
+from typing import TYPE_CHECKING
 
 from salad.config import (
     AdapterConfig,
@@ -18,6 +21,9 @@ from salad.config import (
 )
 from salad.errors import SaladError
 
+if TYPE_CHECKING:
+    from salad.study.config import MiniatureStudy
+
 
 def miniature_stage1() -> RunConfig:
     """Stage I of the embedded default: 600 short recordings of one domain, minutes on one CPU core."""
@@ -25,10 +31,11 @@ def miniature_stage1() -> RunConfig:
         kind="stage1",
         contender="stage1",
         adapter=AdapterConfig(layers=2, width=128, mlp=384, heads=4, kv_heads=4, match_embedding_rms=True),
-        optim=OptimConfig(steps=600, batch=8, lr_adapter=2e-3, lr_llm=2e-3, weight_decay=0.0, warmup=30,
-                          decay=120, checkpoint_every=240),
+        optim=OptimConfig(
+            steps=600, batch=8, lr_adapter=2e-3, lr_llm=2e-3, weight_decay=0.0, warmup=30, decay=120, checkpoint_every=240
+        ),
         threads=1,
-    )  # fmt: skip
+    )
 
 
 def miniature_stage2() -> RunConfig:
@@ -167,7 +174,7 @@ def smollm2_135m_chat_stage1() -> RunConfig:
     return stage1.model_copy(update={"sequences": stage1.sequences.model_copy(update={"prompt": "chat"})})
 
 
-def miniature():
+def miniature() -> MiniatureStudy:
     """The study in miniature: what `salad demo` runs. Minutes on two cores, nothing to download. Returns a MiniatureStudy."""
     from salad.study.config import MiniatureStudy, ScoringConfig
 
@@ -234,8 +241,9 @@ def _librispeech(name: str, stage1: RunConfig, stage2: RunConfig, **fields):
     from salad.study.config import SpeechSource, Study, TaskSource, TextSource
 
     data = DataConfig(natural=("natural",), text=("broad",))
-    stage1, stage2 = (run.model_copy(update={"data": run.data if "natural" in run.data.natural else data})
-                      for run in (stage1, stage2))  # fmt: skip
+    stage1, stage2 = (
+        run.model_copy(update={"data": run.data if "natural" in run.data.natural else data}) for run in (stage1, stage2)
+    )
     openslr = "https://www.openslr.org/12: unpack train-clean-100, train-clean-360 and train-other-500 into librispeech/train"
     sources = {
         "text": TextSource(

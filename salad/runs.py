@@ -25,6 +25,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -54,7 +55,7 @@ class Stopped(Preempted):
 
 
 @contextlib.contextmanager
-def renewing(lab):
+def renewing(lab: Path | str) -> Iterator[None]:
     """lab/store.duckdb is renewed when this block ends, however it ends; not where it will go on (`Preempted`)."""
     again = False
     try:
@@ -202,12 +203,12 @@ class RunFolder:
     @classmethod
     def get_or_create(
         cls,
-        lab,
+        lab: Path | str,
         kind: str,
         recipe: str,
         config: dict,
-        parent_run_id=None,
-        selection_id=None,
+        parent_run_id: str | None = None,
+        selection_id: str | None = None,
         repetition: int = 0,
     ) -> "RunFolder":
         """The folder of this work: the same configuration, parent and repetition give the same one (= resume)."""
@@ -232,7 +233,7 @@ class RunFolder:
         return cls.open(lab, run_id)
 
     @classmethod
-    def open(cls, lab, run_id: str) -> "RunFolder":
+    def open(cls, lab: Path | str, run_id: str) -> "RunFolder":
         """The existing run; SaladError if the lab has no such run or its config.json is damaged."""
         lab = Path(lab)
         path = lab / "runs" / run_id / "config.json"
@@ -382,7 +383,7 @@ def last_line(error: BaseException) -> str:
 
 
 @contextlib.contextmanager
-def running(run: RunFolder, engine: str | None = None, device: str | None = None):
+def running(run: RunFolder, engine: str | None = None, device: str | None = None) -> Iterator[RunFolder]:
     """The run lives inside this block: SIGTERM is latched, a thread beats, and the end is written down.
 
     State: running, then done; stopped or preempted for `Stopped` and `Preempted`; stopped for Ctrl-C; else failed,

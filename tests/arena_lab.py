@@ -16,8 +16,11 @@ from salad.speech import load_tts
 from salad.speech.check import load_recogniser
 from salad.training import checkpoints
 
-ITEMS = (("What does the otter eat?", ("Fish.", "Bark.")), ("What is the capital of France?", ("Rome.", "Paris.")),
-         ("Where does Anna live?", ("By the sea.", "In St. Louis.")))  # fmt: skip
+ITEMS = (
+    ("What does the otter eat?", ("Fish.", "Bark.")),
+    ("What is the capital of France?", ("Rome.", "Paris.")),
+    ("Where does Anna live?", ("By the sea.", "In St. Louis.")),
+)
 FREE = {"sentence": False, "stop": [], "max_new_tokens": 12}  # how stage2_active answers: a fixed number of tokens
 
 
@@ -68,6 +71,5 @@ def make(folder: Path) -> Path:
         for s, text, corpus in contexts
     ], {"corpus": "tiny"})  # fmt: skip
     jobs = jobs_of([result[:2] for result in contexts], ("en-us@rate=195",))
-    synthesise(folder, "items", jobs, load_tts("espeak"), {"items": 0},
-               load_recogniser(str(folder / "models" / "recogniser")))  # fmt: skip
+    synthesise(folder, "items", jobs, load_tts("espeak"), {"items": 0}, load_recogniser(str(folder / "models" / "recogniser")))
     return folder

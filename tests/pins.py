@@ -96,8 +96,9 @@ def speak(lab: Path, folder: str, spoken: list[tuple[str, str]], tts: str) -> li
         words, time_s, at = [], 0.1, 0
         for word in text.split():
             at, length = text.index(word, at), float(rng.uniform(0.15, 0.5))
-            words.append({"word": word, "char_start": at, "char_end": at + len(word), "start_s": time_s,
-                          "end_s": time_s + length})  # fmt: skip
+            words.append(
+                {"word": word, "char_start": at, "char_end": at + len(word), "start_s": time_s, "end_s": time_s + length}
+            )
             time_s, at = time_s + length, at + len(word)
         samples = (0.1 * rng.standard_normal(int((time_s + 0.2) * 16_000))).clip(-1, 1).astype(np.float32)
         sound = io.BytesIO()
@@ -244,8 +245,9 @@ def measure() -> dict:
         salad("pass", "score", "--lab", lab, "--run", runs["lora"].name, "--step", RESUMED_AT, "--speech", "natural")
         rows = store.connect(lab).execute(
             """select sample_id, synthesis_id, pattern, m, f, d, n_positions, n_positions_f, speech_s from raw.divergences
-            where run_id = ? order by all""", [runs["lora"].name],
-        )  # fmt: skip
+            where run_id = ? order by all""",
+            [runs["lora"].name],
+        )
         names = [column[0] for column in rows.description]
         scored = [dict(zip(names, row, strict=True)) for row in rows.fetchall()]
         salad("pass", "cluster", "--lab", lab, "--corpus", "broad", "--k", "4")
@@ -259,8 +261,9 @@ def measure() -> dict:
         selections = ids_of(lab)[1]
         units = sorted(
             f"{path.relative_to(lab / 'tables').parts[0]} {'-'.join(path.stem.split('-')[:2])}"
-            for path in (lab / "tables").rglob("unit-*.json") if runs["lora"].name not in str(path)
-        )  # fmt: skip
+            for path in (lab / "tables").rglob("unit-*.json")
+            if runs["lora"].name not in str(path)
+        )
         by_name["lora, resumed"] = resumed(lab, runs["lora"], Path(folder) / "0.json")
     ids = {"clusterings": clusterings, "selections": selections, "units": units}
     return {"trajectories": by_name, "scoring": scored, "ids": ids}
@@ -318,8 +321,11 @@ def measured(tree: Path) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "pins.json"
         environment = os.environ | {
-            "PYTHONPATH": str(tree), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false",
-        }  # fmt: skip
+            "PYTHONPATH": str(tree),
+            "HF_HUB_OFFLINE": "1",
+            "OMP_NUM_THREADS": "1",
+            "TOKENIZERS_PARALLELISM": "false",
+        }
         environment.pop("SALAD_LAB", None)
         completed = subprocess.run([sys.executable, str(Path(__file__).resolve()), "--measure", str(out)], cwd=tree, text=True,
                               env=environment, capture_output=True)  # fmt: skip

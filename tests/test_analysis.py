@@ -49,12 +49,15 @@ def test_noise_explains_nothing_that_was_left_out():
     assert np.mean([f.r2_loo for f in fits]) < 0 < np.mean([f.r2 for f in fits])
 
 
-@pytest.mark.parametrize(("y", "x", "says"), [
-    ([1, 2, 3], [[1], [2], [3]], "too few"),
-    ([1, 2, 3, 4, 5], [[1, 2], [2, 4], [3, 6], [4, 8], [5, 10]], "independently"),
-    ([1, 1, 1, 1], [[1], [2], [3], [4]], "nothing to explain"),
-    ([1, np.nan, np.nan, 4, 5], [[1], [2], [3], [4], [5]], "too few"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("y", "x", "says"),
+    [
+        ([1, 2, 3], [[1], [2], [3]], "too few"),
+        ([1, 2, 3, 4, 5], [[1, 2], [2, 4], [3, 6], [4, 8], [5, 10]], "independently"),
+        ([1, 1, 1, 1], [[1], [2], [3], [4]], "nothing to explain"),
+        ([1, np.nan, np.nan, 4, 5], [[1], [2], [3], [4], [5]], "too few"),
+    ],
+)
 def test_what_cannot_be_regressed_is_one_clear_line(y, x, says):
     with pytest.raises(SaladError, match=says):
         analysis.regression(y, x, [f"x{i}" for i in range(len(x[0]))])
@@ -85,8 +88,11 @@ def lab(tmp_path_factory):
     """A lab whose runs' M follow known laws, domain stories twice as high as family, with noise between texts."""
     lab = tmp_path_factory.mktemp("analysis") / "lab"
     rng = np.random.default_rng(0)
-    samples = [{"sample_id": store.ids.sample_id("heldout", f"{d} {i}"), "text": f"{d} {i}", "corpus": "heldout", "domain": d}
-               for d in ("stories", "family") for i in range(40)]  # fmt: skip
+    samples = [
+        {"sample_id": store.ids.sample_id("heldout", f"{d} {i}"), "text": f"{d} {i}", "corpus": "heldout", "domain": d}
+        for d in ("stories", "family")
+        for i in range(40)
+    ]
     store.publish(lab, "samples", samples, {"test": "analysis"})
     runs = {}
     for contender in ("stage1", "narrow_alpha0"):

@@ -162,9 +162,12 @@ def test_an_answer_that_tells_how_it_was_asked_is_noticed():
 
 def test_stopping_ends_an_answer_even_while_it_is_computed(study):
     answer = answers.Answer(
-        study.models, models.pick(models.contenders(study.lab), "stage2_active"), "text",
-        study.listener.ask(item_id="tiny-0"), [],
-    )  # fmt: skip
+        study.models,
+        models.pick(models.contenders(study.lab), "stage2_active"),
+        "text",
+        study.listener.ask(item_id="tiny-0"),
+        [],
+    )
     assert answer.step() and answer.step()
     with study.models.lock:
         thread = threading.Thread(target=answer.stop)
@@ -299,8 +302,10 @@ def test_a_recording_becomes_a_test_item_once_and_only_a_recording(study, tmp_pa
             "SELECT synthesis_id, voice, tts, text, corpus FROM syntheses JOIN samples USING (sample_id) "
             "WHERE speech = 'recorded' ORDER BY corpus"
         ).fetchall()
-        assert rows == [(other, "recorded", "recorded", "Who bakes bread?", "asked"),
-                        (name, "recorded", "recorded", ITEMS[2][0], "tiny")]  # fmt: skip
+        assert rows == [
+            (other, "recorded", "recorded", "Who bakes bread?", "asked"),
+            (name, "recorded", "recorded", ITEMS[2][0], "tiny"),
+        ]
         flac = store.audio(con, name)
     (tmp_path / "kept.flac").write_bytes(flac)
     assert np.abs(soundfile.read(tmp_path / "kept.flac")[0] - question.samples).max() < 1e-3
@@ -339,8 +344,7 @@ def test_the_page_says_that_the_voices_were_synthetic(study, lab):
 
 def test_a_script_asks_and_votes(client, lab):
     assert "teacher@" in client.predict(api_name="/contenders")[0]
-    reply = client.predict(question=ITEMS[0][0], left="stage1/text", right="stage2_active/speech", cascade=True,
-                           api_name="/ask")  # fmt: skip
+    reply = client.predict(question=ITEMS[0][0], left="stage1/text", right="stage2_active/speech", cascade=True, api_name="/ask")
     assert reply["left"]["contender"] == "stage1" and reply["cascade"]["modality"] == "cascade" and reply["cer"] >= 0
     result = client.predict(comparison=reply["comparison"], choice="tie", voter="script", api_name="/vote")
     assert result["choice"] == "tie" and votes(lab)[-1]["voter"] == "script"
@@ -358,8 +362,12 @@ def test_bad_questions_get_one_line_through_the_api(client, tmp_path):
         if name != "missing.wav":
             with pytest.raises(AppError, match=message):
                 client.predict(audio=handle_file(tmp_path / name), api_name="/ask")
-    for how, message in (({}, "no question"), ({"item": "nope"}, "no item"), ({"question": "a", "left": "x"}, "no side"),
-                      ({"question": "Who?", "right": "stage9/speech"}, "no contender")):  # fmt: skip
+    for how, message in (
+        ({}, "no question"),
+        ({"item": "nope"}, "no item"),
+        ({"question": "a", "left": "x"}, "no side"),
+        ({"question": "Who?", "right": "stage9/speech"}, "no contender"),
+    ):
         with pytest.raises(AppError, match=message) as caught:
             client.predict(**how, api_name="/ask")
         assert "\n" not in str(caught.value)
@@ -402,9 +410,17 @@ def test_only_what_was_uploaded_is_read(served, lab, tmp_path):
 
 def test_only_one_folder_is_served(served, lab):
     app, address = served
-    for path in ("/etc/passwd", f"{lab}/study.json", f"{lab}/models/teacher/config.json", "../../../etc/passwd",
-                 "%2e%2e/%2e%2e/etc/passwd", "http://example.com/", "https%3A//example.com", "pyproject.toml",
-                 str(HERE / "app.py")):  # fmt: skip
+    for path in (
+        "/etc/passwd",
+        f"{lab}/study.json",
+        f"{lab}/models/teacher/config.json",
+        "../../../etc/passwd",
+        "%2e%2e/%2e%2e/etc/passwd",
+        "http://example.com/",
+        "https%3A//example.com",
+        "pyproject.toml",
+        str(HERE / "app.py"),
+    ):
         assert httpx.get(f"{address}/gradio_api/file={path}").status_code in (403, 404), path
     assert httpx.get(f"{address}/gradio_api/proxy=https://a.hf.space/").status_code == 403
     page = httpx.get(address)

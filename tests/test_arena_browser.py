@@ -30,9 +30,10 @@ def browser(app, tmp_path_factory):
     sound = tmp_path_factory.mktemp("microphone") / "question.wav"
     soundfile.write(sound, app.service.listener.ask(item_id="tiny-0").samples, 16_000)
     microphone = [
-        "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream",
+        "--use-fake-device-for-media-stream",
+        "--use-fake-ui-for-media-stream",
         f"--use-file-for-fake-audio-capture={sound}",
-    ]  # fmt: skip
+    ]
     with sync_playwright() as playwright:
         chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=[*ARGS, *microphone])
         yield chromium

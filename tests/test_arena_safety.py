@@ -93,7 +93,7 @@ def test_an_upload_is_asked(app, lab, tmp_path):
         (("", None, {"b": 2}, "", "", "", False, False, 0, 0), "written in words"),
         (("", None, "", "teacher/text", "teacher/text", "", False, True, 0, 0), "at least two sides"),
     ],
-)  # fmt: skip
+)
 def test_what_is_no_question_gets_one_line(app, data, words, capfd):
     events = call(app, *data)
     assert "event: error" in events and words in events
@@ -142,8 +142,11 @@ def test_a_name_that_another_site_gives_this_machine_is_refused():
 def test_another_pages_requests_are_refused():
     for origin in ("https://evil.example", "null", "http://127.0.0.1.evil.example", ""):
         assert through({"method": "POST", "headers": {"origin": origin}})[0] == 403, origin
-    for origin, more in (("http://127.0.0.1:7860", {}), ("http://localhost:3000", {}),
-                         ("https://lab.example", {"x-forwarded-host": "lab.example"})):  # fmt: skip
+    for origin, more in (
+        ("http://127.0.0.1:7860", {}),
+        ("http://localhost:3000", {}),
+        ("https://lab.example", {"x-forwarded-host": "lab.example"}),
+    ):
         assert through({"method": "POST", "headers": {"origin": origin} | more})[0] == 200, origin
     assert through({"headers": {"origin": "https://evil.example"}})[0] == 200  # it cannot read the answer
 
@@ -204,8 +207,9 @@ def test_the_app_with_a_password_waits_after_wrong_ones(lab):
 def test_a_blind_vote_cannot_be_forged(app, lab):
     client, sides = Client(app.address, verbose=False), set()
     for _ in range(8):
-        reply = client.predict(blind=True, seed=5, left="teacher/text", right="stage2_active/speech", item="tiny-0",
-                               api_name="/ask")  # fmt: skip
+        reply = client.predict(
+            blind=True, seed=5, left="teacher/text", right="stage2_active/speech", item="tiny-0", api_name="/ask"
+        )
         assert "seed" not in reply and not set(reply["left"]) - {"text"}
         made = app.service.get(reply["comparison"])
         sides.add(made.answers["left"].modality)
@@ -287,8 +291,12 @@ def test_no_field_of_a_saved_comparison_is_markup(tmp_path):
     path = tmp_path / "arena" / "a0123456789ab.json"
     path.write_text(json.dumps(poisoned("a0123456789ab")))
     facts = saved.read(path)
-    for page in (*pages.cards(facts), pages.question_html(facts), pages.card(facts["left"], EVIL, veiled=True),
-                 pages.card(None, EVIL)):  # fmt: skip
+    for page in (
+        *pages.cards(facts),
+        pages.question_html(facts),
+        pages.card(facts["left"], EVIL, veiled=True),
+        pages.card(None, EVIL),
+    ):
         assert "<img" not in page and "&lt;img" in page
     for wrong in ({"left": None}, {"at": EVIL}, {"duration_s": EVIL}, {"comparison": "a1"}, {"choice": EVIL}, {"notes": 5}):
         path.write_text(json.dumps(poisoned("a0123456789ab") | wrong))

@@ -82,8 +82,13 @@ def test_votes_that_all_agree_leave_doubt_and_the_doubt_shrinks(constant):
 
 
 def test_parity_is_shown_only_by_the_equivalence_test():
-    for n, points, verdict in ((20, 10, "too few votes"), (40, 20, "undecided"), (400, 200, "parity"),
-                               (400, 300, "speech is preferred"), (400, 100, "text is preferred")):  # fmt: skip
+    for n, points, verdict in (
+        (20, 10, "too few votes"),
+        (40, 20, "undecided"),
+        (400, 200, "parity"),
+        (400, 300, "speech is preferred"),
+        (400, 100, "text is preferred"),
+    ):
         result = s.preference(many(points, n))
         assert verdict in result.verdict, (n, points, result.verdict)
     result = s.preference(many(200, 400), draws=6000)

@@ -42,8 +42,9 @@ def lab(tmp_path_factory):
 
     def publish(lab, table, rows, made_from, **more):
         types = schema[table]
-        return real(lab, table, [{k: with_markup(v, types[k], k) for k, v in dict(row).items()} for row in rows], made_from,
-                    **more)  # fmt: skip
+        return real(
+            lab, table, [{k: with_markup(v, types[k], k) for k, v in dict(row).items()} for row in rows], made_from, **more
+        )
 
     def created(lab, kind, recipe, config, *more, **options):
         return create(lab, kind, f"{recipe} {EVIL}", {**config, "contender": f"{config['contender']} {EVIL}"}, *more, **options)

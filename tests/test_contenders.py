@@ -169,8 +169,9 @@ def speech_llm(kind, folder):
                 pad_token_id=tok.pad_token_id)  # fmt: skip
     audio = dict(d_model=32, encoder_layers=1, encoder_attention_heads=2, encoder_ffn_dim=32, num_mel_bins=16)
     if kind == "qwen2-audio":
-        config = Qwen2AudioConfig(audio_config=audio, text_config=text | {"model_type": "qwen2"},
-                                  audio_token_index=ids["<|AUDIO|>"])  # fmt: skip
+        config = Qwen2AudioConfig(
+            audio_config=audio, text_config=text | {"model_type": "qwen2"}, audio_token_index=ids["<|AUDIO|>"]
+        )
         model = Qwen2AudioForConditionalGeneration(config)
     else:
         rope = {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 10000.0}
@@ -206,9 +207,11 @@ def test_choices_of_a_speech_llm_share_their_prompt_and_score_as_without(place, 
     ran = []
     who.model.model.audio_tower.register_forward_hook(lambda *_: ran.append(1))
     for prompt in (
-        ["Question: ", sounds[0], "\nAnswer:"], [sounds[1], " Who?"], ["Is it so?"],
+        ["Question: ", sounds[0], "\nAnswer:"],
+        [sounds[1], " Who?"],
+        ["Is it so?"],
         ["One: ", sounds[0], "\nAnswer: Bob.\n\nTwo: ", sounds[1], "\nAnswer:"],
-    ):  # fmt: skip
+    ):
         plain = [unshared(who, prompt, choice) for choice in choices]
         ran.clear()
         shared = who.loglikelihoods([prompt], [choices])[0]
@@ -342,9 +345,11 @@ def test_transcription_is_scored_word_by_word_and_kept(place):
 
     ours = Ours(SpeechLM.build(config(), place).eval(), "stage1", "r000000000001", 5)
     wer = answers.transcribe(place, ours, "natural", count=3)
-    outcome = store.connect(place).execute(
-        "select reference, text, wer from answers where task = 'transcription' order by answer_id"
-    ).fetchall()  # fmt: skip
+    outcome = (
+        store.connect(place)
+        .execute("select reference, text, wer from answers where task = 'transcription' order by answer_id")
+        .fetchall()
+    )
     assert len(outcome) == 3 and all(each == pytest.approx(jiwer.wer(*map(answers_normal, (r, t)))) for r, t, each in outcome)
     assert answers.transcribe(place, ours, "natural", count=3) == wer > 0  # kept: not asked again
     with pytest.raises(SaladError, match="no speech in nowhere"):

@@ -35,13 +35,12 @@ def test_it_prints_no_warning_of_the_libraries_it_stands_on(demo):
 
 def test_both_arms_hold_the_budget_and_every_result_is_there(demo):
     con = store.connect(demo.lab)
-    rows = con.execute(
-        """select contender, modality, count(*) from evaluations group by all order by all"""
-    ).fetchall()  # fmt: skip
+    rows = con.execute("""select contender, modality, count(*) from evaluations group by all order by all""").fetchall()
     assert {(c, m) for c, m, _ in rows} == {
-        ("teacher", "text"), ("teacher", "cascade"),
+        ("teacher", "text"),
+        ("teacher", "cascade"),
         *((c, m) for c in ("stage1", "stage2_active", "stage2_uniform") for m in ("text", "speech", "cascade")),
-    }  # fmt: skip
+    }
     assert {n for _, _, n in rows} == {7 * 8}
     hours = con.execute(
         """select selection_id, sum(duration_s) / 3600 from selected join selections using (selection_id)
@@ -79,8 +78,9 @@ def test_the_notebook_opens_on_it_and_what_it_drops_a_launch_leaves_out(demo, tm
     drawn = con.execute("select selection_id from selections where strategy = 'active' and parent_selection_id is null")
     drawn = drawn.fetchone()[0]
     victim = con.execute("select sample_id from kept where selection_id = ? order by draw", [drawn]).fetchone()[0]
-    store.append(lab, "decisions", selection_id=drawn, target="sample", sample_id=victim, verdict="drop",
-                 reviewer="tester", reason="other")  # fmt: skip
+    store.append(
+        lab, "decisions", selection_id=drawn, target="sample", sample_id=victim, verdict="drop", reviewer="tester", reason="other"
+    )
     smoke = json.loads((lab / "study.json").read_text())["config"]["stage2"]
     overrides = {f"optim.{k}": smoke["optim"][k] for k in ("steps", "warmup", "decay", "checkpoint_every")}
     run = launch("miniature_stage2", on="here", lab=lab, overrides=overrides | {"selection": drawn, "seed": 7})
@@ -169,10 +169,12 @@ def _speaks(progress):
 
 def test_where_steps_keep_going_what_waits_for_a_failed_one_fails_too_and_the_others_go_on():
     plan = [
-        runner.Step("a", "Step A", _fails, ("kill",)), runner.Step("b", "Step B", _speaks, (), ("a",)),
-        runner.Step("c", "Step C", _speaks, (), ("b", "a")), runner.Step("d", "Step D", _speaks),
+        runner.Step("a", "Step A", _fails, ("kill",)),
+        runner.Step("b", "Step B", _speaks, (), ("a",)),
+        runner.Step("c", "Step C", _speaks, (), ("b", "a")),
+        runner.Step("d", "Step D", _speaks),
         runner.Step("e", "Step E", _speaks, (), ("d",)),
-    ]  # fmt: skip
+    ]
     heard = []
     outcomes = {o.name: o for o in runner.run(plan, 2, lambda event, step, *_: heard.append((event, step.name)), keep_going=True)}
     assert {name for name, outcome in outcomes.items() if outcome.failed} == {"a", "b", "c"}

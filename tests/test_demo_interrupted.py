@@ -18,8 +18,9 @@ pytestmark = pytest.mark.timeout(1800)  # a whole demo is made within the first 
 
 def interrupt(lab, moment) -> None:
     """Start the demo, press Ctrl-C (the whole foreground hears it) once `moment()`: one line, nothing left alive."""
-    process = subprocess.Popen([*SALAD, *DEMO, "--lab", str(lab)], stdout=subprocess.DEVNULL,
-                               stderr=subprocess.PIPE, text=True, start_new_session=True)  # fmt: skip
+    process = subprocess.Popen(
+        [*SALAD, *DEMO, "--lab", str(lab)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
     deadline = time.monotonic() + 300
     while not moment() and time.monotonic() < deadline:
         time.sleep(0.02)

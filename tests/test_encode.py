@@ -53,9 +53,12 @@ def made(tmp_path_factory):
     tiny.encoder(lab / "models" / "encoder")
     (lab / "corpora" / "broad").mkdir(parents=True)
     pq.write_table(pa.table({"text": tiny.TEXTS}), lab / "corpora" / "broad" / "part-0.parquet")
-    store.publish(lab, "samples", [
-        {"sample_id": job.sample_id, "text": job.text, "spoken": job.text, "corpus": "natural", "flags": []} for job in JOBS
-    ], {"corpus": "natural"})  # fmt: skip
+    store.publish(
+        lab,
+        "samples",
+        [{"sample_id": job.sample_id, "text": job.text, "spoken": job.text, "corpus": "natural", "flags": []} for job in JOBS],
+        {"corpus": "natural"},
+    )
     synthesise(lab, "natural", JOBS, load_tts("espeak"), {"seed": 0}, shard_size=2)
     return lab
 
@@ -75,8 +78,11 @@ def kept(lab, dtype="float32", shard=0, shards=1):
 
 
 def left(lab) -> dict[str, str]:
-    return {str(path.relative_to(lab)): hashlib.sha256(path.read_bytes()).hexdigest()
-            for path in (lab / "frames").rglob("*") if path.is_file() and path.suffix != ".tmp"}  # fmt: skip
+    return {
+        str(path.relative_to(lab)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in (lab / "frames").rglob("*")
+        if path.is_file() and path.suffix != ".tmp"
+    }
 
 
 def losses(lab, **data) -> list[float]:

@@ -195,8 +195,10 @@ def test_the_spans_of_a_batch_are_encoded_together_and_each_as_if_alone(folders,
 
 
 def test_other_windows_and_stacks_are_other_encoders_and_only_for_those_that_look_ahead(folders):
-    by_name = {fingerprint(load_encoder(EncoderConfig(name=str(folders / "whisper"), **settings)))
-             for settings in ({}, {"window": "speech"}, {"stack": 4}, {"window": "speech", "stack": 4})}  # fmt: skip
+    by_name = {
+        fingerprint(load_encoder(EncoderConfig(name=str(folders / "whisper"), **settings)))
+        for settings in ({}, {"window": "speech"}, {"stack": 4}, {"window": "speech", "stack": 4})
+    }
     assert len(by_name) == 4
     for settings in ({"window": "speech"}, {"stack": 2}):
         with pytest.raises(SaladError, match="mimi does not"):

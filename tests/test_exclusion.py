@@ -30,8 +30,13 @@ def lab(tmp_path_factory):
                            "raw_cer": cer + 0.1, "duration_s": 2.0, "tts": "espeak", "speech": "probe"})  # fmt: skip
     clusters = [{"clustering_id": "c1", "cluster_id": k, "size": len(TEXTS[k]), "terms": [f"term{k}"]} for k in TEXTS]
     selection = {"selection_id": "l1", "clustering_id": "c1", "speech": "probe", "max_cer": 0.5, "strategy": "active"}
-    for table, rows in (("samples", samples), ("assignments", assigned), ("syntheses", spoken), ("clusters", clusters),
-                        ("selections", [selection])):  # fmt: skip
+    for table, rows in (
+        ("samples", samples),
+        ("assignments", assigned),
+        ("syntheses", spoken),
+        ("clusters", clusters),
+        ("selections", [selection]),
+    ):
         store.publish(lab, table, rows, {"made": "here"})
     return lab
 
@@ -62,6 +67,8 @@ def test_a_formatting_fault_does_not_pass_for_bad_speech(lab):
 def test_the_report_says_which_clusters_an_exclusion_removes_and_of_what_they_are_made(lab):
     (table,) = clusters_left_out(store.connect(lab))
     assert [(cells[0], cells[2], cells[3], cells[-1]) for cells in table.cells] == [
-        ("l1", "0", "term0", "writing"), ("l1", "1", "term1", "speech"), ("l1", "3", "term3", "unknown")
-    ]  # fmt: skip
+        ("l1", "0", "term0", "writing"),
+        ("l1", "1", "term1", "speech"),
+        ("l1", "3", "term3", "unknown"),
+    ]
     assert "0.05 (1)" in table.cells[0] and len(table.heads) == len(table.cells[0])

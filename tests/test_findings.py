@@ -41,8 +41,9 @@ def test_the_other_divergences_and_their_gradients_equal_torchs(divergence, redu
         return {"mean": loss.sum() / 7, "sum": loss.sum(), "none": loss}[reduction], d
 
     wanted, d = reference()
-    made = distillation_loss(hidden, head, teacher, teacher_head, targets, 0.75, 11, reduction, chunk_rows=4,
-                             divergence=divergence)  # fmt: skip
+    made = distillation_loss(
+        hidden, head, teacher, teacher_head, targets, 0.75, 11, reduction, chunk_rows=4, divergence=divergence
+    )
     torch.testing.assert_close(made.loss, wanted)
     if reduction == "none":
         torch.testing.assert_close(made.d[targets >= 0], d[targets >= 0])
@@ -130,10 +131,11 @@ def test_every_published_figure_of_the_paper_is_in_the_store(tmp_path):
         "ASR + Qwen2.5-7B": "84.2/0.8 67.1/3.7 84.0/5.0 74.7/2.0 86.5/1.9 79.9/0.0 79.4/2.2",
         "Qwen2.5-Omni-7B": "80.1/4.9 61.0/9.8 85.5/3.5 68.4/8.3 87.1/1.3 78.0/1.9 76.7/5.0",
         "GLM-4-Voice-9B": "78.2/20.6 38.6/27.6 57.6/30.1 68.6/11.9 64.6/28.7 72.6/1.9 63.4/20.1",
-        "Qwen2-Audio-7B": "– – – – – – 53.7/17.8", "DiVA-Llama3.1-8B": "– – – – – – 52.6/26.1",
+        "Qwen2-Audio-7B": "– – – – – – 53.7/17.8",
+        "DiVA-Llama3.1-8B": "– – – – – – 52.6/26.1",
         "SALAD-3B": "75.8/7.1 52.5/9.4 76.7/5.1 68.7/2.3 79.9/1.9 78.1/0.5 72.0/4.6",
         "SALAD-7B": "81.5/3.5 57.5/13.3 75.1/13.9 74.0/2.7 84.0/4.4 80.3/-0.4 75.4/6.2",
-    }  # fmt: skip
+    }
     con = store.connect(tmp_path)
     con.register("contenders", pd.DataFrame({"contender": [""], "run_id": [""], "step": [0], "place": [0]}))
     table = reports.beside_published(con, pd.DataFrame({"contender": [], "group": []}))
@@ -289,8 +291,10 @@ def test_a_study_that_is_done_does_nothing_and_is_shown_by_the_command(study, ca
 
 def test_a_cell_that_fails_is_written_down_and_the_others_go_on(study, capsys, monkeypatch):
     grid = grids.smoke()
-    new = [grids.Cell(name=name, axes=("strategy",), strategy=strategy)
-           for name, strategy in (("broken", "salad.nowhere:draw"), ("sound", "uniform_clusters"))]  # fmt: skip
+    new = [
+        grids.Cell(name=name, axes=("strategy",), strategy=strategy)
+        for name, strategy in (("broken", "salad.nowhere:draw"), ("sound", "uniform_clusters"))
+    ]
     monkeypatch.setattr(grids, "full", lambda name: grid.model_copy(update={"cells": (*grid.cells, *new)}))
     lab = grids.labs(study[0], grid.name)[0]
     options = ["findings", "--lab", str(study[0]), "--name", grid.name, "--seeds", "0", "--cells", "broken,sound"]

@@ -25,12 +25,14 @@ def own_items(count=24):
     """Items of the texts' own words, some of whose choices begin alike or run over several tokens."""
     return [
         {
-            "item_id": f"q-{n}", "domain": "stories", "answer": n % 4,
+            "item_id": f"q-{n}",
+            "domain": "stories",
+            "answer": n % 4,
             "context": f"{TEXTS[n % len(TEXTS)]} What comes after {WORDS[n % 6][n % 4]}?",
             "choices": [" ".join(WORDS[(n + k) % 6][k : k + 2 + k]) for k in range(4)],
         }
         for n in range(count)
-    ]  # fmt: skip
+    ]
 
 
 @pytest.fixture(scope="module", params=[True, False], ids=["with a BOS", "without a BOS"])
@@ -157,7 +159,7 @@ def rows_of(name):
         ("mmsu", "What?\nA. x\nB. y\nC. z\nD. w", "What?\nA. x\nB. y\nC. z\nD. w\nAnswer:", ("A", "B", "C", "D"), 2),
         ("sd_qa", "Who is it?", "Question: Who is it?\nAnswer:", (), -1),
     ],
-)  # fmt: skip
+)
 def test_a_tasks_own_yaml_reads_the_rows_of_its_data_set(tmp_path, name, spoken, prompt, choices, answer):
     write(tmp_path, name, rows_of(name))
     task = harness.load(tmp_path, name)

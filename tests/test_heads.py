@@ -117,8 +117,9 @@ def test_everything_that_computes_logits_agrees_with_the_models_own_forward(plac
     # evaluation, as student and as teacher, and what `embed` leaves as the teacher's NLL
     for teacher, llm in ((False, model.llm), (True, original)):
         ((score, _),) = loglikelihoods(model, [["What does the otter eat?"]], [[" Fish."]], teacher=teacher)[0]
-        whole, ids = ([model.prefix, *ids_of(model, text)] for text in
-                      ("What does the otter eat? Fish.", "What does the otter eat?"))  # fmt: skip
+        whole, ids = (
+            [model.prefix, *ids_of(model, text)] for text in ("What does the otter eat? Fish.", "What does the otter eat?")
+        )
         logp = llm(input_ids=torch.tensor([whole]), use_cache=False).logits[0].float().log_softmax(-1)
         assert score == pytest.approx(sum(float(logp[n - 1, whole[n]].detach()) for n in range(len(ids), len(whole))), abs=1e-3)
     ids = torch.tensor([ids_of(model, TEXTS[0])])
@@ -191,9 +192,11 @@ def test_the_objective_on_any_head_is_that_of_plain_logits(how, dtype, scale, ca
             raw = 0.5 * th.double() @ tw.double().T + tb.double()
             log_q = (6 * torch.tanh(raw / 6))[:, :vocab].log_softmax(-1)[kept]
             log_m = torch.logaddexp(log_p, log_q) - math.log(2)
-            d = {"reverse_kl": (log_p.exp() * (log_p - log_q)).sum(-1),
-                 "jsd": ((log_p.exp() * (log_p - log_m)).sum(-1) + (log_q.exp() * (log_q - log_m)).sum(-1)) / 2,
-                 None: (log_q.exp() * (log_q - log_p)).sum(-1)}[how.get("divergence")]  # fmt: skip
+            d = {
+                "reverse_kl": (log_p.exp() * (log_p - log_q)).sum(-1),
+                "jsd": ((log_p.exp() * (log_p - log_m)).sum(-1) + (log_q.exp() * (log_q - log_m)).sum(-1)) / 2,
+                None: (log_q.exp() * (log_q - log_p)).sum(-1),
+            }[how.get("divergence")]
             loss = (0.3 * d - 0.7 * log_p.gather(1, targets[kept][:, None])[:, 0]).mean()
         else:
             loss = distillation_loss(leaves[0], item, th, teacher, targets, 0.3, vocab, **how).loss
@@ -216,8 +219,10 @@ def test_a_teacher_cache_knows_scale_and_bias_and_refuses_a_soft_cap():
     h, t, targets = torch.randn(6, 8, requires_grad=True), torch.randn(6, 8), torch.arange(6)
     head = Head(torch.randn(40, 8), torch.randn(40), 0.4)
     results = []
-    for loss in (cached_distillation_loss(h, head, cache_rows(t, head), targets, 0.5),
-                 distillation_loss(h, head, t, head, targets, 0.5)):  # fmt: skip
+    for loss in (
+        cached_distillation_loss(h, head, cache_rows(t, head), targets, 0.5),
+        distillation_loss(h, head, t, head, targets, 0.5),
+    ):
         (gradient,) = torch.autograd.grad(loss.loss, h)
         results.append((float(loss.d.detach()), float(loss.nll.detach()), gradient))
     assert results[0][:2] == pytest.approx(results[1][:2], rel=2e-3)
@@ -292,12 +297,15 @@ def adapted(llm) -> set[str]:
     return {name.split(".lora_")[0].rpartition(".")[2] for name, _ in llm.named_parameters() if "lora_" in name}
 
 
-@pytest.mark.parametrize(("kind", "wanted"), [
-    ("phi3", {"qkv_proj", "o_proj", "gate_up_proj", "down_proj"}),
-    ("gpt_neox", {"query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"}),
-    ("gpt2", {"c_attn", "c_proj", "c_fc"}),
-    ("qwen2", {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("kind", "wanted"),
+    [
+        ("phi3", {"qkv_proj", "o_proj", "gate_up_proj", "down_proj"}),
+        ("gpt_neox", {"query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"}),
+        ("gpt2", {"c_attn", "c_proj", "c_fc"}),
+        ("qwen2", {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}),
+    ],
+)
 def test_lora_finds_an_architectures_own_layers_and_says_which(tmp_path, kind, wanted):
     from salad.models.lora import describe
 
@@ -311,8 +319,11 @@ def test_lora_finds_an_architectures_own_layers_and_says_which(tmp_path, kind, w
     assert adapted(model.llm) == wanted
     trains = sum(p.numel() for p in model.llm.parameters() if p.requires_grad)
     assert f"{trains:,} of" in describe(model.llm) and all(name in describe(model.llm) for name in wanted)
-    by_table = SpeechLM.build(config(llm=LLMConfig(name=f"models/{kind}", lora_rank=4, lora_targets="peft")), tmp_path) \
-        if kind != "phi3" else None  # fmt: skip
+    by_table = (
+        SpeechLM.build(config(llm=LLMConfig(name=f"models/{kind}", lora_rank=4, lora_targets="peft")), tmp_path)
+        if kind != "phi3"
+        else None
+    )
     assert by_table is None or adapted(by_table.llm) < wanted
     with pytest.raises(SaladError, match="has no w1, w2; its linear layers are called .*all-linear"):
         SpeechLM.build(config(llm=LLMConfig(name=f"models/{kind}", lora_targets=("w1", "w2"))), tmp_path)

@@ -46,8 +46,10 @@ def test_imports_go_one_way(package):
 def test_light_modules_do_not_load_torch(module):
     completed = subprocess.run(
         [sys.executable, "-c", f"import sys, {module}; print('torch' in sys.modules or 'transformers' in sys.modules)"],
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert completed.stdout.strip() == "False"
 
 

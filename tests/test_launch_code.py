@@ -88,8 +88,13 @@ def test_code_goes_as_it_stands_with_uncommitted_changes_and_new_code_and_nothin
 def test_a_persons_own_settings_of_git_diff_change_nothing(project, run, tmp_path):
     (project / "pkg/a.py").write_text("a = 2\n")
     plain = codesync.describe(project)
-    for name, value in (("diff.noprefix", "true"), ("diff.mnemonicPrefix", "true"), ("color.diff", "always"),
-                        ("color.ui", "always"), ("diff.external", "false")):  # fmt: skip
+    for name, value in (
+        ("diff.noprefix", "true"),
+        ("diff.mnemonicPrefix", "true"),
+        ("color.diff", "always"),
+        ("color.ui", "always"),
+        ("diff.external", "false"),
+    ):
         git(project, "config", name, value)
     assert codesync.describe(project) == plain
     codesync.restore(run, codesync.record(run, project), tmp_path / "code", project)
@@ -165,8 +170,11 @@ def test_the_recorded_code_of_this_project_can_be_laid_out_again(run, tmp_path):
 def test_a_target_names_secrets_and_does_not_hold_them(tmp_path):
     value = "hf_" + "aBcD" * 8
     bucket = "s3://me:" + value + "@bucket/x"
-    for fields, words in (({"env": (f"HF_TOKEN={value}",)}, "HF_TOKEN is not a name alone"),
-                          ({"env": (value + "-",)}, "one of them"), ({"bucket": bucket}, "before an @")):  # fmt: skip
+    for fields, words in (
+        ({"env": (f"HF_TOKEN={value}",)}, "HF_TOKEN is not a name alone"),
+        ({"env": (value + "-",)}, "one of them"),
+        ({"bucket": bucket}, "before an @"),
+    ):
         with pytest.raises(ValueError, match=words):
             Target(engine="sky", **fields)
         path = tmp_path / "targets.toml"
@@ -184,8 +192,11 @@ def test_a_bundle_carries_what_a_run_made_and_nothing_of_where_and_how_it_ran(tm
     run.status(state="done")
     run.metrics_writer(0).log(1, 10, loss=1.0)
     listed = {"step": 1, "sha256": {"model/adapter.json": hashlib.sha256(b"{}").hexdigest()}}
-    made = {"checkpoints/step-1/manifest.json": json.dumps(listed), "checkpoints/step-1/model/adapter.json": "{}",
-            "packages.txt": "torch==2\n"}  # fmt: skip
+    made = {
+        "checkpoints/step-1/manifest.json": json.dumps(listed),
+        "checkpoints/step-1/model/adapter.json": "{}",
+        "packages.txt": "torch==2\n",
+    }
     own = {"log.txt": "HUSH", "code.diff": "HUSH", "launch.json": '{"target": "HUSH"}', "ssh.json": "HUSH", "sky.yaml": "HUSH",
            "supervisor.json": "HUSH", "slurm/1.sh": "HUSH", "code/salad/x.py": "HUSH", "code/config.json": "HUSH",
            "attempts.jsonl": "HUSH"}  # fmt: skip

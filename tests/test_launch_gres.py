@@ -87,8 +87,11 @@ def test_what_cannot_be_meant_is_refused_with_what_to_write(text, hint):
 def test_a_type_is_looked_for_on_the_nodes_and_spelled_as_the_cluster_does():
     nodes = [{"a100": 4, "v100": 2}, {"3090": 8}, {}]
     assert choose(nodes, None, 8) is None and choose(nodes, "A100", 4) == "a100" and choose(nodes, "3090", 8) == "3090"
-    for kind, number, words in (("a100", 5, "more than 4 of type a100"), ("h100", 1, "it has 3090, a100, v100"),
-                                (None, 9, "more than 8")):  # fmt: skip
+    for kind, number, words in (
+        ("a100", 5, "more than 4 of type a100"),
+        ("h100", 1, "it has 3090, a100, v100"),
+        (None, 9, "more than 8"),
+    ):
         with pytest.raises(SaladError, match=words):
             choose(nodes, kind, number)
     with pytest.raises(SaladError, match="no type: write the number alone"):

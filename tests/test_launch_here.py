@@ -88,9 +88,12 @@ def test_it_outlives_the_notebook_kernel_that_started_it(tmp_path):
         time.sleep(60)
     """
     kernel = subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(cell)], stdout=subprocess.PIPE, text=True, start_new_session=True,
+        [sys.executable, "-c", textwrap.dedent(cell)],
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
         cwd=ROOT,
-    )  # fmt: skip
+    )
     run = Run.open(tmp_path, kernel.stdout.readline().strip())
     reach(run, 2)
     os.killpg(kernel.pid, signal.SIGKILL)
@@ -153,8 +156,10 @@ def test_three_failures_at_the_same_step_end_it_and_a_resume_counts_anew(tmp_pat
 def test_what_a_person_has_to_mend_is_not_tried_again(tmp_path):
     status = start(tmp_path, refuse=True).wait(60)
     assert (status["state"], status["error"], status["attempt"]) == (
-        "failed", "the teacher is missing; make it first", 1,
-    )  # fmt: skip
+        "failed",
+        "the teacher is missing; make it first",
+        1,
+    )
 
 
 def test_a_module_that_is_not_there_fails_with_the_logs_last_line(tmp_path):
@@ -179,8 +184,7 @@ def test_a_run_that_hangs_past_its_limit_is_made_to_end(tmp_path, monkeypatch):
     from salad.engines import supervisor
 
     run = RunFolder.get_or_create(tmp_path, "stage1", "tiny", {"steps": 20, "hang_at": 3})
-    spec = Spec(run_id=run.run_id, on="here", engine="here", target=Target(engine="here"), module=TINY,
-                max_hours=1 / 3600)  # fmt: skip
+    spec = Spec(run_id=run.run_id, on="here", engine="here", target=Target(engine="here"), module=TINY, max_hours=1 / 3600)
     spec.save(run)
     monkeypatch.setattr(supervisor, "GRACE_S", 1.0)
     before, others = signal.getsignal(signal.SIGTERM), psutil.Process().children(recursive=True)  # of earlier tests
@@ -345,7 +349,7 @@ BAD = [
     (["logs", "r000000000000"], "no run"),
     (["stop", "nonsense"], "no run"),
     (["fetch", "r000000000000"], "no run"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("argv", "message"), BAD, ids=[" ".join(argv) for argv, _ in BAD])
@@ -371,8 +375,10 @@ def test_a_targets_file_with_an_unknown_key_or_none_is_one_line(tmp_path):
     path.write_text('default = "gpu"\n[gpu]\nengine = "ssh"\nhost = "h"\nenv = ["HF_TOKEN"]')
     assert target_files.resolve(None, path)[1].host == "h"
     assert target_files.resolve("ssh:me@box:2222", path)[1].model_dump(include={"host", "user", "port"}) == {
-        "host": "box", "user": "me", "port": 2222,
-    }  # fmt: skip
+        "host": "box",
+        "user": "me",
+        "port": 2222,
+    }
 
 
 def test_no_recipe_bears_the_name_of_a_command():

@@ -72,11 +72,11 @@ def test_the_yaml_is_valid_under_skypilots_own_classes(tmp_path):
     python = os.environ.get("SALAD_SKY_PYTHON") or str(Path.home() / ".cache/salad/skypilot/bin/python")
     if not Path(python).exists():
         refuse(f"SkyPilot's environment is not there ({python}); .ci/tools.sh makes it", "sky")
-    target = Target(engine="sky", bucket="s3://somebody/salad", spot=True,
-                    container="nvcr.io/nvidia/pytorch:25.01-py3", env=("HF_TOKEN",))  # fmt: skip
+    target = Target(
+        engine="sky", bucket="s3://somebody/salad", spot=True, container="nvcr.io/nvidia/pytorch:25.01-py3", env=("HF_TOKEN",)
+    )
     run = RunFolder.get_or_create(tmp_path, "stage1", "tiny", {"steps": 1})
-    spec = Spec(run_id=run.run_id, on="sky", engine="sky", target=target, gpus=8, gpu_type="H200", nodes=2,
-                max_hourly_cost=50.0)  # fmt: skip
+    spec = Spec(run_id=run.run_id, on="sky", engine="sky", target=target, gpus=8, gpu_type="H200", nodes=2, max_hourly_cost=50.0)
     engine._scheme, own = lambda bucket: "s3", engine._scheme  # aws itself is not needed to write YAML
     try:
         task = engine.Sky(target).task(run, spec, str(ROOT / "salad"))

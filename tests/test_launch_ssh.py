@@ -129,8 +129,9 @@ def test_launched_from_a_notebook_with_a_live_curve_a_cut_connection_a_kill_a_re
         print(run.run_id, flush=True)
         time.sleep(600)
     """
-    kernel = subprocess.Popen([sys.executable, "-c", textwrap.dedent(cell)], stdout=subprocess.PIPE, text=True,
-                              start_new_session=True, cwd=ROOT)  # fmt: skip
+    kernel = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(cell)], stdout=subprocess.PIPE, text=True, start_new_session=True, cwd=ROOT
+    )
     run = Run.open(tmp_path / "lab", kernel.stdout.readline().strip())
     os.killpg(kernel.pid, signal.SIGKILL)
     kernel.wait()
@@ -146,9 +147,12 @@ def test_launched_from_a_notebook_with_a_live_curve_a_cut_connection_a_kill_a_re
     server.down()  # the connection is cut: the run goes on, and what is shown is what was heard last
     before = run.status()
     assert before["state"] in ("running", "stalled")
-    assert "cannot be asked" in here.handle.infer_status(
-        before | {"state": "running", "heartbeat_at": "2020-01-01T00:00:00Z"}, None, run.spec, run.engine
-    )["error"]  # fmt: skip
+    assert (
+        "cannot be asked"
+        in here.handle.infer_status(
+            before | {"state": "running", "heartbeat_at": "2020-01-01T00:00:00Z"}, None, run.spec, run.engine
+        )["error"]
+    )
     server.up()
     status = here.reach(run, 20)
     marked = json.loads(open(f"{place['lab']}/runs/{run.run_id}/supervisor.json").read())

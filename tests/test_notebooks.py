@@ -126,9 +126,11 @@ def test_a_cluster_that_the_draw_left_out_is_not_intended_in_the_notebook_either
     cer = con.execute("SELECT cluster_id, avg(cer) FROM syntheses JOIN assignments USING (sample_id) GROUP BY 1").fetchall()
     limit = sorted(value for _, value in cer if value is not None)[-1] - 1e-9  # the worst one is above it
     clustering, run, step = con.execute(
-        "SELECT clustering_id, run_id, step FROM selections WHERE selection_id = ?", [ids["active"]]).fetchone()  # fmt: skip
-    name = select(lab, clustering_id=clustering, run_id=run, step=step, strategy="active", gamma=2.0, budget_h=0.001,
-                  seed=1, max_cer=limit)  # fmt: skip
+        "SELECT clustering_id, run_id, step FROM selections WHERE selection_id = ?", [ids["active"]]
+    ).fetchone()
+    name = select(
+        lab, clustering_id=clustering, run_id=run, step=step, strategy="active", gamma=2.0, budget_h=0.001, seed=1, max_cer=limit
+    )
     store.refresh(con)
     stored = con.execute("SELECT cluster_id, p_target, left_out FROM selection_clusters WHERE selection_id = ?", [name])
     stored = {cluster: (p, out) for cluster, p, out in stored.fetchall()}
@@ -210,8 +212,9 @@ def test_an_export_is_whole_named_by_its_hash_and_lhotse_reads_it(opened):
     assert content["hash"] == folder.name and content["selection_id"] == ids["active"]
     assert content["texts_sha256"] == hashlib.sha256((folder / "texts.parquet").read_bytes()).hexdigest()
     cuts = list(CutSet.from_shar(in_dir=str(folder / "speech")))
-    spoken = dict(con.execute(
-        f"SELECT cut_id, text FROM '{folder}/texts.parquet' JOIN syntheses USING (synthesis_id)").fetchall())  # fmt: skip
+    spoken = dict(
+        con.execute(f"SELECT cut_id, text FROM '{folder}/texts.parquet' JOIN syntheses USING (synthesis_id)").fetchall()
+    )
     assert len(cuts) == len(spoken) == content["spoken"] > 3 and {c.id for c in cuts} == set(spoken)
     assert cuts[0].load_audio().shape[1] > 1000 and cuts[0].supervisions[0].text == spoken[cuts[0].id]
     assert review.export_kept(lab, con, ids["active"]) == folder and len(list((lab / "exports").iterdir())) == 1
@@ -549,8 +552,7 @@ def test_the_training_notebook_shows_runs_as_they_go_and_writes_notes(opened):
     assert "step 30" in control.log(lab, run.run_id)
     control.note(lab, [ids["run"]], "baseline", "two words", "ada")
     store.refresh(con)
-    assert con.execute("SELECT tags, note FROM runs WHERE run_id = ?", [ids["run"]]).fetchone() == (
-        "baseline", "two words")  # fmt: skip
+    assert con.execute("SELECT tags, note FROM runs WHERE run_id = ?", [ids["run"]]).fetchone() == ("baseline", "two words")
     messages = []
     control.button("stop", lambda: control.stop(lab, [run.run_id]), messages.append)._on_change(None)
     assert messages[0].startswith("Not done:") and "launch_gpu" in messages[0]  # it was not launched: nobody to ask
@@ -574,8 +576,9 @@ def test_curves_carry_the_scored_checkpoints_and_say_how_to_score_the_others(ope
         n = "n_positions_f" if measure == "f" else "n_positions"
         by_hand = con.execute(
             f"""SELECT corpus, sum({measure} * {n}) / sum({n}) FROM raw.divergences JOIN samples USING (sample_id)
-            WHERE run_id = ? AND step = ? AND {measure} IS NOT NULL GROUP BY 1""", [ids["run"], ids["step"]]
-        ).fetchall()  # fmt: skip
+            WHERE run_id = ? AND step = ? AND {measure} IS NOT NULL GROUP BY 1""",
+            [ids["run"], ids["step"]],
+        ).fetchall()
         assert dict(zip(rows.corpus, rows.value, strict=True)) == pytest.approx(dict(by_hand))
         assert set(rows.step) == {ids["step"]} and (rows.low <= rows.value).all() and (rows.value <= rows.high).all()
     chart = charts.curves(con, "m", [ids["run"]]).to_dict()
@@ -649,8 +652,11 @@ def test_ms_fall_with_tokens_is_fitted_from_four_checkpoints_on(opened):
     study = analysis.read_study(lab, con)
     points, curves, laws = reports.scaling(con, lab, study)
     assert set(points.contender) == {"stage1", "stage2_active", "stage2_uniform"} and curves.empty and laws.empty
-    rows = con.execute("""SELECT v.* FROM raw.divergences v JOIN samples s USING (sample_id)
-        WHERE run_id = ? AND s.corpus = 'heldout'""", [ids["run"]]).df()  # fmt: skip
+    rows = con.execute(
+        """SELECT v.* FROM raw.divergences v JOIN samples s USING (sample_id)
+        WHERE run_id = ? AND s.corpus = 'heldout'""",
+        [ids["run"]],
+    ).df()
     for step in (100, 200, 300, 400, 500):  # the lab logs 900 tokens a step
         law = 0.3 + 40 * (900 * step) ** -0.5
         made = rows.assign(step=step, m=law).astype(object).where(rows.notna().assign(m=True), None)
@@ -689,8 +695,9 @@ def test_every_figure_of_the_divergences_notebook_is_drawn_from_few_rows(opened)
     _, defs = notebook("divergences").run(defs={"lab": lab})
     con, scored, labels = defs["con"], defs["scored"], defs["labels"]
     drawn = [charts.divergence_by_group(con, scored, "d", group, labels) for group in ("domain", "corpus", "cluster")]
-    drawn += [f(con, scored, "d", labels) for f in (charts.distribution, charts.divergence_by_position,
-                                                    charts.divergence_by_kind)]  # fmt: skip
+    drawn += [
+        f(con, scored, "d", labels) for f in (charts.distribution, charts.divergence_by_position, charts.divergence_by_kind)
+    ]
     drawn += [charts.compared(con, scored, "d", *labels), charts.tokens({"A": defs["readings"][0].card}, "d")]
     for chart in drawn:
         content = chart.to_dict()

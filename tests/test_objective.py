@@ -277,8 +277,9 @@ def test_logits_are_never_whole(way):
 
 
 def wrong(**change):
-    named = dict(zip(("student_hidden_NH", "student_head_VH", "teacher_hidden_NG", "teacher_head_VG", "targets_N"),
-                     inputs(), strict=True))  # fmt: skip
+    named = dict(
+        zip(("student_hidden_NH", "student_head_VH", "teacher_hidden_NG", "teacher_head_VG", "targets_N"), inputs(), strict=True)
+    )
     return named | change
 
 

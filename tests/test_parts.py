@@ -65,8 +65,10 @@ def poisoned(shared):
     lab, ids = shared
     run = RunFolder.get_or_create(lab, "stage1", "theirs", configured(encoder={"name": EVIL, "dtype": "float32"}))
     folder = run.path / "checkpoints" / "step-2"
-    store.atomic.write_json(folder / "model" / "speech_lm.json", {
-        "llm": run.config["llm"], "encoder": {"name": EVIL}, "adapter": run.config["adapter"], "frozen": {}})  # fmt: skip
+    store.atomic.write_json(
+        folder / "model" / "speech_lm.json",
+        {"llm": run.config["llm"], "encoder": {"name": EVIL}, "adapter": run.config["adapter"], "frozen": {}},
+    )
     store.atomic.write_json(folder / "state.json", {"step": 2})
     store.atomic.write_json(folder / "manifest.json", {"step": 2, "sha256": {}})
     store.atomic.write_json(run.path / "status.json", {"state": "done", "ended_at": "2027-01-01T00:00:00Z", "step": 2})
@@ -84,8 +86,9 @@ def poisoned(shared):
     store.publish(lab, "selections", [{
         "selection_id": "l0evil", "clustering_id": ids["clustering"], "run_id": ids["run"], "step": ids["step"],
         "strategy": EVIL, "gamma": 2.0, "budget_h": 90.0, "seed": 0}], {"evil": 1})  # fmt: skip
-    store.append(lab, "decisions", selection_id="l0evil", target="sample", sample_id=rows[0]["sample_id"], verdict="drop",
-                 reviewer="me")  # fmt: skip
+    store.append(
+        lab, "decisions", selection_id="l0evil", target="sample", sample_id=rows[0]["sample_id"], verdict="drop", reviewer="me"
+    )
     spoken = RunFolder.get_or_create(lab, "pass", "probe", {"pass": "probe", "tts": EVIL, "clustering": ids["clustering"]})
     return ids | {"lab": lab, "run": run.run_id, "launched": launched.run_id, "module": module.run_id, "pass": spoken}
 
@@ -100,11 +103,13 @@ def test_what_a_lab_names_is_not_run_by_any_command(poisoned, marker, capsys):
     lab, run = poisoned["lab"], poisoned["run"]
     config = lab / "runs" / run / "config.json"
     refused = [
-        ["train", config], ["plan", config], ["evaluate", "--run", run, "--modality", "text"],
+        ["train", config],
+        ["plan", config],
+        ["evaluate", "--run", run, "--modality", "text"],
         ["pass", "score", "--run", run, "--speech", "selected"],
         ["pass", "encode", "--run", run, "--speech", "selected", "--yes"],
         ["pass", "synthesise", "--selection", "l0evil"],
-    ]  # fmt: skip
+    ]
     for arguments in refused:
         assert salad(*arguments, "--lab", lab) == 2, arguments
         output = capsys.readouterr().err
@@ -127,11 +132,15 @@ def test_what_a_lab_names_is_not_run_by_python(poisoned, marker):
     lab = poisoned["lab"]
     for call in (
         lambda: SpeechLM.from_pretrained(lab / "runs" / poisoned["run"] / "checkpoints" / "step-2" / "model", lab),
-        lambda: training.train(lab, poisoned["run"]), lambda: lookup.model_of(lab, poisoned["run"]),
-        lambda: passes.perform(poisoned["pass"]), lambda: passes.to_encode(lab, "selected", poisoned["run"], None),
-        lambda: selection.refill(lab, "l0evil"), lambda: selection.to_synthesise(lab, "l0evil"),
-        lambda: Run.open(lab, poisoned["launched"]).resume(), lambda: Run.open(lab, poisoned["module"]).resume(),
-    ):  # fmt: skip
+        lambda: training.train(lab, poisoned["run"]),
+        lambda: lookup.model_of(lab, poisoned["run"]),
+        lambda: passes.perform(poisoned["pass"]),
+        lambda: passes.to_encode(lab, "selected", poisoned["run"], None),
+        lambda: selection.refill(lab, "l0evil"),
+        lambda: selection.to_synthesise(lab, "l0evil"),
+        lambda: Run.open(lab, poisoned["launched"]).resume(),
+        lambda: Run.open(lab, poisoned["module"]).resume(),
+    ):
         with pytest.raises(SaladError, match="--allow-parts a_strangers_part"):
             call()
     assert Run.open(lab, poisoned["launched"]).status()["state"] == "failed"  # what is known of it is still shown
@@ -150,8 +159,10 @@ def test_what_a_lab_names_is_not_run_by_the_notebooks_and_the_app(poisoned, mark
     with pytest.raises(SaladError, match="syntheses.tts, names a_strangers_part:Boom"):
         _ = Listener(lab).tts
     for name in ("selection", "training", "divergences", "results"):
-        program = f"import runpy, sys; app = runpy.run_path({str(ROOT / 'notebooks' / name)!r} + '.py')['app']; " \
-                  f"from pathlib import Path; app.run(defs={{'lab': Path({str(lab)!r})}})"  # fmt: skip
+        program = (
+            f"import runpy, sys; app = runpy.run_path({str(ROOT / 'notebooks' / name)!r} + '.py')['app']; "
+            f"from pathlib import Path; app.run(defs={{'lab': Path({str(lab)!r})}})"
+        )
         subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=300, check=False)
     assert not marker.exists()
 
@@ -204,10 +215,11 @@ def test_only_names_of_a_known_list_pass(name, passes_by):
 def test_every_import_by_name_goes_through_one_place():
     results = [
         f"{path.relative_to(ROOT)}:{n}"
-        for folder in ("salad", "workbench", "store", "notebooks") for path in sorted((ROOT / folder).rglob("*.py"))
+        for folder in ("salad", "workbench", "store", "notebooks")
+        for path in sorted((ROOT / folder).rglob("*.py"))
         for n, line in enumerate(path.read_text().splitlines(), 1)
-        if ("import_module(" in line or "__import__(" in line) and "f\"salad." not in line
-    ]  # fmt: skip
+        if ("import_module(" in line or "__import__(" in line) and 'f"salad.' not in line
+    ]
     assert [place.partition(":")[0] for place in results] == ["salad/__init__.py", "salad/parts.py"]
 
 

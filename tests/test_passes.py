@@ -50,8 +50,9 @@ class Parrot:
 
 
 def speak(lab, shard=0, shards=1, recogniser=None, **options):
-    return synthesise(lab, "natural", JOBS, load_tts("espeak"), {"seed": 0}, recogniser, shard_size=2, shard=shard,
-                      shards=shards, **options)  # fmt: skip
+    return synthesise(
+        lab, "natural", JOBS, load_tts("espeak"), {"seed": 0}, recogniser, shard_size=2, shard=shard, shards=shards, **options
+    )
 
 
 def scored(lab, shard=0, shards=1):
@@ -78,10 +79,12 @@ def worker(lab, shard, shards, dies_at=None):
 def start(lab):
     tiny.teacher(lab / "models" / "teacher")
     tiny.encoder(lab / "models" / "encoder")
-    store.publish(lab, "samples", [
-        {"sample_id": job.sample_id, "text": job.text, "spoken": job.text, "corpus": "natural", "flags": []}
-        for job in JOBS
-    ], {"corpus": "natural"})  # fmt: skip
+    store.publish(
+        lab,
+        "samples",
+        [{"sample_id": job.sample_id, "text": job.text, "spoken": job.text, "corpus": "natural", "flags": []} for job in JOBS],
+        {"corpus": "natural"},
+    )
     return lab
 
 
@@ -90,8 +93,11 @@ def left(lab) -> dict[str, str]:
     units_by_table, damaged = store.units.scan(store.lab_path(lab))
     assert damaged == []
     units = {f"{name} {unit.unit_id}": unit.manifest["sha256"] for name in units_by_table for unit in units_by_table[name]}
-    speech = {str(path.relative_to(lab)): hashlib.sha256(path.read_bytes()).hexdigest()
-              for path in (Path(lab) / "speech").rglob("*") if path.is_file()}  # fmt: skip
+    speech = {
+        str(path.relative_to(lab)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in (Path(lab) / "speech").rglob("*")
+        if path.is_file()
+    }
     return units | speech
 
 
@@ -348,8 +354,9 @@ def test_a_sentence_model_embeds_in_unit_length_without_an_nll(tmp_path):
     from salad.passes.embed import embed, of_llm, of_sentences
 
     lab = start(tmp_path / "lab")
-    BertModel(BertConfig(vocab_size=400, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
-                         intermediate_size=16)).save_pretrained(tmp_path / "bert")  # fmt: skip
+    BertModel(
+        BertConfig(vocab_size=400, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
+    ).save_pretrained(tmp_path / "bert")
     tiny.tokenizer().save_pretrained(tmp_path / "bert")
     inner = models.Transformer(str(tmp_path / "bert"))
     sentence_transformers.SentenceTransformer(modules=[inner, models.Pooling(16)]).save(str(tmp_path / "sentence"))
@@ -388,14 +395,20 @@ def test_clusters_are_the_same_whether_vectors_lie_in_memory_or_in_a_file(tmp_pa
     made = {}
     for held in (1 << 30, 0):
         lab = tmp_path / str(held)
-        store.publish(lab, "samples", [
-            {"sample_id": s, "text": f"otter {n}", "corpus": "broad", "flags": []} for n, s in enumerate(ids)
-        ], {"corpus": "broad"})  # fmt: skip
+        store.publish(
+            lab,
+            "samples",
+            [{"sample_id": s, "text": f"otter {n}", "corpus": "broad", "flags": []} for n, s in enumerate(ids)],
+            {"corpus": "broad"},
+        )
         for start in (300, 0):  # units do not lie in the order of the ids
             some = slice(start, start + 300)
-            store.publish(lab, "embeddings", [
-                {"sample_id": s, "model": "m", "vector": v.tolist()} for s, v in zip(ids[some], vectors[some], strict=True)
-            ], {"part": start})  # fmt: skip
+            store.publish(
+                lab,
+                "embeddings",
+                [{"sample_id": s, "model": "m", "vector": v.tolist()} for s, v in zip(ids[some], vectors[some], strict=True)],
+                {"part": start},
+            )
         name = cluster(lab, None, "m", "broad", 4, 0, held)
         made[held] = {key: sha for key, sha in left(lab).items() if not key.startswith("embeddings")}
         assert [path.name for path in lab.iterdir() if "tmp" in path.name] == []

@@ -85,9 +85,9 @@ def test_synthesis_is_counted_at_the_speed_that_the_lab_has_measured(tmp_path):
     chosen = "l000000000001"
     samples = store.connect(place).execute("select sample_id from samples order by 1").fetchall()
     store.publish(place, "selections", [{"selection_id": chosen, "strategy": "uniform", "budget_h": 0.002}], {"l": 1})
-    store.publish(place, "selected", [
-        {"selection_id": chosen, "sample_id": s, "draw": i} for i, (s,) in enumerate(samples)
-    ], {"l": 1})  # fmt: skip
+    store.publish(
+        place, "selected", [{"selection_id": chosen, "sample_id": s, "draw": i} for i, (s,) in enumerate(samples)], {"l": 1}
+    )
     stage2 = tiny.config(kind="stage2", parent="stage1", selection=chosen)
     before = plan.cost(place, "two", stage2)
     assert before.tts_hours == pytest.approx(0.002 + plan.PROBE_H)

@@ -409,12 +409,15 @@ def test_training_and_asking_lay_out_what_the_template_itself_writes_down(templa
     assert tokenizer.decode(scored) == tokenizer.decode(ids[: len(scored)]) and scored == ids[: len(scored)]
 
 
-@pytest.mark.parametrize(("template", "system", "why"), [
-    (OPEN, None, r"otherwise than it writes one down.*--set 'sequences.template=\{\"thinking\": false\}' it does"),
-    (ALWAYS_OPEN, None, "otherwise than it writes one down.*use another LLM"),
-    (NO_SYSTEM, "You listen.", "System role not supported"),
-    (DEAF, "You listen.", "leaves the system prompt out"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("template", "system", "why"),
+    [
+        (OPEN, None, r"otherwise than it writes one down.*--set 'sequences.template=\{\"thinking\": false\}' it does"),
+        (ALWAYS_OPEN, None, "otherwise than it writes one down.*use another LLM"),
+        (NO_SYSTEM, "You listen.", "System role not supported"),
+        (DEAF, "You listen.", "leaves the system prompt out"),
+    ],
+)
 def test_a_template_whose_answers_cannot_be_told_apart_is_refused(template, system, why):
     with pytest.raises(SaladError, match=why) as error:
         PromptFormat(wild(template), "chat", system)

@@ -54,8 +54,11 @@ def test_every_load_by_name_says_that_remote_code_is_not_run():
     silent = []
     for path in sorted((ROOT / "salad").rglob("*.py")):
         for call in ast.walk(ast.parse(path.read_text())):
-            if isinstance(call, ast.Call) and ast.unparse(call.func).startswith("Auto") and (
-                ast.unparse(call.func).endswith((".from_pretrained", ".from_config"))
-            ) and "trust_remote_code=False" not in [ast.unparse(keyword) for keyword in call.keywords]:  # fmt: skip
+            if (
+                isinstance(call, ast.Call)
+                and ast.unparse(call.func).startswith("Auto")
+                and (ast.unparse(call.func).endswith((".from_pretrained", ".from_config")))
+                and "trust_remote_code=False" not in [ast.unparse(keyword) for keyword in call.keywords]
+            ):
                 silent.append(f"{path.relative_to(ROOT)}:{call.lineno}")
     assert not silent

@@ -77,8 +77,9 @@ def test_rsyncs_remote_shell_hands_on_bytes_alone(login, tmp_path):
     (binaries / "rsync").write_text(f"#!/bin/sh\nexec {sys.executable} -c {shlex.quote(echo)}\n")
     (binaries / "rsync").chmod(0o755)
     ssh = login(f"echo hello; printf 'no line break'; PATH={shlex.quote(str(binaries))}:$PATH", "echo bye")
-    process = subprocess.Popen([*remote_shell.rsync_shell(ssh), "rsync", "--server", ".", "/x y"], stdin=subprocess.PIPE,
-                               stdout=subprocess.PIPE)  # fmt: skip
+    process = subprocess.Popen(
+        [*remote_shell.rsync_shell(ssh), "rsync", "--server", ".", "/x y"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
     for data in (b"\0\1\2", b"salad\n" * 1000):
         process.stdin.write(data)
         process.stdin.flush()

@@ -63,17 +63,20 @@ def test_zero_d_and_empty_clusters_get_nothing():
     assert target_distribution([0.4, 0.6, 0.0], [0.0, 1.0, np.nan], 1).tolist() == [0, 1, 0]
 
 
-@pytest.mark.parametrize(("p", "d", "gamma", "message"), [
-    ([0.5, 0.5], [1, np.nan], 2, "d_cluster of cluster 1 is missing"),
-    ([0.5, 0.5], [1, None], 2, "d_cluster of cluster 1 is missing"),
-    ([0.5, 0.5], [-0.1, 1], 2, "d_cluster of cluster 0 is -0.1"),
-    ([0.5, 0.5], [1, np.inf], 2, "d_cluster of cluster 1 is inf"),
-    ([0.5, -0.5], [1, 1], 2, "p_web of cluster 1 is -0.5"),
-    ([0, 0], [1, 1], 2, "p_web is 0 in every cluster"),
-    ([0.5, 0.5], [0, 0], 2, "d_cluster is 0 in every cluster"),
-    ([0.5, 0.5], [1, 1], -1, "gamma is -1"),
-    ([0.5, 0.5], [1, 1, 1], 1, "2 clusters and d_cluster 3"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("p", "d", "gamma", "message"),
+    [
+        ([0.5, 0.5], [1, np.nan], 2, "d_cluster of cluster 1 is missing"),
+        ([0.5, 0.5], [1, None], 2, "d_cluster of cluster 1 is missing"),
+        ([0.5, 0.5], [-0.1, 1], 2, "d_cluster of cluster 0 is -0.1"),
+        ([0.5, 0.5], [1, np.inf], 2, "d_cluster of cluster 1 is inf"),
+        ([0.5, -0.5], [1, 1], 2, "p_web of cluster 1 is -0.5"),
+        ([0, 0], [1, 1], 2, "p_web is 0 in every cluster"),
+        ([0.5, 0.5], [0, 0], 2, "d_cluster is 0 in every cluster"),
+        ([0.5, 0.5], [1, 1], -1, "gamma is -1"),
+        ([0.5, 0.5], [1, 1, 1], 1, "2 clusters and d_cluster 3"),
+    ],
+)
 def test_what_makes_no_distribution_is_refused_by_name(p, d, gamma, message):
     with pytest.raises(SaladError, match=message):
         target_distribution(p, d, gamma)
@@ -383,8 +386,10 @@ def test_a_rerun_gives_the_same_bytes_in_another_process():
         "m = BalancedKMeans(8, 3).fit(topics(3000));"
         "print(__import__('hashlib').sha256(m.cluster_centers_.tobytes() + m.prices_.tobytes()).hexdigest())"
     )
-    assert len({subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, timeout=100).stdout
-                for _ in range(2)}) == 1  # fmt: skip
+    assert (
+        len({subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, timeout=100).stdout for _ in range(2)})
+        == 1
+    )
 
 
 @pytest.mark.parametrize("heights", [[5000], [1700, 3300], [600] * 8 + [200], [1] * 20 + [0, 4980]])
@@ -709,9 +714,7 @@ def test_a_round_draws_no_text_of_the_probe_and_what_a_rule_drops_stays_out_of_t
     assert not set(got) & probe and all(int(s[2:]) < 30 for s in got) and len(got) > 40
     con = store.connect(lab)
     assert con.execute("SELECT round FROM selections ORDER BY round").fetchall() == [(1,), (1,), (2,), (None,)]
-    why = con.execute(
-        "SELECT sample_id, drawn_in, strategy, round, rank, p_target FROM why_selected(?)", [second]
-    ).fetchall()  # fmt: skip
+    why = con.execute("SELECT sample_id, drawn_in, strategy, round, rank, p_target FROM why_selected(?)", [second]).fetchall()
     carried = chosen(lab, child)
     assert [w[0] for w in why] == got and {w[1] for w in why} == {first, second}
     assert all((w[1] == first) == (w[0] in carried) == (w[3] == 1) for w in why)  # what the budget cut off came anew
@@ -865,8 +868,11 @@ def test_texts_that_might_be_drawn_are_decided_as_those_that_are(lab):
     messages = []
     for _ in range(60):
         what = rng.choice(["sample", "rule", "cluster", "undo"], p=[0.5, 0.2, 0.2, 0.1])
-        about = {"sample": {"sample_id": everything[rng.integers(len(everything))][0]}, "rule": {"rule": str(rng.choice(rules))},
-                 "cluster": {"cluster_id": int(rng.integers(4))}}.get(what)  # fmt: skip
+        about = {
+            "sample": {"sample_id": everything[rng.integers(len(everything))][0]},
+            "rule": {"rule": str(rng.choice(rules))},
+            "cluster": {"cluster_id": int(rng.integers(4))},
+        }.get(what)
         fields = {"selection_id": first, "reviewer": str(rng.choice(["a", "b"]))}
         if what == "undo":
             if messages:
@@ -876,8 +882,9 @@ def test_texts_that_might_be_drawn_are_decided_as_those_that_are(lab):
         with contextlib.suppress(store.StoreError):  # the rule about no column
             messages.append(store.append(lab, "decisions", target=what, verdict=verdict, **about, **fields)["event_id"])
     store.refresh(con)
-    drawn = con.execute("SELECT DISTINCT sample_id FROM current_decisions WHERE selection_id = 'l1' AND verdict = 'drop' "
-                        "ORDER BY 1").fetchall()  # fmt: skip
+    drawn = con.execute(
+        "SELECT DISTINCT sample_id FROM current_decisions WHERE selection_id = 'l1' AND verdict = 'drop' ORDER BY 1"
+    ).fetchall()
     # of single texts the view speaks where they are drawn: what is said of others holds for the selection it was said of
     assert 0 < len(drawn) < len(everything) and dropped(con, candidates) == [s for (s,) in drawn]
 
@@ -886,20 +893,26 @@ def test_a_verdict_on_a_cluster_of_one_clustering_says_nothing_of_another(lab):
     rows = store.connect(lab).sql("FROM assignments").to_arrow_table().to_pylist()
     other = [row | {"clustering_id": "c2", "cluster_id": 3 - row["cluster_id"]} for row in rows]
     store.publish(lab, "assignments", other, {"other": 1})
-    store.publish(lab, "clusters", [
-        {"clustering_id": "c2", "cluster_id": k, "size": 60, "p_web": 0.25, "terms": ["x"]} for k in range(4)], {"other": 1}
-    )  # fmt: skip
+    store.publish(
+        lab,
+        "clusters",
+        [{"clustering_id": "c2", "cluster_id": k, "size": 60, "p_web": 0.25, "terms": ["x"]} for k in range(4)],
+        {"other": 1},
+    )
     first = select(lab, strategy="uniform_clusters", budget_h=0.02)
     drop(lab, first, cluster_id=1)  # domain b: cluster 2 of the other clustering
     speak(lab, selection.to_synthesise(lab, first))
     child = selection.freeze(lab, first)
     second = selection.select(lab, "c2", RUN, STEP, "uniform_clusters", 2.0, 0.3, parent=child)
     con = store.connect(lab)
-    new = con.execute("SELECT cluster_id, count(*) FROM selected WHERE selection_id = ? AND draw >= ? GROUP BY 1 ORDER BY 1",
-                      [second, len(chosen(lab, child))]).fetchall()  # fmt: skip
+    new = con.execute(
+        "SELECT cluster_id, count(*) FROM selected WHERE selection_id = ? AND draw >= ? GROUP BY 1 ORDER BY 1",
+        [second, len(chosen(lab, child))],
+    ).fetchall()
     assert [k for k, _ in new] == [0, 1, 2, 3]
-    assert con.execute("SELECT count(*) FROM current_decisions WHERE selection_id = ? AND target = 'cluster' AND "
-                       "verdict = 'drop'", [second]).fetchone() == (0,)  # fmt: skip
+    assert con.execute(
+        "SELECT count(*) FROM current_decisions WHERE selection_id = ? AND target = 'cluster' AND verdict = 'drop'", [second]
+    ).fetchone() == (0,)
 
 
 def test_what_a_draw_left_out_is_logged(lab, caplog):
@@ -943,8 +956,7 @@ def test_a_frozen_selection_is_heard_as_it_was_spoken_and_not_as_its_texts_were_
     assert selection.is_frozen(store.connect(lab), child) and selection.freeze(lab, name) == child
     assert selection.freeze(lab, child) == selection.frozen(lab, child) == child
     spoken = store.connect(lab).execute(f"SELECT synthesis_id {corpora_tail(child)}").fetchall()
-    assert len(spoken) == 36 and {row for row in spoken} == {
-        (store.ids.synthesis_id(s, "espeak", "f3", 0),) for s, *_ in got}  # fmt: skip
+    assert len(spoken) == 36 and {row for row in spoken} == {(store.ids.synthesis_id(s, "espeak", "f3", 0),) for s, *_ in got}
 
 
 def corpora_tail(name):
@@ -961,8 +973,11 @@ def test_two_arms_with_one_text_in_two_voices_each_hear_their_own(lab):
     for voice, name in arms.items():
         assert {row[2] for row in heard_by(lab, selection.freeze(lab, name))} == {voice}
         # and hours are of the arm's own speech, not of whoever spoke the text first
-        kept = store.connect(lab).execute("SELECT sum(seconds) FROM selected_speech WHERE selection_id = ?",
-                                          [selection.freeze(lab, name)]).fetchone()[0]  # fmt: skip
+        kept = (
+            store.connect(lab)
+            .execute("SELECT sum(seconds) FROM selected_speech WHERE selection_id = ?", [selection.freeze(lab, name)])
+            .fetchone()[0]
+        )
         assert kept % (10 if voice == "f3" else 7) == 0
 
 

@@ -76,8 +76,11 @@ def test_the_range_of_spans_is_part_of_the_key(tmp_path, table):
     store.publish(tmp_path / "here", table, first, {"a": 1})
     store.publish(tmp_path / "there", table, [*first, *two], {"b": 1})
     store.import_(tmp_path / "here", tmp_path / "there")  # what is here already does not come twice, the other range does
-    rows = store.connect(tmp_path / "here").execute(
-        f"select span_min, span_max, count(*) from {table} group by all order by all").fetchall()  # fmt: skip
+    rows = (
+        store.connect(tmp_path / "here")
+        .execute(f"select span_min, span_max, count(*) from {table} group by all order by all")
+        .fetchall()
+    )
     assert rows == [(1, 4, 6), (5, 25, 6)]
 
 

@@ -37,9 +37,12 @@ def outcomes(folder, path: str, **env) -> dict[str, str]:
     """Run MODULE under tests/conftest.py as a script's background job does, with SIGINT ignored: {test: outcome}."""
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-rA", "-p", "no:cacheprovider", "--rootdir", folder, "-c", "/dev/null", folder],
-        capture_output=True, text=True, cwd=folder, env={"PATH": path, "HOME": str(folder), **env},
+        capture_output=True,
+        text=True,
+        cwd=folder,
+        env={"PATH": path, "HOME": str(folder), **env},
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),
-    )  # fmt: skip
+    )
     by_name = {}
     for line in done.stdout.splitlines():
         outcome, _, rest = line.partition(" ")

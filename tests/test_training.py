@@ -185,9 +185,12 @@ def test_stage2_starts_from_before_the_parents_decay(place, whole):
     con = store.connect(place)
     sample = con.execute("select sample_id from samples order by 1").fetchall()[:4]
     store.publish(place, "selections", [{"selection_id": "l000000000001", "strategy": "frozen"}], {"l": 1})
-    store.publish(place, "selected", [
-        {"selection_id": "l000000000001", "sample_id": s, "draw": i} for i, (s,) in enumerate(sample)
-    ], {"l": 1})  # fmt: skip
+    store.publish(
+        place,
+        "selected",
+        [{"selection_id": "l000000000001", "sample_id": s, "draw": i} for i, (s,) in enumerate(sample)],
+        {"l": 1},
+    )
     child = config(kind="stage2", contender="stage2", parent=whole.run_id)
     model = training.start_model(place, child)
     before = checkpoints.at(whole.path, 30)
@@ -205,9 +208,12 @@ def test_resolving_and_a_dry_run_write_nothing_and_a_launch_freezes(place, whole
     spoken = con.execute("select sample_id from samples order by 1").fetchall()[:3]
     drawn = {"selection_id": "l00000000000d", "strategy": "active", "budget_h": 0.001}
     store.publish(place, "selections", [drawn], {"l": "drawn"})
-    store.publish(place, "selected", [
-        {"selection_id": "l00000000000d", "sample_id": s, "draw": i, "estimated_s": 3.0} for i, (s,) in enumerate(spoken)
-    ], {"l": "drawn"})  # fmt: skip
+    store.publish(
+        place,
+        "selected",
+        [{"selection_id": "l00000000000d", "sample_id": s, "draw": i, "estimated_s": 3.0} for i, (s,) in enumerate(spoken)],
+        {"l": "drawn"},
+    )
     speech = con.execute("select * from syntheses where sample_id in (select unnest(?))", [[s for (s,) in spoken]])
     rows = {row["sample_id"]: row for row in speech.to_arrow_table().to_pylist()}
     store.publish(place, "syntheses", [

@@ -67,10 +67,9 @@ def config(**changes) -> RunConfig:
         llm=LLMConfig(lora_rank=4),
         adapter=AdapterConfig(layers=1, width=32, mlp=64, heads=4, kv_heads=2, match_embedding_rms=True),
         data=DataConfig(natural=("natural",), text=("broad",)),
-        optim=OptimConfig(steps=12, batch=3, lr_adapter=2e-3, lr_llm=2e-3, warmup=2, decay=4, checkpoint_every=4,
-                          log_every=1),
+        optim=OptimConfig(steps=12, batch=3, lr_adapter=2e-3, lr_llm=2e-3, warmup=2, decay=4, checkpoint_every=4, log_every=1),
         threads=1,
-    )  # fmt: skip
+    )
     return base.model_copy(update=changes)
 
 

@@ -28,11 +28,11 @@ TEACHERS = {  # transformers' model_type -> what it needs beside SIZES; what att
     "olmo3": SLIDING,
     "olmo_hybrid": LINEAR,
     "gpt_oss": {"sliding_window": 5, "num_local_experts": 4, "num_experts_per_tok": 2},
-    "granitemoehybrid": MAMBA | {"layer_types": ["mamba", "attention"] * 2, "num_local_experts": 0,
-                                 "shared_intermediate_size": 48},
+    "granitemoehybrid": MAMBA
+    | {"layer_types": ["mamba", "attention"] * 2, "num_local_experts": 0, "shared_intermediate_size": 48},
     "falcon_h1": MAMBA | {"mamba_d_ssm": 64},
     "lfm2": {"layer_types": ["conv", "conv", "full_attention", "conv"]},
-}  # fmt: skip
+}
 
 VISION = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32, "image_size": 28,
           "patch_size": 14, "depth": 1, "num_heads": 2, "out_hidden_size": 32, "head_dim": 16}  # fmt: skip

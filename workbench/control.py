@@ -3,8 +3,10 @@ that it equals, the lab's runs, and what a person does with them."""
 
 import json
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 
+import duckdb
 import marimo as mo
 import pandas as pd
 from pydantic_core import to_jsonable_python
@@ -93,7 +95,7 @@ def overrides(recipe: str, given: dict) -> dict[str, object]:
     return changed
 
 
-def command_line(recipe: str, changed: dict, on: str = "here", gpus: str = "", lab=None, **limits) -> str:
+def command_line(recipe: str, changed: dict, on: str = "here", gpus: str = "", lab: Path | str = None, **limits) -> str:
     """The launch as a person would type it. `limits`: max_hours, budget, ..., left out where None."""
     words = ["python", "launch_gpu.py", recipe]
     for key, value in changed.items():
@@ -107,7 +109,7 @@ def command_line(recipe: str, changed: dict, on: str = "here", gpus: str = "", l
 # -------------------------------------------------------------------------------------------------- the runs
 
 
-def runs(con, lab: Path | str) -> pd.DataFrame:
+def runs(con: duckdb.DuckDBPyConnection, lab: Path | str) -> pd.DataFrame:
     """The lab's runs, newest first: run_id, kind, contender, recipe, state, step, max_steps, seconds_left, tokens,
     started_at, seconds, tags, note, error. Runs that are going are asked (and one whose process is gone is failed)."""
     table = con.execute("""
@@ -123,7 +125,7 @@ def runs(con, lab: Path | str) -> pd.DataFrame:
     return table
 
 
-def now(lab, run_id: str) -> dict:
+def now(lab: Path | str, run_id: str) -> dict:
     """What a run says of itself, checked against its engine; empty where it cannot be asked."""
     from launch_gpu import Run
 
@@ -133,7 +135,7 @@ def now(lab, run_id: str) -> dict:
         return {}
 
 
-def duration(seconds) -> str:
+def duration(seconds: float | None) -> str:
     if seconds is None or pd.isna(seconds):
         return ""
     hours, rest = divmod(int(seconds), 3600)
@@ -176,21 +178,23 @@ def overlaid(rows: pd.DataFrame) -> list[str]:
     return []
 
 
-def measures(con, run_ids: list[str]) -> list[str]:
+def measures(con: duckdb.DuckDBPyConnection, run_ids: list[str]) -> list[str]:
     """Names of what the runs have logged, and m where one of their checkpoints is scored; the losses first."""
     rows = con.execute(
         """SELECT DISTINCT name FROM metrics WHERE run_id IN (SELECT unnest($1))
-        UNION SELECT 'm' FROM raw.scored WHERE run_id IN (SELECT unnest($1))""", [run_ids]
-    ).fetchall()  # fmt: skip
+        UNION SELECT 'm' FROM raw.scored WHERE run_id IN (SELECT unnest($1))""",
+        [run_ids],
+    ).fetchall()
     return sorted((name for (name,) in rows), key=lambda n: (FIRST.index(n) if n in FIRST else 9, n))
 
 
-def unscored(con, lab: Path | str, run_ids: list[str]) -> str:
+def unscored(con: duckdb.DuckDBPyConnection, lab: Path | str, run_ids: list[str]) -> str:
     """How to have M and F of those of the chosen runs that train adapters and have no scored checkpoint, in a sentence."""
     rows = con.execute(
         """SELECT run_id FROM runs WHERE run_id IN (SELECT unnest(?)) AND kind IN ('stage1', 'stage2')
-        AND run_id NOT IN (SELECT run_id FROM raw.scored) ORDER BY 1""", [run_ids]
-    ).fetchall()  # fmt: skip
+        AND run_id NOT IN (SELECT run_id FROM raw.scored) ORDER BY 1""",
+        [run_ids],
+    ).fetchall()
     if not rows:
         return ""
     named = ", ".join(markdown("<code>{}</code>", run_id) for (run_id,) in rows)
@@ -201,7 +205,7 @@ def unscored(con, lab: Path | str, run_ids: list[str]) -> str:
     )
 
 
-def differences(con, run_ids: list[str]) -> pd.DataFrame | None:
+def differences(con: duckdb.DuckDBPyConnection, run_ids: list[str]) -> pd.DataFrame | None:
     """How two chosen runs differ, from configuration to results: what, key, and a column for each. None unless two."""
     if len(run_ids) != 2:
         return None
@@ -220,7 +224,7 @@ def log(lab: Path | str, run_id: str, lines: int = 25) -> str:
         return "This run has no log: it ran inside another command, or has not begun."
 
 
-def note(lab, run_ids: list[str], tags: str, words: str, author: str) -> str:
+def note(lab: Path | str, run_ids: list[str], tags: str, words: str, author: str) -> str:
     """Tag runs and note something on them: one event each. Says what was done."""
     for run_id in run_ids:
         store.append(lab, "run_notes", run_id=run_id, tags=tags or None, note=words or None, author=author)
@@ -228,7 +232,7 @@ def note(lab, run_ids: list[str], tags: str, words: str, author: str) -> str:
     return markdown("Noted on {}.", ", ".join(run_ids)) if run_ids else "Choose a run in the table first."
 
 
-def stop(lab, run_ids: list[str]) -> str:
+def stop(lab: Path | str, run_ids: list[str]) -> str:
     """Ask runs to write a checkpoint and end. Says what came of it."""
     from launch_gpu import Run
 
@@ -236,7 +240,7 @@ def stop(lab, run_ids: list[str]) -> str:
     return f"Asked to stop. {'; '.join(messages)}." if messages else "Choose a run in the table first."
 
 
-def resume(lab, run_ids: list[str]) -> str:
+def resume(lab: Path | str, run_ids: list[str]) -> str:
     """Take runs up from their last checkpoints. Says what came of it."""
     from launch_gpu import Run
 
@@ -244,7 +248,7 @@ def resume(lab, run_ids: list[str]) -> str:
     return "; ".join(messages) if messages else "Choose a run in the table first."
 
 
-def fetch(lab, run_ids: list[str]) -> str:
+def fetch(lab: Path | str, run_ids: list[str]) -> str:
     """Bring runs' checkpoints and units into this lab and check each. Says what came of it."""
     from launch_gpu import Run
 
@@ -256,7 +260,7 @@ def fetch(lab, run_ids: list[str]) -> str:
     return ". ".join(messages) + "." if messages else "Choose a run in the table first."
 
 
-def cost(lab, recipe: str, changed: dict, on: str = "here", gpus: str = "") -> str:
+def cost(lab: Path | str, recipe: str, changed: dict, on: str = "here", gpus: str = "") -> str:
     """What `salad plan` says of a run before it starts, in a line, and what that rests on; money where the target names
     its price per hour."""
     from salad import plan
@@ -272,7 +276,7 @@ def cost(lab, recipe: str, changed: dict, on: str = "here", gpus: str = "") -> s
     return f"About **{parts[0]}**; {', '.join(parts[1:])}.\n\n" + "\n".join(f"- {plain(note)}" for note in estimate.notes)
 
 
-def start(lab, recipe: str, changed: dict, on: str, gpus: str, dry_run: bool = False, **limits) -> str:
+def start(lab: Path | str, recipe: str, changed: dict, on: str, gpus: str, dry_run: bool = False, **limits) -> str:
     """launch_gpu.launch with what the form says; a dry run tells its cost and what would be done. Says what came of it."""
     import launch_gpu
 
@@ -287,7 +291,7 @@ def start(lab, recipe: str, changed: dict, on: str, gpus: str, dry_run: bool = F
     return f"`{run.run_id}` is {run.status()['state']}; it goes on when this closes."
 
 
-def button(label: str, act, on_message, kind: str = "neutral") -> mo.ui.button:
+def button(label: str, act: Callable[[], str], on_message: Callable[[str], object], kind: str = "neutral") -> mo.ui.button:
     """Acts once, on its click; what `act` says, or the error in one line, goes to `on_message`."""
 
     def clicked(_):

@@ -2,7 +2,7 @@
 views; a mean is token-weighted, sum(x·n)/sum(n), and its 95 % interval is over texts."""
 
 import weakref
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import duckdb
 import numpy as np
@@ -17,8 +17,7 @@ MEASURES = {
 }
 LOGGED = {"d_speech": "d", "d_text": "f", "m": "m"}  # the measure beside each logged curve; nothing logs M
 GROUPS = {"domain": "domain", "corpus": "corpus", "cluster": "cluster"}
-KINDS = ("name", "number", "content word", "function word", "sentence start", "rest of a word", "punctuation",
-         "end of turn")  # fmt: skip
+KINDS = ("name", "number", "content word", "function word", "sentence start", "rest of a word", "punctuation", "end of turn")
 FUNCTION_WORDS = """
     a an the this that these those and or but nor so if as of in on at by for from to with into over under
     about than then it its he she they we you i him her them his their our your my is are was were be been
@@ -56,7 +55,7 @@ def two(listed: pd.DataFrame) -> tuple[str, str]:
     return listed.label.iloc[0], (arm if len(arm) else listed).label.iloc[-1]
 
 
-def read(con, chosen: list[ScoredCheckpoint]) -> str:
+def read(con: duckdb.DuckDBPyConnection, chosen: list[ScoredCheckpoint]) -> str:
     """Bring the chosen checkpoints' texts into a temporary table and return its name: one row per checkpoint and
     text, m, d over n and f over n_f positions, with label, domain, corpus and (newest clustering's) cluster."""
     name = "scored_" + "_".join(f"{c.run_id}_{c.step}" for c in chosen)
@@ -83,7 +82,7 @@ def read(con, chosen: list[ScoredCheckpoint]) -> str:
     return f'"{name}"'
 
 
-def of_checkpoints(con, measure: str, runs=None) -> pd.DataFrame:
+def of_checkpoints(con: duckdb.DuckDBPyConnection, measure: str, runs: list[str] | None = None) -> pd.DataFrame:
     """run (contender and id), step, corpus, n_texts, value (token-weighted mean), low, high (95 % over texts) of every
     scored checkpoint of `runs`, by default all, and each corpus that it was scored on."""
     _n(measure)
@@ -104,7 +103,7 @@ def of_checkpoints(con, measure: str, runs=None) -> pd.DataFrame:
     return rows.drop(columns="half")
 
 
-def corpora(con, scored: str) -> list[str]:
+def corpora(con: duckdb.DuckDBPyConnection, scored: str) -> list[str]:
     """The corpora whose texts every chosen checkpoint has scored, the one with the most texts first."""
     rows = con.execute(f"""SELECT corpus FROM {scored} GROUP BY corpus
         HAVING count(DISTINCT label) = (SELECT count(DISTINCT label) FROM {scored}) ORDER BY count(*) DESC, corpus""")
@@ -117,12 +116,12 @@ def _n(measure: str) -> str:
     return "n_f" if measure == "f" else "n"
 
 
-def facts(con, scored: str, measure: str, corpus: str | None = None) -> pd.DataFrame:
+def facts(con: duckdb.DuckDBPyConnection, scored: str, measure: str, corpus: str | None = None) -> pd.DataFrame:
     """label, n_texts, mean (token-weighted), low, high (95 %), mean_per_text and median of each checkpoint."""
     return _intervals(con, scored, measure, corpus, "'all'")
 
 
-def by_group(con, scored: str, measure: str, group: str, corpus: str | None = None) -> pd.DataFrame:
+def by_group(con: duckdb.DuckDBPyConnection, scored: str, measure: str, group: str, corpus: str | None = None) -> pd.DataFrame:
     """The same by domain, corpus or cluster (texts in no cluster are left out), the first checkpoint's highest
     group first. `group` has the cluster's words beside its number."""
     if group == "cluster":
@@ -146,7 +145,9 @@ def _intervals(con, scored, measure, corpus, group, needs="label") -> pd.DataFra
     return table
 
 
-def histogram(con, scored: str, measure: str, corpus: str | None = None, bins: int = 40) -> pd.DataFrame:
+def histogram(
+    con: duckdb.DuckDBPyConnection, scored: str, measure: str, corpus: str | None = None, bins: int = 40
+) -> pd.DataFrame:
     """label, low, high, n, share: texts counted in even bins from 0 to the 99.5th percentile; the last takes the
     rest."""
     top = con.execute(f"SELECT quantile_cont({measure}, 0.995) FROM {scored} WHERE {_OF}", {"corpus": corpus}).fetchone()[0]
@@ -212,7 +213,9 @@ def _means(rows: pd.DataFrame) -> pd.DataFrame:
     return rows.drop(columns=["total", "square"])
 
 
-def by_position(con, scored: str, measure: str, corpus: str | None = None, bins: int = 24) -> pd.DataFrame:
+def by_position(
+    con: duckdb.DuckDBPyConnection, scored: str, measure: str, corpus: str | None = None, bins: int = 24
+) -> pd.DataFrame:
     """label, position (middle of a bin, in tokens from the text's start), mean, low, high (95 %), n."""
     _n(measure)
     rows = con.execute(
@@ -226,7 +229,7 @@ def by_position(con, scored: str, measure: str, corpus: str | None = None, bins:
     return _means(rows)
 
 
-def by_kind(con, scored: str, measure: str, corpus: str | None = None) -> pd.DataFrame:
+def by_kind(con: duckdb.DuckDBPyConnection, scored: str, measure: str, corpus: str | None = None) -> pd.DataFrame:
     """label, kind (of KINDS), mean, low, high (95 %), n, share of all that diverges, and examples: the three tokens
     that add most to it."""
     _n(measure)
@@ -258,7 +261,9 @@ def _both(con, scored: str, measure: str, a: str, b: str, corpus: str | None) ->
     return "both_scored"
 
 
-def compared(con, scored: str, measure: str, a: str, b: str, corpus: str | None = None, cells: int = 40):
+def compared(
+    con: duckdb.DuckDBPyConnection, scored: str, measure: str, a: str, b: str, corpus: str | None = None, cells: int = 40
+) -> Any:
     """Texts that both checkpoints scored, counted in cells of a and b (even in the square root) by domain: a, b
     (means of the cell's texts), n. A small lab's cells hold one text each; at most 2,000 rows."""
     both = _both(con, scored, measure, a, b, corpus)
@@ -274,7 +279,19 @@ ORDERS = {"a": "worst under A", "b": "worst under B", "rise": "rose most", "fall
 _ORDER = {"a": "a DESC", "b": "b DESC", "rise": "change DESC", "fall": "change"}
 
 
-def texts(con, scored, measure, a, b, corpus=None, brushed=None, words="", order="b", page=0, size=10):
+def texts(
+    con: duckdb.DuckDBPyConnection,
+    scored: str,
+    measure: str,
+    a: str,
+    b: str,
+    corpus: str | None = None,
+    brushed: dict | None = None,
+    words: str = "",
+    order: str = "b",
+    page: int = 0,
+    size: int = 10,
+) -> tuple:
     """One page of the texts that both scored, and how many there are: sample_id, domain, a, b, change, text, cer.
 
     `brushed` ({"a": (low, high), "b": (low, high)}) and `words` (any case) narrow it; `order` is a key of ORDERS."""
@@ -299,14 +316,17 @@ def texts(con, scored, measure, a, b, corpus=None, brushed=None, words="", order
     return rows, total
 
 
-def card(con, checkpoint: ScoredCheckpoint, sample_id: str) -> dict | None:
+def card(con: duckdb.DuckDBPyConnection, checkpoint: ScoredCheckpoint, sample_id: str) -> dict | None:
     """What the listening widget shows of a text under a checkpoint (as review.card has it); None if it is not there."""
     # A look into each table by id: a join of them, and the view divergences, would read every text's row to have this one's.
-    measured = dicts(con.execute(
-        """SELECT synthesis_id, token_mean(d, n_positions) AS d, token_mean(m, n_positions) AS m,
+    measured = dicts(
+        con.execute(
+            """SELECT synthesis_id, token_mean(d, n_positions) AS d, token_mean(m, n_positions) AS m,
             token_mean(f, n_positions_f) AS f
         FROM raw.scored WHERE run_id = ? AND step = ? AND sample_id = ? GROUP BY ALL ORDER BY synthesis_id LIMIT 1""",
-        [checkpoint.run_id, checkpoint.step, sample_id]))  # fmt: skip
+            [checkpoint.run_id, checkpoint.step, sample_id],
+        )
+    )
     texts = dicts(
         con.execute("SELECT sample_id, text, domain, coalesce(flags, []) AS flags FROM samples WHERE sample_id = ?", [sample_id])
     )

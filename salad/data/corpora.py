@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute
@@ -102,7 +103,7 @@ def _table(batches, schema: pa.Schema, path: Path | None) -> pa.Table:
     return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
 
 
-def recordings(con, names: list[str], path: Path | None = None) -> Recordings:
+def recordings(con: duckdb.DuckDBPyConnection, names: list[str], path: Path | None = None) -> Recordings:
     """`of_speech` for training: rows stay in the file `path` (or in memory), and each must have its word times."""
     where = "from syntheses where speech in (select unnest(?)) and coalesce(len(words), 0) = 0"
     without = con.execute(f"select count(*), any_value(speech) {where}", [list(names)]).fetchall()[0]
@@ -114,7 +115,7 @@ def recordings(con, names: list[str], path: Path | None = None) -> Recordings:
     return _recordings(con, _OF_SPEECH, [list(names)], path, nothing=_no_speech(con, names))
 
 
-def selected(con, selection_id: str, path: Path | None = None) -> Recordings:
+def selected(con: duckdb.DuckDBPyConnection, selection_id: str, path: Path | None = None) -> Recordings:
     """The speech of a selection's texts, in draw order, as rows of the file `path` (or in memory). SaladError without any."""
     return _recordings(con, _OF_SELECTION, [selection_id], path, nothing=_not_spoken(selection_id))
 
@@ -127,7 +128,7 @@ def _recordings(con, tail: str, parameters: list, path: Path | None, nothing: st
     return recordings
 
 
-def of_speech(con, names: list[str]) -> list[SpokenText]:
+def of_speech(con: duckdb.DuckDBPyConnection, names: list[str]) -> list[SpokenText]:
     """Everything in the speech folders `names` (lab/speech/<name>), in the order of its ids.
 
     A folder that holds nothing is a SaladError."""
@@ -190,8 +191,10 @@ def text_rows(lab: Path | str, corpora: list[str], path: Path | None = None) -> 
                 there = [name for name in schema.names if name in dataset.schema.names]
                 for batch in dataset.to_batches(columns=there or ["text"], batch_size=4096):
                     kept = batch.filter(pa.compute.not_equal(batch["text"], ""))
-                    columns = [kept[name].cast(pa.string()) if name in there else pa.nulls(len(kept), pa.string())
-                               for name in schema.names]  # fmt: skip
+                    columns = [
+                        kept[name].cast(pa.string()) if name in there else pa.nulls(len(kept), pa.string())
+                        for name in schema.names
+                    ]
                     yield pa.RecordBatch.from_arrays(columns, schema=schema)
             except (OSError, pa.ArrowException) as error:
                 reason = str(error).splitlines()[0]

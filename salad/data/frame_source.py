@@ -58,8 +58,9 @@ class FrameSource:
             self._frames[spoken.synthesis_id] = frames
         return frames
 
-    def frames_of(self, members: list[Member], noises: dict[str, augmentation.Noise],
-                  augmented: Container[str] = ()) -> list[np.ndarray | None]:  # fmt: skip
+    def frames_of(
+        self, members: list[Member], noises: dict[str, augmentation.Noise], augmented: Container[str] = ()
+    ) -> list[np.ndarray | None]:
         """Encoder frames [F, D] for each sample of a batch, None for a sample without speech, each sample's augmentation
         applied to its sound first. `noises`: by source; `augmented`: the sources whose frames on disk are not used."""
         rate = self.encoder.sample_rate

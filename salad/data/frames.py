@@ -10,7 +10,7 @@ import json
 import time
 import warnings
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -55,9 +55,11 @@ def made_from(lab: Path | str, group: Sequence[SpokenText], encoder_sha256: str,
     """Of what the frames of a shard are made; `shard` is a SHA-256 over its recordings and their sound."""
     sounds = [[recording.synthesis_id, sound_of(lab, recording)] for recording in group]
     return {
-        "encoder": encoder_sha256, "dtype": dtype, "audio": group[0].audio_path,
+        "encoder": encoder_sha256,
+        "dtype": dtype,
+        "audio": group[0].audio_path,
         "shard": hashlib.sha256(json.dumps(sounds).encode()).hexdigest(),
-    }  # fmt: skip
+    }
 
 
 def whole(lab: Path | str, group: Sequence[SpokenText], encoder_sha256: str, dtype: str) -> bool:
@@ -73,7 +75,14 @@ def whole(lab: Path | str, group: Sequence[SpokenText], encoder_sha256: str, dty
         return False
 
 
-def write(lab: Path | str, group: Sequence[SpokenText], encoder: SpeechEncoder, encoder_sha256: str, dtype: str, tick) -> None:
+def write(
+    lab: Path | str,
+    group: Sequence[SpokenText],
+    encoder: SpeechEncoder,
+    encoder_sha256: str,
+    dtype: str,
+    tick: Callable[[int], None],
+) -> None:
     """Encode a shard's recordings, each alone, and write their frames: whole or not there.
 
     SaladError where a recording cannot be read, or the file not be written."""
@@ -151,8 +160,9 @@ class Frames:
                 self._open.pop(path, None)
                 warnings.warn(
                     f"{path} is passed over, its recordings are encoded anew: {error}; `salad pass encode` mends it",
-                    DamagedFrames, stacklevel=2,
-                )  # fmt: skip
+                    DamagedFrames,
+                    stacklevel=2,
+                )
         return None
 
     def _opened(self, path: Path) -> tuple | None:

@@ -6,16 +6,22 @@ says as one. Every token of the text is in exactly one unit, so in exactly one s
 stays text. See METHOD.md, "Interleaving, exactly".
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from salad.config import SequenceConfig
 from salad.errors import SaladError
 from salad.speech.words import runs
 from store.ids import digest
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 class SpokenUnit(NamedTuple):
@@ -37,7 +43,7 @@ class Span(NamedTuple):
     frame_end: int
 
 
-def token_offsets(tokenizer, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+def token_offsets(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[list[int], list[tuple[int, int]]]:
     """Token ids of `text` without special tokens, and their character offsets [start, end), spaces included.
 
     Tokenizers differ in where they say that a token with a blank before it begins: RoBERTa's and many sentencepieces trim the
@@ -59,7 +65,7 @@ def token_offsets(tokenizer, text: str) -> tuple[list[int], list[tuple[int, int]
     return encoded["input_ids"], offsets
 
 
-def units(text: str, offsets: list[tuple[int, int]], words, duration_s: float) -> list[SpokenUnit]:
+def units(text: str, offsets: list[tuple[int, int]], words: Sequence[tuple], duration_s: float) -> list[SpokenUnit]:
     """Cut a spoken text into units.
 
     `offsets`: per token (char_start, char_end) with spaces untrimmed; `words`: (word, char_start, char_end, start_s,
@@ -139,7 +145,7 @@ def alternate(
     return pattern[:n]
 
 
-def training_pattern(rng: np.random.Generator, n: int, config) -> list[bool]:
+def training_pattern(rng: np.random.Generator, n: int, config: SequenceConfig) -> list[bool]:
     """Which of `n` units are speech in one training sequence (`config`: SequenceConfig)."""
     draw = rng.random()
     if draw < config.p_all_text or n < 2:
@@ -152,7 +158,7 @@ def training_pattern(rng: np.random.Generator, n: int, config) -> list[bool]:
     return alternate(rng, n, config.span_units, bool(rng.integers(2)), config.span_weights)
 
 
-def scoring_patterns(seed: int, sample_id: str, n: int, span_units: tuple[int, int] = (1, 4)):
+def scoring_patterns(seed: int, sample_id: str, n: int, span_units: tuple[int, int] = (1, 4)) -> tuple[list[bool], list[bool]]:
     """Two complementary patterns: what is speech in one is text in the other.
 
     A function of the scoring seed, the sample id and the range of spans only, so that checkpoints compare."""

@@ -42,16 +42,25 @@ class Loader:
     JSON-able, is where it stands: a loader of the same run with that state goes on with the same batches.
     """
 
-    def __init__(self, config: RunConfig, frames: FrameSource, natural: Sequence[SpokenText],
-                 selected: Sequence[SpokenText], texts: Sequence[Text], rank: int = 0, world: int = 1):  # fmt: skip
+    def __init__(
+        self,
+        config: RunConfig,
+        frames: FrameSource,
+        natural: Sequence[SpokenText],
+        selected: Sequence[SpokenText],
+        texts: Sequence[Text],
+        rank: int = 0,
+        world: int = 1,
+    ):
         self.config, self.frames, self.rank, self.world = config, frames, rank, world
         self.sources: dict[str, Sequence[SpokenText | Text]] = {"natural": natural, "selected": selected, "text": texts}
         self.sampler = Sampler(config.seed, {name: len(x) for name, x in self.sources.items() if x})
         self.names = [*config.data.natural, *(["selected"] if selected else []), *(["text"] if texts else [])]
         self.noises = {
             name: augmentation.Noise(frames.lab, how.noise)
-            for name, how in config.data.augment.items() if how.p_noise and how.noise != "white"
-        }  # fmt: skip
+            for name, how in config.data.augment.items()
+            if how.p_noise and how.noise != "white"
+        }
         start = {"pool": 0, "used": 0}
         self.state: dict[str, Any] = {
             "step": 0,

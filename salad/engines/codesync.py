@@ -119,9 +119,12 @@ def restore(run: RunFolder, code: dict, to: Path, root: Path = ROOT) -> Path:
     diff = (run.path / "code.diff").read_bytes()
     if diff:
         applied = subprocess.run(
-            ["git", "apply", "--binary", "--whitespace=nowarn", "-"], input=diff, cwd=to, capture_output=True,
+            ["git", "apply", "--binary", "--whitespace=nowarn", "-"],
+            input=diff,
+            cwd=to,
+            capture_output=True,
             env=os.environ | {"GIT_CEILING_DIRECTORIES": str(to.resolve().parent)},
-        )  # fmt: skip
+        )
         if applied.returncode:
             raise SaladError(f"{run.path / 'code.diff'} does not apply: {applied.stderr.decode().strip()}")
     return to

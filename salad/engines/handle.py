@@ -1,8 +1,11 @@
 """`Run`: the one handle on a run, wherever it runs. Every answer comes from the run's own files and its engine."""
 
+from __future__ import annotations
+
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import store
 from salad import parts
@@ -12,6 +15,9 @@ from salad.engines.spec import Spec, secrets
 from salad.engines.supervisor import clear_failures
 from salad.errors import SaladError
 from salad.runs import ENDED, RunFolder, now, seconds_since
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 SILENT_S = 45.0  # a heartbeat older than this is no sign of life (a run beats every 5 s)
 STARTS_S = 20.0
@@ -34,7 +40,7 @@ class Run:
         self.engine = base.load(self.spec.target) if self.spec and self.refused is None else None
 
     @classmethod
-    def open(cls, lab, run_id: str) -> "Run":
+    def open(cls, lab: Path | str, run_id: str) -> Run:
         """The handle on an existing run, from another process or another day."""
         return cls(RunFolder.open(Path(lab), run_id))
 
@@ -52,7 +58,7 @@ class Run:
         status = reconcile_status(self.folder, self.spec, self.engine, life, write=self.engine is None or self.engine.shares_lab)
         return status | ({"on": self.spec.on} if self.spec else {})
 
-    def logs(self, follow: bool = False) -> "str | Iterator[str]":
+    def logs(self, follow: bool = False) -> str | Iterator[str]:
         """log.txt as it stands; with `follow`, its lines as they come until the run has ended."""
         if follow:
             return self._follow()
@@ -79,16 +85,16 @@ class Run:
                 return
             time.sleep(0.5)
 
-    def metrics(self):
+    def metrics(self) -> pd.DataFrame:
         """The logged values as a DataFrame like the table `metrics`: run_id, step, tokens, name, value, at."""
         import pandas as pd
 
         self._look()
         rows = [
-            {"run_id": self.run_id, "step": row["step"], "tokens": row["tokens"], "name": name, "value": value,
-             "at": row["at"]}
-            for row in self.folder.metrics() for name, value in row["values"].items()
-        ]  # fmt: skip
+            {"run_id": self.run_id, "step": row["step"], "tokens": row["tokens"], "name": name, "value": value, "at": row["at"]}
+            for row in self.folder.metrics()
+            for name, value in row["values"].items()
+        ]
         return pd.DataFrame(rows, columns=["run_id", "step", "tokens", "name", "value", "at"])
 
     def stop(self, wait_s: float = 0) -> dict:
@@ -109,7 +115,7 @@ class Run:
                 return status
             time.sleep(min(0.5, max(until - time.monotonic(), 0)))
 
-    def resume(self, **changes) -> "Run":
+    def resume(self, **changes) -> Run:
         """Take the run up from its last checkpoint, on the same target. A run that lives or is done is left alone.
 
         `changes`: fields of the launch to change, such as max_hours, budget or stall_minutes."""
@@ -238,7 +244,7 @@ def infer_status(status: dict, life: base.Life | None, spec: Spec | None, engine
     return status
 
 
-def runs(lab) -> list[Run]:
+def runs(lab: Path | str) -> list[Run]:
     """Every run of the lab, newest first; folders that are damaged are left out."""
     handles = []
     for path in Path(lab).glob("runs/r*/config.json"):

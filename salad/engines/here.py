@@ -49,11 +49,13 @@ class Here(Engine):
         for shard in range(spec.workers):
             log = open(run.path / "log.txt", "ab")
             child = subprocess.Popen(
-                [sys.executable, "-m", "salad.engines", "--lab", str(run.lab), "--shard", str(shard),
-                 run.run_id],
-                stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
+                [sys.executable, "-m", "salad.engines", "--lab", str(run.lab), "--shard", str(shard), run.run_id],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
                 env=os.environ | secrets(spec.env),
-            )  # fmt: skip
+            )
             log.close()
             _children.append(child)
             with contextlib.suppress(Exception):  # the mark closes the gap until the supervisor writes its own

@@ -1,8 +1,11 @@
 """Starts a run on a target: `launch` from a recipe, `launch_run` from a run's folder that is there."""
 
+from __future__ import annotations
+
 import json
 import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from salad import parts
 from salad.engines import codesync
@@ -14,12 +17,15 @@ from salad.engines.targets import Target, resolve
 from salad.errors import SaladError
 from salad.runs import RunFolder
 
+if TYPE_CHECKING:
+    from salad.config import RunConfig
+
 
 def launch(
-    recipe,
+    recipe: str | Path | RunConfig,
     on: str | None = None,
     overrides: dict | None = None,
-    lab=None,
+    lab: Path | str | None = None,
     *,
     gpus: str | int | None = None,
     nodes: int = 1,
@@ -99,7 +105,7 @@ def launch_run(
     return Run(run, spec)
 
 
-def configuration(recipe):
+def configuration(recipe: str | Path | RunConfig) -> tuple[RunConfig, str]:
     """(configuration, name) of a recipe's name, a run's config.json, or a RunConfig."""
     from salad import recipes
     from salad.config import RunConfig, validate
@@ -123,8 +129,13 @@ def configuration(recipe):
 def _fields(on, engine, gpus, nodes, max_hours, budget, max_hourly_cost, stall_minutes) -> dict:
     """The launch's fields of Spec, with what a person gave checked for sense."""
     kind, number = parse_gpus(gpus)
-    for label, value in (("--nodes", nodes), ("--max-hours", max_hours), ("--budget", budget),
-                         ("--max-hourly-cost", max_hourly_cost), ("--stall-minutes", stall_minutes)):  # fmt: skip
+    for label, value in (
+        ("--nodes", nodes),
+        ("--max-hours", max_hours),
+        ("--budget", budget),
+        ("--max-hourly-cost", max_hourly_cost),
+        ("--stall-minutes", stall_minutes),
+    ):
         if value is not None and value <= 0:
             raise SaladError(f"{label} {value:g}: must be more than 0")
     target = engine.target

@@ -67,9 +67,11 @@ def kind_of(name: str, line: str) -> str | None:
         for secret in detector.analyze_line(filename=name, line=line, line_number=0):
             value = secret.secret_value or ""
             placeholder = detector.secret_type == "Secret Keyword" and (  # pragma: allowlist secret
-                heuristic.is_templated_secret(value) or heuristic.is_prefixed_with_dollar_sign(value)
-                or heuristic.is_not_alphanumeric_string(value) or heuristic.is_indirect_reference(line)
-            )  # fmt: skip
+                heuristic.is_templated_secret(value)
+                or heuristic.is_prefixed_with_dollar_sign(value)
+                or heuristic.is_not_alphanumeric_string(value)
+                or heuristic.is_indirect_reference(line)
+            )
             if not placeholder:
                 return detector.secret_type
     return None

@@ -99,8 +99,7 @@ class Slurm(Engine):
             return [Finding(False, str(error))]
         where = f"partition {self.target.partition}" if self.target.partition else "the default partition"
         most = max((sum(node.values()) for node in _gpus(self._nodes() or [])), default=0)
-        return [Finding(True, f"Slurm answers; {where} has {most} GPUs on a node, "
-                              f"jobs of up to {self._walltime_min() / 60:g} h")]  # fmt: skip
+        return [Finding(True, f"Slurm answers; {where} has {most} GPUs on a node, jobs of up to {self._walltime_min() / 60:g} h")]
 
     def preflight(self, spec: Spec) -> None:
         if shutil.which("sbatch") is None:

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Sequence
 
 from pydantic import Field
 
@@ -63,7 +64,7 @@ def secrets(names: tuple[str, ...]) -> dict[str, str]:
     return {name: os.environ[name] for name in names}
 
 
-def command(spec: Spec, lab: str, python: str = sys.executable, shard: int = 0, rendezvous=()) -> list[str]:
+def command(spec: Spec, lab: str, python: str = sys.executable, shard: int = 0, rendezvous: Sequence[str] = ()) -> list[str]:
     """The run's own command line; torchrun before it where several GPUs or nodes work together."""
     head = [python]
     if (spec.gpus or 1) > 1 or spec.nodes > 1:

@@ -74,8 +74,10 @@ class Ssh(Engine):
         # no owner or group: the other machine has other people
         return subprocess.run(
             ["rsync", "-rltp", "--partial-dir=.rsync-partial", "--timeout=60", "-e", shell, *words],
-            input=stdin, capture_output=True, text=True,
-        )  # fmt: skip
+            input=stdin,
+            capture_output=True,
+            text=True,
+        )
 
     def _send(self, *words: str, stdin: str = "") -> None:
         done = self._rsync(*words, stdin=stdin)
@@ -174,8 +176,10 @@ class Ssh(Engine):
         launched = read_json(run.path / "ssh.json")
         if launched is None:
             raise SaladError(f"{run.run_id} has no ssh.json: it was not started by ssh; launch it again")
-        return (f"cd {shlex.quote(launched['code'])} && exec {shlex.quote(launched['python'])} -m salad.engines "
-                f"--lab {shlex.quote(launched['lab'])} {flags} {run.run_id}")  # fmt: skip
+        return (
+            f"cd {shlex.quote(launched['code'])} && exec {shlex.quote(launched['python'])} -m salad.engines "
+            f"--lab {shlex.quote(launched['lab'])} {flags} {run.run_id}"
+        )
 
     def look(self, run: RunFolder, spec: Spec) -> Life | None:
         if self._looked and time.monotonic() - self._looked[0] < LOOK_S:
@@ -215,8 +219,7 @@ class Ssh(Engine):
             (run.lab / part).mkdir(parents=True, exist_ok=True)
             # what says that a thing is whole comes last
             for choice in (["--exclude=manifest.json", "--exclude=unit-*.json"], []):
-                done = self._rsync("--exclude=.*", *extra, *choice, f"{self._name}:{there['lab']}/{part}/",
-                                   f"{run.lab / part}/")  # fmt: skip
+                done = self._rsync("--exclude=.*", *extra, *choice, f"{self._name}:{there['lab']}/{part}/", f"{run.lab / part}/")
                 if done.returncode:
                     raise SaladError(f"fetching from {self._name}: {_last(done.stderr)}; do it again to go on")
         # what the run did inside passes is runs of their own
@@ -231,8 +234,11 @@ class Ssh(Engine):
             return
         child = subprocess.Popen(
             [sys.executable, "-m", "salad.engines.mirror", "--lab", str(run.lab), run.run_id],
-            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
-        )  # fmt: skip
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
         _children.append(child)
         atomic.write_json(marked, processes.mark(child.pid))
 

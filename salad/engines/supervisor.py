@@ -106,9 +106,11 @@ def _attempt(run: RunFolder, spec: Spec, shard: int, rendezvous, first: bool, st
     with open(run.path / "log.txt", "ab") as log:
         child = subprocess.Popen(
             command(spec, str(run.lab), shard=shard, rendezvous=rendezvous),
-            stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
             process_group=0,  # a cluster signals whole groups: what goes on to the run is decided here
-        )  # fmt: skip
+        )
     signal.signal(signal.SIGUSR2, before)
     if first:
         with contextlib.suppress(Exception):  # it may be gone already

@@ -4,21 +4,28 @@ espeak's phoneme events are the labels. What it learns is how English sounds, no
 world that Stage I never spoke is new to everything downstream, as it would be at full size.
 """
 
+from __future__ import annotations
+
 import json
 import random
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from pydantic import Field
 
 from salad.config import Frozen
 from salad.miniature.folders import save_folder
+from salad.speech.utterance import Utterance
 from store import atomic
+
+if TYPE_CHECKING:
+    from salad.models.phone import PhoneEncoder
 
 BASES = ("en-us", "en-us", "gmw/en", "en-gb-x-rp")
 VARIANTS = (
@@ -48,7 +55,7 @@ class PhoneEncoderConfig(Frozen):
     lr: float = Field(3e-3, gt=0, description="peak of the one-cycle schedule")
     weight_decay: float = Field(0.01, ge=0)
 
-    def smoke(self) -> "PhoneEncoderConfig":
+    def smoke(self) -> PhoneEncoderConfig:
         """The smallest that runs; it has learnt next to nothing."""
         return self.model_copy(update={"utterances": 40, "held_out": 4, "steps": 20, "batch": 8})
 
@@ -94,7 +101,7 @@ def pseudo_word(rng: random.Random) -> str:
             return letters
 
 
-def utterances(seed: int, count: int, variants=VARIANTS, clean: float = 0.4):
+def utterances(seed: int, count: int, variants: Sequence[str] = VARIANTS, clean: float = 0.4) -> Iterator[Utterance]:
     """`count` utterances of pseudo-words, each in a voice, rate, pitch and (but for a share `clean`) room drawn from
     the seed."""
     from salad.speech.espeak import Espeak
@@ -105,7 +112,7 @@ def utterances(seed: int, count: int, variants=VARIANTS, clean: float = 0.4):
         yield recorded(tts.speak(text, any_voice(rng, variants), number), rng, clean)
 
 
-def any_voice(rng: random.Random, variants=VARIANTS) -> str:
+def any_voice(rng: random.Random, variants: Sequence[str] = VARIANTS) -> str:
     """An espeak voice with an accent, variant, rate, pitch and range of its own."""
     return (
         f"{rng.choice(BASES)}+{rng.choice(variants)}@"
@@ -113,7 +120,7 @@ def any_voice(rng: random.Random, variants=VARIANTS) -> str:
     )
 
 
-def recorded(utterance, rng: random.Random, clean: float):
+def recorded(utterance: Utterance, rng: random.Random, clean: float) -> Utterance:
     """The utterance in a room of its own or, for a share `clean` of them, as it is but for its loudness."""
     from salad.speech.room import record
 
@@ -130,7 +137,7 @@ def plain_phone(symbol: str) -> str:
     return {"": "_", "_:": "_", "a": "@", "i": "i:", "@L": "l"}.get(symbol, symbol)
 
 
-def labels(utterance, n_steps: int, phones: list[str], delay_s: float) -> np.ndarray:
+def labels(utterance: Utterance, n_steps: int, phones: list[str], delay_s: float) -> np.ndarray:
     """int64 [n_steps]: the phone `delay_s` before the middle of each 20 ms, -100 where it is not among `phones`."""
     index = {phone: i for i, phone in enumerate(phones)}
     ids = np.array([index.get(plain_phone(p.symbol), -100) for p in utterance.phones])
@@ -237,7 +244,7 @@ def _fold(conv, norm) -> None:
     )
 
 
-def phone_accuracy(model, spoken, delay_s: float) -> float:
+def phone_accuracy(model: PhoneEncoder, spoken: Iterable[Utterance], delay_s: float) -> float:
     """Share of sounding 20 ms steps of `spoken` (utterances with phones) whose phone the encoder tells."""
     import torch
 
@@ -246,7 +253,7 @@ def phone_accuracy(model, spoken, delay_s: float) -> float:
         for utterance in spoken:
             steps_TC = model(torch.from_numpy(utterance.samples)[None]).last_hidden_state.reshape(-1, model.config.bottleneck)
             predicted = model.phone_head(steps_TC).argmax(-1).numpy()
-            truth = labels(utterance, len(predicted), list(model.config.phones), delay_s)
+            truth = labels(utterance, len(predicted), list(model.config.phones or ()), delay_s)
             sounding = truth > 0  # 0 is silence, -100 a phone too rare to be told
             right += int((predicted == truth)[sounding].sum())
             total += int(sounding.sum())

@@ -70,8 +70,14 @@ def make_world(progress: Progress | None, lab: Path | str, config: WorldConfig, 
     return f"{documents} documents, {sum(built.items.values())} items"
 
 
-def _train_as_run(progress: Progress | None, lab: Path | str, kind: str, config: dict, steps: int,
-                  work: Callable[[Callable[[int, float], None]], object]) -> RunFolder:  # fmt: skip
+def _train_as_run(
+    progress: Progress | None,
+    lab: Path | str,
+    kind: str,
+    config: dict,
+    steps: int,
+    work: Callable[[Callable[[int, float], None]], object],
+) -> RunFolder:
     """Train one of the miniature's own models inside a run folder, its losses in `metrics`; `work(on_step)` trains.
 
     There is no checkpoint: a training that was stopped begins again."""

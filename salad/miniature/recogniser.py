@@ -4,12 +4,15 @@ It learns from texts of the world spoken in many voices and rooms, and writes th
 and punctuation included, as Whisper does: so that a cascade hands the LLM the kind of text that it knows.
 """
 
+from __future__ import annotations
+
 import json
 import random
 import string
 import unicodedata
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pydantic import Field
 
@@ -18,6 +21,11 @@ from salad.errors import SaladError
 from salad.miniature.encoder import any_voice, recorded
 from salad.miniature.folders import save_folder
 from store import atomic, ids
+
+if TYPE_CHECKING:
+    from transformers import Wav2Vec2Processor
+
+    from salad.models.phone import PhoneConfig
 
 # <pad> is CTC's blank, | a space
 VOCABULARY = ("<pad>", "<unk>", "|", *".,?!'-%°:;", *string.digits, *string.ascii_uppercase, *string.ascii_lowercase)
@@ -42,7 +50,7 @@ class RecogniserConfig(Frozen):
     lr: float = Field(4e-3, gt=0, description="peak of the one-cycle schedule")
     weight_decay: float = Field(0.01, ge=0)
 
-    def smoke(self) -> "RecogniserConfig":
+    def smoke(self) -> RecogniserConfig:
         """The smallest that runs; it has learnt next to nothing."""
         return self.model_copy(update={"steps": 20})
 
@@ -55,7 +63,7 @@ def characters(text: str) -> str:
     return " ".join("".join(c if c in VOCABULARY else " " * c.isspace() for c in plain).split())
 
 
-def processor(config):
+def processor(config: PhoneConfig) -> Wav2Vec2Processor:
     """The feature extractor and the tokenizer of characters, as one `Wav2Vec2Processor`."""
     import tempfile
 
@@ -146,8 +154,11 @@ def train_recogniser(
         model.train()
         optimizer = torch.optim.AdamW(
             [p for p in model.parameters() if p.requires_grad],
-            config.lr, betas=(0.9, 0.98), weight_decay=config.weight_decay, fused=True,
-        )  # fmt: skip
+            config.lr,
+            betas=(0.9, 0.98),
+            weight_decay=config.weight_decay,
+            fused=True,
+        )
         schedule = torch.optim.lr_scheduler.OneCycleLR(
             optimizer, config.lr, total_steps=config.steps, pct_start=0.15, cycle_momentum=False
         )

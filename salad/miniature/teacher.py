@@ -1,15 +1,21 @@
 """The miniature's teacher: a tiny Qwen2 trained on the world's text, saved as a Hugging Face folder."""
 
+from __future__ import annotations
+
 import json
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pydantic import Field
 
 from salad.config import Frozen
 from salad.miniature.folders import save_folder
 from store import atomic, ids
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 class TeacherConfig(Frozen):
@@ -32,7 +38,7 @@ class TeacherConfig(Frozen):
 def train_teacher(
     config: TeacherConfig,
     texts: list[str],
-    tokenizer,
+    tokenizer: PreTrainedTokenizerBase,
     folder: Path | str,
     on_step: Callable[[int, float], None] | None = None,
 ) -> dict:
@@ -124,7 +130,7 @@ def batches(encoded: list[list[int]], size: int, seed: int) -> Iterator[list[lis
                 yield [encoded[n] for n in batch]
 
 
-def load_teacher(folder: Path | str):
+def load_teacher(folder: Path | str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """(model, tokenizer) as any Hugging Face folder is loaded, from local files only."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer

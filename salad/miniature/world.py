@@ -4,6 +4,8 @@ Everything is read as a real study's files are: Parquet corpora under lab/corpor
 Hugging Face tokenizer folder under lab/models/tokenizer. The facts are in `salad.miniature.facts`.
 """
 
+from __future__ import annotations
+
 import hashlib
 import io
 import json
@@ -13,7 +15,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -24,6 +26,9 @@ from salad.errors import SaladError
 from salad.miniature.facts import BROAD, CONNECTIVES, DOMAINS, FOREIGN, WORLD, Attribute, Domain
 from salad.miniature.folders import save_folder
 from store import atomic
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 COLUMNS = ("doc_id", "text", "source", "licence", "language", "domain", "planted")
 FAULTS = ("exact duplicate", "near duplicate", "formula", "code", "table", "url", "other language")
@@ -312,7 +317,7 @@ def parquet(rows: list[dict]) -> bytes:
     return buffer.getvalue()
 
 
-def train_tokenizer(texts: list[str], vocabulary: int):
+def train_tokenizer(texts: list[str], vocabulary: int) -> PreTrainedTokenizerFast:
     """A byte-level BPE tokenizer of `vocabulary` entries that splits as Qwen2's does, as a transformers tokenizer.
 
     Every text begins with <s>. Offsets are untrimmed: a token's span starts at the space before it. Text is cut

@@ -3,6 +3,7 @@
 import math
 
 import torch
+from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from salad.objective.checks import chunk_size, rows_with_loss
@@ -11,8 +12,16 @@ from salad.objective.projection import Head
 DIVERGENCES = ("forward_kl", "reverse_kl", "jsd")
 
 
-def other_divergence(student_hidden, student_head: Head, teacher_hidden, teacher_head: Head, targets, vocab_size, chunk_rows,
-                     divergence):  # fmt: skip
+def other_divergence(
+    student_hidden: Tensor,
+    student_head: Head,
+    teacher_hidden: Tensor,
+    teacher_head: Head,
+    targets: Tensor,
+    vocab_size: int,
+    chunk_rows: int | None,
+    divergence: str,
+) -> tuple[Tensor, Tensor]:
     """Reverse KL or JSD, and NLL, of every row [N]; 0 where a target is negative."""
     rows = rows_with_loss(targets, vocab_size)
     rows = torch.arange(targets.numel(), device=targets.device) if rows is None else rows
@@ -37,4 +46,5 @@ def other_divergence(student_hidden, student_head: Head, teacher_hidden, teacher
     empty = torch.zeros(targets.numel(), dtype=dtype, device=targets.device)
     if not chunks:
         return empty, empty
-    return tuple(empty.index_put((rows,), torch.cat(parts)) for parts in zip(*chunks, strict=True))
+    d, nll = (empty.index_put((rows,), torch.cat(parts)) for parts in zip(*chunks, strict=True))
+    return d, nll

@@ -1,4 +1,4 @@
-"""What the objective is given, looked at before anything is computed: a SaladError in one line says what does not fit."""
+"""Checks of the objective's arguments before anything is computed: a SaladError says in one line what does not fit."""
 
 import torch
 from torch import Tensor
@@ -10,6 +10,7 @@ CHUNK_ROWS = {"cpu": 256, "cuda": 1024}  # rows projected at a time
 
 
 def chunk_size(chunk_rows: int | None, device: torch.device) -> int:
+    """Rows to project at a time: `chunk_rows`, or the default of the device. Raises SaladError for less than 1."""
     if chunk_rows is None:
         return CHUNK_ROWS.get(device.type, CHUNK_ROWS["cuda"])
     if chunk_rows < 1:
@@ -18,6 +19,8 @@ def chunk_size(chunk_rows: int | None, device: torch.device) -> int:
 
 
 def rows_with_loss(targets: Tensor, vocab_size: int) -> Tensor | None:
+    """Indices of the targets [N] that carry loss (those >= 0), int64; None where all do. Raises SaladError for a target that
+    is not below `vocab_size`, or is no integer."""
     if targets.numel() == 0:
         return None
     if targets.is_floating_point():
@@ -31,6 +34,7 @@ def rows_with_loss(targets: Tensor, vocab_size: int) -> Tensor | None:
 
 
 def check_mixture(what: str, alpha: float, reduction: str) -> None:
+    """Raise SaladError for an alpha outside [0, 1] or an unknown reduction; `what` names the caller."""
     if not 0.0 <= alpha <= 1.0:
         raise SaladError(f"{what}: alpha is {alpha}; it must lie in [0, 1]")
     if reduction not in ("mean", "sum", "none"):

@@ -8,12 +8,26 @@ from torch import Tensor
 from salad.errors import SaladError
 from salad.objective.checks import chunk_size
 from salad.objective.logits import kl, log_softmax_, logit_gradient_, weight_at
-from salad.objective.projection import project, sum_dtype, wide_tile
+from salad.objective.projection import Projection, project, sum_dtype, wide_tile
 
 
-def row_chunks(student, teacher, targets, rows, chunk_rows, kl_weight, nll_weight, wants_hidden, wants_head, wants_bias,
-               compile=False):  # fmt: skip
-    """(d, nll, gradients of hidden states, head and bias or None): all ids of some rows at a time."""
+def row_chunks(
+    student: Projection,
+    teacher: Projection,
+    targets: Tensor,
+    rows: Tensor | None,
+    chunk_rows: int | None,
+    kl_weight: float | Tensor,
+    nll_weight: float | Tensor,
+    wants_hidden: bool,
+    wants_head: bool,
+    wants_bias: bool,
+    compile: bool = False,
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    """The fast pass: all ids of `chunk_rows` rows at a time.
+
+    Returns (KL [N], NLL [N], gradients of the hidden states, the head and the bias; None where not wanted). `rows`: the rows
+    that carry loss, None for all; `compile`: fuse the element-wise middle with torch.compile."""
     device, vocab_size, dtype = targets.device, student.vocab_size, sum_dtype(student, teacher)
     d, nll = torch.zeros(2, targets.numel(), dtype=dtype, device=device)
     total = targets.numel() if rows is None else rows.numel()
@@ -24,8 +38,9 @@ def row_chunks(student, teacher, targets, rows, chunk_rows, kl_weight, nll_weigh
     wide = wide_tile((student, teacher), dtype)
     grad_hidden = torch.zeros_like(student.hidden) if wants_hidden else None
     one_chunk = wants_head and 0 < total <= size  # then nothing is summed over chunks
-    grad_head = torch.zeros(student.source.shape, dtype=student.dtype if one_chunk else dtype, device=device) \
-        if wants_head else None  # fmt: skip
+    grad_head = (
+        torch.zeros(student.source.shape, dtype=student.dtype if one_chunk else dtype, device=device) if wants_head else None
+    )
     grad_bias = torch.zeros(len(student.head), dtype=dtype, device=device) if wants_bias else None
     for start in range(0, total, size or 1):
         chunk = slice(start, min(start + size, total))
@@ -43,32 +58,41 @@ def row_chunks(student, teacher, targets, rows, chunk_rows, kl_weight, nll_weigh
             log_softmax_(log_p)
             log_softmax_(log_q)
             nll[at] = -log_p.gather(1, target).squeeze(1)
-            d[at] = kl(log_q, log_p, *q, work=log_q)
+            d[at] = kl(log_q, log_p, q[0], work=log_q)
             if not wants:
                 continue
             slope = None
             if lse is not None:  # the logits again, from a target's logit and log-probability; `log_q` is free by now
                 lse -= log_p.gather(1, target)
                 slope = student.slope(torch.add(log_p, lse, out=log_q), out=log_q)
-            gradient = logit_gradient_(log_p.exp_(), *q, target, 1, weight_at(kl_weight, at), weight_at(nll_weight, at))
+            gradient = logit_gradient_(log_p.exp_(), q[0], target, 1, weight_at(kl_weight, at), weight_at(nll_weight, at))
             if slope is not None:
                 gradient.mul_(slope)
             if student.scale != 1.0:
                 gradient.mul_(student.scale)
-        if wants_bias:  # which stands behind the scale
+        if grad_bias is not None:  # which stands behind the scale
             grad_bias += gradient.sum(0, dtype=dtype) / student.scale
         narrow = student.narrow(gradient, spare=log_q)
-        if wants_hidden:
+        if grad_hidden is not None:
             grad_hidden[at] = torch.mm(narrow, student.head).to(grad_hidden.dtype)
-        if one_chunk:
+        if grad_head is not None and one_chunk:
             torch.mm(narrow.t(), student.rows(at), out=grad_head[:vocab_size])
-        elif wants_head:
+        elif grad_head is not None:
             student.add_product(grad_head[:vocab_size], gradient.t(), narrow.t(), student.rows(at))
         del gradient, narrow  # a fused one is its own memory: never two at a time
     return d, nll, grad_hidden, None if grad_head is None else grad_head.to(student.source.dtype), grad_bias
 
 
-def of_logits(student, teacher, target, kl_weight, nll_weight, dtype: torch.dtype, scale: float, cap: float | None):
+def of_logits(
+    student: Tensor,
+    teacher: Tensor,
+    target: Tensor,
+    kl_weight: float,
+    nll_weight: float,
+    dtype: torch.dtype,
+    scale: float,
+    cap: float | None,
+) -> tuple:
     """KL and NLL [R] of logits [R, V] in one go with the gradient in `dtype` of what the head's matrix
     gives, weights [R, 1]: for torch.compile. The same operations on both sides, so that equal logits give exactly 0."""
     log_p = student - student.logsumexp(1, keepdim=True)

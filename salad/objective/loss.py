@@ -96,8 +96,8 @@ def distillation_loss(
             student_hidden_NH, student, teacher_hidden_NG.detach(), teacher, targets_N, vocab_size, chunk_rows, divergence,
         )  # fmt: skip
         loss = alpha * d + (1.0 - alpha) * nll
-        kept = {"mean": (targets_N >= 0).sum().clamp_min(1), "sum": 1, "none": None}[reduction]
-        scaled = [x if kept is None else x.sum() / kept for x in (loss, d, nll)]
+        divisor = (targets_N >= 0).sum().clamp_min(1) if reduction == "mean" else 1
+        scaled = [x if reduction == "none" else x.sum() / divisor for x in (loss, d, nll)]
         return DistillationLoss(scaled[0], *((d.detach(), nll.detach()) if per_position else scaled[1:]))
     out = _DistillationLoss.apply(
         student_hidden_NH, student.weight, student.bias, teacher_hidden_NG.detach(), teacher, targets_N, student,
@@ -109,9 +109,23 @@ def distillation_loss(
 class _DistillationLoss(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx, student_hidden, weight, bias, teacher_hidden, teacher, targets, student, alpha, vocab_size, reduction, chunk_rows,
-        vocab_tile, compile, grad_enabled, per_position,
-    ):  # fmt: skip
+        ctx,
+        student_hidden,
+        weight,
+        bias,
+        teacher_hidden,
+        teacher,
+        targets,
+        student,
+        alpha,
+        vocab_size,
+        reduction,
+        chunk_rows,
+        vocab_tile,
+        compile,
+        grad_enabled,
+        per_position,
+    ):
         ctx.rows = rows_with_loss(targets, vocab_size)
         kept = targets.numel() if ctx.rows is None else ctx.rows.numel()
         ctx.scale = 1.0 / max(kept, 1) if reduction == "mean" else 1.0
@@ -161,8 +175,10 @@ def _pass(ctx, inputs, kl_weight, nll_weight, wants_hidden, wants_head, wants_bi
     The weights are floats that add up to 1, or tensors [N].
     """
     student_hidden, weight, bias, teacher_hidden, teacher_weight, teacher_bias, targets = inputs
-    heads = [head._replace(weight=w, bias=b) for head, w, b in zip(ctx.heads, (weight, teacher_weight), (bias, teacher_bias),
-                                                                   strict=True)]  # fmt: skip
+    heads = [
+        head._replace(weight=w, bias=b)
+        for head, w, b in zip(ctx.heads, (weight, teacher_weight), (bias, teacher_bias), strict=True)
+    ]
     student = Projection(student_hidden, heads[0], ctx.vocab_size)
     teacher = Projection(teacher_hidden, heads[1], ctx.vocab_size)
     wants = (wants_hidden, wants_head, wants_bias)

@@ -1,7 +1,7 @@
 """From hidden states and heads to logits: rows of `[N, V]` at a time, in float32 whatever the inputs' type."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
@@ -53,7 +53,7 @@ class Projection:
         self.hidden, self.source, self.vocab_size = hidden, head, vocab_size
         self.head = head[:vocab_size].to(self.dtype)
 
-    def rows(self, at) -> Tensor:
+    def rows(self, at: slice | Tensor) -> Tensor:
         return self.hidden[at].to(self.dtype)
 
     def widens(self, dtype: torch.dtype) -> bool:
@@ -91,7 +91,9 @@ class Projection:
             sums.addmm_(gradient, factor)
 
 
-def project(projections, at, outs, wide: Tensor | None, ids: slice | None = None) -> None:
+def project(
+    projections: Sequence[Projection], at: slice | Tensor, outs: Sequence[Tensor], wide: Tensor | None, ids: slice | None = None
+) -> None:
     """Logits of the rows `at` for the given ids (all) into `outs`, in their type whatever the inputs' type.
 
     Half precision on CUDA writes float32 (`out_dtype`). torch cannot on CPU: there the head passes through a float32
@@ -117,7 +119,7 @@ def project(projections, at, outs, wide: Tensor | None, ids: slice | None = None
             projection.finish(out, slice(start, stop))
 
 
-def wide_tile(projections, dtype: torch.dtype, tile: int = HEAD_TILE) -> Tensor | None:
+def wide_tile(projections: Sequence[Projection], dtype: torch.dtype, tile: int = HEAD_TILE) -> Tensor | None:
     sizes = [min(tile, HEAD_TILE, p.vocab_size) * p.head.shape[1] for p in projections if p.widens(dtype)]
     return torch.empty(max(sizes), dtype=dtype, device=projections[0].head.device) if sizes else None
 

@@ -7,13 +7,15 @@ computed in float32, e without them in float16, and c is what makes the record's
 `objective.teacher_cache=true` trains with it.
 """
 
+from __future__ import annotations
+
 import hashlib
 import json
 import os
 import sys
 import uuid
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import xxhash
@@ -26,6 +28,11 @@ from salad.objective.checks import check_mixture, check_pair, chunk_size, rows_w
 from salad.objective.loss import DistillationLoss
 from salad.objective.projection import HEAD_TILE, Head, Projection, as_head, project, sum_dtype, wide_tile, without_autocast
 from store import atomic
+
+if TYPE_CHECKING:
+    from salad.config import RunConfig
+    from salad.data.batches import Batch
+    from salad.data.loading import Loader
 
 TOP = 8  # ids of the teacher that are kept apart
 FLUSH_BYTES = 256 * 2**20  # of new records wait in memory for a file of their own
@@ -261,7 +268,7 @@ class TeacherCache:
     def __len__(self) -> int:
         return len(self._texts) + len(self._new)
 
-    def check_size(self, loader, config) -> str:
+    def check_size(self, loader: Loader, config: RunConfig) -> str:
         """How large it becomes, in words; a SaladError above `objective.teacher_cache_gb`. An estimate from some texts."""
         positions = 0.0
         for source in loader.sources.values():
@@ -283,7 +290,7 @@ class TeacherCache:
             )
         return f"teacher cache: up to {size} in {self.folder}; {len(self):,} texts, {there_gb:.3g} GB, are there"
 
-    def record(self, batch, model) -> TeacherRecord:
+    def record(self, batch: Batch, model: Any) -> TeacherRecord:
         """The record at the batch's N positions, on the batch's device; the teacher reads only texts that are new."""
         rows, samples = batch.text_rows_N.cpu(), batch.sample_N.cpu()
         device = batch.text_rows_N.device

@@ -1,13 +1,28 @@
 """The pass with little memory: all rows and some ids at a time, each tile projected twice, five products a row."""
 
 import torch
+from torch import Tensor
 
 from salad.objective.logits import logit_gradient_, weight_at
-from salad.objective.projection import project, sum_dtype, wide_tile
+from salad.objective.projection import Projection, project, sum_dtype, wide_tile
 
 
-def vocabulary_tiles(student, teacher, targets, rows, tile, kl_weight, nll_weight, wants_hidden, wants_head, wants_bias):
-    """The way with little memory: all rows, some ids at a time, and each tile projected twice (sums, then gradient)."""
+def vocabulary_tiles(
+    student: Projection,
+    teacher: Projection,
+    targets: Tensor,
+    rows: Tensor | None,
+    tile: int,
+    kl_weight: float | Tensor,
+    nll_weight: float | Tensor,
+    wants_hidden: bool,
+    wants_head: bool,
+    wants_bias: bool,
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    """The low-memory pass: all rows and `tile` ids at a time; each tile is projected twice, for the sums and for the gradient.
+
+    Returns (KL [N], NLL [N], gradients of the hidden states, the head and the bias; None where not wanted). `rows`: the rows
+    that carry loss, None for all."""
     device, vocab_size, dtype = targets.device, student.vocab_size, sum_dtype(student, teacher)
     d, nll = torch.zeros(2, targets.numel(), dtype=dtype, device=device)
     grad_hidden = torch.zeros_like(student.hidden) if wants_hidden else None
@@ -52,23 +67,21 @@ def vocabulary_tiles(student, teacher, targets, rows, tile, kl_weight, nll_weigh
 
     hidden = student.rows(at)
     sums = torch.zeros(hidden.shape, dtype=dtype, device=device) if wants_hidden else None
-    kl_weight, nll_weight = weight_at(kl_weight, at), weight_at(nll_weight, at)
+    weights = weight_at(kl_weight, at), weight_at(nll_weight, at)
     for ids, s, t, work, index, hit in tiles():
         slope = None if student.soft_cap is None else student.slope(s, out=work)
-        gradient = logit_gradient_(
-            s.sub_(lse_s).exp_(), t.sub_(lse_t).exp_(), index, hit, kl_weight, nll_weight
-        )  # fmt: skip
+        gradient = logit_gradient_(s.sub_(lse_s).exp_(), t.sub_(lse_t).exp_(), index, hit, *weights)
         if slope is not None:
             gradient.mul_(slope)
         if student.scale != 1.0:
             gradient.mul_(student.scale)
-        if wants_bias:
+        if grad_bias is not None:
             grad_bias[ids] = gradient.sum(0) / student.scale
         narrow = student.narrow(gradient, spare=work)
-        if wants_hidden:
+        if sums is not None:
             student.add_product(sums, gradient, narrow, student.head[ids])
-        if wants_head:
+        if grad_head is not None:
             grad_head[ids] = torch.mm(narrow.t(), hidden).to(grad_head.dtype)
-    if wants_hidden:
+    if grad_hidden is not None and sums is not None:
         grad_hidden[at] = sums.to(grad_hidden.dtype)
     return d, nll, grad_hidden, grad_head, grad_bias

@@ -48,8 +48,7 @@ def pending(lab: Path | str, parts: Sequence[Part]) -> list[Part]:
     return [part for part, exists in zip(parts, units, strict=True) if not (all(exists) and part.whole())]
 
 
-def run_parts(lab: Path | str, parts: Sequence[Part], shard: int = 0, shards: int = 1,
-       progress: Progress | None = None) -> None:  # fmt: skip
+def run_parts(lab: Path | str, parts: Sequence[Part], shard: int = 0, shards: int = 1, progress: Progress | None = None) -> None:
     """Make shard `shard`'s parts that are not done. `progress(done, total)` counts what the parts count.
 
     A part whose input is damaged is passed over, and the others go on; at the end a SaladError names the faults. A
@@ -84,8 +83,9 @@ def run_parts(lab: Path | str, parts: Sequence[Part], shard: int = 0, shards: in
         more = f"; and {len(faults) - MAX_NAMED} more" if len(faults) > MAX_NAMED else ""
         raise SaladError(
             f"{len(faults)} of {len(own_parts)} parts could not be made, the others are done: "
-            + "; ".join(faults[:MAX_NAMED]) + more
-        )  # fmt: skip
+            + "; ".join(faults[:MAX_NAMED])
+            + more
+        )
 
 
 def report_progress(run: RunFolder, progress: Progress | None = None) -> Progress:
@@ -102,8 +102,15 @@ def report_progress(run: RunFolder, progress: Progress | None = None) -> Progres
     return report
 
 
-def run_once(lab: Path | str, name: str, config: dict, work: Callable[[RunFolder, Progress], None], kind: str = "pass",
-           parent: str | None = None, progress: Progress | None = None) -> RunFolder:  # fmt: skip
+def run_once(
+    lab: Path | str,
+    name: str,
+    config: dict,
+    work: Callable[[RunFolder, Progress], None],
+    kind: str = "pass",
+    parent: str | None = None,
+    progress: Progress | None = None,
+) -> RunFolder:
     """Do `work(run, progress)` inside a run folder of its own, unless that run is done already. Returns the folder.
 
     The progress that `work` is given is `report_progress`: asked to stop, the work ends where it tells of itself next."""

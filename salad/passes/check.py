@@ -14,8 +14,9 @@ from salad.passes.synthesise import checked
 from store.units import MEMBER
 
 
-def check(lab: Path | str, speech: str, asr: str, load: Callable, shard: int = 0, shards: int = 1,
-          progress: Progress | None = None) -> None:  # fmt: skip
+def check(
+    lab: Path | str, speech: str, asr: str, load: Callable, shard: int = 0, shards: int = 1, progress: Progress | None = None
+) -> None:
     """Publish the units of lab/speech/<speech> again with what the recogniser `asr` (made by `load`) makes of them.
 
     A unit is done where this recogniser has heard all of it. Recordings are checked against their text, before and
@@ -47,9 +48,11 @@ def parts(lab: Path | str, speech: str, asr: str, load: Callable) -> list[Part]:
                 loaded.append(load())
             there = rows.to_pylist()
             ids = sorted({row["sample_id"] for row in there})
-            texts = dict(store.connect(lab).execute(
-                "select sample_id, text from samples where sample_id in (select unnest(?))", [ids]).fetchall()
-            )  # fmt: skip
+            texts = dict(
+                store.connect(lab)
+                .execute("select sample_id, text from samples where sample_id in (select unnest(?))", [ids])
+                .fetchall()
+            )
             lost = next((i for i in ids if i not in texts), None)
             if lost is not None:
                 raise SaladError(f"{there[0]['audio_path']}: the text {lost} of a recording is not in `samples`")

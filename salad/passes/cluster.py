@@ -19,8 +19,9 @@ BATCH = 16_384
 MAX_TEXTS_FOR_TERMS = 500_000  # texts that the clusters' terms are taken from, at most
 
 
-def cluster(lab: Path | str, run_id: str | None, model_name: str, corpus: str, n_clusters: int, seed: int,
-            held: int = HELD) -> str:  # fmt: skip
+def cluster(
+    lab: Path | str, run_id: str | None, model_name: str, corpus: str, n_clusters: int, seed: int, held: int = HELD
+) -> str:
     """Publish a balanced clustering of the corpus's embeddings (`clusters`, `assignments`); returns its id.
 
     Over `held` bytes of vectors lie in a file without a name beside the lab's tables while this lasts; memory is then

@@ -1,8 +1,10 @@
 """Embed the texts of a corpus: by the LLM's own hidden states (the default: no further model), or a sentence model."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -14,6 +16,9 @@ from salad.models.heads import before_head, head_of
 from salad.objective import distillation_loss
 from salad.passes import Part, Progress, run_parts
 from store.ids import digest
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 PART = 4096  # texts a unit
 
@@ -29,7 +34,7 @@ class Embedder(Protocol):
     def __call__(self, texts: list[str], tick=None) -> Embedded: ...
 
 
-def of_llm(llm, tokenizer, batch: int = 64) -> Embedder:
+def of_llm(llm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch: int = 64) -> Embedder:
     """Mean-pooled last hidden states of a causal LM, and its mean NLL of each text from the second token on."""
 
     @torch.no_grad()
@@ -49,8 +54,9 @@ def of_llm(llm, tokenizer, batch: int = 64) -> Embedder:
             hidden = llm.get_decoder()(input_ids=inputs, use_cache=False).last_hidden_state
             targets = torch.where(mask[:, 1:, 0] > 0, inputs[:, 1:], -1)
             before = before_head(llm, hidden[:, :-1].flatten(0, 1))
-            loss = distillation_loss(before, head, before, head, targets.flatten(), alpha=0.0,
-                                     vocab_size=len(tokenizer), reduction="none")  # fmt: skip
+            loss = distillation_loss(
+                before, head, before, head, targets.flatten(), alpha=0.0, vocab_size=len(tokenizer), reduction="none"
+            )
             count = (targets >= 0).sum(1)
             mean = loss.nll.view(targets.shape).sum(1) / count
             nll[group] = torch.where(count > 0, mean, torch.nan).double().cpu().numpy()
@@ -87,8 +93,15 @@ def of_sentences(name: str, lab: Path | str | None = None) -> Embedder:
     return embed
 
 
-def embed(lab: Path | str, load: Callable[[], Embedder], corpus: str, model_name: str, shard: int = 0, shards: int = 1,
-          progress: Progress | None = None) -> None:  # fmt: skip
+def embed(
+    lab: Path | str,
+    load: Callable[[], Embedder],
+    corpus: str,
+    model_name: str,
+    shard: int = 0,
+    shards: int = 1,
+    progress: Progress | None = None,
+) -> None:
     """Publish `embeddings` of the corpus's speakable samples under `model_name`, PART texts a unit.
 
     Texts with a flag (formula, code, url …) are left out. `load` makes the embedder, when it is needed. SaladError

@@ -13,8 +13,16 @@ from salad.passes import Part, Progress, run_parts
 ASKED_GB = 50.0  # more than this is written only with --yes
 
 
-def encode(lab: Path | str, load: Callable[[], SpeechEncoder], encoder_sha256: str, spoken: list[SpokenText],
-           dtype: str = "float32", shard: int = 0, shards: int = 1, progress: Progress | None = None) -> None:  # fmt: skip
+def encode(
+    lab: Path | str,
+    load: Callable[[], SpeechEncoder],
+    encoder_sha256: str,
+    spoken: list[SpokenText],
+    dtype: str = "float32",
+    shard: int = 0,
+    shards: int = 1,
+    progress: Progress | None = None,
+) -> None:
     """Write the frames of `spoken` under the encoder that `load` gives to lab/frames (salad.data.frames).
 
     A shard of lab/speech is a part, done when its frames are whole and of the sound that the shard now holds. SaladError
@@ -22,8 +30,9 @@ def encode(lab: Path | str, load: Callable[[], SpeechEncoder], encoder_sha256: s
     run_parts(lab, parts(lab, load, encoder_sha256, spoken, dtype), shard, shards, progress)
 
 
-def parts(lab: Path | str, load: Callable[[], SpeechEncoder], encoder_sha256: str, spoken: list[SpokenText],
-          dtype: str = "float32") -> list[Part]:  # fmt: skip
+def parts(
+    lab: Path | str, load: Callable[[], SpeechEncoder], encoder_sha256: str, spoken: list[SpokenText], dtype: str = "float32"
+) -> list[Part]:
     """The pass's parts, one for each shard of speech. They publish no unit: `whole` says whether one is done."""
     if dtype not in frames.DTYPES:
         raise SaladError(f"--dtype {dtype}: frames are kept in {' or '.join(frames.DTYPES)}")

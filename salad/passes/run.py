@@ -4,10 +4,13 @@ Each is a function of (lab, …, shard, shards, progress) that says in a line wh
 is done and makes again what is damaged. Its keyword arguments are its options.
 """
 
+from __future__ import annotations
+
 import inspect
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
 
 import store
 from salad import lookup, parts
@@ -18,14 +21,29 @@ from salad.passes import Progress, report_progress, run_parts
 from salad.runs import RunFolder, read_json, renewing, running
 from salad.speech.check import recogniser_of
 
+if TYPE_CHECKING:
+    from torch.nn import Module
+
+    from salad.data.corpora import SpokenText
+    from salad.engines import Run
+    from salad.models.encoders import SpeechEncoder
+
+ModuleT = TypeVar("ModuleT", bound="Module")
 GIVEN = ("lab", "shard", "shards", "progress", "run")  # what is no option of a pass
 
 
 # --- the passes ---
 
 
-def embed_pass(lab, corpus: str = "broad", model: str = "teacher", *, shard: int = 0, shards: int = 1,
-               progress: Progress | None = None) -> str:  # fmt: skip
+def embed_pass(
+    lab: Path | str,
+    corpus: str = "broad",
+    model: str = "teacher",
+    *,
+    shard: int = 0,
+    shards: int = 1,
+    progress: Progress | None = None,
+) -> str:
     """Embed a corpus: by the newest Stage I's LLM (`teacher`), or a sentence-transformers model by name."""
     from salad.passes.embed import embed, of_llm, of_sentences
 
@@ -36,9 +54,18 @@ def embed_pass(lab, corpus: str = "broad", model: str = "teacher", *, shard: int
     return f"{corpus} embedded by {model}"
 
 
-def cluster_pass(lab, corpus: str = "broad", model: str = "teacher", k: int = 16, seed: int = 0, *,
-                 run: RunFolder | None = None, shard: int = 0, shards: int = 1,
-                 progress: Progress | None = None) -> str:  # fmt: skip
+def cluster_pass(
+    lab: Path | str,
+    corpus: str = "broad",
+    model: str = "teacher",
+    k: int = 16,
+    seed: int = 0,
+    *,
+    run: RunFolder | None = None,
+    shard: int = 0,
+    shards: int = 1,
+    progress: Progress | None = None,
+) -> str:
     """Cluster an embedded corpus into `k` balanced clusters; what is not embedded yet is embedded first."""
     from salad.passes.cluster import cluster
 
@@ -48,9 +75,20 @@ def cluster_pass(lab, corpus: str = "broad", model: str = "teacher", k: int = 16
     return f"clustering {cluster(lab, None if run is None else run.run_id, model, corpus, k, seed)}, {k} clusters"
 
 
-def probe_pass(lab, clustering: str | None = None, per_cluster: int = 6, tts: str = "espeak",
-               voices: tuple[str, ...] = ("en-us@rate=195", "en-us+f3@rate=195"), seed: int = 0, asr: str | None = None,
-               speech: str = "probe", *, shard: int = 0, shards: int = 1, progress: Progress | None = None) -> str:  # fmt: skip
+def probe_pass(
+    lab: Path | str,
+    clustering: str | None = None,
+    per_cluster: int = 6,
+    tts: str = "espeak",
+    voices: tuple[str, ...] = ("en-us@rate=195", "en-us+f3@rate=195"),
+    seed: int = 0,
+    asr: str | None = None,
+    speech: str = "probe",
+    *,
+    shard: int = 0,
+    shards: int = 1,
+    progress: Progress | None = None,
+) -> str:
     """Speak some texts of each cluster, each in every voice, checked by the recogniser."""
     from salad.passes.cluster import probe_texts
     from salad.passes.synthesise import jobs_of, synthesise
@@ -63,14 +101,25 @@ def probe_pass(lab, clustering: str | None = None, per_cluster: int = 6, tts: st
     engine, jobs = load_tts(tts), jobs_of(texts, tuple(voices), seed, per_text=len(voices))
     asr, load = recogniser_of(lab, asr)
     made_from = {"seed": seed, "tts": engine.name, "jobs": store.ids.digest([vars(job) for job in jobs])}
-    seconds = synthesise(lab, speech, jobs, engine, made_from, load() if asr else None, progress=progress, shard=shard,
-                         shards=shards)  # fmt: skip
+    seconds = synthesise(
+        lab, speech, jobs, engine, made_from, load() if asr else None, progress=progress, shard=shard, shards=shards
+    )
     return f"{len(texts)} texts in {len(voices)} voices, {seconds:.0f} s in lab/speech/{speech}"
 
 
-def synthesise_pass(lab, selection: str, tts: str = "espeak", voices: tuple[str, ...] = ("en-us@rate=195",), seed: int = 0,
-                    budget_h: float | None = None, asr: str | None = None, *, shard: int = 0, shards: int = 1,
-                    progress: Progress | None = None) -> str:  # fmt: skip
+def synthesise_pass(
+    lab: Path | str,
+    selection: str,
+    tts: str = "espeak",
+    voices: tuple[str, ...] = ("en-us@rate=195",),
+    seed: int = 0,
+    budget_h: float | None = None,
+    asr: str | None = None,
+    *,
+    shard: int = 0,
+    shards: int = 1,
+    progress: Progress | None = None,
+) -> str:
     """Speak a selection in draw order up to its budget, skipping what reviewers dropped; checked by the recogniser."""
     from salad.passes.synthesise import jobs_of, synthesise
     from salad.selection import to_synthesise
@@ -93,8 +142,15 @@ def synthesise_pass(lab, selection: str, tts: str = "espeak", voices: tuple[str,
     return f"{seconds / 3600:.2f} h of {budget_h:.2f} h spoken; new in lab/speech/{name}"
 
 
-def check_pass(lab, speech: str = "probe", asr: str | None = None, *, shard: int = 0, shards: int = 1,
-               progress: Progress | None = None) -> str:  # fmt: skip
+def check_pass(
+    lab: Path | str,
+    speech: str = "probe",
+    asr: str | None = None,
+    *,
+    shard: int = 0,
+    shards: int = 1,
+    progress: Progress | None = None,
+) -> str:
     """Transcript, CER, WER and flags of a speech folder under a recogniser (by default lab/models/recogniser)."""
     from salad.passes.check import check
 
@@ -102,16 +158,27 @@ def check_pass(lab, speech: str = "probe", asr: str | None = None, *, shard: int
     if asr is None:
         raise SaladError(f"{lab} has no models/recogniser; name one with --asr (openai/whisper-small, a folder …)")
     check(lab, speech, asr, load, shard, shards, progress)
-    row = store.connect(lab).execute(
-        "select count(*), avg(cer), count(*) filter (cer > 0.25) from syntheses where speech = ?", [speech]
-    ).fetchone()  # fmt: skip
+    row = (
+        store.connect(lab)
+        .execute("select count(*), avg(cer), count(*) filter (cer > 0.25) from syntheses where speech = ?", [speech])
+        .fetchone()
+    )
     mean = "no CER" if row[1] is None else f"mean CER {row[1]:.3f}"
     return f"{row[0]} recordings of {speech}: {mean}, {row[2]} above 0.25"
 
 
-def score_pass(lab, run_id: str | None = None, step: int | None = None, speech: str = "heldout", seed: int = 0,
-               span_units: tuple[int, int] | None = None, *, shard: int = 0, shards: int = 1,
-               progress: Progress | None = None) -> str:  # fmt: skip
+def score_pass(
+    lab: Path | str,
+    run_id: str | None = None,
+    step: int | None = None,
+    speech: str = "heldout",
+    seed: int = 0,
+    span_units: tuple[int, int] | None = None,
+    *,
+    shard: int = 0,
+    shards: int = 1,
+    progress: Progress | None = None,
+) -> str:
     """M, F and D of the speech folder `speech` under a checkpoint (by default the newest Stage I's last), in spans of
     `span_units` (by default those that its Stage I was trained in)."""
     from salad.passes.score import parts
@@ -130,8 +197,17 @@ def score_pass(lab, run_id: str | None = None, step: int | None = None, speech: 
     return summary
 
 
-def encode_pass(lab, speech: str = "natural", run_id: str | None = None, encoder: str | None = None, dtype: str = "float32", *,
-                shard: int = 0, shards: int = 1, progress: Progress | None = None) -> str:  # fmt: skip
+def encode_pass(
+    lab: Path | str,
+    speech: str = "natural",
+    run_id: str | None = None,
+    encoder: str | None = None,
+    dtype: str = "float32",
+    *,
+    shard: int = 0,
+    shards: int = 1,
+    progress: Progress | None = None,
+) -> str:
     """Keep the frames of a speech folder under a run's frozen causal encoder (or one by name): training and scoring read
     them."""
     from salad.data import frames
@@ -145,7 +221,7 @@ def encode_pass(lab, speech: str = "natural", run_id: str | None = None, encoder
     return f"frames of {len(spoken)} recordings of {speech} in {folder}"
 
 
-def to_encode(lab, speech: str, run_id: str | None, encoder: str | None):
+def to_encode(lab: Path | str, speech: str, run_id: str | None, encoder: str | None) -> tuple[SpeechEncoder, list[SpokenText]]:
     """(the causal encoder of a run, by default the newest Stage I's, or the one called `encoder`; the recordings)."""
     from salad.config import EncoderConfig
     from salad.models.encoders import load_encoder
@@ -167,7 +243,8 @@ def to_encode(lab, speech: str, run_id: str | None, encoder: str | None):
     return loaded, corpora.of_speech(store.connect(lab), [speech])
 
 
-def on_device(model):
+def on_device(model: ModuleT) -> ModuleT:
+    """The model on the GPU, if there is one."""
     import torch
 
     return model.to("cuda") if torch.cuda.is_available() else model
@@ -247,7 +324,7 @@ def run_here(run: RunFolder, progress: Progress | None = None) -> str:
             return perform(run, progress=progress)
 
 
-def launch(run: RunFolder, on: str, workers: int, gpus: str | None = None, targets: Path | str | None = None):
+def launch(run: RunFolder, on: str, workers: int, gpus: str | None = None, targets: Path | str | None = None) -> Run:
     """Start a prepared pass on an engine, `workers` shards side by side; returns its handle (salad.engines.Run).
 
     A pass that lives is left alone. One that has ended is started anew, with as many workers as asked for now."""
@@ -269,7 +346,9 @@ def launch(run: RunFolder, on: str, workers: int, gpus: str | None = None, targe
     (run.path / "launch.json").unlink(missing_ok=True)
     run.reread()
     kind, number = parse_gpus(gpus)
-    return launch_run(run, on=on, target=target, module="salad.passes", workers=workers, gpus=number, gpu_type=kind)
+    started = launch_run(run, on=on, target=target, module="salad.passes", workers=workers, gpus=number, gpu_type=kind)
+    assert isinstance(started, Run)  # a dry run would return text
+    return started
 
 
 def run_shard(lab: Path | str, run_id: str, shard: int, shards: int) -> str:

@@ -1,8 +1,10 @@
 """Score spoken texts under a checkpoint: M, F and D per sample and per token, both patterns, into the store."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -21,15 +23,28 @@ from salad.errors import SaladError
 from salad.passes import Part, Progress, run_parts
 from store.ids import digest
 
+if TYPE_CHECKING:
+    from salad.models.speech_lm import SpeechLM
+
 TOP = 5
 BATCH_ROWS = {"cpu": 1536, "cuda": 32_768}  # of a batch, with its padding: text tokens and frames
 TABLES = ("token_divergences", "divergences")
 OLD_SPANS = (1, 4)  # of every scoring before span_units; it stands in no unit's made_from
 
 
-def score(lab: Path | str, model, run_id: str, step: int, spoken: list[SpokenText], name: str, seed: int = 0,
-          shard: int = 0, shards: int = 1, progress: Progress | None = None,
-          span_units: tuple[int, int] | None = None) -> None:  # fmt: skip
+def score(
+    lab: Path | str,
+    model: SpeechLM,
+    run_id: str,
+    step: int,
+    spoken: list[SpokenText],
+    name: str,
+    seed: int = 0,
+    shard: int = 0,
+    shards: int = 1,
+    progress: Progress | None = None,
+    span_units: tuple[int, int] | None = None,
+) -> None:
     """Publish `divergences` and `token_divergences` of `spoken` under the checkpoint (`run_id`, `step`) in `model`.
 
     The two patterns are a function of `seed`, the sample id and `span_units`, the shortest and longest span (by default
@@ -40,8 +55,16 @@ def score(lab: Path | str, model, run_id: str, step: int, spoken: list[SpokenTex
     run_parts(lab, parts(lab, lambda: model, run_id, step, spoken, name, seed, span_units), shard, shards, progress)
 
 
-def parts(lab: Path | str, load: Callable, run_id: str, step: int, spoken: list[SpokenText], name: str, seed: int = 0,
-          span_units: tuple[int, int] | None = None) -> list[Part]:  # fmt: skip
+def parts(
+    lab: Path | str,
+    load: Callable,
+    run_id: str,
+    step: int,
+    spoken: list[SpokenText],
+    name: str,
+    seed: int = 0,
+    span_units: tuple[int, int] | None = None,
+) -> list[Part]:
     """The pass's parts, one for each audio file. `load` gives the SpeechLM, when it is needed."""
     low, high = span_units or lookup.scoring_spans(lab, run_id)
     if not 1 <= low <= high:
@@ -76,9 +99,14 @@ def parts(lab: Path | str, load: Callable, run_id: str, step: int, spoken: list[
     return [of(path) for path in sorted(files)]
 
 
-def score_texts(model, encoded: FrameSource, spoken: list[SpokenText], seed: int = 0,
-                tick: Callable[[int], None] | None = None,
-                span_units: tuple[int, int] = OLD_SPANS) -> tuple[pa.Table, pa.Table]:  # fmt: skip
+def score_texts(
+    model: SpeechLM,
+    encoded: FrameSource,
+    spoken: list[SpokenText],
+    seed: int = 0,
+    tick: Callable[[int], None] | None = None,
+    span_units: tuple[int, int] = OLD_SPANS,
+) -> tuple[pa.Table, pa.Table]:
     """The rows of `divergences` and of `token_divergences` for `spoken`, without the key's checkpoint and spans.
 
     Batches are of like length, up to BATCH_ROWS rows with their padding. The teacher and the student read a text
@@ -109,8 +137,9 @@ def batches(lengths: list[int], rows: int) -> list[list[int]]:
     return out
 
 
-def _lay_out(encoded: FrameSource, recording: SpokenText, seed: int,
-         span_units: tuple[int, int]) -> tuple[Layout, list, list[InterleavedSequence]]:  # fmt: skip
+def _lay_out(
+    encoded: FrameSource, recording: SpokenText, seed: int, span_units: tuple[int, int]
+) -> tuple[Layout, list, list[InterleavedSequence]]:
     """A spoken text laid out, with (spans, sequences) of its two patterns."""
     layout = encoded.layout(recording)
     both = [layout.spans(pattern) for pattern in scoring_patterns(seed, recording.sample_id, len(layout.units), span_units)]

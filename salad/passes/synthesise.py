@@ -1,7 +1,10 @@
 """Speak texts: Shar and `syntheses` rows, checked by an ASR model on the way, up to a budget in hours."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -10,7 +13,11 @@ from salad.errors import SaladError
 from salad.passes import Part, Progress, run_parts
 from salad.selection.voicing import Voicing, note, voice_of
 from salad.speech import TTS, shar
+from salad.speech.utterance import Utterance
 from store.ids import synthesis_id
+
+if TYPE_CHECKING:
+    from salad.speech.check import Recogniser
 
 SURELY = 0.9  # of the budget: what workers may speak before it is known how long the rest is
 
@@ -27,14 +34,30 @@ class Job:
 
 def jobs_of(samples: list[tuple[str, str]], voices: tuple[str, ...], seed: int = 0, per_text: int = 1) -> list[Job]:
     """Jobs for (sample id, text) pairs: each text in `per_text` of the voices, which depend on its id and the seed."""
-    return [Job(sample_id, text, voice_of(sample_id, voices, seed, turn), seed)
-            for sample_id, text in samples for turn in range(per_text)]  # fmt: skip
+    return [
+        Job(sample_id, text, voice_of(sample_id, voices, seed, turn), seed)
+        for sample_id, text in samples
+        for turn in range(per_text)
+    ]
 
 
-def synthesise(lab: Path | str, name: str, jobs: list[Job], tts: TTS, made_from: dict, recogniser=None,
-               budget_s: float | None = None, recorded: bool = False, shard_size: int = 100,
-               progress: Progress | None = None, estimated_s: dict[str, float] | None = None, shard: int = 0,
-               shards: int = 1, selection: str | None = None, voices: tuple[str, ...] = ()) -> float:  # fmt: skip
+def synthesise(
+    lab: Path | str,
+    name: str,
+    jobs: list[Job],
+    tts: TTS,
+    made_from: dict,
+    recogniser: Recogniser | None = None,
+    budget_s: float | None = None,
+    recorded: bool = False,
+    shard_size: int = 100,
+    progress: Progress | None = None,
+    estimated_s: dict[str, float] | None = None,
+    shard: int = 0,
+    shards: int = 1,
+    selection: str | None = None,
+    voices: tuple[str, ...] = (),
+) -> float:
     """Speak `jobs` in order into lab/speech/<name> and publish them; returns the seconds spoken that are known here.
 
     `shard_size` jobs are a part: a Shar shard and a unit. `recogniser` (salad.speech.check) gives every synthesis its
@@ -112,8 +135,9 @@ class _Speaker:
                 made, seconds = None, self.elsewhere.get(self.id(job))
                 if seconds is None:
                     utterance, further = speak(self.tts, job, self.recorded), further_columns(self.tts, job)
-                    made = shar.Speech(self.id(job), job.sample_id, job.text, utterance, job.voice, self.tts_name,
-                                       job.seed, further)  # fmt: skip
+                    made = shar.Speech(
+                        self.id(job), job.sample_id, job.text, utterance, job.voice, self.tts_name, job.seed, further
+                    )
                     seconds = utterance.duration_s
                 spent += seconds
                 self.heard += seconds
@@ -165,7 +189,7 @@ class _Speaker:
         return self.known(reached) or 0.0
 
 
-def speak(tts: TTS, job: Job, recorded: bool):
+def speak(tts: TTS, job: Job, recorded: bool) -> Utterance:
     """The utterance of a job: the text's spoken form, word times mapped back to the text."""
     from salad.speech import room
     from salad.speech.languages import of_voice
@@ -191,7 +215,7 @@ def further_columns(tts: TTS, job: Job) -> dict:
     return columns(spoken_form(job.text, of_voice(tts.name, job.voice)).spoken, job.voice, job.seed)
 
 
-def checked(lab, rows: list[dict], texts: dict[str, str], recogniser) -> list[dict]:
+def checked(lab: Path | str, rows: list[dict], texts: dict[str, str], recogniser: Recogniser) -> list[dict]:
     """The rows with what the ASR check found."""
     from salad.data.corpora import audio_of
     from salad.models.names import kept
@@ -202,9 +226,12 @@ def checked(lab, rows: list[dict], texts: dict[str, str], recogniser) -> list[di
 
     written, languages = [texts[row["sample_id"]] for row in rows], [of_voice(row["tts"], row["voice"]) for row in rows]
     checks = check_many(
-        [audio_of(lab, row, SAMPLE_RATE) for row in rows], written, recogniser, languages=languages,
+        [audio_of(lab, row, SAMPLE_RATE) for row in rows],
+        written,
+        recogniser,
+        languages=languages,
         spoken=[spoken_form(text, code).spoken for text, code in zip(written, languages, strict=True)],
-    )  # fmt: skip
+    )
     return [
         row
         | measured.columns()

@@ -5,6 +5,7 @@
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -15,6 +16,7 @@ from salad.errors import SaladError
 
 BATCH = 16_384  # rows read at a time
 CHUNK = 8_192  # rows of similarities worked on at a time: [CHUNK, K] stays in the processor's cache
+Vectors: TypeAlias = Any  # an array [N, D], or Parquet with a column of vectors: a file, a folder, or a list of files
 
 
 class BalancedKMeans(ClusterMixin, BaseEstimator):
@@ -56,7 +58,7 @@ class BalancedKMeans(ClusterMixin, BaseEstimator):
         self.fit_per_cluster, self.price_per_cluster = fit_per_cluster, price_per_cluster
         self.iterations, self.rounds, self.restarts, self.column = iterations, rounds, restarts, column
 
-    def fit(self, x, y=None) -> "BalancedKMeans":
+    def fit(self, x: Vectors, y: None = None) -> "BalancedKMeans":
         if min(self.n_clusters, self.largest, self.restarts) < 1:
             raise SaladError(
                 f"BalancedKMeans: n_clusters {self.n_clusters}, largest {self.largest} and restarts {self.restarts} "
@@ -100,19 +102,19 @@ class BalancedKMeans(ClusterMixin, BaseEstimator):
             self.labels_ = self.predict(x)
         return self
 
-    def predict(self, x) -> np.ndarray:
+    def predict(self, x: Vectors) -> np.ndarray:
         """Each document's cluster, [N] int32."""
         labels = [batch_labels for _, batch_labels, _ in self.stream(x)]
         return np.concatenate(labels) if labels else np.zeros(0, np.int32)
 
-    def fit_predict(self, x, y=None) -> np.ndarray:
+    def fit_predict(self, x: Vectors, y: None = None) -> np.ndarray:
         return self.fit(x).predict(x)
 
-    def transform(self, x) -> np.ndarray:
+    def transform(self, x: Vectors) -> np.ndarray:
         """x·c - price, [N, K] float32: predict takes the largest."""
         return np.concatenate([part @ self._centers().T - self.prices_ for _, part in read(x, self.column)])
 
-    def stream(self, x, columns: tuple[str, ...] = ()) -> Iterator[tuple[pa.Table | None, np.ndarray, np.ndarray]]:
+    def stream(self, x: Vectors, columns: tuple[str, ...] = ()) -> Iterator[tuple[pa.Table | None, np.ndarray, np.ndarray]]:
         """Batches of (the named Parquet columns, labels [B] int32, cosine distance from the centre [B] float32).
 
         Batches follow the files, so the distances of the same rows in other files may differ by 1e-6."""
@@ -188,12 +190,12 @@ def _open(file: Path) -> pq.ParquetFile:
         raise SaladError(f"{file} cannot be read as Parquet: {error}") from error
 
 
-def count_rows(x) -> int:
+def count_rows(x: Vectors) -> int:
     """Rows of an array or of Parquet (from its footers)."""
     return sum(_open(file).metadata.num_rows for file in _files(x)) if _is_parquet(x) else len(x)
 
 
-def read(x, column: str = "vector", columns: tuple[str, ...] = ()) -> Iterator[tuple[pa.Table | None, np.ndarray]]:
+def read(x: Vectors, column: str = "vector", columns: tuple[str, ...] = ()) -> Iterator[tuple[pa.Table | None, np.ndarray]]:
     """Batches of (the other columns or None, vectors [B, D] float32 of unit length) of an array or of Parquet."""
     first = 0
     if not _is_parquet(x):

@@ -2,11 +2,12 @@
 
 A strategy of one's own is a function `(pool, gamma) -> Clusters | Texts`, named as `package.module:name`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from salad import parts
 from salad.errors import SaladError
@@ -43,7 +44,9 @@ class Pool:
     notes: list[str] = field(default_factory=list)
 
     @classmethod
-    def of(cls, sample_ids, cluster_N, seconds_N, n_clusters=None, **known) -> "Pool":
+    def of(
+        cls, sample_ids: Sequence[str], cluster_N: ArrayLike, seconds_N: ArrayLike, n_clusters: int | None = None, **known
+    ) -> "Pool":
         """A pool from what is known; shares are the texts' own where `p_web_K` is not given."""
         cluster_N = np.asarray(cluster_N, int)
         n, k = len(sample_ids), n_clusters or int(cluster_N.max(initial=-1)) + 1
@@ -175,8 +178,16 @@ class Draw(NamedTuple):
     notes: list[str]
 
 
-def draw(pool: Pool, strategy_name: str | Callable, gamma: float, budget_h: float, seed: int, dropped=(),
-         overshoot: float = OVERSHOOT, first: list[int] | tuple = ()) -> Draw:  # fmt: skip
+def draw(
+    pool: Pool,
+    strategy_name: str | Callable,
+    gamma: float,
+    budget_h: float,
+    seed: int,
+    dropped: Iterable[str] = (),
+    overshoot: float = OVERSHOOT,
+    first: list[int] | tuple = (),
+) -> Draw:
     """Draw texts until their estimated seconds reach `overshoot` · `budget_h`: a cluster from P_target, then one of
     its texts uniformly, without replacement. A cluster that runs dry passes its mass on to the others in proportion.
 
@@ -205,7 +216,7 @@ def draw(pool: Pool, strategy_name: str | Callable, gamma: float, budget_h: floa
     return Draw(rows, p_target, seconds, wanted, notes)
 
 
-def decide(pool: Pool, strategy_name, gamma: float) -> tuple[Clusters | Texts, np.ndarray]:
+def decide(pool: Pool, strategy_name: str | Callable, gamma: float) -> tuple[Clusters | Texts, np.ndarray]:
     """What a strategy says, without the clusters that are left out, and the clusters' shares of it, P_target [K]."""
     check_gamma(gamma)
     if not pool.open_K.any():
@@ -228,7 +239,7 @@ def decide(pool: Pool, strategy_name, gamma: float) -> tuple[Clusters | Texts, n
     return decided, shares / shares.sum()
 
 
-def _check(weight: np.ndarray, length: int, name: str, what: str) -> None:
+def _check(weight: np.ndarray, length: int, name: str | Callable, what: str) -> None:
     if weight.shape != (length,):
         raise SaladError(f"strategy {name!r} gave {weight.shape} weights for {length} {what}s")
     if not (np.isfinite(weight).all() and (weight >= 0).all()):

@@ -3,6 +3,7 @@
 A cluster of prices, dates and formulas can have a high CER although every voice said it well: what is written one way
 is heard another. So the share of digits and symbols stands beside the CER, and the CER of the texts without any."""
 
+import duckdb
 import pandas as pd
 
 _PUNCTUATION = """.,;:!?'"()…’‘“”–—-"""
@@ -24,8 +25,9 @@ _SQL = """WITH spoken AS (
     FROM spoken GROUP BY 1 ORDER BY 1"""
 
 
-def speech_by_cluster(con, clustering_id: str, speech: str | None = None,
-                      checkpoint: tuple[str, int] | None = None) -> pd.DataFrame:  # fmt: skip
+def speech_by_cluster(
+    con: duckdb.DuckDBPyConnection, clustering_id: str, speech: str | None = None, checkpoint: tuple[str, int] | None = None
+) -> pd.DataFrame:
     """Of each cluster with synthetic speech (of the folder `speech`; else all that was scored under `checkpoint`, run and
     step, and not what is spoken later, or a draw would depend on when it is made; else all): n syntheses, mean `cer`
     and `raw_cer`, `n_plain` and `cer_plain` of the texts without a digit or symbol, `digits` and `symbols` as shares of the

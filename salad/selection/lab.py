@@ -2,7 +2,9 @@
 
 import logging
 from dataclasses import dataclass
+from pathlib import Path
 
+import duckdb
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -32,9 +34,20 @@ class Drawn:
     notes: tuple[str, ...]
 
 
-def select(lab, clustering_id: str, run_id: str, step: int, strategy: str = "active", gamma: float = 2.0,
-           budget_h: float = 1.0, seed: int = 0, max_cer: float | None = None, speech: str | None = None,
-           parent: str | None = None, number: int | None = None) -> str:  # fmt: skip
+def select(
+    lab: Path | str,
+    clustering_id: str,
+    run_id: str,
+    step: int,
+    strategy: str = "active",
+    gamma: float = 2.0,
+    budget_h: float = 1.0,
+    seed: int = 0,
+    max_cer: float | None = None,
+    speech: str | None = None,
+    parent: str | None = None,
+    number: int | None = None,
+) -> str:
     """Draw a selection (METHOD.md, "From selection to training, exactly"), publish it, and return its id.
 
     With `parent`, the next round of `active_rounds`, `number` from 1: the parent's kept texts come first (freeze it:
@@ -42,12 +55,25 @@ def select(lab, clustering_id: str, run_id: str, step: int, strategy: str = "act
     to `budget_h` in all. active_rounds draws no text of the probe, or the next round would measure what was trained
     on. What the draw left out, and whether it ran dry, is logged. The same arguments on the same probe give the same
     selection; one that exists is not drawn again. Raises SaladError where nothing can be drawn."""
-    return select_with_notes(lab, clustering_id, run_id, step, strategy, gamma, budget_h, seed, max_cer, speech, parent,
-                       number).selection_id  # fmt: skip
+    return select_with_notes(
+        lab, clustering_id, run_id, step, strategy, gamma, budget_h, seed, max_cer, speech, parent, number
+    ).selection_id
 
 
-def select_with_notes(lab, clustering_id, run_id, step, strategy="active", gamma=2.0, budget_h=1.0, seed=0, max_cer=None,
-                speech=None, parent=None, number=None) -> Drawn:  # fmt: skip
+def select_with_notes(
+    lab: Path | str,
+    clustering_id: str,
+    run_id: str,
+    step: int,
+    strategy: str = "active",
+    gamma: float = 2.0,
+    budget_h: float = 1.0,
+    seed: int = 0,
+    max_cer: float | None = None,
+    speech: str | None = None,
+    parent: str | None = None,
+    number: int | None = None,
+) -> Drawn:
     """`select`, with what it has to say."""
     _check_numbers(gamma, budget_h, max_cer)
     parts.trust(strategy)
@@ -67,8 +93,10 @@ def select_with_notes(lab, clustering_id, run_id, step, strategy="active", gamma
     name = store.ids.selection_id(made_from)
     spent_h = 0.0 if before is None else before.seconds.sum() / 3600
     if _published(lab, made_from):  # somebody may have reviewed it: its texts stay
-        new_s = con.execute("SELECT sum(estimated_s) FROM selected WHERE selection_id = ? AND draw >= ?",
-                            [name, 0 if before is None else len(before)]).fetchone()[0]  # fmt: skip
+        new_s = con.execute(
+            "SELECT sum(estimated_s) FROM selected WHERE selection_id = ? AND draw >= ?",
+            [name, 0 if before is None else len(before)],
+        ).fetchone()[0]
         return Drawn(name, spent_h + (new_s or 0.0) / 3600, ("it was drawn before, and stays as it is",))
     texts = pool(con, clustering_id, run_id, step, max_cer, speech)
     left_h = budget_h - spent_h
@@ -213,7 +241,7 @@ def _pool_again(con, info: dict) -> Pool:
     return pool(con, info["clustering_id"], info["run_id"], info["step"], info["max_cer"], info["speech"])
 
 
-def refill(lab, selection_id: str) -> str:
+def refill(lab: Path | str, selection_id: str) -> str:
     """Replace what reviewers dropped: a child selection of the kept texts and, after them, further draws.
 
     One text for each dropped one, from its cluster; where that cluster is dry, or the seconds are not yet regained,
@@ -224,9 +252,12 @@ def refill(lab, selection_id: str) -> str:
     con = store.connect(lab)
     info = _selection(con, selection_id)
     before, dropped_ids = _carried(con, selection_id)
-    lost = con.execute("""SELECT l.sample_id, l.cluster_id, l.estimated_s FROM selected l
+    lost = con.execute(
+        """SELECT l.sample_id, l.cluster_id, l.estimated_s FROM selected l
         WHERE l.selection_id = $1 AND l.sample_id NOT IN (SELECT sample_id FROM kept WHERE selection_id = $1)
-        ORDER BY l.draw""", [selection_id]).df()  # fmt: skip
+        ORDER BY l.draw""",
+        [selection_id],
+    ).df()
     if not len(lost):
         return selection_id
     lost = _with_speech(con, selection_id, lost)
@@ -240,8 +271,7 @@ def refill(lab, selection_id: str) -> str:
         (SELECT ancestor_id FROM lineage WHERE selection_id = ?)""",
         [selection_id],
     ).fetchall()
-    skip = [*_held_out(texts, info["strategy"]), *dropped_ids, *_ruled_out(con, selection_id, info, texts),
-            *(s for (s,) in seen)]  # fmt: skip
+    skip = [*_held_out(texts, info["strategy"]), *dropped_ids, *_ruled_out(con, selection_id, info, texts), *(s for (s,) in seen)]
     own_K = decide(texts, info["strategy"], info["gamma"] or 0.0)[1]
     by_cluster = np.bincount(lost.cluster_id, lost.seconds, len(texts.p_web_K)) * texts.open_K
     shares = by_cluster / max(by_cluster.sum(), 1e-12) + 1e-9 * own_K
@@ -260,7 +290,7 @@ def refill(lab, selection_id: str) -> str:
     return name
 
 
-def to_synthesise(lab, selection_id: str) -> list[tuple[str, str]]:
+def to_synthesise(lab: Path | str, selection_id: str) -> list[tuple[str, str]]:
     """(sample id, text) of what is to be spoken, in draw order: what no standing verdict drops.
 
     Where drops leave less than the budget, the selection is drawn on: further rows of the same selection, by the
@@ -272,10 +302,8 @@ def to_synthesise(lab, selection_id: str) -> list[tuple[str, str]]:
     asked = (info["budget_h"] or 0.0) * 3600
     if dropped_ids and rows.seconds.sum() < asked and not is_frozen(con, selection_id):
         texts = _pool_again(con, info)
-        drawn = con.execute("SELECT sample_id, draw FROM selected WHERE selection_id = ? ORDER BY draw",
-                            [selection_id]).df()  # fmt: skip
-        skip = [*_held_out(texts, info["strategy"]), *dropped_ids, *_ruled_out(con, selection_id, info, texts),
-                *drawn.sample_id]  # fmt: skip
+        drawn = con.execute("SELECT sample_id, draw FROM selected WHERE selection_id = ? ORDER BY draw", [selection_id]).df()
+        skip = [*_held_out(texts, info["strategy"]), *dropped_ids, *_ruled_out(con, selection_id, info, texts), *drawn.sample_id]
         first = int(drawn.draw.max()) + 1
         seed = int(store.ids.digest([info["seed"], first]), 16)
         made = draw(texts, info["strategy"], info["gamma"] or 0.0, (asked * OVERSHOOT - rows.seconds.sum()) / 3600,
@@ -297,7 +325,7 @@ def _frozen_id(parent: str, sample_ids, synthesis_ids=()) -> str:
     return store.ids.hash_id("l", parent, sorted(sample_ids), *([sorted(synthesis_ids)] if len(synthesis_ids) else []))
 
 
-def is_frozen(con, selection_id: str) -> bool:
+def is_frozen(con: duckdb.DuckDBPyConnection, selection_id: str) -> bool:
     """Whether a selection is what a launch froze: its id is then the hash of its parent and its texts, and of their
     speech where that is not each text's first synthesis."""
     parent = _selection(con, selection_id)["parent_selection_id"]
@@ -308,7 +336,7 @@ def is_frozen(con, selection_id: str) -> bool:
     return selection_id in (_frozen_id(parent, texts), _frozen_id(parent, texts, speech))
 
 
-def freeze(lab, selection_id: str, budget_h: float | None = None, publish: bool = True) -> str:
+def freeze(lab: Path | str, selection_id: str, budget_h: float | None = None, publish: bool = True) -> str:
     """The child selection that a Stage II trains on: texts that are kept and spoken, in draw order, up to and with
     the first that reaches the budget (by default the selection's own), each with the synthesis that was made for this
     selection (salad.selection.voicing). Its id is the hash of parent and sorted sample ids (and synthesis ids, where those
@@ -338,8 +366,9 @@ def freeze(lab, selection_id: str, budget_h: float | None = None, publish: bool 
             )
     first = con.execute(
         """SELECT arg_min(synthesis_id, (seed, synthesis_id)) FROM syntheses WHERE tts <> 'recorded'
-        AND sample_id IN (SELECT unnest(?)) GROUP BY sample_id""", [rows.sample_id.tolist()]
-    ).fetchall()  # fmt: skip
+        AND sample_id IN (SELECT unnest(?)) GROUP BY sample_id""",
+        [rows.sample_id.tolist()],
+    ).fetchall()
     usual = {synthesis for (synthesis,) in first} == set(rows.synthesis_id)
     name = _frozen_id(selection_id, rows.sample_id, () if usual else rows.synthesis_id)
     made_from = {"pass": "freeze", "parent": selection_id, "selection_id": name}
@@ -350,7 +379,7 @@ def freeze(lab, selection_id: str, budget_h: float | None = None, publish: bool 
     return name
 
 
-def frozen(lab, selection_id: str, publish: bool = True) -> str:
+def frozen(lab: Path | str, selection_id: str, publish: bool = True) -> str:
     """The selection itself where it is frozen already, whatever was dropped since; else `freeze`."""
     con = store.connect(lab)
     return selection_id if is_frozen(con, selection_id) else freeze(lab, selection_id, publish=publish)

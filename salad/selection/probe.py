@@ -5,6 +5,7 @@ import logging
 from pathlib import Path
 from typing import NoReturn
 
+import duckdb
 import numpy as np
 import pandas as pd
 
@@ -45,13 +46,14 @@ def _clusters(con, clustering_id: str) -> pd.DataFrame:
     return table
 
 
-def probe_rows(con, clustering_id: str, run_id: str, step: int, speech: str | None) -> pd.DataFrame:
+def probe_rows(con: duckdb.DuckDBPyConnection, clustering_id: str, run_id: str, step: int, speech: str | None) -> pd.DataFrame:
     """What was scored of a clustering at a checkpoint, a row a text, synthesis and pattern, in a fixed order."""
     return con.execute(_PROBE, {"clustering": clustering_id, "run": run_id, "step": step, "speech": speech}).df()
 
 
-def cluster_divergence(lab, clustering_id: str, run_id: str, step: int, speech: str | None = None,
-                       draws: int = 1000, seed: int = 0) -> pd.DataFrame:  # fmt: skip
+def cluster_divergence(
+    lab: Path | str, clustering_id: str, run_id: str, step: int, speech: str | None = None, draws: int = 1000, seed: int = 0
+) -> pd.DataFrame:
     """d_cluster of every cluster at a checkpoint, from the texts of the clustering that were scored there.
 
     `lab`: a folder or a connection. `speech` names the folder of the probe's speech where other texts of the
@@ -68,8 +70,9 @@ def _divergence(con, clustering_id, run_id, step, rows: pd.DataFrame, draws: int
     table = _clusters(con, clustering_id)
     if not len(rows):
         _nothing_scored(con, clustering_id, run_id, step)
-    for name, value in cluster_means(rows.d, rows.n_positions, rows.cluster_id, rows.sample_id.to_numpy(str),
-                                     len(table), draws, seed).items():  # fmt: skip
+    for name, value in cluster_means(
+        rows.d, rows.n_positions, rows.cluster_id, rows.sample_id.to_numpy(str), len(table), draws, seed
+    ).items():
         table[name] = value
     lacking = table.cluster_id[(table.n_positions == 0) & (table["size"] > 0)]
     if len(lacking):
@@ -93,7 +96,7 @@ def _nothing_scored(con, clustering_id: str, run_id: str, step: int) -> NoReturn
     raise SaladError(f"run {run_id}, step {step} has scored no text of clustering {clustering_id}; {hint}")
 
 
-def cluster_rankings(lab, clustering_id: str, run_id: str, step: int, speech: str | None = None) -> pd.DataFrame:
+def cluster_rankings(lab: Path | str, clustering_id: str, run_id: str, step: int, speech: str | None = None) -> pd.DataFrame:
     """Clusters by divergence, as measured and with the speech's CER, duration and rate regressed out.
 
     One row a cluster: cluster_id, terms, d, rank, d_adjusted, rank_adjusted (1 is the worst), cer, and of the
@@ -135,8 +138,9 @@ def _uncovered(con) -> dict[str, tuple[str, ...]]:
         return {}
 
 
-def pool(lab, clustering_id: str, run_id: str, step: int, max_cer: float | None = None,
-         speech: str | None = None) -> Pool:  # fmt: skip
+def pool(
+    lab: Path | str, clustering_id: str, run_id: str, step: int, max_cer: float | None = None, speech: str | None = None
+) -> Pool:
     """What a strategy decides on, read from a lab: texts, estimated seconds, divergences, clusters above `max_cer`.
 
     A text's seconds are its spoken characters · the probe's seconds per character. The teacher's NLL of texts is what
@@ -161,8 +165,9 @@ def pool(lab, clustering_id: str, run_id: str, step: int, max_cer: float | None 
     notes, opened = [], np.ones(len(table), bool)
     if max_cer is not None:
         if not speech_rows.cer.notna().any():
-            raise SaladError("max_cer: no recording of the probe has a CER; check them first with `salad pass check`, or leave "
-                             "max_cer out")  # fmt: skip
+            raise SaladError(
+                "max_cer: no recording of the probe has a CER; check them first with `salad pass check`, or leave max_cer out"
+            )
         unknown = speech_rows.cluster_id[speech_rows.cer.isna()].to_numpy(int)
         opened[unknown] = False
         if len(unknown):

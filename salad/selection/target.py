@@ -3,6 +3,7 @@
 Everything here is plain arithmetic on arrays; salad.selection.lab reads the arrays from a lab."""
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from salad.errors import SaladError
 
@@ -25,7 +26,7 @@ def check_gamma(gamma: float) -> None:
         raise SaladError(f"gamma is {gamma:g}; it must be 0 or more")
 
 
-def target_distribution(p_web_K, d_cluster_K, gamma: float) -> np.ndarray:
+def target_distribution(p_web_K: ArrayLike, d_cluster_K: ArrayLike, gamma: float) -> np.ndarray:
     """P_target(c) ∝ P_web(c) · d_cluster(c)^gamma (METHOD.md, Stage II, 3), [K] float64 that sums to 1.
 
     `p_web_K`: shares of the corpus, scaled to sum to 1; an empty cluster (0) gets 0 whatever its d. `d_cluster_K`:
@@ -58,20 +59,20 @@ def target_distribution(p_web_K, d_cluster_K, gamma: float) -> np.ndarray:
     return p / p.sum()
 
 
-def entropy(p_K) -> float:
+def entropy(p_K: ArrayLike) -> float:
     """-Σ p log p in nats; 0 log 0 is 0."""
     p = _distribution(p_K, "p")
     p = p[p > 0]
     return float(-(p * np.log(p)).sum()) + 0.0
 
 
-def effective_size(weights) -> float:
+def effective_size(weights: ArrayLike) -> float:
     """Kish's effective sample size, (Σw)² / Σw²: of a distribution over clusters, how many it really uses."""
     p = _distribution(weights, "weight")
     return float(1 / (p**2).sum())
 
 
-def kl(p_K, q_K) -> float:
+def kl(p_K: ArrayLike, q_K: ArrayLike) -> float:
     """KL(p ‖ q) in nats; infinite where p has mass and q has none."""
     p, q = _distribution(p_K, "p"), _distribution(q_K, "q")
     if len(p) != len(q):
@@ -82,8 +83,16 @@ def kl(p_K, q_K) -> float:
     return float((p[has] * np.log(p[has] / q[has])).sum())
 
 
-def cluster_means(d_N, n_N, cluster_N, text_N, n_clusters: int, draws: int = 1000, seed: int = 0,
-                  level: float = 0.95) -> dict[str, np.ndarray]:  # fmt: skip
+def cluster_means(
+    d_N: ArrayLike,
+    n_N: ArrayLike,
+    cluster_N: ArrayLike,
+    text_N: ArrayLike,
+    n_clusters: int,
+    draws: int = 1000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> dict[str, np.ndarray]:
     """Token-weighted divergence of each cluster, sum(d·n)/sum(n), with a bootstrap interval over texts.
 
     `d_N` nats, `n_N` its positions, `cluster_N` cluster numbers, `text_N` any id of the text: a text's rows
@@ -119,7 +128,7 @@ def cluster_means(d_N, n_N, cluster_N, text_N, n_clusters: int, draws: int = 100
     return out
 
 
-def shrink(d_K, se_K, n_K=None) -> np.ndarray:
+def shrink(d_K: ArrayLike, se_K: ArrayLike, n_K: ArrayLike | None = None) -> np.ndarray:
     """Each cluster's d drawn to the clusters' mean as far as a probe's error asks, [K] nats: what is raised to γ is else
     mostly the noise of a small probe.
 
@@ -157,8 +166,18 @@ def probe_size(d: float, se: float, n_texts: int, gamma: float, within: float, l
     return max(2, int(np.ceil(n_texts * (gamma * se / d / wanted) ** 2)))
 
 
-def target_interval(p_web_K, d_N, n_N, cluster_N, text_N, gamma: float, shrunk: bool = False, draws: int = 400,
-                    seed: int = 0, level: float = 0.95) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+def target_interval(
+    p_web_K: ArrayLike,
+    d_N: ArrayLike,
+    n_N: ArrayLike,
+    cluster_N: ArrayLike,
+    text_N: ArrayLike,
+    gamma: float,
+    shrunk: bool = False,
+    draws: int = 400,
+    seed: int = 0,
+    level: float = 0.95,
+) -> tuple[np.ndarray, np.ndarray]:
     """(low [K], high [K]) of every P_target, from a bootstrap over the probe's texts within each cluster.
 
     Arguments as of `cluster_means`; `shrunk` draws each resample's d together as `shrink` does. A cluster without a probe
@@ -190,7 +209,9 @@ def target_interval(p_web_K, d_N, n_N, cluster_N, text_N, gamma: float, shrunk: 
     return out[0], out[1]
 
 
-def regress_out(d_N, covariates_NC, cluster_N, n_clusters: int, n_N=None) -> tuple[np.ndarray, np.ndarray]:
+def regress_out(
+    d_N: ArrayLike, covariates_NC: ArrayLike, cluster_N: ArrayLike, n_clusters: int, n_N: ArrayLike | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Cluster means of d [K] with the covariates held at their overall mean, and the slopes [C].
 
     Least squares of d = a_cluster + covariates · slope, weighted by `n_N`: the slopes are learnt within clusters, so
@@ -216,7 +237,7 @@ def regress_out(d_N, covariates_NC, cluster_N, n_clusters: int, n_N=None) -> tup
     return mean_d - (mean_z - (n @ z) / n.sum()) @ slope, slope
 
 
-def text_and_voice(d_N, text_N) -> dict[str, float]:
+def text_and_voice(d_N: ArrayLike, text_N: ArrayLike) -> dict[str, float]:
     """What of the variance of d lies between texts, and what between syntheses of one text.
 
     One-way random effects by the method of moments: `d_N` has a value a synthesis, `text_N` its text. Returns

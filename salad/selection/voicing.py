@@ -9,6 +9,7 @@ import json
 from pathlib import Path
 from typing import NamedTuple
 
+import duckdb
 import pandas as pd
 
 import store
@@ -37,10 +38,10 @@ def note(lab: Path | str, folder: str, selection_id: str, voicing: Voicing) -> N
     atomic.write_json(Path(lab) / "speech" / folder / NOTE, record)
 
 
-def voicings(con, selection_id: str) -> list[Voicing]:
+def voicings(con: duckdb.DuckDBPyConnection, selection_id: str) -> list[Voicing]:
     """How a selection was spoken: as noted, else as the rows of the folders that bear its name show. Empty where it was
     not, or where nothing tells."""
-    lab = Path(con.execute("SELECT path FROM raw.lab").fetchone()[0])
+    lab = Path(con.execute("SELECT path FROM raw.lab").fetchall()[0][0])
     distinct = []
     for path in sorted(lab.glob(f"speech/{selection_id}*/{NOTE}")):
         try:
@@ -59,7 +60,7 @@ def voicings(con, selection_id: str) -> list[Voicing]:
     return list(dict.fromkeys(distinct))
 
 
-def own_speech(con, selection_id: str) -> tuple[pd.DataFrame, list[Voicing]]:
+def own_speech(con: duckdb.DuckDBPyConnection, selection_id: str) -> tuple[pd.DataFrame, list[Voicing]]:
     """(sample_id, synthesis_id, duration_s of the selection's own speech, a row a text that has some; the ways in which it
     was spoken, the one that is taken first).
 
@@ -68,15 +69,17 @@ def own_speech(con, selection_id: str) -> tuple[pd.DataFrame, list[Voicing]]:
     each text's first synthesis by seed and id, as all selections had before."""
     named = con.execute(
         """SELECT t.sample_id, y.synthesis_id, any_value(y.duration_s) AS duration_s FROM selected t
-        JOIN syntheses y ON y.synthesis_id = t.own_synthesis_id WHERE t.selection_id = ? GROUP BY ALL""", [selection_id]
-    ).df()  # fmt: skip
+        JOIN syntheses y ON y.synthesis_id = t.own_synthesis_id WHERE t.selection_id = ? GROUP BY ALL""",
+        [selection_id],
+    ).df()
     if len(named):
         return named, []
     spoken = con.execute(
         """SELECT y.sample_id, y.synthesis_id, y.tts, y.voice, y.seed, y.duration_s FROM syntheses y
         WHERE y.tts <> 'recorded' AND y.sample_id IN (SELECT sample_id FROM selected WHERE selection_id = ?)
-        ORDER BY y.sample_id, y.seed, y.synthesis_id""", [selection_id]
-    ).df()  # fmt: skip
+        ORDER BY y.sample_id, y.seed, y.synthesis_id""",
+        [selection_id],
+    ).df()
     columns = ["sample_id", "synthesis_id", "duration_s"]
     line = con.execute("SELECT ancestor_id FROM lineage WHERE selection_id = ? ORDER BY depth", [selection_id]).fetchall()
     for (ancestor,) in line:

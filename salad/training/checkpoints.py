@@ -5,11 +5,14 @@ model/ (trained tensors; names and SHA-256 of the frozen parts) · optimizer.saf
 was made) · manifest.json, written last, with the SHA-256 of every file.
 """
 
+from __future__ import annotations
+
 import hashlib
 import json
 import os
 import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError
@@ -19,8 +22,13 @@ from salad.errors import SaladError
 from salad.training.distributed import Processes, local, whole
 from store import atomic
 
+if TYPE_CHECKING:
+    from salad.models.speech_lm import SpeechLM
 
-def save(run_path: Path, step: int, model, optimizer, state: dict, processes: Processes | None = None) -> Path:
+
+def save(
+    run_path: Path, step: int, model: SpeechLM, optimizer: torch.optim.Optimizer, state: dict, processes: Processes | None = None
+) -> Path:
     """Write a checkpoint under a temporary name and rename it; all processes of a run call it together.
 
     `state` is JSON-able. Returns its folder. A file that cannot be written (a full disk) is a SaladError in every
@@ -120,7 +128,7 @@ def state_of(folder: Path) -> dict:
     return json.loads((folder / "state.json").read_text())
 
 
-def restore(folder: Path, optimizer, processes: Processes | None = None) -> None:
+def restore(folder: Path, optimizer: torch.optim.Optimizer, processes: Processes | None = None) -> None:
     """Fill `optimizer`, and the parameters that it trains in float32, from a checkpoint of as many processes."""
     tensors = load_file(folder / _optimizer_file(processes or Processes()))
     parameters = _parameters(optimizer)

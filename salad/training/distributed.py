@@ -4,14 +4,19 @@ torch's `fully_shard` is called here, not through accelerate, whose FSDP2 refuse
 in the tests take the very path that GPUs take.
 """
 
+from __future__ import annotations
+
 import datetime
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
 
 from salad.errors import SaladError
+
+if TYPE_CHECKING:
+    from salad.models.speech_lm import SpeechLM
 
 PATIENCE = datetime.timedelta(minutes=10)  # how long a collective waits for a process that says nothing
 
@@ -34,7 +39,7 @@ class Processes:
         else:
             self.device = torch.device("cpu")
 
-    def __enter__(self) -> "Processes":
+    def __enter__(self) -> Processes:
         if self.world > 1:
             dist.init_process_group("cuda:nccl,cpu:gloo" if self.device.type == "cuda" else "gloo", timeout=PATIENCE)
         return self
@@ -78,7 +83,7 @@ class Processes:
         if message is not None:
             raise SaladError(message)
 
-    def shard(self, model, dtype: torch.dtype) -> None:
+    def shard(self, model: SpeechLM, dtype: torch.dtype) -> None:
         """Shard a SpeechLM over the processes, layer by layer (FSDP2): float32 shards, computed in `dtype`.
 
         The frozen encoder and, trained in full, the teacher's embeddings and head stay whole in each process."""

@@ -1,6 +1,9 @@
 """What a run begins with: its configuration resolved, its model, its data, its optimizer, its teacher cache."""
 
+from __future__ import annotations
+
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -19,6 +22,9 @@ from salad.runs import RunFolder
 from salad.training import checkpoints
 from salad.training.distributed import Processes
 from salad.training.schedule import decay_start
+
+if TYPE_CHECKING:
+    from salad.objective.teacher_cache import TeacherCache
 
 CHECKED = 256  # recordings of a source that are looked at before a run: whether their words can be cut
 
@@ -131,7 +137,9 @@ def log_start(run: RunFolder, config: RunConfig, model: SpeechLM, loader: Loader
             run.log(f"encoder frames of {name}: taken from {folders[0]} where they are whole")
 
 
-def teacher_cache(lab, config: RunConfig, model: SpeechLM, loader: Loader, processes: Processes, run: RunFolder):
+def teacher_cache(
+    lab: Path | str, config: RunConfig, model: SpeechLM, loader: Loader, processes: Processes, run: RunFolder
+) -> TeacherCache:
     """The cache that `objective.teacher_cache` asks for, its size told; a SaladError where it cannot be, or is too large."""
     from salad.objective.teacher_cache import TeacherCache
 

@@ -1,7 +1,9 @@
 """One step: forward and backward on each of its batches, then one update."""
 
+from __future__ import annotations
+
 import math
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
@@ -12,6 +14,10 @@ from salad.errors import SaladError
 from salad.models.speech_lm import SpeechLM
 from salad.training.distributed import Processes, whole
 from salad.training.schedule import learning_rate
+
+if TYPE_CHECKING:
+    from salad.objective.teacher_cache import TeacherCache
+    from salad.runs import RunFolder
 
 
 class StepResult(NamedTuple):
@@ -27,14 +33,14 @@ class StepResult(NamedTuple):
 
 def one_step(
     model: SpeechLM,
-    optimizer,
+    optimizer: torch.optim.Optimizer,
     taken: StepBatches,
     config: RunConfig,
     step: int,
     names: list[str],
     processes: Processes,
-    run,
-    cache=None,
+    run: RunFolder,
+    cache: TeacherCache | None = None,
 ) -> StepResult | None:
     """Forward, backward and update on one step's batches; None, with nothing changed, if asked to end in between.
 

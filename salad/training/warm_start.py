@@ -13,7 +13,7 @@ CTC target.
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -49,9 +49,13 @@ class WordSpan(NamedTuple):
 
 
 def warm_start(
-    model: SpeechLM, natural, frames: FrameSource, config: RunConfig, run: RunFolder,
+    model: SpeechLM,
+    natural: Sequence,
+    frames: FrameSource,
+    config: RunConfig,
+    run: RunFolder,
     progress: Callable[[int, int, dict], None] | None = None,
-) -> dict:  # fmt: skip
+) -> dict:
     """Train `model.adapter` on the recordings `natural` in place; resumes what was stopped, and is done once a run.
 
     Returns what stands in the run's warm-start.json: steps, seconds, words and seconds of speech that supervised it, the last

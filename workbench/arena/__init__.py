@@ -9,13 +9,26 @@ Scripts ask and vote through gradio_client; see docs/arena.md. Votes are events 
 `preferences` is what the votes say, and loads none of the others.
 """
 
+from __future__ import annotations
+
 import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import gradio as gr
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before gradio is imported
 
 
-def build(lab=None, device: str = "cpu", tts: str | None = None, recogniser: str | None = None,
-          shots: int | None = None, keep: int = 4):  # fmt: skip
+def build(
+    lab: Path | str = None,
+    device: str = "cpu",
+    tts: str | None = None,
+    recogniser: str | None = None,
+    shots: int | None = None,
+    keep: int = 4,
+) -> gr.Blocks:
     """The A/B app on a lab (a gr.Blocks), not yet launched: `build(lab).launch()` serves it on 127.0.0.1.
 
     device: where the models run, one at a time. tts, recogniser: other ones than the lab's. shots: answered items

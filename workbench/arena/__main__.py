@@ -17,17 +17,26 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--lab", metavar="DIR", help="the lab (default: $SALAD_LAB, else lab/)")
     parser.add_argument("--port", type=int, help="port to listen on (default: the first free one from 7860)")
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s, this machine "
-                        "alone; any other needs a password)")  # fmt: skip
-    parser.add_argument("--password", help="asked of every visitor, whose user name becomes the voter's "
-                        "(default: $SALAD_ARENA_PASSWORD)")  # fmt: skip
-    parser.add_argument("--device", default="auto", help="where the models run: cpu, cuda, cuda:1 ... (default: a GPU "
-                        "if there is one)")  # fmt: skip
-    parser.add_argument("--tts", help="speak typed questions with this: espeak, kokoro, kokoro:<folder> or "
-                        "package.module:name (default: what spoke the lab's syntheses)")  # fmt: skip
+    parser.add_argument(
+        "--host",
+        default="127.0.0.1",
+        help="address to listen on (default: %(default)s, this machine alone; any other needs a password)",
+    )
+    parser.add_argument(
+        "--password", help="asked of every visitor, whose user name becomes the voter's (default: $SALAD_ARENA_PASSWORD)"
+    )
+    parser.add_argument(
+        "--device", default="auto", help="where the models run: cpu, cuda, cuda:1 ... (default: a GPU if there is one)"
+    )
+    parser.add_argument(
+        "--tts",
+        help="speak typed questions with this: espeak, kokoro, kokoro:<folder> or "
+        "package.module:name (default: what spoke the lab's syntheses)",
+    )
     parser.add_argument("--recogniser", help="folder or name of a CTC or Whisper-type model (default: the lab's)")
-    parser.add_argument("--shots", type=int, help="answered items put before each question (default: the "
-                        "checkpoint's own prompt)")  # fmt: skip
+    parser.add_argument(
+        "--shots", type=int, help="answered items put before each question (default: the checkpoint's own prompt)"
+    )
     parser.add_argument("--allow-host", action="append", default=[], metavar="NAME", help="another name by which visitors "
                         "may call this app, such as a proxy's; repeatable (default: this machine's own names)")  # fmt: skip
     parser.add_argument("--root-path", default=os.environ.get("GRADIO_ROOT_PATH", ""), metavar="PATH", help="where a proxy "

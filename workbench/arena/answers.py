@@ -99,8 +99,17 @@ class Answer:
     """One contender's answer in one modality, a token a `step`. `text`, `tokens`, `first_s` and `total_s` (its own
     computing; the teacher's, for the divergence, apart), `done`, `why` (how it ended)."""
 
-    def __init__(self, models: Models, contender: ArenaModel, modality: str, question: Question, items: list,
-                 shots: int | None = None, temperature: float = 0.0, seed: int = 0):  # fmt: skip
+    def __init__(
+        self,
+        models: Models,
+        contender: ArenaModel,
+        modality: str,
+        question: Question,
+        items: list,
+        shots: int | None = None,
+        temperature: float = 0.0,
+        seed: int = 0,
+    ):
         if modality not in contender.modalities:
             raise SaladError(f"{contender.name} does not answer {modality}; it answers {', '.join(contender.modalities)}")
         if modality == "cascade" and question.heard is None:

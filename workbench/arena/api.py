@@ -20,9 +20,18 @@ def add_endpoints(service: ArenaService) -> None:
         return [key for _, key in service.sides()]
 
     @plainly
-    def ask(question: str = "", audio: dict | None = None, item: str = "", left: str = "", right: str = "",
-            voice: str = "", cascade: bool = False, blind: bool = False, temperature: float = 0.0,
-            seed: int = 0) -> dict:  # fmt: skip
+    def ask(
+        question: str = "",
+        audio: dict | None = None,
+        item: str = "",
+        left: str = "",
+        right: str = "",
+        voice: str = "",
+        cascade: bool = False,
+        blind: bool = False,
+        temperature: float = 0.0,
+        seed: int = 0,
+    ) -> dict:
         """Ask by text, by an uploaded recording (gradio_client.handle_file) or by an item's id; whole answers.
 
         `comparison` in the reply is what `vote` wants. A blind one hides who answered: the app draws who is left and who

@@ -2,6 +2,7 @@
 
 import secrets
 from pathlib import Path
+from typing import Any
 
 import gradio as gr
 
@@ -21,11 +22,13 @@ HERE = Path(__file__).parent
 class Arena(gr.Blocks):
     """Blocks that are safe to show: what they refuse and how they start does not depend on the caller."""
 
-    async def preprocess_data(self, block_fn, inputs, state, explicit_call=False):
+    async def preprocess_data(
+        self, block_fn: gr.blocks.BlockFunction | int, inputs: list, state: Any, explicit_call: bool = False
+    ) -> list:
         refuse_foreign_files(inputs)
         return await super().preprocess_data(block_fn, inputs, state, explicit_call)
 
-    def launch(self, hosts: tuple[str, ...] = (), **how):
+    def launch(self, hosts: tuple[str, ...] = (), **how) -> tuple:
         """Serve the app. `hosts`: further names by which visitors may call this machine, such as a proxy's; the rest as
         gr.Blocks.launch has it."""
         from starlette.middleware import Middleware
@@ -41,8 +44,14 @@ class Arena(gr.Blocks):
         return super().launch(**given)
 
 
-def build(lab=None, device: str = "cpu", tts: str | None = None, recogniser: str | None = None,
-          shots: int | None = None, keep: int = 4) -> gr.Blocks:  # fmt: skip
+def build(
+    lab: Path | str = None,
+    device: str = "cpu",
+    tts: str | None = None,
+    recogniser: str | None = None,
+    shots: int | None = None,
+    keep: int = 4,
+) -> gr.Blocks:
     """`workbench.arena.build`, which says what each option is."""
     lab = store.lab_path(lab)
     uploads.folder()  # before Gradio asks for it

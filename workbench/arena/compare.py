@@ -54,22 +54,29 @@ class CompareTab:
         items = listener.items[:500]
         self.way = gr.Radio(WAYS, value=TYPE, label="Ask by", elem_id="way")
         self.text = gr.Textbox(
-            label=TYPED, placeholder=items[0].context if items else "", max_length=questions.LONGEST_TEXT,
+            label=TYPED,
+            placeholder=items[0].context if items else "",
+            max_length=questions.LONGEST_TEXT,
             elem_id="question",
-        )  # fmt: skip
+        )
         self.recording = gr.Audio(
             sources=["microphone", "upload"], type="filepath", label=f"At most {questions.LONGEST_S:.0f} s",
             visible=False, editable=False, buttons=[], elem_id="recording",
         )  # fmt: skip
         self.item = gr.Dropdown(
-            [(f"{i.domain}: {i.context}", i.item_id) for i in items], label="Item", visible=False,
-            value=items[0].item_id if items else None, elem_id="item",
-        )  # fmt: skip
+            [(f"{i.domain}: {i.context}", i.item_id) for i in items],
+            label="Item",
+            visible=False,
+            value=items[0].item_id if items else None,
+            elem_id="item",
+        )
         self.voice = gr.Dropdown(
-            list(dict.fromkeys([*listener.voices, *listener.tts.voices])), label="Voice",
+            list(dict.fromkeys([*listener.voices, *listener.tts.voices])),
+            label="Voice",
             value=(listener.voices or list(listener.tts.voices))[0],
-            info=f"{listener.tts_name}; the study's own first", allow_custom_value=True,
-        )  # fmt: skip
+            info=f"{listener.tts_name}; the study's own first",
+            allow_custom_value=True,
+        )
 
     def _lay_out_sides(self) -> None:
         """Who answers, and how."""
@@ -109,8 +116,7 @@ class CompareTab:
         self.way.change(self._way_chosen, self.way, [self.text, self.recording, self.item, self.voice], **PRIVATE)
         asked = plainly(self._asked)
         running = [self.ask.click(asked, inputs, outputs, **how), self.text.submit(asked, inputs, outputs, **how)]
-        self.stop.click(plainly(self._stopped), self.current, [*self.outs, self.message], cancels=running, queue=False,
-                        **PRIVATE)  # fmt: skip
+        self.stop.click(plainly(self._stopped), self.current, [*self.outs, self.message], cancels=running, queue=False, **PRIVATE)
 
     @staticmethod
     def _way_chosen(way: str) -> tuple[dict, ...]:

@@ -119,9 +119,11 @@ class Gate:
                 if login and message["status"] < 400:
                     self.throttle.passed(client)
                 message["headers"] = [
-                    *message.get("headers", []), (b"content-security-policy", POLICY),
-                    (b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"same-origin"),
-                ]  # fmt: skip
+                    *message.get("headers", []),
+                    (b"content-security-policy", POLICY),
+                    (b"x-content-type-options", b"nosniff"),
+                    (b"referrer-policy", b"same-origin"),
+                ]
             await send(message)
 
         try:
@@ -164,20 +166,20 @@ class Gate:
         return counted
 
 
-def is_upload(scope) -> bool:
+def is_upload(scope: dict) -> bool:
     return scope.get("method") == "POST" and re.search(r"/(upload|process_recording|stream/[^/]+)/?$", scope["path"]) is not None
 
 
-def largest(scope) -> int:
+def largest(scope: dict) -> int:
     """The bytes that a request's body may have."""
     return LARGEST_UPLOAD + LARGEST_REQUEST if is_upload(scope) else LARGEST_REQUEST
 
 
-def too_large(scope) -> str:
+def too_large(scope: dict) -> str:
     return f"this is larger than the maximum allowed size of {largest(scope) // 1024**2} MB"
 
 
-async def answer(send, status: int, words: str, headers: list[tuple[bytes, bytes]] = ()) -> None:
+async def answer(send: Callable, status: int, words: str, headers: list[tuple[bytes, bytes]] = ()) -> None:
     """A short answer of the gate's own."""
     body = json.dumps({"detail": words}).encode()
     about = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode()), *headers]

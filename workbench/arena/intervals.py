@@ -24,7 +24,9 @@ def bootstrap_variance(score: np.ndarray, labels: np.ndarray, draws: int, rng: n
     return float(means.var(ddof=1) * size / (size - 1))
 
 
-def mean_interval(score, question, voter, level: float = 0.95, draws: int = DRAWS, seed: int = 0):
+def mean_interval(
+    score: np.ndarray, question: np.ndarray, voter: np.ndarray, level: float = 0.95, draws: int = DRAWS, seed: int = 0
+) -> tuple[float, float, float, float, float]:
     """(mean, low, high, standard error, degrees of freedom), clustered by question and by voter.
 
     With a single voter the interval is clustered by question alone and speaks of that voter only (and the other way

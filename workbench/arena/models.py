@@ -1,12 +1,18 @@
 """Who can answer: a lab's checkpoints, each loaded once and shared by everyone."""
 
+from __future__ import annotations
+
 import difflib
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from salad.errors import SaladError
+
+if TYPE_CHECKING:
+    from salad.models.speech_lm import SpeechLM
 
 MODALITIES = ("text", "speech", "cascade")
 
@@ -78,7 +84,7 @@ class Models:
         self.lock = threading.RLock()  # a device runs one model at a time, and PyTorch's peft switch is global to it
         self._loaded: OrderedDict[Path, object] = OrderedDict()
 
-    def get(self, contender: ArenaModel):
+    def get(self, contender: ArenaModel) -> SpeechLM:
         """The contender's SpeechLM, on the device. SaladError where its checkpoint is gone or damaged."""
         from salad.models.speech_lm import SpeechLM
         from salad.training import checkpoints

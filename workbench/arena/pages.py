@@ -40,9 +40,12 @@ def token_html(token: dict, first: bool = False) -> Markup:
     return Markup(
         '<span class="tok" tabindex="0" style="--tint:{}%">{}<span class="tip"><b>divergence {} nats</b>{}{}</span></span>'
     ).format(
-        tint, (token["text"].lstrip() if first else token["text"]) or Markup("&thinsp;"), decimals(d, 3),
-        _alternatives("this model", token["ours"]), _alternatives("text teacher", token["teachers"]),
-    )  # fmt: skip
+        tint,
+        (token["text"].lstrip() if first else token["text"]) or Markup("&thinsp;"),
+        decimals(d, 3),
+        _alternatives("this model", token["ours"]),
+        _alternatives("text teacher", token["teachers"]),
+    )
 
 
 def card(facts: dict | None, title: str, veiled: bool = False, running: bool = False) -> Markup:
@@ -63,12 +66,15 @@ def card(facts: dict | None, title: str, veiled: bool = False, running: bool = F
         '<div class="answer"><div class="who">{}: <b>{}</b> · {} <small>{}</small>{}</div>'
         '<div class="said">{}{}</div><div class="facts">{}</div></div>'
     ).format(
-        title, facts["contender"], facts["modality"],
+        title,
+        facts["contender"],
+        facts["modality"],
         "" if facts["run_id"] is None else f"{facts['run_id']}, step {facts['step']}",
         Markup('<span class="flag">tells how it was asked</span>') if facts["gives_away"] else "",
-        words or ("" if running else NO_WORDS), Markup('<span class="cursor">▍</span>') if running else "",
+        words or ("" if running else NO_WORDS),
+        Markup('<span class="cursor">▍</span>') if running else "",
         " · ".join(figures),
-    )  # fmt: skip
+    )
 
 
 def question_html(facts: dict) -> Markup:

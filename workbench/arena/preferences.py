@@ -15,6 +15,7 @@ import math
 import sys
 from dataclasses import dataclass
 
+import duckdb
 import numpy as np
 import pandas as pd
 from scipy import stats
@@ -26,7 +27,7 @@ POINTS = {"left": 1.0, "right": 0.0, "tie": 0.5, "both_bad": 0.5}
 ORDER = {"speech": 0, "cascade": 1, "text": 2}
 
 
-def votes(con, blind_only: bool = True) -> pd.DataFrame:
+def votes(con: duckdb.DuckDBPyConnection, blind_only: bool = True) -> pd.DataFrame:
     """The lab's votes, oldest first; `blind_only` leaves out those whose voter saw who answered."""
     where = "WHERE blind" if blind_only else ""
     return con.execute(f'SELECT * FROM votes {where} ORDER BY "at", vote_id').df()
@@ -62,8 +63,7 @@ def games(table: pd.DataFrame) -> pd.DataFrame:
                 "score": score if a_left else 1 - score, "tokens_a": lengths[a], "tokens_b": lengths[b],
             }
         )  # fmt: skip
-    columns = ["question", "voter", "choice", "a", "b", "a_left", "modality_a", "modality_b", "score", "tokens_a",
-               "tokens_b"]  # fmt: skip
+    columns = ["question", "voter", "choice", "a", "b", "a_left", "modality_a", "modality_b", "score", "tokens_a", "tokens_b"]
     return pd.DataFrame(rows, columns=columns)
 
 
@@ -116,8 +116,15 @@ class Preference:
         return ", yet ".join(parts) or "undecided: neither a preference nor parity is shown"
 
 
-def preference(rows: pd.DataFrame, a: str | None = None, b: str | None = None, margin: float = MARGIN,
-               minimum: int = MINIMUM, draws: int = DRAWS, seed: int = 0) -> Preference:  # fmt: skip
+def preference(
+    rows: pd.DataFrame,
+    a: str | None = None,
+    b: str | None = None,
+    margin: float = MARGIN,
+    minimum: int = MINIMUM,
+    draws: int = DRAWS,
+    seed: int = 0,
+) -> Preference:
     """The preference for `a` over all `rows` of `games` (of one pair, or of speech against text in general)."""
     n = len(rows)
     names = (a or (rows.a.iloc[0] if n else "a"), b or (rows.b.iloc[0] if n else "b"))

@@ -1,15 +1,23 @@
 """What is asked: a typed question in the study's voice, a recording, or an item of the study, with what the recogniser
 makes of it; and a recording that is kept as a test item."""
 
+from __future__ import annotations
+
 import threading
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 import store
 from salad.errors import SaladError
 from salad.speech import SAMPLE_RATE
+
+if TYPE_CHECKING:
+    from salad.evaluation.items import Item
+    from salad.speech import TTS
+    from salad.speech.check import Recogniser
 
 SHORTEST_S, LONGEST_S, LONGEST_TEXT = 0.2, 30.0, 400
 
@@ -100,7 +108,7 @@ class Listener:
         self._lock = threading.RLock()
 
     @property
-    def tts(self):
+    def tts(self) -> TTS:
         from salad import parts
         from salad.speech import load_tts
 
@@ -111,7 +119,7 @@ class Listener:
             return self._tts
 
     @property
-    def recogniser(self):
+    def recogniser(self) -> Recogniser | None:
         """The lab's recogniser (or the one that was named), loaded when it is first needed; None without one."""
         from salad.speech.check import load_recogniser
 
@@ -124,14 +132,21 @@ class Listener:
                 self._recogniser = load_recogniser(name, self.device)
             return self._recogniser
 
-    def item(self, item_id: str):
+    def item(self, item_id: str) -> Item | None:
         match = next((item for item in self.items if item.item_id == item_id), None)
         if match is None:
             raise SaladError(f"no item {str(item_id)[:80]!r} in this lab's tasks")
         return match
 
-    def ask(self, text: str | None = None, audio: Path | str | None = None, item_id: str | None = None,
-            voice: str | None = None, source: str = "file", seed: int = 0) -> Question:  # fmt: skip
+    def ask(
+        self,
+        text: str | None = None,
+        audio: Path | str | None = None,
+        item_id: str | None = None,
+        voice: str | None = None,
+        source: str = "file",
+        seed: int = 0,
+    ) -> Question:
         """The question: a recording (with what was said, if `text` or `item_id` tells), an item, or typed text.
 
         A text that is an item's, word by word, is that item."""

@@ -2,6 +2,8 @@
 
 import functools
 import inspect
+from collections.abc import Callable
+from typing import Any
 
 import gradio as gr
 
@@ -13,7 +15,7 @@ def _one_line(error: Exception) -> gr.Error:
     return gr.Error(" ".join(str(error).split()), print_exception=False, duration=8, title="")
 
 
-def refuse_foreign_files(value) -> None:
+def refuse_foreign_files(value: Any) -> None:
     """Only what was uploaded to this app may be an input, in whatever shape it is named: Gradio would fetch a URL, read a
     path, and take a number for a descriptor."""
     if isinstance(value, dict):
@@ -29,7 +31,7 @@ def refuse_foreign_files(value) -> None:
             refuse_foreign_files(part)
 
 
-def plainly(function):
+def plainly(function: Callable) -> Callable:
     """Users' errors become the page's own messages, in one line."""
     if inspect.isgeneratorfunction(function):
 

@@ -55,8 +55,15 @@ class ArenaService:
 
     KEPT = 500  # comparisons in memory; older ones can no longer be voted on
 
-    def __init__(self, lab, device: str = "cpu", tts: str | None = None, recogniser: str | None = None,
-                 shots: int | None = None, keep: int = 4):  # fmt: skip
+    def __init__(
+        self,
+        lab,
+        device: str = "cpu",
+        tts: str | None = None,
+        recogniser: str | None = None,
+        shots: int | None = None,
+        keep: int = 4,
+    ):
         self.lab, self.shots = Path(lab), shots
         self.models = models.Models(lab, device, keep)
         self.listener = questions.Listener(lab, device, tts, recogniser)
@@ -85,19 +92,28 @@ class ArenaService:
             raise store.UserError(f"no side {key!r}: write contender/modality, such as teacher/text")
         return models.pick(models.contenders(self.lab), name), modality
 
-    def ask(self, text: object = None, recording: object = None, item_id: object = None, voice: object = None,
-            seed: object = 0) -> questions.Question:  # fmt: skip
+    def ask(
+        self, text: object = None, recording: object = None, item_id: object = None, voice: object = None, seed: object = 0
+    ) -> questions.Question:
         """What a visitor asks, checked where it is used: words are words, a recording is an upload of this app, a voice
         is a name and no path."""
-        text, item_id, voice = (_words(*given) for given in (("the question", text), ("the item", item_id),
-                                                             ("the voice", voice)))  # fmt: skip
+        text, item_id, voice = (_words(*given) for given in (("the question", text), ("the item", item_id), ("the voice", voice)))
         if voice and not re.fullmatch(r"[\w@=+,.-]{1,80}", voice):
             raise store.UserError(f"no voice {voice[:80]!r}: a voice is named by letters, digits and @ = + , . -")
         audio = None if recording is None else uploads.uploaded(recording)
         return self.listener.ask(text=text, audio=audio, item_id=item_id or None, voice=voice or None, seed=_seed(seed))
 
-    def compare(self, question: questions.Question, left: str, right: str, *, cascade: bool = False, blind: bool = False,
-                seed: int = 0, temperature: float = 0.0) -> SideBySide:  # fmt: skip
+    def compare(
+        self,
+        question: questions.Question,
+        left: str,
+        right: str,
+        *,
+        cascade: bool = False,
+        blind: bool = False,
+        seed: int = 0,
+        temperature: float = 0.0,
+    ) -> SideBySide:
         """A comparison with answers that have not begun; `cascade` adds the teacher's to what the recogniser heard."""
         seed, temperature = _seed(seed), _temperature(temperature)
         chosen = {"left": self._side(left), "right": self._side(right)}
@@ -175,9 +191,11 @@ class ArenaService:
                 for name in ("contender", "run_id", "step", "modality"):
                     sides[f"{side}_{name}"] = facts[name]
                 spent[side] = {
-                    "first_s": facts["first_s"], "total_s": facts["total_s"], "tokens": facts["n_tokens"],
+                    "first_s": facts["first_s"],
+                    "total_s": facts["total_s"],
+                    "tokens": facts["n_tokens"],
                     "gives_away": facts["gives_away"],
-                }  # fmt: skip
+                }
             store.append(
                 self.lab, "votes", question_id=comparison.question.question_id, **sides, choice=choice,
                 blind=comparison.blind, voter=(voter or "").strip()[:80] or None, latencies=json.dumps(spent),

@@ -1,6 +1,7 @@
 """The figures of divergences: checkpoints by text, group, place and word."""
 
 import altair as alt
+import duckdb
 import pandas as pd
 
 from workbench import divergences
@@ -25,7 +26,9 @@ def _nats(measure: str) -> str:
     return f"{measure.upper()} (nats per token)"
 
 
-def distribution(con, scored: str, measure: str, labels, corpus: str | None = None) -> alt.LayerChart:
+def distribution(
+    con: duckdb.DuckDBPyConnection, scored: str, measure: str, labels: list[str], corpus: str | None = None
+) -> alt.LayerChart:
     """How many texts diverge how much, a step line per checkpoint; the rule is the token-weighted mean."""
     rows = _named(divergences.histogram(con, scored, measure, corpus), labels)
     means = _named(divergences.facts(con, scored, measure, corpus), labels)[["label", "mean"]]
@@ -35,11 +38,13 @@ def distribution(con, scored: str, measure: str, labels, corpus: str | None = No
         alt.Chart(rows, width=430, height=210)
         .mark_bar(opacity=0.55, binSpacing=0)
         .encode(
-            x=alt.X("low:Q", title=f"{_nats(measure)}, mean of a text", bin="binned"), x2="high:Q",
+            x=alt.X("low:Q", title=f"{_nats(measure)}, mean of a text", bin="binned"),
+            x2="high:Q",
             y=alt.Y("share:Q", title="share of texts", axis=alt.Axis(format="%"), stack=None),
-            color=_labels(rows), tooltip=tip,
+            color=_labels(rows),
+            tooltip=tip,
         )
-    )  # fmt: skip
+    )
     rule = alt.Chart(means).mark_rule(strokeWidth=2, strokeDash=[5, 3])
     return alt.layer(bars, rule.encode(x="mean:Q", color=_labels(rows)))
 
@@ -61,22 +66,31 @@ def _rows_with_intervals(rows: pd.DataFrame, y: str, order, measure: str, tips, 
     )
 
 
-def divergence_by_group(con, scored: str, measure: str, group: str, labels, corpus=None) -> alt.LayerChart:
+def divergence_by_group(
+    con: duckdb.DuckDBPyConnection, scored: str, measure: str, group: str, labels: list[str], corpus: str | None = None
+) -> alt.LayerChart:
     """A measure by domain, corpus or cluster, the first checkpoint's highest group first."""
     rows = _named(divergences.by_group(con, scored, measure, group, corpus), labels)
     rows = rows[["label", "group", "mean", "low", "high", "n_texts", "n_positions"]]
     return _rows_with_intervals(rows, "group", dict.fromkeys(rows.group), measure, ["n_texts", "n_positions"])
 
 
-def divergence_by_kind(con, scored: str, measure: str, labels, corpus=None) -> alt.LayerChart:
+def divergence_by_kind(
+    con: duckdb.DuckDBPyConnection, scored: str, measure: str, labels: list[str], corpus: str | None = None
+) -> alt.LayerChart:
     """A measure by kind of word, with the share of all divergence and the tokens that add most to it on hover."""
     rows = _named(divergences.by_kind(con, scored, measure, corpus), labels)
-    tips = [alt.Tooltip("n:Q", title="tokens"), alt.Tooltip("share:Q", format=".0%", title="of all divergence"),
-            alt.Tooltip("examples:N", title="most of it from")]  # fmt: skip
+    tips = [
+        alt.Tooltip("n:Q", title="tokens"),
+        alt.Tooltip("share:Q", format=".0%", title="of all divergence"),
+        alt.Tooltip("examples:N", title="most of it from"),
+    ]
     return _rows_with_intervals(rows, "kind", dict.fromkeys(rows.kind), measure, tips)
 
 
-def divergence_by_position(con, scored: str, measure: str, labels, corpus=None) -> alt.LayerChart:
+def divergence_by_position(
+    con: duckdb.DuckDBPyConnection, scored: str, measure: str, labels: list[str], corpus: str | None = None
+) -> alt.LayerChart:
     """A measure by place in the text, with its 95 % interval as a band."""
     rows = _named(divergences.by_position(con, scored, measure, corpus), labels)
     base = alt.Chart(rows, width=430, height=210).encode(
@@ -88,7 +102,9 @@ def divergence_by_position(con, scored: str, measure: str, labels, corpus=None) 
     return alt.layer(band, base.mark_line(point=True).encode(y="mean:Q", tooltip=tip))
 
 
-def compared(con, scored: str, measure: str, a: str, b: str, corpus=None) -> alt.LayerChart:
+def compared(
+    con: duckdb.DuckDBPyConnection, scored: str, measure: str, a: str, b: str, corpus: str | None = None
+) -> alt.LayerChart:
     """Two checkpoints text by text: below the diagonal B is better. A drag selects texts (parameter `brush`, fields
     a and b); in a large lab a mark stands for the texts of a cell."""
     rows = divergences.compared(con, scored, measure, a, b, corpus)

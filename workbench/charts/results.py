@@ -62,14 +62,17 @@ def divergence_groups(rows: pd.DataFrame) -> alt.HConcatChart:
         part = part.assign(low=part[key] - part[f"{key}_se"], high=part[key] + part[f"{key}_se"])
         axis = alt.Axis(labels=not panels, ticks=False, domain=False, labelLimit=220)
         base = alt.Chart(part, width=310, height={"step": 15, "for": "offset"}).encode(
-            y=alt.Y("group:N", sort=groups, title=None, axis=axis), yOffset=offset,
-        )  # fmt: skip
+            y=alt.Y("group:N", sort=groups, title=None, axis=axis),
+            yOffset=offset,
+        )
         tip = ["contender", "group", alt.Tooltip(f"{key}:Q", format=".4f"), alt.Tooltip(f"{key}_se:Q", format=".4f")]
         x = {"title": f"{title} ± SE (nats per token)", "axis": alt.Axis(tickCount=5)}
-        panels.append(alt.layer(
-            base.mark_bar(size=11, opacity=0.75).encode(x=alt.X(f"{key}:Q", **x), color=colour, tooltip=tip),
-            base.mark_rule(strokeWidth=2, color=GREY).encode(x=alt.X("low:Q", **x), x2="high:Q"),
-        ))  # fmt: skip
+        panels.append(
+            alt.layer(
+                base.mark_bar(size=11, opacity=0.75).encode(x=alt.X(f"{key}:Q", **x), color=colour, tooltip=tip),
+                base.mark_rule(strokeWidth=2, color=GREY).encode(x=alt.X("low:Q", **x), x2="high:Q"),
+            )
+        )
     return alt.hconcat(*panels)
 
 
@@ -124,10 +127,11 @@ def beside_published(rows: pd.DataFrame) -> alt.LayerChart:
     tip = ["system", "whose", alt.Tooltip("accuracy:Q", format=".1f"), alt.Tooltip("gap:Q", format=".1f")]
     y = alt.Y("accuracy:Q", title="speech accuracy (%)", scale=scale)
     words = [
-        base.transform_filter(alt.datum.side == side).mark_text(align=align, dx=dx, fontSize=11).encode(
-            text="system:N", color=colour, y=alt.Y("label:Q", scale=scale, title="speech accuracy (%)"))
+        base.transform_filter(alt.datum.side == side)
+        .mark_text(align=align, dx=dx, fontSize=11)
+        .encode(text="system:N", color=colour, y=alt.Y("label:Q", scale=scale, title="speech accuracy (%)"))
         for side, align, dx in (("right", "left", 8), ("left", "right", -8))
-    ]  # fmt: skip
+    ]
     return alt.layer(base.mark_point(filled=True, size=90, opacity=1).encode(y=y, color=colour, tooltip=tip), *words)
 
 
@@ -156,8 +160,11 @@ def scaling(points: pd.DataFrame, curves: pd.DataFrame) -> alt.LayerChart:
     y = alt.Y("m:Q", scale=alt.Scale(type="log", padding=12), title="misalignment M (nats per token, log scale)")
     colour = alt.Color("contender:N", scale=contenders_scale(sorted(set(points.contender))), title=None)
     tip = ["contender", "run_id", alt.Tooltip("tokens:Q", format=",.0f"), alt.Tooltip("m:Q", format=".4f")]
-    layers = [alt.Chart(points, width=430, height=260).mark_point(filled=True, size=60, opacity=0.9).encode(
-        x=x, y=y, color=colour, tooltip=tip)]  # fmt: skip
+    layers = [
+        alt.Chart(points, width=430, height=260)
+        .mark_point(filled=True, size=60, opacity=0.9)
+        .encode(x=x, y=y, color=colour, tooltip=tip)
+    ]
     if len(curves):
         fitted = alt.Chart(curves).encode(x=x, color=colour, detail="run_id:N")
         layers = [fitted.mark_area(opacity=0.2).encode(y=alt.Y("low:Q"), y2="high:Q"), fitted.mark_line().encode(y=y), *layers]
@@ -168,8 +175,9 @@ def strategies(rows: pd.DataFrame) -> alt.LayerChart:
     """How much more one arm answers right than the other, paired by item, in points with a 95 % interval; one row per
     domain and group. `rows`: pair, group, difference, low, high (0 to 1), n."""
     shown = rows.assign(**{c: 100 * rows[c] for c in ("difference", "low", "high")})
-    y = alt.Y("group:N", sort=list(dict.fromkeys(rows.group)), title=None,
-              axis=alt.Axis(ticks=False, domain=False, labelLimit=220))  # fmt: skip
+    y = alt.Y(
+        "group:N", sort=list(dict.fromkeys(rows.group)), title=None, axis=alt.Axis(ticks=False, domain=False, labelLimit=220)
+    )
     base = alt.Chart(shown, width=390, height={"step": 22})
     names = [part.split(" (")[0] for part in rows.pair.iloc[0].split(" minus ")] if len(rows) else ["the first", "the second"]
     shown["tells"] = "neither"

@@ -3,6 +3,7 @@
 import math
 
 import altair as alt
+import duckdb
 import pandas as pd
 
 from workbench import review
@@ -28,7 +29,7 @@ def _shown(table: pd.DataFrame, words: str, top: int | None) -> pd.DataFrame:
     return table if top is None else table.head(top)
 
 
-def clusters(con, selection_id: str, words: str = "", top: int | None = None) -> alt.LayerChart:
+def clusters(con: duckdb.DuckDBPyConnection, selection_id: str, words: str = "", top: int | None = None) -> alt.LayerChart:
     """d_cluster with its 95 % interval, the most divergent cluster first; of those whose number or terms hold `words`, the
     `top` first.
 
@@ -60,7 +61,9 @@ def clusters(con, selection_id: str, words: str = "", top: int | None = None) ->
     return alt.layer(interval, point, row.add_params(pick))
 
 
-def masses(con, selection_id: str, gamma: float | None = None, words: str = "", top: int | None = None) -> alt.Chart:
+def masses(
+    con: duckdb.DuckDBPyConnection, selection_id: str, gamma: float | None = None, words: str = "", top: int | None = None
+) -> alt.Chart:
     """The mass of each cluster under P_web and P_target (at `gamma`, else the selection's own), and the share of
     the texts that are drawn and kept: the rows stand beside those of `clusters`."""
     table = review.cluster_table(con, selection_id, gamma)
@@ -90,7 +93,9 @@ def masses(con, selection_id: str, gamma: float | None = None, words: str = "", 
     )
 
 
-def quadrants(con, selection_id: str, cer_at: float = 0.1, d_at: float | None = None) -> alt.LayerChart:
+def quadrants(
+    con: duckdb.DuckDBPyConnection, selection_id: str, cer_at: float = 0.1, d_at: float | None = None
+) -> alt.LayerChart:
     """The probe's texts by character error rate and divergence, counted in cells, cut into four by two thresholds.
 
     A drag selects (parameter `brush`, fields cer and d); a double click takes all again."""
@@ -129,7 +134,7 @@ def quadrants(con, selection_id: str, cer_at: float = 0.1, d_at: float | None = 
     return alt.layer(heat, rules.encode(x="cer:Q"), rules.encode(y="d:Q"), *words)
 
 
-def adjusted_ranking(con, selection_id: str) -> alt.LayerChart:
+def adjusted_ranking(con: duckdb.DuckDBPyConnection, selection_id: str) -> alt.LayerChart:
     """The clusters' D as measured, and with CER, duration and rate regressed out: what stays high is the text's."""
     table = review.adjusted_ranking(con, selection_id)[["cluster_id", "label", "d", "d_adjusted", "rank", "rank_adjusted"]]
     order = table.label.tolist()
@@ -156,7 +161,9 @@ def adjusted_ranking(con, selection_id: str) -> alt.LayerChart:
     return alt.layer(line, points)
 
 
-def hours(con, selection_id: str, gamma: float, words: str = "", top: int | None = None) -> alt.LayerChart:
+def hours(
+    con: duckdb.DuckDBPyConnection, selection_id: str, gamma: float, words: str = "", top: int | None = None
+) -> alt.LayerChart:
     """Hours that each cluster would get of the budget at `gamma`, beside those drawn and kept now."""
     table = review.cluster_table(con, selection_id, gamma)
     budget = table.budget_h.iloc[0]

@@ -2,8 +2,10 @@
 within a lab, its scale in every figure."""
 
 import itertools
+from collections.abc import Iterable
 
 import altair as alt
+import duckdb
 
 from workbench import review
 
@@ -29,7 +31,7 @@ def _theme() -> alt.theme.ThemeConfig:
     return {"config": config}
 
 
-def contenders_scale(names) -> alt.Scale:
+def contenders_scale(names: Iterable[str]) -> alt.Scale:
     """The fixed colours of those that are shown (a study's arms have no "stage2_"), and further ones for contenders
     that a user has named."""
     known = {n: CONTENDERS.get(n) or CONTENDERS.get(f"stage2_{n}") for n in sorted(names, key=_place)}
@@ -43,7 +45,7 @@ def _place(name: str) -> tuple[int, str]:
     return (order.index(own) if own in CONTENDERS else len(order)), name
 
 
-def top_d(con) -> float:
+def top_d(con: duckdb.DuckDBPyConnection) -> float:
     """The upper end of every axis of D per text: the lab's largest, rounded up to a half."""
     top = review.of_lab(con, "SELECT quantile_cont(d, 0.995) FROM raw.scored") or 1.0
     return float(-(-top // 0.5) * 0.5)

@@ -1,6 +1,7 @@
 """The figures of training: what was logged, and what scored checkpoints have."""
 
 import altair as alt
+import duckdb
 
 from workbench import divergences
 from workbench.charts.theme import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILION
@@ -17,7 +18,7 @@ CURVES = {
 }
 
 
-def curves(con, name: str = "loss", runs=None) -> alt.LayerChart:
+def curves(con: duckdb.DuckDBPyConnection, name: str = "loss", runs: list[str] = None) -> alt.LayerChart:
     """A logged value by step, one line per run, at most 400 points a run; on it, where `name` is a divergence, what the
     runs' scored checkpoints have on each corpus (a shape), with the 95 % interval over texts."""
     values = {"runs": list(runs) if runs is not None else None}
@@ -35,23 +36,23 @@ def curves(con, name: str = "loss", runs=None) -> alt.LayerChart:
     # every run has its place, so that it keeps its colour where another has logged nothing
     named = con.execute(
         """SELECT coalesce(config->>'contender', kind) || ' ' || run_id FROM runs
-        WHERE $runs IS NULL OR run_id IN (SELECT unnest($runs)) ORDER BY 1""", values
-    ).fetchall()  # fmt: skip
+        WHERE $runs IS NULL OR run_id IN (SELECT unnest($runs)) ORDER BY 1""",
+        values,
+    ).fetchall()
     drawn = {*rows.run, *(points.run if scored else ())}
     shown = [run for (run,) in named if runs is not None or run in drawn]
     colour = alt.Color(
         "run:N",
         scale=alt.Scale(domain=shown, range=[BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, GREY]),
         legend=alt.Legend(orient="top", title=None, columns=2, labelLimit=260),
-    )  # fmt: skip
+    )
     x = alt.X("step:Q", title="optimizer step", scale=alt.Scale(zero=True))
     title = CURVES.get(name, name)
     line = (
         alt.Chart(rows, width=490, height=190)
         .mark_line()
-        .encode(x=x, y=alt.Y("value:Q", title=title), color=colour,
-                tooltip=["run", "step", alt.Tooltip("value:Q", format=".4f")])
-    )  # fmt: skip
+        .encode(x=x, y=alt.Y("value:Q", title=title), color=colour, tooltip=["run", "step", alt.Tooltip("value:Q", format=".4f")])
+    )
     if not scored:
         return alt.layer(line)
     shape = alt.Shape("corpus:N", legend=alt.Legend(orient="top", title="checkpoints, scored on"))

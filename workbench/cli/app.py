@@ -14,7 +14,7 @@ import sys
 import types
 import typing
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Annotated, Any
 
 import tyro
@@ -27,7 +27,7 @@ File = Annotated[str | None, tyro.conf.arg(metavar="FILE", help_behavior_hint=""
 COMMANDS: dict[str, Callable] = {}
 
 
-def command(function: Callable | None = None, *, name: str | None = None):
+def command(function: Callable | None = None, *, name: str | None = None) -> Any:
     """Register a function as a command. Parsing only binds its arguments: `main` calls it, outside the parser's error handling.
 
     An optional argument (`str | None = None`) shows its own name in --help, and its docstring says what the default means."""
@@ -73,7 +73,7 @@ Set = Annotated[
 
 
 @contextlib.contextmanager
-def progress_bar(title: str):
+def progress_bar(title: str) -> Iterator[Callable[[int, int | None], None]]:
     """A progress bar with the estimated time left, on a terminal; yields the function (done, total) that moves it."""
     from rich.progress import Progress
 

@@ -10,8 +10,15 @@ from salad.study.config import voices_of
 from workbench.cli.study_run import run_study
 
 
-def run_demo(lab: Path, seed: int = 0, corpus: str | None = None, smoke: bool = False, tts: str | None = None,
-         full: bool = False, overrides: dict | None = None) -> None:  # fmt: skip
+def run_demo(
+    lab: Path,
+    seed: int = 0,
+    corpus: str | None = None,
+    smoke: bool = False,
+    tts: str | None = None,
+    full: bool = False,
+    overrides: dict | None = None,
+) -> None:
     """Run what is not done yet of the miniature study in `lab`, then print its table and what to open next."""
     from salad.config import apply_overrides
 
@@ -30,6 +37,7 @@ def run_demo(lab: Path, seed: int = 0, corpus: str | None = None, smoke: bool = 
         load_tts(config.tts).speak("Ready.", config.voices[0], 0)  # what it lacks is told now, not in the middle
     console.print(f"SALAD in miniature: seed {seed}, lab {lab}" + (" (smoke: figures mean nothing)" if smoke else ""))
     if config.tts == "espeak":
-        console.print("espeak-ng speaks; where Kokoro's weights are at hand, --tts kokoro:FOLDER takes its place.",
-                      soft_wrap=True)  # fmt: skip
+        console.print(
+            "espeak-ng speaks; where Kokoro's weights are at hand, --tts kokoro:FOLDER takes its place.", soft_wrap=True
+        )
     run_study(lab, config, corpus=corpus, smoke=smoke, real=False, keep_going=False)

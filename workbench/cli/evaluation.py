@@ -62,8 +62,9 @@ def evaluate(
     who = _contender(lab, run, step, contender, name, batch, device)
     split = lambda text: [part.strip() for part in text.split(",")]  # noqa: E731
     with progress_bar(who.name) as progress:
-        evaluate_contender(lab, who, wanted, tuple(split(modality)), spoken.listed(voices), tts, asr, limit,
-                            progress=progress, seed=seed)  # fmt: skip
+        evaluate_contender(
+            lab, who, wanted, tuple(split(modality)), spoken.listed(voices), tts, asr, limit, progress=progress, seed=seed
+        )
     store.renew(lab)
     side = (who.name, who.run_id or getattr(who, "fingerprint", None), who.step)
     rows = statistics.summary(lab, *side, wanted)

@@ -142,8 +142,9 @@ def _study(lab, size, seeds, cells, workers, plan, no_run, write, name, axes) ->
         causes: dict[str, list[str]] = {}
         for row, reason in failed.items():
             causes.setdefault(reason, []).append(row)
-        one_line = "; ".join(f"{rows[0]}{f' and {len(rows) - 1} more' * (len(rows) > 1)} ({reason})"
-                             for reason, rows in causes.items())  # fmt: skip
+        one_line = "; ".join(
+            f"{rows[0]}{f' and {len(rows) - 1} more' * (len(rows) > 1)} ({reason})" for reason, rows in causes.items()
+        )
         print(f"{len(failed)} failed: {one_line}. Rerun the command to retry", file=sys.stderr)
     return 1 if failed else 0
 

@@ -219,8 +219,7 @@ def select(
     clustering = clustering or lookup.newest_clustering(lab)
     run = run or lookup.newest_run(lab, "stage1")
     step = lookup.checkpoint(lab, run, step).step
-    made = selection.select_with_notes(lab, clustering, run, step, strategy, gamma, budget, seed, max_cer, speech, parent,
-                                 round)  # fmt: skip
+    made = selection.select_with_notes(lab, clustering, run, step, strategy, gamma, budget, seed, max_cer, speech, parent, round)
     store.renew(lab)
     print("\n".join([f"selection {made.selection_id}: {made.hours:.2f} h by {strategy}", *made.notes]))
     tables.show(

@@ -1,5 +1,8 @@
 """What notebooks/divergences.py shows beside charts."""
 
+from collections.abc import Callable
+
+import duckdb
 import marimo as mo
 import pandas as pd
 
@@ -7,7 +10,7 @@ from workbench import divergences
 from workbench.panels.elements import stats
 
 
-def compared_table(rows: pd.DataFrame, on_pick) -> mo.ui.table:
+def compared_table(rows: pd.DataFrame, on_pick: Callable[[str], object]) -> mo.ui.table:
     """A page of texts under two checkpoints; a click on a row calls `on_pick(sample_id)`."""
     columns = {"text": "text", "domain": "domain", "a": "A", "b": "B", "change": "B − A"}
     shown = rows[["sample_id", *columns]].rename(columns=columns)
@@ -20,7 +23,7 @@ def compared_table(rows: pd.DataFrame, on_pick) -> mo.ui.table:
     )  # fmt: skip
 
 
-def divergence_facts(con, scored: str, measure: str, labels, corpus: str | None) -> mo.Html:
+def divergence_facts(con: duckdb.DuckDBPyConnection, scored: str, measure: str, labels: list[str], corpus: str | None) -> mo.Html:
     """The token-weighted mean of each checkpoint with its interval, and the mean over texts beside it."""
     table = divergences.facts(con, scored, measure, corpus).set_index("label")
     return stats(*(

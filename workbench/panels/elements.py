@@ -1,7 +1,11 @@
 """What any notebook is laid out with."""
 
 import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
+import duckdb
 import marimo as mo
 import pandas as pd
 
@@ -9,7 +13,7 @@ import store
 from workbench.markup import markdown, plain
 
 
-def state(con, lab) -> mo.Html:
+def state(con: duckdb.DuckDBPyConnection, lab: Path | str) -> mo.Html:
     """A line about units that were left out and about a lab that cannot be written to, where it is so."""
     parts = []
     rows = con.execute('SELECT "table", path, reason FROM damaged').fetchall()
@@ -28,7 +32,7 @@ def state(con, lab) -> mo.Html:
     return mo.vstack([mo.callout(mo.md(words), kind="warn") for words in parts]) if parts else mo.md("")
 
 
-def lab_name(lab) -> mo.Html:
+def lab_name(lab: Path | str) -> mo.Html:
     """Which lab is shown."""
     return mo.md(markdown("<code>{}</code>", lab))
 
@@ -42,7 +46,7 @@ def stats(*facts: tuple[str, str, str | None]) -> mo.Html:
     )
 
 
-def answer(locked, query: str, rows: int = 200) -> mo.Html:
+def answer(locked: duckdb.DuckDBPyConnection, query: str, rows: int = 200) -> mo.Html:
     """What a SELECT that a person typed gives on a locked connection, at most `rows` of it; else why not, in a line."""
     try:
         table = locked.table(query)
@@ -53,13 +57,16 @@ def answer(locked, query: str, rows: int = 200) -> mo.Html:
     return mo.vstack([mo.md(size), page])
 
 
-def figure(chart) -> mo.Html:
+def figure(chart: Any) -> mo.Html:
     """A figure with its caption, to save as SVG, PNG or the rows behind it."""
     saves = [
         mo.download(make, f"{chart.name}.{kind}", mime, label=kind.upper())
-        for kind, mime, make in (("svg", "image/svg+xml", chart.svg), ("png", "image/png", chart.png),
-                                 ("csv", "text/csv", chart.csv))
-    ]  # fmt: skip
+        for kind, mime, make in (
+            ("svg", "image/svg+xml", chart.svg),
+            ("png", "image/png", chart.png),
+            ("csv", "text/csv", chart.csv),
+        )
+    ]
     return mo.vstack([mo.md("#### " + plain(chart.caption)), chart.chart, mo.hstack(saves, justify="start", gap=0.5)])
 
 
@@ -78,7 +85,7 @@ def plain_table(rows: pd.DataFrame, digits: int = 2) -> mo.ui.table:
     )
 
 
-def differences(table) -> mo.Html:
+def differences(table: Any) -> mo.Html:
     """What control.differences found, folded away; how to ask where it found nothing."""
     if table is None:
         return mo.md("Choose two runs to see how they differ in configuration, code, data and results.")
@@ -94,13 +101,13 @@ def row(*parts) -> mo.Html:
     return mo.Html(f"<div style='display:flex;flex-wrap:wrap;gap:12px 28px;align-items:flex-start'>{cells}</div>")
 
 
-def beside(left, right) -> mo.Html:
+def beside(left: mo.Html, right: mo.Html) -> mo.Html:
     """`left` at its own width, `right` in the room that it leaves."""
     cells = f"<div>{mo.as_html(left)}</div><div style='min-width:0'>{mo.as_html(right)}</div>"
     return mo.Html(f"<div style='display:grid;grid-template-columns:max-content minmax(0,1fr);gap:20px'>{cells}</div>")
 
 
-def main_and_side(main, side) -> mo.Html:
+def main_and_side(main: mo.Html, side: mo.Html) -> mo.Html:
     """`main`, as wide as there is room, and `side` beside it, 400 pixels wide, however wide `main` would like to be; below
     each other where the window is narrower than 950 pixels."""
     cells = (
@@ -116,6 +123,6 @@ def scrolled(*charts, height: int = 640) -> mo.Html:
     return mo.Html(f"<div style='display:flex;gap:2px;max-height:{height}px;overflow:auto'>{cells}</div>")
 
 
-def when_seen(make, height: int) -> mo.Html:
+def when_seen(make: Callable[[], object], height: int) -> mo.Html:
     """A tall chart that takes seconds to compute in a large lab: made when it comes into sight, in a scroll of its own."""
     return mo.lazy(lambda: scrolled(make(), height=height), show_loading_indicator=True)

@@ -1,5 +1,10 @@
 """What notebooks/selection.py shows beside charts."""
 
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import duckdb
 import marimo as mo
 import pandas as pd
 
@@ -15,13 +20,13 @@ The clusters' D on the probe as measured, and with CER, duration and speaking ra
 its speech, not for its domain."""
 
 
-def unready(con, selection_id: str) -> tuple[bool, mo.Html]:
+def unready(con: duckdb.DuckDBPyConnection, selection_id: str) -> tuple[bool, mo.Html]:
     """Whether a selection cannot be shown, and what to do then: what mo.stop takes."""
     lines = review.unready(con, selection_id)
     return lines is not None, mo.callout(mo.md(lines or ""), kind="warn")
 
 
-def own_gamma(con, selection_id: str) -> float:
+def own_gamma(con: duckdb.DuckDBPyConnection, selection_id: str) -> float:
     """The selection's own gamma, 0 where it has none (uniform)."""
     row = con.execute("SELECT gamma FROM selections WHERE selection_id = ?", [selection_id]).fetchone()
     return float(row[0] or 0.0) if row else 0.0
@@ -30,21 +35,25 @@ def own_gamma(con, selection_id: str) -> float:
 MANY = 32  # clusters that are shown at first
 
 
-def cluster_filter(con, selection_id: str) -> mo.ui.dictionary:
+def cluster_filter(con: duckdb.DuckDBPyConnection, selection_id: str) -> mo.ui.dictionary:
     """Which clusters the figures show: {"words": in the number or the terms, "top": so many of the most divergent}."""
     n = len(review.cluster_table(con, selection_id))
     shown = {f"the {MANY} most divergent": MANY} if n > MANY else {}
     shown[f"all {n}"] = None
-    return mo.ui.dictionary({
-        "words": mo.ui.text(placeholder="a word or a number", label="find clusters", debounce=300),
-        "top": mo.ui.dropdown(shown, value=next(iter(shown)), label="show"),
-    })  # fmt: skip
+    return mo.ui.dictionary(
+        {
+            "words": mo.ui.text(placeholder="a word or a number", label="find clusters", debounce=300),
+            "top": mo.ui.dropdown(shown, value=next(iter(shown)), label="show"),
+        }
+    )
 
 
 def clusters(shown_ui: mo.ui.dictionary, *figures) -> mo.Html:
     """The figures of the clusters, row beside row, under what chooses them."""
-    words = ("### Clusters\nLeft: where speech disagrees with the text teacher. Right: what the web has, what is intended, "
-             "drawn, kept. Click a row to read its texts; shift adds one, a double click takes all.")  # fmt: skip
+    words = (
+        "### Clusters\nLeft: where speech disagrees with the text teacher. Right: what the web has, what is intended, "
+        "drawn, kept. Click a row to read its texts; shift adds one, a double click takes all."
+    )
     chosen = mo.hstack(list(shown_ui.elements.values()), justify="start", gap=1)
     return mo.vstack([mo.md(words), chosen, scrolled(*figures)])
 
@@ -54,7 +63,7 @@ def picked(chart: mo.ui.altair_chart) -> list[int]:
     return [int(c) for c in (chart.selections.get("cluster") or {}).get("cluster_id", [])]
 
 
-def picked_words(con, selection_id: str, ids: list[int], brushed: dict | None = None) -> str:
+def picked_words(con: duckdb.DuckDBPyConnection, selection_id: str, ids: list[int], brushed: dict | None = None) -> str:
     """What is chosen in the charts, in words."""
     named = {"cer": "CER", "d": "D"}
     ranges = " and ".join(f"{named[k]} {brushed[k][0]:.2f} to {brushed[k][1]:.2f}" for k in ("cer", "d") if k in (brushed or {}))
@@ -69,7 +78,7 @@ def picked_words(con, selection_id: str, ids: list[int], brushed: dict | None = 
     return "Clusters: " + "; ".join(markdown("**{}** {}", c, terms or "") for c, terms in labels) + "." + within
 
 
-def gamma_facts(con, selection_id: str, gamma: float) -> mo.Html:
+def gamma_facts(con: duckdb.DuckDBPyConnection, selection_id: str, gamma: float) -> mo.Html:
     """Entropy and effective number of clusters of P_target at gamma beside P_web's, and how many texts the kept ones are
     worth when they are weighted to it."""
     from salad.selection import effective_size, entropy
@@ -84,7 +93,7 @@ def gamma_facts(con, selection_id: str, gamma: float) -> mo.Html:
     return mo.md("  \n".join(f"{name} **{value}** ({beside})" for name, value, beside in facts))
 
 
-def effect(con, selection_id: str) -> mo.Html:
+def effect(con: duckdb.DuckDBPyConnection, selection_id: str) -> mo.Html:
     """What the drops did: texts, hours, KL to the intended distribution, effective sample size, clusters lost."""
     now = review.effect_of_drops(con, selection_id)
     lost = ", ".join(map(str, now["clusters_lost"]))
@@ -116,12 +125,14 @@ SUGGESTS = {
 }
 
 
-def quadrant_words(con, selection_id: str, cer_ui, d_ui) -> mo.Html:
+def quadrant_words(con: duckdb.DuckDBPyConnection, selection_id: str, cer_ui: mo.ui.slider, d_ui: mo.ui.slider) -> mo.Html:
     """The quadrants' thresholds, counts and what each suggests."""
     counts = review.quadrants(con, selection_id, cer_ui.value, d_ui.value).set_index("meaning").n
     if counts.empty:
-        return mo.md("No text of this clustering is both scored under the selection's checkpoint and checked by a "
-                     "recogniser: `salad pass score` scores speech, `salad pass synthesise` checks what it speaks.")  # fmt: skip
+        return mo.md(
+            "No text of this clustering is both scored under the selection's checkpoint and checked by a "
+            "recogniser: `salad pass score` scores speech, `salad pass synthesise` checks what it speaks."
+        )
     lines = [f"- **{name}**, {counts.get(name, 0):,} texts: {words}" for name, words in SUGGESTS.items()]
     return mo.vstack([
         mo.md("Every text of the clustering that is spoken, checked and scored (the probe), by the recogniser's character "
@@ -129,7 +140,7 @@ def quadrant_words(con, selection_id: str, cer_ui, d_ui) -> mo.Html:
         mo.hstack([cer_ui, d_ui], justify="start", gap=2, wrap=True), mo.md("\n".join(lines))])  # fmt: skip
 
 
-def text_table(rows: pd.DataFrame, on_pick) -> mo.ui.table:
+def text_table(rows: pd.DataFrame, on_pick: Callable[[str], object]) -> mo.ui.table:
     """A page of texts; a click on a row calls `on_pick(sample_id)`."""
     shown = pd.DataFrame(
         {
@@ -165,7 +176,7 @@ def text_table(rows: pd.DataFrame, on_pick) -> mo.ui.table:
     )
 
 
-def rule_preview(con, selection_id: str, predicate: str) -> mo.Html:
+def rule_preview(con: duckdb.DuckDBPyConnection, selection_id: str, predicate: str) -> mo.Html:
     """The count and 20 examples of a rule, or what is wrong with it in one line."""
     if not predicate.strip():
         return mo.md(
@@ -185,7 +196,7 @@ def rule_preview(con, selection_id: str, predicate: str) -> mo.Html:
     )
 
 
-def events_table(con, selection_id: str) -> mo.ui.table:
+def events_table(con: duckdb.DuckDBPyConnection, selection_id: str) -> mo.ui.table:
     """What was said about the selection and stands, newest first; at most the latest 200."""
     rows = review.standing_events(con, selection_id, limit=200)
     shown = rows[
@@ -220,7 +231,7 @@ def events_table(con, selection_id: str) -> mo.ui.table:
     )
 
 
-def audits(con, selection_id: str, ids: list[int], n: int, more: int = 20) -> mo.Html:
+def audits(con: duckdb.DuckDBPyConnection, selection_id: str, ids: list[int], n: int, more: int = 20) -> mo.Html:
     """The fault rate of each picked cluster's audit, with its interval and what `more` texts would buy."""
     if not ids:
         return mo.md("Click a cluster above; choose the queue “audit” to judge its first texts in a fixed random order.")
@@ -240,7 +251,7 @@ def audits(con, selection_id: str, ids: list[int], n: int, more: int = 20) -> mo
     return mo.md("\n".join(lines))
 
 
-def agreement(con, selection_id: str) -> mo.Html:
+def agreement(con: duckdb.DuckDBPyConnection, selection_id: str) -> mo.Html:
     rows = review.agreement(con, selection_id)
     if rows.empty:
         return mo.md("No text has been judged by two reviewers yet.")
@@ -253,7 +264,17 @@ def agreement(con, selection_id: str) -> mo.Html:
     )
 
 
-def buttons(con, judge: review.Review, rule, reason, weight, clusters, events, on_decision, on_drawn) -> dict[str, mo.ui.button]:
+def buttons(
+    con: duckdb.DuckDBPyConnection,
+    judge: review.Review,
+    rule: str,
+    reason: str,
+    weight: float,
+    clusters: list[int],
+    events: Any,
+    on_decision: Callable[[str], object],
+    on_drawn: Callable[[str], object],
+) -> dict[str, mo.ui.button]:
     """Set the rule, leave the picked clusters out, take them back in, reweight them, accept or reject their audit, undo,
     refill, end the review. Each writes its event on its click, and tells `on_decision` in words; a refill tells `on_drawn` its
     id."""
@@ -313,7 +334,7 @@ def buttons(con, judge: review.Review, rule, reason, weight, clusters, events, o
     }
 
 
-def review_gate(lab, button: mo.ui.button, decided: tuple[int, str]) -> mo.Html:
+def review_gate(lab: Path | str, button: mo.ui.button, decided: tuple[int, str]) -> mo.Html:
     """Of a study that waits for a person before Stage II: what it waits for, and the button that ends the wait; afterwards who
     ended it and when. Empty for any other lab. `decided`: the number and words of the last decision, after which it is drawn
     anew."""
@@ -330,7 +351,9 @@ def review_gate(lab, button: mo.ui.button, decided: tuple[int, str]) -> mo.Html:
     return mo.md(markdown("Reviewed {}; rerun <code>salad study</code> to go on to Stage II.", f"{record['at'][:16]} UTC{by}"))
 
 
-def go_on(lab, con, selection_id: str, recipe: str, on: str, *, export: bool, launch: bool) -> mo.Html:
+def go_on(
+    lab: Path | str, con: duckdb.DuckDBPyConnection, selection_id: str, recipe: str, on: str, *, export: bool, launch: bool
+) -> mo.Html:
     """Export, or start Stage II on what is kept; says what came of it."""
     try:
         if export:

@@ -126,7 +126,7 @@ def judge(rows: pd.DataFrame, claim: Claim) -> ClaimResult:
     return ClaimResult(claim.text, claim.source, seen, verdict, reason, {"difference": value, "half": half}, len(both))
 
 
-def last_of(rows, contender, group=ALL) -> pd.DataFrame:
+def last_of(rows: pd.DataFrame, contender: str, group: str = ALL) -> pd.DataFrame:
     return rows[rows["last"] & rows.contender.eq(contender) & rows.group.eq(group)]
 
 
@@ -134,8 +134,9 @@ def claims_of_prediction(rows: pd.DataFrame) -> list[ClaimResult]:
     out = []
     part = rows[rows.group.eq(ALL) & rows.speech.notna() & rows.m.gt(0) & rows.f.gt(0)]
     for text, measure, other, paper, partial in (
-        ("M predicts speech accuracy", "M", "F", 0.75, 0.56), ("F predicts text accuracy", "F", "M", 0.74, 0.32),
-    ):  # fmt: skip
+        ("M predicts speech accuracy", "M", "F", 0.75, 0.56),
+        ("F predicts text accuracy", "F", "M", 0.74, 0.32),
+    ):
         of = "speech" if measure == "M" else "text"
         claim = f"{text} (leave-one-out R² {paper}, partial R² about {partial} in the paper)"
         try:

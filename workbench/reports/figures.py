@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import altair as alt
+import duckdb
 import numpy as np
 import pandas as pd
 from scipy import stats
@@ -47,13 +48,13 @@ def shown(rows: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(cells, columns=["group", "contender", *heads_of(rows), "items"])
 
 
-def by_domain(con, study: dict) -> pd.DataFrame:
+def by_domain(con: duckdb.DuckDBPyConnection, study: dict) -> pd.DataFrame:
     """contender, domain and, where measured, m, f, text, speech, gap: one row per contender and domain."""
     cells = analysis.by_domain(con, study.get("heldout", "heldout"))
     return cells.pivot_table("value", ["contender", "domain"], "measure").reset_index()
 
 
-def paired(con, study: dict) -> pd.DataFrame:
+def paired(con: duckdb.DuckDBPyConnection, study: dict) -> pd.DataFrame:
     """Every two arms of Stage II at equal hours (within 2 %), item by item: pair, group (the report's, then domains),
     difference in speech accuracy (first minus second, 0 to 1) with its 95 % interval, n, hours of both.
 
@@ -97,7 +98,7 @@ def _with_groups(cells: pd.DataFrame, study: dict) -> pd.DataFrame:
     return pd.concat([pd.DataFrame(rows), domains], ignore_index=True)
 
 
-def published_gaps(con, rows: pd.DataFrame) -> pd.DataFrame:
+def published_gaps(con: duckdb.DuckDBPyConnection, rows: pd.DataFrame) -> pd.DataFrame:
     """system, accuracy (%), gap (points), whose: the contenders over all domains, and published means on speech."""
     own = rows[(rows.group == ALL) & rows.speech.notna()]
     own_rows = pd.DataFrame({"system": own.contender, "accuracy": 100 * own.speech, "gap": 100 * own.gap}).assign(
@@ -108,7 +109,7 @@ def published_gaps(con, rows: pd.DataFrame) -> pd.DataFrame:
     return pd.concat([own_rows, published[["system", "accuracy", "gap", "whose"]]], ignore_index=True)
 
 
-def scaling(con, lab: Path | str, study: dict) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+def scaling(con: duckdb.DuckDBPyConnection, lab: Path | str, study: dict) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
     """How M falls with tokens, over all domains by P_web: (points: run, contender, tokens, m; curves: run, contender, tokens,
     m, low, high within what was measured; laws: run, contender, n, e, b, beta and their 95 % intervals in words).
 
@@ -134,7 +135,7 @@ def scaling(con, lab: Path | str, study: dict) -> tuple[pd.DataFrame, pd.DataFra
     return points[columns], pd.DataFrame(curves, columns=[*columns, "low", "high"]), pd.DataFrame(laws)
 
 
-def votes(con) -> pd.DataFrame:
+def votes(con: duckdb.DuckDBPyConnection) -> pd.DataFrame:
     """The A/B app's blind votes: pair, mean, low, high, n, verdict; speech against text first. No row without votes."""
     games = preferences.games(preferences.votes(con))
     estimates = [preferences.speech_against_text(games), *preferences.pairs(games)] if len(games) else []
@@ -146,7 +147,7 @@ def votes(con) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["pair", "mean", "low", "high", "n", "verdict"])
 
 
-def figures(con, lab: Path | str, study: dict, rows: pd.DataFrame) -> list[Figure]:
+def figures(con: duckdb.DuckDBPyConnection, lab: Path | str, study: dict, rows: pd.DataFrame) -> list[Figure]:
     """Every figure that the lab has the data for. Needs the view `contenders` (measures.measured makes it)."""
     long = accuracies(rows)
     out = [Figure("accuracy", "Accuracy by coverage group", charts.accuracy(long), long)] if len(long) else []
@@ -177,8 +178,9 @@ def figures(con, lab: Path | str, study: dict, rows: pd.DataFrame) -> list[Figur
         name = "strategies" if i == 0 else f"strategies-{i + 1}"
         out.append(Figure(name, f"Strategies: {pair}", charts.strategies(part), part))
     near = published_gaps(con, rows)
-    out.append(Figure("published", "Beside published systems (other models, data and tasks)",
-                      charts.beside_published(near), near))  # fmt: skip
+    out.append(
+        Figure("published", "Beside published systems (other models, data and tasks)", charts.beside_published(near), near)
+    )
     votes_figures = votes(con)
     if len(votes_figures):
         out.append(Figure("votes", "What people preferred", charts.votes(votes_figures), votes_figures))

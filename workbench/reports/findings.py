@@ -159,7 +159,7 @@ def _run_notes(labs: dict[int, Path], study: dict) -> list[str]:
         "seed gives none, and decides nothing; two give very wide ones. γ = 2 and the base's other settings were chosen on "
         "seeds 10 and 11 (experiments/LOG.md), never on those reported.",
         f"{platform.machine()}, {_processor()}; {seconds / 60:,.0f} minutes of runs in all, beside other work on the machine.",
-    ]  # fmt: skip
+    ]
 
 
 def _processor() -> str:
@@ -180,24 +180,31 @@ def markdown(findings: Findings, command: str, claims: bool = True) -> str:
         f"# {title}\n",
         f"Written by `{command}`; don't edit it by hand. What follows is about the miniature only: a 0.9 M-parameter "
         "teacher, espeak-ng's voices, 112 facts. It can say what holds or fails *here*, not what holds at 3B.\n",
-        "## What was run\n", *(f"- {line}" for line in findings.run_notes),
+        "## What was run\n",
+        *(f"- {line}" for line in findings.run_notes),
         f"- Not run: {'; '.join(findings.lacking) or 'nothing is missing'}.",
         *([f"- Tried and failed: {'; '.join(findings.failed)}."] if findings.failed else ()),
         "- Active against uniform at the demo's own sizes, on three seeds: the table in README.md.\n",
-    ]  # fmt: skip
+    ]
     if claims:
         parts += [
             "## Claims\n",
             f"Of {len(findings.claims)}: {counted}. A claim holds where the 95 % interval of its difference lies on its side "
             "of zero, does not hold where it lies on the other, and is undecided in between; a prediction holds where its "
             f"leave-one-out R² lies above {ENOUGH}, interval and all, over {CHECKPOINTS} checkpoints or more.\n",
-            markdown_table(["claim", "whose", "what the miniature shows", "in miniature", "likely reason"],
-                           [[r.text, r.source, r.seen, f"**{r.qualified_verdict}**", r.reason] for r in findings.claims]), "",
-        ]  # fmt: skip
+            markdown_table(
+                ["claim", "whose", "what the miniature shows", "in miniature", "likely reason"],
+                [[r.text, r.source, r.seen, f"**{r.qualified_verdict}**", r.reason] for r in findings.claims],
+            ),
+            "",
+        ]
     if claims and len(findings.arms):
-        parts += ["## Text, speech and cascade\n",
-                  "The gap is the teacher's accuracy on text minus the contender's on speech, item by item.\n",
-                  markdown_table(*arms_cells(findings.arms)), ""]  # fmt: skip
+        parts += [
+            "## Text, speech and cascade\n",
+            "The gap is the teacher's accuracy on text minus the contender's on speech, item by item.\n",
+            markdown_table(*arms_cells(findings.arms)),
+            "",
+        ]
     for axis, table in findings.tables.items():
         heads, cells = axis_cells(table)
         parts += [f"## {AXES[axis]}\n", markdown_table(heads, cells), ""]

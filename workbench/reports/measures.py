@@ -3,6 +3,7 @@ every published figure beside them."""
 
 from pathlib import Path
 
+import duckdb
 import numpy as np
 import pandas as pd
 
@@ -15,14 +16,14 @@ WARM_START = "warm-start.json"  # in a run's folder: salad.training.warm_start w
 ORDER = ("teacher", "stage1", "stage2_active", "stage2_uniform")
 
 
-def measured(lab: Path, con, chosen: pd.DataFrame) -> tuple[dict, pd.DataFrame]:
+def measured(lab: Path, con: duckdb.DuckDBPyConnection, chosen: pd.DataFrame) -> tuple[dict, pd.DataFrame]:
     """The study, and Report.rows of the chosen checkpoints, which stand in the view `contenders` afterwards."""
     con.register("contenders", chosen)
     study = read_study(lab, con)
     return study, by_group(con, study)
 
 
-def checkpoints(con, runs: list[str] | None = None) -> pd.DataFrame:
+def checkpoints(con: duckdb.DuckDBPyConnection, runs: list[str] | None = None) -> pd.DataFrame:
     """contender, run_id, step, who (its run or fingerprint): the newest evaluated checkpoint of each contender (by the
     run's end, then its step; of several that are no runs the one that answered most)."""
     statistics.answered(con)
@@ -51,7 +52,7 @@ def accuracies(rows: pd.DataFrame) -> pd.DataFrame:
     ).dropna(subset=["accuracy"])
 
 
-def arms_of(con) -> pd.DataFrame:
+def arms_of(con: duckdb.DuckDBPyConnection) -> pd.DataFrame:
     """The runs behind the table: what each trained on, for how long."""
     return con.execute("""
         SELECT c.contender, c.run_id, r.kind, l.strategy, l.gamma, r.step AS steps, r.tokens,
@@ -63,9 +64,9 @@ def arms_of(con) -> pd.DataFrame:
 
 
 def warm_start_in_words(lab: Path | str) -> str:
-    """Whether the adapters of a lab's Stage I runs were warm-started, with seconds and what supervised them: said beside every
-    table. Empty where none was."""
-    found = {}
+    """How the adapters of a lab's Stage I runs were warm-started: steps, seconds and supervision, as a note beside every
+    table. Empty if none was."""
+    runs_by_warm_start: dict[str, list[str]] = {}
     for path in sorted(Path(lab).glob("runs/r*/config.json")):
         record = read_json(path) or {}
         warm = (record.get("config") or {}).get("adapter", {}).get("warm_start") or {}
@@ -78,14 +79,14 @@ def warm_start_in_words(lab: Path | str) -> str:
             if warm.get("loss", "words") == "words"
             else "its outputs are trained by CTC over the embeddings of Stage I's own transcripts, without word times"
         )
-        found.setdefault(f"{warm['steps']:,} steps in {result['seconds']:,.0f} s in which {how}", []).append(path.parent.name)
+        runs_by_warm_start.setdefault(f"{warm['steps']:,} steps in {result['seconds']:,.0f} s in which {how}", []).append(path.parent.name)
     return " ".join(
         f"The adapter of {', '.join(names)} was warm-started before Stage I: {how}. The paper has no such step."
-        for how, names in found.items()
+        for how, names in runs_by_warm_start.items()
     )
 
 
-def published_means(con) -> pd.DataFrame:
+def published_means(con: duckdb.DuckDBPyConnection) -> pd.DataFrame:
     """The published means over six benchmarks: system, model, modality, accuracy (%), gap (points), source."""
     return con.execute("""SELECT system, model, modality, accuracy, gap, source FROM published
         WHERE task = 'mean' ORDER BY modality DESC, accuracy DESC""").df()
@@ -98,7 +99,7 @@ BENCHMARKS = {
 }  # fmt: skip
 
 
-def beside_published(con, rows: pd.DataFrame) -> pd.DataFrame:
+def beside_published(con: duckdb.DuckDBPyConnection, rows: pd.DataFrame) -> pd.DataFrame:
     """Every published system beside this lab's contenders: system, model, modality, a column for each benchmark and for
     the mean (accuracy in per cent / gap in points; several figures of one source are parted by "; "), source.
 

@@ -76,8 +76,9 @@ def pack_study(lab: Path | str, config: BaseStudy, file: Path | str) -> str:
             "SELECT corpus, licence, count(*) FROM samples GROUP BY ALL ORDER BY ALL"
         ).fetchall():
             licences.setdefault(corpus or "", {})[licence or "unknown"] = n
-        parts[f"steps/seed-{seed}.json"] = _json([_plain(r) for p in sorted((path / ".study" / "steps").glob("*.json"))
-                                                  if (r := read_json(p)) is not None])  # fmt: skip
+        parts[f"steps/seed-{seed}.json"] = _json(
+            [_plain(r) for p in sorted((path / ".study" / "steps").glob("*.json")) if (r := read_json(p)) is not None]
+        )
     if isinstance(config, Study):
         ids["models"] = {name: _sha256(name, lab) for name in costs.hub_names(config)}
         licences["sources"] = {what: source.licence for what, source in sources.of_study(config)}

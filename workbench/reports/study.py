@@ -89,8 +89,11 @@ class StudyTables:
             if means:
                 for measure in measures:
                     values = scale * by_seed[measure].dropna()
-                    row.append(f"{values.mean():.{digits}f} ± {values.std() / len(values) ** 0.5:.{digits}f}"
-                               if len(values) >= FEWEST_SEEDS else "–")  # fmt: skip
+                    row.append(
+                        f"{values.mean():.{digits}f} ± {values.std() / len(values) ** 0.5:.{digits}f}"
+                        if len(values) >= FEWEST_SEEDS
+                        else "–"
+                    )
             if heard:
                 row.append("; ".join(_heard(r) for r in part.to_dict("records") if pd.notna(r["hearing"])) or "–")
             cells.append(row)

@@ -6,6 +6,7 @@ import difflib
 from dataclasses import dataclass
 from pathlib import Path
 
+import duckdb
 import pandas as pd
 from markupsafe import escape
 
@@ -62,7 +63,7 @@ class Report:
             console.print(warm, soft_wrap=True)
 
 
-def report(lab, runs: list[str] | None = None) -> Report:
+def report(lab: Path | str, runs: list[str] | None = None) -> Report:
     """Read a lab's evaluations and divergences and write report.md and report.html into it.
 
     `runs` names run ids to show; without it each contender stands for its newest evaluated checkpoint. Raises
@@ -130,7 +131,7 @@ def _grids(rows, arms, published) -> list[ReportTable]:
     return out
 
 
-def clusters_left_out(con) -> list[ReportTable]:
+def clusters_left_out(con: duckdb.DuckDBPyConnection) -> list[ReportTable]:
     """Clusters that selections left out for their CER, with what their texts are made of; or none."""
     asked = con.execute(
         """SELECT clustering_id, speech, max_cer, list(selection_id ORDER BY selection_id) FROM selections

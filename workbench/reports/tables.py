@@ -56,7 +56,7 @@ def steady(value: float) -> float:
     return round(value, 8) + 1e-9
 
 
-def words_of(value) -> str:
+def words_of(value: object) -> str:
     if value is None or (isinstance(value, float) and not np.isfinite(value)) or value is pd.NaT or value is pd.NA:
         return "–"
     return f"{value:g}" if isinstance(value, float | np.floating) else str(value)

@@ -3,6 +3,8 @@
 import hashlib
 from pathlib import Path
 
+import duckdb
+
 import store
 from workbench.review.events import standing_events
 from workbench.review.held import texts_with_verdicts
@@ -10,7 +12,7 @@ from workbench.review.held import texts_with_verdicts
 BY_HAND = 2**31 - 1  # the seed of speech made here, so that the synthesis pass, with its own seed, makes its own
 
 
-def speak_now(lab: Path, con, sample_id: str) -> None:
+def speak_now(lab: Path, con: duckdb.DuckDBPyConnection, sample_id: str) -> None:
     """Speak a text that has no speech yet with the lab's usual engine and voices, and keep it in the lab."""
     from salad import parts
     from salad.passes.synthesise import jobs_of, synthesise
@@ -25,7 +27,7 @@ def speak_now(lab: Path, con, sample_id: str) -> None:
     synthesise(lab, f"by-hand-{sample_id}", jobs, tts, {"by hand": sample_id})
 
 
-def launch_stage2(lab: Path, selection_id: str, recipe: str, on: str = "here"):
+def launch_stage2(lab: Path, selection_id: str, recipe: str, on: str = "here") -> tuple:
     """Freeze what is kept and synthesised as a child selection and start Stage II on it: (child id, Run)."""
     import launch_gpu
     from salad import selection
@@ -34,7 +36,7 @@ def launch_stage2(lab: Path, selection_id: str, recipe: str, on: str = "here"):
     return child, launch_gpu.launch(recipe, on=on, lab=lab, overrides={"selection": child})
 
 
-def export_kept(lab: Path, con, selection_id: str) -> Path:
+def export_kept(lab: Path, con: duckdb.DuckDBPyConnection, selection_id: str) -> Path:
     """Write what is kept of a selection to lab/exports/<hash of selection and kept texts>/: texts.parquet, selection.json
     (whose and what it is), and the speech that exists as a Lhotse Shar in speech/.
 

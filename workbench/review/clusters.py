@@ -2,13 +2,14 @@
 
 import math
 
+import duckdb
 import numpy as np
 import pandas as pd
 
 from workbench.review.held import held_of, hold, verdicts_of
 
 
-def cluster_table(con, selection_id: str, gamma: float | None = None) -> pd.DataFrame:
+def cluster_table(con: duckdb.DuckDBPyConnection, selection_id: str, gamma: float | None = None) -> pd.DataFrame:
     """One row per cluster: d_cluster with a 95 % interval, its mass under P_web and P_target (at `gamma`, else
     the selection's own), the share of texts drawn and kept, and hours.
 
@@ -20,7 +21,7 @@ def cluster_table(con, selection_id: str, gamma: float | None = None) -> pd.Data
     return table
 
 
-def clusters_without_gamma(con, selection_id: str) -> pd.DataFrame:
+def clusters_without_gamma(con: duckdb.DuckDBPyConnection, selection_id: str) -> pd.DataFrame:
     """`cluster_table` without what depends on γ, kept until the lab has grown or something was said: five figures of a
     page are made from it."""
     drawn, measured = (hold(con, selection_id, kind) for kind in ("drawn", "measured"))
@@ -81,7 +82,7 @@ def effective_texts(table: pd.DataFrame) -> float:
     return effective_size(np.repeat(p[held] / kept[held], kept[held])) if held.any() else 0.0
 
 
-def effect_of_drops(con, selection_id: str) -> dict:
+def effect_of_drops(con: duckdb.DuckDBPyConnection, selection_id: str) -> dict:
     """What the drops did: texts and hours drawn and kept, KL(drawn ‖ P_target) and KL(kept ‖ P_target) in nats,
     the effective sample size of the kept texts when they are weighted to P_target, and clusters that are lost.
 
@@ -106,7 +107,7 @@ def effect_of_drops(con, selection_id: str) -> dict:
     }
 
 
-def effect_by_cluster(con, selection_id: str) -> pd.DataFrame:
+def effect_by_cluster(con: duckdb.DuckDBPyConnection, selection_id: str) -> pd.DataFrame:
     """The same cluster by cluster, what lost most first: cluster, drawn, kept (texts), drawn_h, kept_h, intended (share,
     P_target), kept_share, kl (the cluster's addend to KL(kept ‖ intended), nats)."""
     table = cluster_table(con, selection_id)
@@ -121,7 +122,7 @@ def effect_by_cluster(con, selection_id: str) -> pd.DataFrame:
 MEANINGS = ("fine", "candidate domain gap", "suspected synthesis fault", "recogniser fault")
 
 
-def quadrants(con, selection_id: str, cer_at: float = 0.1, d_at: float | None = None) -> pd.DataFrame:
+def quadrants(con: duckdb.DuckDBPyConnection, selection_id: str, cer_at: float = 0.1, d_at: float | None = None) -> pd.DataFrame:
     """Counts of the probe's texts (scored texts of the clustering, drawn or not) by high or low CER and divergence,
     and what each suggests: high_cer, high_d, n, meaning. `d_at` defaults to their median D; a text that was spoken
     several times stands by its mean D and its worst CER."""
@@ -135,7 +136,7 @@ def quadrants(con, selection_id: str, cer_at: float = 0.1, d_at: float | None = 
     ).df()
 
 
-def cells(con, selection_id: str, top: float, n: int = 25) -> pd.DataFrame:
+def cells(con: duckdb.DuckDBPyConnection, selection_id: str, top: float, n: int = 25) -> pd.DataFrame:
     """The same texts counted in n × n cells: even in the square root of CER, and in D up to `top`."""
     return con.execute(
         f"""WITH placed AS (SELECT floor(sqrt(least(cer, 0.9999)) * $n) AS i, floor(least(d / $top, 0.9999) * $n) AS j
@@ -146,13 +147,13 @@ def cells(con, selection_id: str, top: float, n: int = 25) -> pd.DataFrame:
     ).df()
 
 
-def median_d(con, selection_id: str) -> float:
+def median_d(con: duckdb.DuckDBPyConnection, selection_id: str) -> float:
     """The median D of the probe's texts that have a CER; 0 where there is none."""
     held = hold(con, selection_id, "probed")
     return float(con.execute(f"SELECT median(d) FROM {held} WHERE cer IS NOT NULL").fetchone()[0] or 0.0)
 
 
-def usual_cer(con, selection_id: str) -> float:
+def usual_cer(con: duckdb.DuckDBPyConnection, selection_id: str) -> float:
     """The CER above which a text of the probe stands out: the median (a text by its worst voice) to the next 0.02, as
     some voices are strange to a recogniser; from 0.1 to 0.6."""
     held = hold(con, selection_id, "probed")
@@ -160,7 +161,7 @@ def usual_cer(con, selection_id: str) -> float:
     return float(min(max(np.ceil(median * 50) / 50, 0.1), 0.6))
 
 
-def adjusted_ranking(con, selection_id: str) -> pd.DataFrame:
+def adjusted_ranking(con: duckdb.DuckDBPyConnection, selection_id: str) -> pd.DataFrame:
     """Clusters' D before and after CER, duration and rate are regressed out (salad.selection.cluster_rankings), the
     most divergent first, with a label to show."""
     from salad.selection import cluster_rankings

@@ -49,7 +49,7 @@ class Review:
         """verdict: drop (leave it out), keep, or reweight by `weight` at the next draw."""
         return self._append(target="cluster", cluster_id=int(cluster_id), verdict=verdict, reason=reason, weight=weight)
 
-    def undo(self, con, event_id: str | None = None) -> dict | None:
+    def undo(self, con: duckdb.DuckDBPyConnection, event_id: str | None = None) -> dict | None:
         """Take back an event, or the reviewer's latest standing one on this selection: what it was, None if there
         is none."""
         events = standing_events(con, self.selection_id, self.reviewer, event_id=event_id, limit=1)
@@ -71,8 +71,14 @@ def _value(x):
     return None if pd.api.types.is_scalar(x) and pd.isna(x) else x
 
 
-def standing_events(con, selection_id: str, reviewer: str | None = None, target: str | None = None,
-                    event_id: str | None = None, limit: int | None = None) -> pd.DataFrame:  # fmt: skip
+def standing_events(
+    con: duckdb.DuckDBPyConnection,
+    selection_id: str,
+    reviewer: str | None = None,
+    target: str | None = None,
+    event_id: str | None = None,
+    limit: int | None = None,
+) -> pd.DataFrame:
     """The events on a selection that no undo has taken back, newest first, at most `limit`."""
     return con.execute(
         f"""
@@ -84,7 +90,9 @@ def standing_events(con, selection_id: str, reviewer: str | None = None, target:
     ).df()
 
 
-def rule_preview(con, selection_id: str, predicate: str, examples: int = 20) -> tuple[int, pd.DataFrame]:
+def rule_preview(
+    con: duckdb.DuckDBPyConnection, selection_id: str, predicate: str, examples: int = 20
+) -> tuple[int, pd.DataFrame]:
     """How many of the selection's texts a predicate would drop, and some of them; StoreError if it is no predicate.
 
     The store accepts a predicate over one row only: no query of its own, nothing that says something else each time. One
@@ -100,7 +108,9 @@ def rule_preview(con, selection_id: str, predicate: str, examples: int = 20) -> 
     return count, rows
 
 
-def audit(con, selection_id: str, cluster_id: int, n: int, reviewer: str | None = None, more: int = 20) -> dict:
+def audit(
+    con: duckdb.DuckDBPyConnection, selection_id: str, cluster_id: int, n: int, reviewer: str | None = None, more: int = 20
+) -> dict:
     """A cluster's audit: its first `n` texts in a fixed random order, how many are judged, and the fault rate.
 
     A text is judged when someone said keep or drop of it by hand (`reviewer` alone, if named), and faulty when
@@ -146,7 +156,7 @@ def fault_interval(faults: int, judged: int) -> tuple[float, float]:
     return (0.0 if faults == 0 else float(low)), (1.0 if faults == judged else float(high))
 
 
-def agreement(con, selection_id: str) -> pd.DataFrame:
+def agreement(con: duckdb.DuckDBPyConnection, selection_id: str) -> pd.DataFrame:
     """For each pair of reviewers: texts that both judged, share on which they agree, Cohen's kappa (null where
     chance alone would agree)."""
     verdicts, _ = verdicts_of(con, selection_id)

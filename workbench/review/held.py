@@ -4,6 +4,7 @@ probe, what it measured, and the verdicts that stand.
 Decisions are not in the tables of texts: a click costs a join with what was said, not another pass over a million rows."""
 
 import weakref
+from typing import Any
 
 import duckdb
 
@@ -64,12 +65,12 @@ _HELD = {"drawn": _DRAWN, "read": _READ, "probed": _PROBED, "measured": _MEASURE
 _held: "weakref.WeakKeyDictionary[duckdb.DuckDBPyConnection, dict]" = weakref.WeakKeyDictionary()
 
 
-def held_of(con) -> dict:
+def held_of(con: duckdb.DuckDBPyConnection) -> dict:
     """What is kept for a connection, as long as it lives."""
     return _held.setdefault(con, {})
 
 
-def hold(con, selection_id: str, kind: str) -> str:
+def hold(con: duckdb.DuckDBPyConnection, selection_id: str, kind: str) -> str:
     """The name of one of a selection's temporary tables (a key of _HELD), made when first asked for and anew when the lab
     has grown: a figure waits for those alone that it reads.
 
@@ -85,7 +86,7 @@ def hold(con, selection_id: str, kind: str) -> str:
     return name
 
 
-def of_lab(con, query: str):
+def of_lab(con: duckdb.DuckDBPyConnection, query: str) -> Any:
     """The one value that `query` gives of a lab's divergences, asked anew when there are more of them.
 
     What scales every figure is a quantile of all rows: asked by each figure it would cost more than the figure."""
@@ -95,7 +96,7 @@ def of_lab(con, query: str):
     return held["of lab", query][1]
 
 
-def verdicts_of(con, selection_id: str) -> tuple[str, tuple]:
+def verdicts_of(con: duckdb.DuckDBPyConnection, selection_id: str) -> tuple[str, tuple]:
     """The name of a temporary table with the verdicts that stand about a selection's texts, and what it was made from.
 
     It is made anew after each event: the rules of a large selection are then asked once a click, not by every figure."""
@@ -111,7 +112,7 @@ def verdicts_of(con, selection_id: str) -> tuple[str, tuple]:
     return name, key
 
 
-def texts_with_verdicts(con, selection_id: str) -> str:
+def texts_with_verdicts(con: duckdb.DuckDBPyConnection, selection_id: str) -> str:
     """SQL: a WITH clause that ends in `texts`, a selection's texts and what stands about them."""
     return f"""WITH verdicts AS (
         SELECT sample_id, bool_or(verdict = 'drop') AS dropped, bool_or(verdict = 'keep') AS kept,

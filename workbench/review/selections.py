@@ -34,7 +34,7 @@ def unready(con: duckdb.DuckDBPyConnection, selection_id: str) -> str | None:
     return None
 
 
-def stage2_recipe(con, selection_id: str) -> str:
+def stage2_recipe(con: duckdb.DuckDBPyConnection, selection_id: str) -> str:
     """The recipe of Stage II that belongs to the Stage I which the selection was drawn with: the one of its name, else the
     first of the same LLM and fine-tuning (a study's own Stage I), else the miniature's."""
     from salad import recipes

@@ -1,5 +1,6 @@
 """A selection's texts: which there are, in which order people read them, and all that is shown of one."""
 
+import duckdb
 import pandas as pd
 
 from workbench.review.held import of_lab, texts_with_verdicts, verdicts_of
@@ -24,9 +25,9 @@ _KEYS = {
 
 
 def texts(
-    con,
+    con: duckdb.DuckDBPyConnection,
     selection_id: str,
-    cluster_ids=(),
+    cluster_ids: list[int] = (),
     search: str = "",
     order: str = "divergence",
     page: int = 0,
@@ -67,10 +68,10 @@ def _where(cluster_ids=(), search="", standing="all", within=None):
 
 
 def queue(
-    con,
+    con: duckdb.DuckDBPyConnection,
     selection_id: str,
     order: str = "worst",
-    cluster_ids=(),
+    cluster_ids: list[int] = (),
     reviewer: str | None = None,
     unjudged: bool = False,
     limit: int = 5000,
@@ -104,13 +105,13 @@ def queue(
     return [row[0] for row in rows.fetchall()]
 
 
-def dicts(result) -> list[dict]:
+def dicts(result: duckdb.DuckDBPyConnection) -> list[dict]:
     """The rows of a DuckDB result, by the names of their columns."""
     names = [column[0] for column in result.description]
     return [dict(zip(names, row, strict=True)) for row in result.fetchall()]
 
 
-def card(con, selection_id: str, sample_id: str) -> dict | None:
+def card(con: duckdb.DuckDBPyConnection, selection_id: str, sample_id: str) -> dict | None:
     """All the listening widget shows of one text: the text, its speech, its words' times, what stands about it,
     and for each token the divergences (nats) and both models' top tokens. None if the text is not there."""
     rows = con.execute(
@@ -136,7 +137,7 @@ def card(con, selection_id: str, sample_id: str) -> dict | None:
     return row
 
 
-def read_speech(con, synthesis_id: str | None) -> dict:
+def read_speech(con: duckdb.DuckDBPyConnection, synthesis_id: str | None) -> dict:
     """tts, voice, cer, duration_s and flags of a synthesis, and its words as [char_start, char_end, start_s, end_s]."""
     columns = ("tts", "voice", "cer", "duration_s", "flags", "words")
     row = con.execute(f"SELECT {', '.join(columns)} FROM syntheses WHERE synthesis_id = ?", [synthesis_id]).fetchone()
@@ -146,7 +147,7 @@ def read_speech(con, synthesis_id: str | None) -> dict:
     return synthesis | {"flags": synthesis["flags"] or [], "words": words}
 
 
-def read_tokens(con, run_id: str, step: int, sample_id: str, synthesis_id: str | None) -> list[dict]:
+def read_tokens(con: duckdb.DuckDBPyConnection, run_id: str, step: int, sample_id: str, synthesis_id: str | None) -> list[dict]:
     """A text's tokens as a checkpoint scored them, in order, with both models' likeliest tokens as [token, p]."""
     tokens = dicts(
         con.execute(
@@ -164,7 +165,7 @@ def read_tokens(con, run_id: str, step: int, sample_id: str, synthesis_id: str |
     return tokens
 
 
-def top_divergence(con) -> float:
+def top_divergence(con: duckdb.DuckDBPyConnection) -> float:
     """Where the ribbon's colour is fullest: the lab's 98th percentile of D per token, so that it is one scale for
     every text of a lab."""
     top = of_lab(con, "SELECT quantile_cont(d, 0.98) FROM raw.scored_tokens")
