@@ -79,7 +79,9 @@ def warm_start_in_words(lab: Path | str) -> str:
             if warm.get("loss", "words") == "words"
             else "its outputs are trained by CTC over the embeddings of Stage I's own transcripts, without word times"
         )
-        runs_by_warm_start.setdefault(f"{warm['steps']:,} steps in {result['seconds']:,.0f} s in which {how}", []).append(path.parent.name)
+        runs_by_warm_start.setdefault(f"{warm['steps']:,} steps in {result['seconds']:,.0f} s in which {how}", []).append(
+            path.parent.name
+        )
     return " ".join(
         f"The adapter of {', '.join(names)} was warm-started before Stage I: {how}. The paper has no such step."
         for how, names in runs_by_warm_start.items()
