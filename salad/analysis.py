@@ -33,7 +33,7 @@ def read_study(lab: Path | str, con: duckdb.DuckDBPyConnection) -> dict:
         study = json.loads(path.read_text())
     except FileNotFoundError:
         study = {}
-    except ValueError as error:
+    except (OSError, RecursionError, ValueError) as error:
         raise store.StoreError(f"{path} is not JSON ({error}); the demo writes it anew") from None
     domains = [d for (d,) in con.execute(f"SELECT DISTINCT {DOMAIN} FROM evaluations ORDER BY 1").fetchall()]
     plain = sorted({plain_domain(d) for d in domains})

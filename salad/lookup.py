@@ -83,7 +83,7 @@ def scoring_spans(lab: Path | str, run_id: str) -> tuple[int, int]:
                 if 1 <= low <= high:
                     return low, high
                 raise ValueError(f"{spans} is not (shortest, longest)")
-        except (ValueError, TypeError, AttributeError) as error:
+        except (OSError, RecursionError, ValueError, TypeError, AttributeError) as error:
             raise SaladError(f"{path}: scoring.span_units cannot be read ({error})") from None
     parent: str | None = run_id
     while parent:

@@ -105,7 +105,7 @@ def read_json(path: Path) -> dict | None:
     """The file's JSON object; None where there is no such file or it is not whole."""
     try:
         value = json.loads(path.read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
 
@@ -331,7 +331,7 @@ class RunFolder:
         for index, (_, path) in enumerate(files):
             end = files[index + 1][0] if index + 1 < len(files) else float("inf")
             for line in path.read_text().splitlines():
-                with contextlib.suppress(ValueError):  # the last line of a killed process may be cut short
+                with contextlib.suppress(ValueError, RecursionError, TypeError, KeyError):  # cut short by a kill
                     row = json.loads(line)
                     if row["step"] < end:
                         rows.append(row)

@@ -4,6 +4,9 @@ import json
 import os
 import tempfile
 from pathlib import Path
+from typing import Any
+
+from .errors import StoreError
 
 
 def fsync_folder(folder: Path) -> None:
@@ -34,6 +37,21 @@ def write_bytes(path: Path | str, data: bytes) -> Path:
         raise
     fsync_folder(path.parent)
     return path
+
+
+def load_json(path: Path | str) -> dict[str, Any]:
+    """The JSON object that a file holds.
+
+    Raises StoreError, in one line that names the file, where it cannot be read or holds anything else."""
+    try:
+        value = json.loads(Path(path).read_bytes())
+    except OSError as error:
+        raise StoreError(f"{path} cannot be read: {error.strerror or error}") from None
+    except (ValueError, RecursionError) as error:
+        raise StoreError(f"{path} is damaged: it is not JSON ({str(error).splitlines()[0]:.80})") from None
+    if not isinstance(value, dict):
+        raise StoreError(f"{path} is damaged: it holds no JSON object")
+    return value
 
 
 def write_json(path: Path | str, value) -> Path:

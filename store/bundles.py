@@ -15,7 +15,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from . import atomic, catalogue, connection, events, history, ids, keys, schema, units, verification
+from . import atomic, catalogue, connection, events, files, history, ids, keys, schema, units, verification
 from .compact import rows_of
 from .errors import Damage, StoreError
 from .lab import is_whole, lab_path, seal, seal_line
@@ -146,7 +146,6 @@ def export(lab, what: str, to) -> dict:
                 rows += _export_unit(con, to, unit, _BELONGS[name] if what not in schema.TABLES else "true", past, carried)
             if rows:
                 told[name] = rows
-        history.carry(to, carried)
         audio = {
             row["audio_path"]
             for unit in units.scan(to)[0].get("syntheses", [])
@@ -154,6 +153,8 @@ def export(lab, what: str, to) -> dict:
             if row["audio_path"]
         }
         told["audio_bytes"] = sum(_copy_shar(lab, to, name) for name in sorted(audio) if _inside(lab, name))
+        carried += [entry for name, (_, entry) in past.files.items() if name.startswith("speech/") and (to / name).is_file()]
+        history.carry(to, carried)
         folders = [r[0] for r in con.execute("SELECT DISTINCT id FROM wanted WHERE kind = 'folder'").fetchall()]
         if what == "runs":
             folders = [r[0] for r in con.execute("SELECT run_id FROM runs").fetchall()]
@@ -177,9 +178,9 @@ def _parts(bundle: Path) -> list[Path]:
     """The files of a bundle, or of a lab, that an import looks at."""
     found = []
     for room in ROOMS:
-        for folder, folders, files in os.walk(bundle / room):
+        for folder, folders, names in os.walk(bundle / room):
             folders.sort()
-            names = [*files, *(name for name in folders if (Path(folder) / name).is_symlink())]
+            names += [name for name in folders if (Path(folder) / name).is_symlink()]
             found += [Path(folder) / name for name in sorted(names) if not name.endswith(".tmp")]
     return found
 
@@ -230,7 +231,10 @@ def _copy_shar(source: Path, target: Path, name: str) -> int:
     path = source / name
     number = path.name.split(".")[1:2]
     beside = [p for p in path.parent.iterdir() if p.name.split(".")[1:2] == number] if number else [path]
-    return sum(_copy(p, target / p.relative_to(source)) for p in beside if _inside(source, str(p.relative_to(source))))
+    beside = [p for p in beside if _inside(source, str(p.relative_to(source)))]
+    for p in beside:
+        files.check(p)
+    return sum(_copy(p, target / p.relative_to(source)) for p in beside)
 
 
 def _export_events(con, lab: Path, to: Path, what: str) -> int:
@@ -284,13 +288,13 @@ def _checked_list(bundle: Path) -> None:
         raise StoreError(f"{bundle / MANIFEST}: its checksum does not agree with its content; export it again")
     if manifest.get("complete") is not True:
         raise StoreError(f"{bundle} is half an export, which was interrupted; export it again into a new folder")
-    files = manifest.get("files")
-    if not isinstance(files, dict) or not all(
+    listed = manifest.get("files")
+    if not isinstance(listed, dict) or not all(
         isinstance(told, dict) and isinstance(told.get("sha256"), str) and Path(name).parts[:1] and ".." not in Path(name).parts
-        and Path(name).parts[0] in ROOMS for name, told in files.items()
+        and Path(name).parts[0] in ROOMS for name, told in listed.items()
     ):  # fmt: skip
         raise StoreError(f"{bundle / MANIFEST}: its list of files cannot be read; export it again")
-    for name, told in sorted(files.items()):
+    for name, told in sorted(listed.items()):
         path = bundle / name
         if not path.is_file():
             raise StoreError(f"the bundle is damaged: {name} is missing; copy it again, or export it again")
@@ -316,7 +320,7 @@ def import_(lab, bundle) -> dict:
         item
         for kind, items in inspect(bundle).items()
         for item in items
-        if kind in ("units", "events", "runs", "audio", "checkpoints")
+        if (kind in ("units", "events", "runs", "audio", "checkpoints") or item.table == "cuts")
         and not item.reason.startswith(("its last line is torn", "conflict"))
     ]
     if damaged:
@@ -374,23 +378,30 @@ def _carry_log(lab: Path, there: history.History) -> None:
     history.carry(lab, [
         entry for node, entry in there.entries.items() if node not in here.entries and (
             entry["op"] in ("publish", "found") and (entry["table"], entry["unit_id"], entry["sha256"]) in present
+            or entry["op"] == "file" and entry["path"].startswith("speech/") and _is_as_recorded(lab, entry)
             or entry["op"] == "prefer")])  # fmt: skip
+
+
+def _is_as_recorded(lab: Path, entry: dict) -> bool:
+    """Whether the lab has a file with the bytes that a log entry of its path describes."""
+    path = lab / entry["path"]
+    return path.is_file() and path.stat().st_size == entry["bytes"] and verification.sha256(path) == entry["sha256"]
 
 
 def _import_speech(lab: Path, bundle: Path) -> dict[str, str]:
     """Copy lab/speech; returns where folders went whose names were taken by other bytes."""
     moved = {}
     for folder in sorted(path for path in (bundle / "speech").glob("*") if path.is_dir()):
-        files = sorted(path for path in folder.rglob("*") if path.is_file())
+        found = sorted(path for path in folder.rglob("*") if path.is_file())
         target = lab / "speech" / folder.name
         clash = any(
-            (target / file.relative_to(folder)).exists() and not _same(file, target / file.relative_to(folder)) for file in files
+            (target / file.relative_to(folder)).exists() and not _same(file, target / file.relative_to(folder)) for file in found
         )
         if clash:
-            name = f"{folder.name}-{ids.digest([[f.name, verification.sha256(f)] for f in files])}"
+            name = f"{folder.name}-{ids.digest([[f.name, verification.sha256(f)] for f in found])}"
             moved[f"speech/{folder.name}/"] = f"speech/{name}/"
             target = lab / "speech" / name
-        for file in files:
+        for file in found:
             if not (target / file.relative_to(folder)).exists():
                 _copy(file, target / file.relative_to(folder))
     return moved

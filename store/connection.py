@@ -3,6 +3,7 @@
 import atexit
 import contextlib
 import os
+import secrets
 import shutil
 import tempfile
 import threading
@@ -233,7 +234,7 @@ def renew(lab=None) -> Path:
     that holds the old one open keeps it."""
     lab = lab_path(lab)
     final = lab / "store.duckdb"
-    temporary = lab / f".store.{os.getpid()}-{threading.get_ident()}.tmp"
+    temporary = lab / f".store.{os.getpid()}-{secrets.token_hex(4)}.tmp"
     try:
         lab.mkdir(parents=True, exist_ok=True)
         units.adopt(lab)  # of units that were copied here, or whose publisher was killed, too
@@ -255,8 +256,8 @@ def renew(lab=None) -> Path:
             os.fsync(file.fileno())
         os.replace(temporary, final)
         fsync_folder(lab)
-    except (OSError, duckdb.IOException, duckdb.TransactionException, duckdb.FatalException) as error:
-        raise StoreError(f"could not write {final}: {error}") from error
+    except (OSError, duckdb.Error) as error:
+        raise StoreError(f"could not write {final}: {sql.one_line(error)}") from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)

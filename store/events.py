@@ -112,9 +112,10 @@ def append(lab, table: str, **fields) -> dict:
                     _manifest(writer.path)
                     _named.add(writer.path)
         except OSError as error:
-            raise StoreError(
-                f"could not write to {lab / 'events'}: {error.strerror or error}; the event was not recorded"
-            ) from error
+            result = "the event was not recorded"
+            if isinstance(error, jsonl.NotTakenBack):
+                result = "nor could what was written be removed, so look whether the event was recorded before you repeat it"
+            raise StoreError(f"could not write to {lab / 'events'}: {error.strerror or error}; {result}") from error
     return event
 
 

@@ -13,7 +13,7 @@ import os
 import re
 import threading
 import time
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from . import atomic, ids, jsonl, schema
@@ -95,10 +95,14 @@ def _fault(entry: dict) -> str | None:
             return "no time since when it is there"
         if entry["op"] in ("publish", "found") and not isinstance(entry.get("file"), str):
             return "no file"
-    if entry["op"] == "file" and not (
-        isinstance(entry.get("path"), str) and re.fullmatch(r"[0-9a-f]{64}", str(entry.get("sha256"))) and number("bytes", 0)
-    ):
-        return "no path, bytes and sha256"
+    if entry["op"] == "file":
+        if not isinstance(entry.get("path"), str) or not re.fullmatch(r"[0-9a-f]{64}", str(entry.get("sha256"))):
+            return "no path and sha256"
+        if not number("bytes", 0) or not isinstance(entry.get("made_by", ""), str):
+            return "no number of bytes, or no name of the program that wrote the file"
+        path = PurePosixPath(entry["path"])
+        if path.is_absolute() or ".." in path.parts or len(path.parts) < 2 or str(path) != entry["path"] or "\0" in str(path):
+            return "its path is not that of a file inside the lab"
     try:
         jsonl.plain(entry)
     except (ValueError, RecursionError) as error:
@@ -318,7 +322,7 @@ def in_words(entry: dict) -> list[str]:
     if "unit_id" in entry:
         unit = f"{entry['table']} {entry['unit_id']}" + (f"-{entry['sha256'][:8]}" if entry.get("sha256") else "")
     rows = f"{entry['rows']} rows" if "rows" in entry else ""
-    more = entry.get("why") or (json.dumps(entry["brought"]) if "brought" in entry else "") or rows
+    more = entry.get("why") or entry.get("made_by") or (json.dumps(entry["brought"]) if "brought" in entry else "") or rows
     if entry.get("members"):
         more += f", joined from {entry['members']} units"
     parts = [str(entry.get("at", ""))[:19], f"{entry.get('by', '?')} ({entry['writer']})", entry["op"], str(unit), str(more)]

@@ -96,6 +96,10 @@ def host() -> str:
     return re.sub(r"[^A-Za-z0-9_.]", "_", socket.gethostname())[:60]
 
 
+class NotTakenBack(OSError):
+    """A write failed, and what had been written of it could not be removed either: it may be there or not."""
+
+
 class Appender:
     """A JSONL file that this process alone writes, named after it; one line is one write, flushed to the disk."""
 
@@ -107,14 +111,19 @@ class Appender:
         self.lines = 0
 
     def write(self, line: bytes) -> None:
-        """Append one line, or several. Raises OSError, and then nothing of them is there."""
+        """Append one line, or several. Raises OSError, and then nothing of them is there, or NotTakenBack, after which this
+        file is not to be written again (`is_there` is false)."""
         try:
             done = 0
             while done < len(line):
                 done += os.write(self.handle, line[done:])
             os.fsync(self.handle)
-        except OSError:
-            os.ftruncate(self.handle, self.size)  # half a line must not spoil the next one
+        except OSError as error:
+            try:
+                os.ftruncate(self.handle, self.size)  # half a line must not spoil the next one
+            except OSError:
+                self.size = -1
+                raise NotTakenBack(error.errno, error.strerror) from error
             raise
         self.size += len(line)
         self.lines += line.count(b"\n")

@@ -152,7 +152,7 @@ def _losers(con: duckdb.DuckDBPyConnection, group: list[Unit], ranks: list, hash
 
 
 def _cache_file(lab: Path) -> Path:
-    return lab / ".store-cache" / "overlaps-2.json"
+    return lab / ".store-cache" / "overlaps-3.json"
 
 
 def overlaps(lab: Path, found: dict[str, list[Unit]], past: history.History) -> tuple[Overlaps, list[Damage]]:
@@ -178,12 +178,15 @@ def overlaps(lab: Path, found: dict[str, list[Unit]], past: history.History) -> 
                     hashes = np.sort(np.concatenate([_hash_keys(con, unit) for unit in group]))
                     twice = np.unique(hashes[1:][hashes[1:] == hashes[:-1]])
                     rows, told = _losers(con, group, ranks, twice) if len(twice) else ({}, [])
-                    _known[mark] = {relative(lab, Path(path)): numbers for path, numbers in rows.items()}, told
+                    _known[mark] = (
+                        {relative(lab, Path(path)): numbers for path, numbers in rows.items()},
+                        [(loser, winner, n, relative(lab, Path(path))) for loser, winner, n, path in told],
+                    )
                 rows, told = _known[mark]
                 hidden.update({str(lab / path): numbers for path, numbers in rows.items()})
                 for loser, winner, n, path in told:
                     if not past.preferred.get((name, winner)):
-                        damaged.append(Damage(name, relative(lab, Path(path)), (
+                        damaged.append(Damage(name, path, (
                             f"conflict: {n} rows of unit {loser} have keys of unit {winner}, which was published later, "
                             f"and say something else; those of {winner} are shown until `salad verify --prefer "
                             f"{loser}` or `--prefer {winner}` decides")))  # fmt: skip
@@ -202,4 +205,4 @@ def _load(lab: Path) -> dict:
 
 def _save(lab: Path) -> None:
     """Remember beside the lab what was compared, newest last; in memory only where it cannot be written."""
-    write_beside(lab, "overlaps-2.json", dict(list(_known.items())[-2000:]))
+    write_beside(lab, "overlaps-3.json", dict(list(_known.items())[-2000:]))

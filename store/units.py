@@ -113,6 +113,7 @@ def publish(lab, table: str, rows, made_from: dict, merge: dict | None = None, s
         )
     ]
     temporary = folder / f".unit-{unit}.{os.getpid()}-{secrets.token_hex(4)}.tmp"
+    new: list[Path] = []  # what is to be removed again where a later step fails
     try:
         folder.mkdir(parents=True, exist_ok=True)
         number = next((n for n, name in enumerate(declared.sort) if name[0] == "-"), len(declared.sort))
@@ -137,6 +138,7 @@ def publish(lab, table: str, rows, made_from: dict, merge: dict | None = None, s
                 **(merge or {}),
             }
         )
+        new = [file for file in (path.with_suffix(".json"), path) if not file.exists()]
         os.replace(temporary, path)
         atomic.fsync_folder(folder)
         atomic.write_json(path.with_suffix(".json"), manifest)
@@ -145,9 +147,13 @@ def publish(lab, table: str, rows, made_from: dict, merge: dict | None = None, s
         if isinstance(known, dict) and known["sha256"] == sha:
             old.unlink(missing_ok=True)
     except OSError as error:
-        raise StoreError(
-            f"could not write a unit of {table} under {folder}: {error.strerror or error}; nothing of it was published"
-        ) from error
+        result = "nothing of it was published"
+        try:
+            for file in new:  # the manifest first: without it the unit does not exist
+                file.unlink(missing_ok=True)
+        except OSError:
+            result = f"nor could {file.name} be removed, so look whether the unit is there before you publish it again"
+        raise StoreError(f"could not write a unit of {table} under {folder}: {error.strerror or error}; {result}") from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)

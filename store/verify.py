@@ -113,6 +113,11 @@ def _mend_events(lab: Path, name: str) -> None:
 def inspect(lab: Path, grace_s: float = GRACE_S) -> dict[str, list[Damage]]:
     """What is wrong with a lab, every byte read again, by kind: units, conflicts, events, runs, rules, audio, orphans,
     checkpoints (and encoder frames), files (corpora, tasks, models, cuts)."""
+    return _inspect(lab, grace_s)[0]
+
+
+def _inspect(lab: Path, grace_s: float) -> tuple[dict[str, list[Damage]], list[dict]]:
+    """`inspect`, and log entries for files that no record describes yet."""
     units.clear_cache()
     runs.clear_cache()
     events.clear_cache(lab)
@@ -122,11 +127,12 @@ def inspect(lab: Path, grace_s: float = GRACE_S) -> dict[str, list[Damage]]:
     said, torn = events.read(lab)
     _, lost = runs.read(lab, said["run_notes"])
     _, unasked = rule_matches(said["decisions"])
+    changed, unrecorded = files.rooms(lab, history.read(lab))
     return {
         "units": damaged, "conflicts": conflicts, "events": torn, "runs": lost, "rules": unasked,
         "audio": _audio(lab, found), "orphans": leftovers(lab, grace_s),
-        "checkpoints": [*files.checkpoints(lab), *files.frames(lab)], "files": files.rooms(lab, history.read(lab))[0],
-    }  # fmt: skip
+        "checkpoints": [*files.checkpoints(lab), *files.frames(lab)], "files": changed,
+    }, unrecorded  # fmt: skip
 
 
 def verify(lab=None, repair: bool = False, grace_s: float = GRACE_S) -> list[Damage]:
@@ -139,9 +145,9 @@ def verify(lab=None, repair: bool = False, grace_s: float = GRACE_S) -> list[Dam
     lab = lab_path(lab)
     with contextlib.suppress(OSError):  # a lab that cannot be written is looked at all the same
         units.adopt(lab)
-    told = inspect(lab, grace_s)
+    told, unrecorded = _inspect(lab, grace_s)
     with contextlib.suppress(OSError):
-        history.append(lab, files.rooms(lab, history.read(lab))[1])
+        history.append(lab, unrecorded)
     result = [item for items in told.values() for item in items]
     if repair:
         try:

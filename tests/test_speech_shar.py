@@ -1,6 +1,7 @@
 """Speech on disk: what is written is read back, by id and in order; killed and damaged writing is mended."""
 
 import os
+import shutil
 import signal
 import tarfile
 import threading
@@ -173,6 +174,9 @@ def test_a_missing_tar_or_a_cut_manifest_is_one_line(tmp_path):
     with pytest.raises(SaladError, match="recording.000002.tar cannot be read"):
         Shar(tmp_path, "natural")["y4"]
     os.truncate(folder / "cuts.000000.jsonl", 100)
+    with pytest.raises(SaladError, match="cuts.000000.jsonl: its bytes changed"):
+        Shar(tmp_path, "natural")
+    shutil.rmtree(tmp_path / "log")  # a lab from before there were records
     with pytest.raises(SaladError, match="cuts.000000.jsonl is cut short"):
         Shar(tmp_path, "natural")
 

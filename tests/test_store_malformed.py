@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from fixtures import make_lab
 from test_store import many, publish_selection, sample
+from tools import mangled
 
 import store
 from store import events, history, runs, units, verification
@@ -474,24 +475,6 @@ def test_fuzzed_sql_is_answered_or_refused_within_its_limits(tmp_path):
 # ------------------------------------------------------------------------------------------- fuzzed files
 
 
-def _mangle(data, rng):
-    data = bytearray(data)
-    for _ in range(rng.choice((1, 1, 3))):
-        at = rng.randrange(len(data) + 1)
-        kind = rng.randrange(5)
-        if kind == 0 and at < len(data):
-            data[at] ^= 1 << rng.randrange(8)
-        elif kind == 1:
-            del data[at : at + rng.randrange(1, 40)]
-        elif kind == 2:
-            data[at:at] = rng.randbytes(rng.randrange(1, 40))
-        elif kind == 3:
-            data[at:at] = data[max(0, at - rng.randrange(1, 300)) : at]
-        else:
-            data = data[:at]
-    return bytes(data)
-
-
 def test_fuzzed_files_of_a_lab_never_stop_it_and_never_bring_a_row_that_nobody_wrote(whole, tmp_path):
     lab, rng = tmp_path / "lab", random.Random(9)
     shutil.copytree(whole, lab)
@@ -503,14 +486,14 @@ def test_fuzzed_files_of_a_lab_never_stop_it_and_never_bring_a_row_that_nobody_w
     while n < 15 * ROUNDS or time.monotonic() < until:
         path = rng.choice(files)
         data = path.read_bytes()
-        mangled = _mangle(data, rng)
-        path.write_bytes(mangled)
+        changed = mangled(data, rng)
+        path.write_bytes(changed)
         as_new(lab)
         after = rows_of(lab)
         for name, rows in after.items():
             if name not in ("damaged", "runs"):
                 assert set(map(str, rows)) <= before[name], (path, name)
-        if mangled != data and not after["damaged"] and not store.verify(lab):
+        if changed != data and not after["damaged"] and not store.verify(lab):
             unnoticed.append(path)
         path.write_bytes(data)
         n += 1

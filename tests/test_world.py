@@ -58,7 +58,7 @@ def files_of(folder):
 
 def test_the_same_seed_gives_the_same_bytes_and_another_seed_another_world(lab, world, tmp_path):
     again = build_world(CONFIG, tmp_path / "again")
-    made = files_of(tmp_path / "again")
+    made = {name: data for name, data in files_of(tmp_path / "again").items() if name.parts[0] not in ("log", ".store-cache")}
     assert again == world
     assert made == {name: data for name, data in files_of(lab).items() if name in made}
     other = build_world(CONFIG.model_copy(update={"seed": 6}), tmp_path / "other")

@@ -7,6 +7,7 @@ import contextlib
 import ctypes
 import fnmatch
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -154,3 +155,22 @@ class Lines(NamedTuple):
     code: int
     out: str
     err: str
+
+
+def mangled(data: bytes, rng: random.Random) -> bytes:
+    """`data` with one to three bits flipped, or parts of it removed, repeated, cut off, or put in at random."""
+    data = bytearray(data)
+    for _ in range(rng.choice((1, 1, 3))):
+        at = rng.randrange(len(data) + 1)
+        kind = rng.randrange(5)
+        if kind == 0 and at < len(data):
+            data[at] ^= 1 << rng.randrange(8)
+        elif kind == 1:
+            del data[at : at + rng.randrange(1, 40)]
+        elif kind == 2:
+            data[at:at] = rng.randbytes(rng.randrange(1, 40))
+        elif kind == 3:
+            data[at:at] = data[max(0, at - rng.randrange(1, 300)) : at]
+        else:
+            data = data[:at]
+    return bytes(data)

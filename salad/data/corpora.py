@@ -2,6 +2,7 @@
 
 import io
 import os
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,12 +16,14 @@ import pyarrow.dataset as ds
 
 from salad import interrupts
 from salad.errors import SaladError
+from store import files
 
 
 @dataclass(frozen=True)
 class SpokenText:
     """A text and one recording of it. `words`: (word, char_start, char_end, start_s, end_s), offsets into `text`;
-    the FLAC is `audio_bytes` bytes from `audio_offset` of the lab's file `audio_path`. `answer`: what a chat answers to
+    the FLAC is `audio_bytes` bytes from `audio_offset` of the lab's file `audio_path`; `audio_crc32`: its CRC-32, where that
+    is known. `answer`: what a chat answers to
     the text, where it is known."""
 
     sample_id: str
@@ -32,6 +35,7 @@ class SpokenText:
     audio_offset: int
     audio_bytes: int
     answer: str | None = None
+    audio_crc32: int | None = None
 
     @property
     def folder(self) -> str:
@@ -40,7 +44,7 @@ class SpokenText:
 
 
 _COLUMNS = """y.sample_id, y.synthesis_id, s.text, y.words, y.duration_s, y.audio_path, y.audio_offset, y.audio_bytes,
-    s.answer from syntheses y join samples s using (sample_id)"""
+    s.answer, y.audio_crc32 from syntheses y join samples s using (sample_id)"""
 _OF_SPEECH = "where y.speech in (select unnest(?)) order by y.synthesis_id"
 _OF_SELECTION = """join selected using (sample_id) where selection_id = ? and y.tts <> 'recorded'
         and (selected.own_synthesis_id is null or selected.own_synthesis_id = y.synthesis_id)
@@ -161,10 +165,12 @@ def audio_of(lab: Path | str, row: dict, sample_rate: int) -> np.ndarray:
     try:
         with open(path, "rb") as file:
             file.seek(row["audio_offset"])
-            data = io.BytesIO(file.read(row["audio_bytes"]))
+            data = file.read(row["audio_bytes"])
+        if row.get("audio_crc32") is not None and zlib.crc32(data) != row["audio_crc32"]:
+            raise ValueError("its bytes changed: their CRC-32 does not agree")
         with interrupts.held():
-            samples, rate = soundfile.read(data, dtype="float32")
-    except (OSError, soundfile.LibsndfileError, IndexError, TypeError, ValueError) as error:  # the binding's own, too
+            samples, rate = soundfile.read(io.BytesIO(data), dtype="float32")
+    except (OSError, RuntimeError, IndexError, TypeError, ValueError) as error:  # libsndfile's own is a RuntimeError
         raise SaladError(f"{path}: the recording of {row['synthesis_id']} cannot be read ({error})") from None
     missing_s = row["duration_s"] - len(samples) / rate
     if missing_s > SHORTEST_S or missing_s < -0.1:  # words and frames are laid out up to duration_s
@@ -186,6 +192,7 @@ def text_rows(lab: Path | str, corpora: list[str], path: Path | None = None) -> 
             folder = Path(lab) / "corpora" / name
             if not folder.is_dir():
                 raise SaladError(f"no corpus {name!r}: {folder} does not exist")
+            files.check(folder)
             try:
                 dataset = ds.dataset(folder, format="parquet")
                 there = [name for name in schema.names if name in dataset.schema.names]

@@ -71,7 +71,7 @@ def whole(lab: Path | str, group: Sequence[SpokenText], encoder_sha256: str, dty
             return False
         with open(path, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest() == manifest["sha256"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, RecursionError, ValueError, KeyError, TypeError):
         return False
 
 
@@ -155,7 +155,7 @@ class Frames:
                 if hashlib.sha256(np.ascontiguousarray(frames).data).hexdigest() != entry["sha256"]:
                     raise ValueError(f"the frames of {spoken.synthesis_id} have changed")
                 return frames.astype(np.float32, copy=False)
-            except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+            except (OSError, RecursionError, ValueError, KeyError, TypeError, SafetensorError) as error:
                 self._told.add(path)
                 self._open.pop(path, None)
                 warnings.warn(

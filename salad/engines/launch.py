@@ -117,7 +117,7 @@ def configuration(recipe: str | Path | RunConfig) -> tuple[RunConfig, str]:
         return recipes.get(str(recipe)), str(recipe)
     try:
         record = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, RecursionError, ValueError) as error:
         raise SaladError(f"{path}: {getattr(error, 'strerror', None) or 'it is not JSON'}") from None
     if not isinstance(record, dict):
         raise SaladError(f"{path}: it is not a run's config.json")

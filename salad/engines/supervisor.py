@@ -154,13 +154,22 @@ def _enough(run: RunFolder, step: int, error: str | None) -> str | None:
         file.write(json.dumps({"at": now(), "step": step, "checkpoint": latest, "error": error}) + "\n")
     failures: list[dict] = []
     for line in path.read_text().splitlines():
-        row = json.loads(line)
+        row = _failure(line)
         failures = [] if row.get("resumed") else [*failures, row]
     if [row["step"] for row in failures[-FAILURES:]] == [step] * FAILURES:
         return f"failed {FAILURES} times at step {step}: {error}"
     if len(failures) >= FAILURES and all(row["checkpoint"] == latest for row in failures[-FAILURES:]):
         return f"failed {FAILURES} times without a new checkpoint, last at step {step}: {error}"
     return None
+
+
+def _failure(line: str) -> dict:
+    """A line of attempts.jsonl; one that was torn counts as a failure at a step and checkpoint of its own."""
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        row = None
+    return {"step": None, "checkpoint": None, **row} if isinstance(row, dict) else {"step": line, "checkpoint": line}
 
 
 def clear_failures(run: RunFolder) -> None:

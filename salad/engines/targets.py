@@ -87,8 +87,8 @@ def read(path: Path | str | None = None) -> Targets:
             raise SaladError(f"no targets file {named}")
         return Targets()
     try:
-        data = tomllib.loads(existing.read_text())
-    except (OSError, tomllib.TOMLDecodeError) as error:
+        data = tomllib.loads(existing.read_text(encoding="utf-8"))
+    except (OSError, RecursionError, ValueError) as error:  # no TOML, or no UTF-8
         raise SaladError(f"{existing}: {error}") from None
     default = data.pop("default", "here")
     known = {}

@@ -48,6 +48,7 @@ def written(path: Path | str) -> Iterator[lines.TextLine]:
     """The lines of a text file that people bring, in any encoding that says which it is; one that cannot be read is a
     SaladError with its number."""
     path = Path(path)
+    store.files.check(path)
     try:
         for line in lines.lines(path, lines.encoding_of(path)):
             if line.text is None or lines.has_surrogate(line.text):

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from salad.errors import SaladError
-from salad.models.names import folder_sha256, quiet, resolve
+from salad.models.names import folder_sha256, loading, quiet, resolve
 from store.ids import digest
 
 TYPES = {"qwen2-audio": ("qwen2_audio",), "qwen2.5-omni": ("qwen2_5_omni", "qwen2_5_omni_thinker")}
@@ -43,15 +43,13 @@ class TransformersSpeech:
                  "qwen2.5-omni": Qwen2_5OmniThinkerForConditionalGeneration}  # fmt: skip
         folder = resolve(name, lab)
         dtype = dtype or (torch.float32 if device == "cpu" else torch.bfloat16)
-        try:
+        with loading(f"{kind}:{name}"):
             found = AutoConfig.from_pretrained(folder, trust_remote_code=False).model_type
             if found not in TYPES[kind]:  # another model's settings would make one of full size and random weights
                 raise SaladError(f"{kind}:{name} is no {kind}: it is of type {found}")
             self.model = known[kind].from_pretrained(folder, dtype=dtype, use_safetensors=True).to(device).eval()
             self.tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
             self.features = WhisperFeatureExtractor.from_pretrained(folder)
-        except (OSError, ValueError) as error:
-            raise SaladError(f"{kind}:{name} cannot be loaded: {str(error).splitlines()[0]}") from None
         self.device, self.sample_rate = device, self.features.sampling_rate
         weights = folder_sha256(folder) if Path(folder).is_dir() else [name, getattr(self.model.config, "_commit_hash", None)]
         self.fingerprint = digest({"kind": kind, "weights": weights, "dtype": str(dtype)})

@@ -162,7 +162,7 @@ def train_encoder(config: PhoneEncoderConfig, folder: Path | str, on_step: Calla
     folder = Path(folder)
     made_from = {"config": config.model_dump(mode="json")}
     done = folder / "training.json"
-    if done.exists() and (record := json.loads(done.read_text()))["made_from"] == made_from:
+    if done.exists() and (record := atomic.load_json(done)).get("made_from") == made_from:
         return record
 
     spoken = list(utterances(config.seed, config.utterances, clean=config.clean))

@@ -65,7 +65,7 @@ def make_world(progress: Progress | None, lab: Path | str, config: WorldConfig, 
     store.publish(lab, "samples", list(sample_rows.values()), {"world": built.fingerprint})
     study = Path(lab) / "study.json"
     if study.exists():  # the domains' masses as they came out, the user's texts among them: reports weigh by them
-        atomic.write_json(study, json.loads(study.read_text()) | {"p_web": built.p_web})
+        atomic.write_json(study, atomic.load_json(study) | {"p_web": built.p_web})
     documents = ", ".join(f"{count} {name}" for name, count in built.documents.items())
     return f"{documents} documents, {sum(built.items.values())} items"
 
@@ -97,6 +97,15 @@ def _train_as_run(
     return run_once(lab, f"miniature_{kind}", config, train, kind=kind, progress=progress)
 
 
+def _make_model(lab: Path | str, folder: Path, train: Callable[[], object]) -> None:
+    """Train into a model folder of the lab and record what is there. `train` leaves a finished model as it is; one that is
+    not what was recorded is trained again."""
+    if store.files.fault(folder) is not None:
+        (folder / "training.json").unlink(missing_ok=True)
+    train()
+    store.files.record(lab, [folder], "salad demo")
+
+
 def make_teacher(progress: Progress | None, lab: Path | str, config: TeacherConfig) -> tuple[str, str]:
     """Train the text LLM on the corpus `pretrain`. Returns what was made, and the run's id."""
     from salad.miniature.teacher import train_teacher
@@ -106,7 +115,8 @@ def make_teacher(progress: Progress | None, lab: Path | str, config: TeacherConf
     made_from = config.model_dump(mode="json") | {"texts": store.ids.digest(texts)}
     folder = Path(lab) / "models" / "teacher"
     run = _train_as_run(progress, lab, "teacher", made_from, config.steps,
-                        lambda on_step: train_teacher(config, texts, tokenizer, folder, on_step))  # fmt: skip
+                        lambda on_step: _make_model(
+                            lab, folder, lambda: train_teacher(config, texts, tokenizer, folder, on_step)))  # fmt: skip
     return f"{config.steps} steps on {len(texts)} documents", run.run_id
 
 
@@ -116,7 +126,7 @@ def make_encoder(progress: Progress | None, lab: Path | str, config: PhoneEncode
 
     folder = Path(lab) / "models" / "encoder"
     _train_as_run(progress, lab, "encoder", config.model_dump(mode="json"), config.steps,
-                  lambda on_step: train_encoder(config, folder, on_step))  # fmt: skip
+                  lambda on_step: _make_model(lab, folder, lambda: train_encoder(config, folder, on_step)))  # fmt: skip
     return f"{config.steps} steps on {config.utterances} pseudo-word utterances"
 
 
@@ -128,6 +138,6 @@ def make_recogniser(progress: Progress | None, lab: Path | str, config: Recognis
     folder = Path(lab) / "models" / "recogniser"
     made_from = config.model_dump(mode="json") | {"texts": store.ids.digest(texts)}
     _train_as_run(progress, lab, "recogniser", made_from, config.steps,
-                  lambda on_step: train_recogniser(config, texts, folder, on_step,
-                                                   encoder=Path(lab) / "models" / "encoder"))  # fmt: skip
+                  lambda on_step: _make_model(lab, folder, lambda: train_recogniser(
+                      config, texts, folder, on_step, encoder=Path(lab) / "models" / "encoder")))  # fmt: skip
     return f"{config.steps} steps on {len(texts)} texts"

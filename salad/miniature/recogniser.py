@@ -109,10 +109,10 @@ def train_recogniser(
     made_from = {
         "config": config.model_dump(mode="json"),
         "texts": ids.digest(list(texts)),
-        "encoder": json.loads((encoder / "training.json").read_text())["made_from"],
+        "encoder": atomic.load_json(encoder / "training.json").get("made_from"),
     }
     done = folder / "training.json"
-    if done.exists() and (record := json.loads(done.read_text()))["made_from"] == made_from:
+    if done.exists() and (record := atomic.load_json(done)).get("made_from") == made_from:
         return record
 
     rng, tts = random.Random(f"recogniser/{config.seed}"), Espeak()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -58,7 +57,7 @@ def train_teacher(
         "tokenizer": ids.digest(tokenizer.backend_tokenizer.to_str()),
     }
     done = folder / "training.json"
-    if done.exists() and (record := json.loads(done.read_text()))["made_from"] == made_from:
+    if done.exists() and (record := atomic.load_json(done)).get("made_from") == made_from:
         return record
 
     with torch.random.fork_rng(devices=[]):

@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import Field, model_validator
 
+import store
 from salad.config import Frozen
 from salad.errors import SaladError
 from salad.miniature.facts import BROAD, CONNECTIVES, DOMAINS, FOREIGN, WORLD, Attribute, Domain
@@ -374,6 +375,7 @@ def build_world(config: WorldConfig, lab: Path | str, user_corpus: Path | str | 
         atomic.write_bytes(lab / name, data)
     tokenizer = train_tokenizer([row["text"] for row in corpora["pretrain"]], config.vocabulary)
     save_folder(lab / "models" / "tokenizer", tokenizer.save_pretrained)
+    store.files.record(lab, [*(lab / name for name in files), lab / "models" / "tokenizer"], "salad demo")
 
     checksum = hashlib.sha256()
     for name in sorted(files):

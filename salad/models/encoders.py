@@ -13,7 +13,7 @@ from torch import nn
 from salad import parts
 from salad.config import EncoderConfig
 from salad.errors import SaladError
-from salad.models.names import DTYPES, quiet, resolve
+from salad.models.names import DTYPES, loading, quiet, resolve
 from salad.objective import whole_float32
 
 TOGETHER_S = (30.0, 600.0)  # seconds of speech that an encoder with look-ahead takes at a time, on a CPU and on a GPU
@@ -273,7 +273,7 @@ def load_encoder(config: EncoderConfig, lab: Path | str | None = None) -> Speech
 
     quiet()
     folder = resolve(name, lab)
-    try:
+    with loading(f"encoder {name!r}"):
         whole = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         if whole.model_type == "mimi":  # the half that turns codes into sound is never built, its weights never read
             whole.decoder_config = None
@@ -283,8 +283,6 @@ def load_encoder(config: EncoderConfig, lab: Path | str | None = None) -> Speech
         extractor = None
         if model.config.model_type == "whisper":
             extractor = AutoFeatureExtractor.from_pretrained(folder, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise SaladError(f"encoder {name!r} cannot be loaded: {str(error).splitlines()[0]}") from None
     return wrap(model, name, extractor, config)
 
 

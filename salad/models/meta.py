@@ -10,7 +10,7 @@ import torch
 from salad.config import EncoderConfig, RunConfig
 from salad.errors import SaladError
 from salad.models.encoders import SpeechEncoder, load_encoder, wrap
-from salad.models.names import DTYPES, resolve
+from salad.models.names import DTYPES, loading, resolve
 from salad.models.speech_lm import SpeechLM, llm_class, new_adapter, settings_of
 
 SIZES = Path(__file__).with_name("sizes")
@@ -39,7 +39,7 @@ def sizes(name: str, lab: Path | str | None = None):
         try:
             config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
             return config, AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        except (OSError, ValueError):
+        except Exception:  # what transformers and tokenizers raise over a file has no common class
             known = ", ".join(sorted(p.stem.replace("--", "/") for p in SIZES.glob("*.json")))
             raise SaladError(f"the sizes of {name!r} are not at hand; name its folder, or one of {known}") from None
     told = json.loads(path.read_text())
@@ -78,10 +78,8 @@ def _encoder(config: EncoderConfig, lab: Path | str | None) -> SpeechEncoder:
         return load_encoder(config, lab)
     folder = resolve(config.name, lab)
     if Path(folder).is_dir():
-        try:
+        with loading(f"encoder {config.name!r}"):
             known = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        except (OSError, ValueError) as error:
-            raise SaladError(f"encoder {config.name!r} cannot be read: {str(error).splitlines()[0]}") from None
     elif config.name == "kyutai/mimi":
         known = MimiConfig()  # transformers' default is that model
     elif config.name in ("openai/whisper-tiny", "openai/whisper-tiny.en"):

@@ -1,14 +1,18 @@
 """Where a model's name leads: a folder of the lab, a folder anywhere, a hub name, or `package.module:name`."""
 
+import contextlib
 import hashlib
 import logging
 import os
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 
 from salad.errors import SaladError
+from store import files
+from store.errors import UserError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -22,6 +26,7 @@ def resolve(name: str, lab: Path | str | None) -> str:
     is none."""
     for folder in ([Path(lab) / name] if lab is not None else []) + [Path(name)]:
         if folder.is_dir():
+            files.check(folder)
             return str(folder)
     if models := os.environ.get("SALAD_MODELS"):
         if not Path(models).is_dir():
@@ -34,6 +39,20 @@ def resolve(name: str, lab: Path | str | None) -> str:
         make = "; `salad demo` makes the miniature's" if name.startswith("models/") else ""
         raise SaladError(f"no model folder {name!r}{where}{make}")
     return name
+
+
+@contextlib.contextmanager
+def loading(what: str) -> Iterator[None]:
+    """Turn whatever a library raises over the files of a model into one SaladError, "`what` cannot be loaded: why".
+
+    transformers, tokenizers, safetensors and torch have no common class for a file that they cannot read, and raise what
+    comes (KeyError, RuntimeError, Exception). A UserError passes as it is."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise SaladError(f"{what} cannot be loaded: {(str(error).strip() or type(error).__name__).splitlines()[0]}") from error
 
 
 def kept(name: str, lab: Path | str) -> str:

@@ -25,7 +25,7 @@ from salad.models.adapter import Adapter
 from salad.models.encoders import load_encoder
 from salad.models.heads import head_of, hidden_of, understand
 from salad.models.lora import add_lora
-from salad.models.names import DTYPES, is_unchanged, quiet, remembered, resolve
+from salad.models.names import DTYPES, is_unchanged, loading, quiet, remembered, resolve
 from salad.models.prompts import CHANGED, PromptFormat
 from salad.objective.projection import Head
 from store import atomic
@@ -227,6 +227,11 @@ class SpeechLM(nn.Module):
         A checkpoint's frozen parts are looked up in `lab` (by default the lab it lies in); one that has changed
         since is refused by its SHA-256. Raises SaladError."""
         folder, settings = Path(folder), _read_settings(folder)
+        with loading(f"the speech LM in {folder}"):
+            return cls._restore(folder, settings, lab)
+
+    @classmethod
+    def _restore(cls, folder: Path, settings: dict, lab: Path | str | None) -> "SpeechLM":
         frozen = settings.pop("frozen", None)
         if frozen is None:
             lab = folder
@@ -395,10 +400,8 @@ def load_tokenizer(name: str, lab: Path | str | None):
     """The tokenizer of the LLM called `name`; a SaladError where it cannot be had."""
     from transformers import AutoTokenizer
 
-    try:
+    with loading(f"the tokenizer of {name!r}"):
         return AutoTokenizer.from_pretrained(resolve(name, lab), trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise SaladError(f"the tokenizer of {name!r} cannot be loaded: {str(error).splitlines()[0]}") from None
 
 
 def llm_class(config: "PreTrainedConfig") -> type:
@@ -423,11 +426,9 @@ def load_llm(config: LLMConfig, lab: Path | str | None, name: str | None = None)
     quiet()
     name = name or config.name
     folder = resolve(name, lab)
-    try:
+    with loading(f"LLM {name!r}"):
         kind = llm_class(AutoConfig.from_pretrained(folder, trust_remote_code=False))
         llm = kind.from_pretrained(folder, dtype=DTYPES[config.dtype], use_safetensors=True, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise SaladError(f"LLM {name!r} cannot be loaded: {str(error).splitlines()[0]}") from None
     understand(llm, name)
     return llm.eval()
 
@@ -476,4 +477,4 @@ def _read_settings(folder: Path | str) -> dict:
     path = Path(folder) / SETTINGS
     if not path.is_file():
         raise SaladError(f"{folder} is no speech LM: it has no {SETTINGS}")
-    return json.loads(path.read_text())
+    return atomic.load_json(path)

@@ -260,10 +260,11 @@ class TeacherCache:
             try:
                 with safe_open(path, "pt") as file:
                     texts = json.loads(file.metadata()["texts"])
-            except (SafetensorError, OSError, KeyError, TypeError, ValueError):
+                    texts = {key: (path, int(first), int(last), str(sum)) for key, (first, last, sum) in texts.items()}
+            except (SafetensorError, OSError, RecursionError, AttributeError, KeyError, TypeError, ValueError):
                 print(f"{path} is damaged and is left out", file=sys.stderr)
                 continue
-            self._texts |= {key: (path, *where) for key, where in texts.items()}
+            self._texts |= texts
 
     def __len__(self) -> int:
         return len(self._texts) + len(self._new)
@@ -345,7 +346,7 @@ class TeacherCache:
             atomic.write_bytes(path, save(dict(zip(TeacherRecord._fields, joined, strict=True)), {"texts": json.dumps(texts)}))
         except OSError as error:
             raise SaladError(f"{path} cannot be written: {os.strerror(error.errno or 0)}; make room and resume") from None
-        self._texts |= {key: (path, *where) for key, where in texts.items()}
+        self._texts |= texts
         self._new, self._new_bytes = {}, 0
 
 

@@ -71,7 +71,7 @@ def of_llm(llm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch: int 
 
 def of_sentences(name: str, lab: Path | str | None = None) -> Embedder:
     """A sentence-transformers model, by folder or hub name (the paper's: BAAI/bge-large-en-v1.5)."""
-    from salad.models.names import quiet, resolve
+    from salad.models.names import loading, quiet, resolve
 
     try:
         from sentence_transformers import SentenceTransformer
@@ -79,10 +79,8 @@ def of_sentences(name: str, lab: Path | str | None = None) -> Embedder:
         raise SaladError(f"embeddings by {name} need sentence-transformers: pip install 'salad-workbench[embed]'") from None
     folder = resolve(name, lab)
     quiet()
-    try:
+    with loading(f"the sentence model {name!r}"):
         model = SentenceTransformer(folder, model_kwargs={"use_safetensors": True})
-    except (OSError, ValueError) as error:
-        raise SaladError(f"the sentence model {name!r} cannot be loaded: {str(error).splitlines()[0]}") from None
 
     def embed(texts: list[str], tick=None) -> Embedded:
         vectors = model.encode(texts, normalize_embeddings=True, show_progress_bar=False, convert_to_numpy=True)

@@ -114,7 +114,7 @@ def _begin(lab: Path, name: str, work: Path, made_from: dict, heard_by: str) -> 
 
     begun = work / "made_from.json"
     if begun.exists():
-        there = json.loads(begun.read_text())
+        there = atomic.load_json(begun)
         if is_kept(there["recogniser"], heard_by, lab):
             made_from = made_from | {"recogniser": there["recogniser"]}
         if there != made_from:
@@ -169,7 +169,7 @@ def _outcome(work: Path, number: int) -> dict | None:
     """Counts of a shard, from the metadata of its texts, which are written last; None where it is not done."""
     try:
         return json.loads(pq.read_schema(_paths(work, number)[1]).metadata[b"counts"])
-    except (OSError, pa.ArrowException, KeyError, TypeError, ValueError):
+    except (OSError, RecursionError, pa.ArrowException, KeyError, TypeError, ValueError):
         return None
 
 
@@ -310,7 +310,7 @@ def _publish_samples(lab: Path, name: str, work: Path, total: int, made_from: di
 
     code, named = options.spoken_as, options.language
     now = store.ids.digest([_outcome(work, number)["listed"] for number in range(total)])
-    before = json.loads((work / "published.json").read_text()) if (work / "published.json").exists() else {"unit": now}
+    before = atomic.load_json(work / "published.json") if (work / "published.json").exists() else {"unit": now}
     unit, same = made_from | {"texts": before["unit"]}, before.get("texts") == now
     con = connection(work, "1GB")
     try:

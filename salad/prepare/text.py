@@ -107,11 +107,13 @@ def prepare_text(lab: Path | str, source: Path | str, name: str, options: TextOp
         options = replace(options, tokenizer=str(lab / options.tokenizer))
     report = lab / "corpora" / f"{name}.json"
     if report.exists():
-        told = json.loads(report.read_text())
+        told = atomic.load_json(report)
         if told.get("made_from") != made_from:
             raise SaladError(f"{report} tells of another corpus {name!r}: {_difference(told, made_from)}; take another --name")
-        if all(store.exists(lab, "samples", _unit(made_from, n)) for n in told.get("units", [])) and all(
-            (lab / "corpora" / name / part).is_file() for part in told.get("parts", [])
+        if (
+            all(store.exists(lab, "samples", _unit(made_from, n)) for n in told.get("units", []))
+            and all((lab / "corpora" / name / part).is_file() for part in told.get("parts", []))
+            and store.files.fault(lab / "corpora" / name) is None
         ):
             shutil.rmtree(lab / "corpora" / f".{name}", ignore_errors=True)
             return told["counts"]
@@ -144,6 +146,7 @@ def prepare_text(lab: Path | str, source: Path | str, name: str, options: TextOp
         con.close()
     counts = _counts(parts.values(), published, hours, tasks_seen, licences, benchmarks)
     written = sorted(path.name for path in (lab / "corpora" / name).glob("part-*.parquet"))
+    store.files.record(lab, [lab / "corpora" / name], "salad prepare text")
     atomic.write_json(report, {"made_from": made_from, "counts": counts, "units": units, "parts": written})
     shutil.rmtree(work)
     return counts
@@ -154,7 +157,7 @@ def _workplace(lab: Path, name: str, made_from: dict, made_here: bool) -> Path:
     work, folder = lab / "corpora" / f".{name}", lab / "corpora" / name
     begun = work / "made_from.json"
     if begun.exists():
-        there = json.loads(begun.read_text())
+        there = atomic.load_json(begun)
         if there != made_from:
             told = _difference({"made_from": there}, made_from)
             raise SaladError(f"{work} was begun otherwise: {told}; remove it, or take another --name")
@@ -231,7 +234,7 @@ def _counted(path: Path) -> dict | None:
         return None
     try:
         return json.loads(pq.read_schema(path).metadata[b"counts"])
-    except (OSError, pa.ArrowException, KeyError, TypeError, ValueError):
+    except (OSError, RecursionError, pa.ArrowException, KeyError, TypeError, ValueError):
         return None
 
 

@@ -134,7 +134,7 @@ def _uncovered(con) -> dict[str, tuple[str, ...]]:
     try:
         coverage = json.loads(path.read_text())["coverage"]
         return {"uncovered": tuple(domain for domain, kind in coverage.items() if kind == "uncovered")}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, RecursionError, ValueError, KeyError, TypeError, AttributeError):
         return {}
 
 

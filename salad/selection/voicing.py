@@ -48,7 +48,7 @@ def voicings(con: duckdb.DuckDBPyConnection, selection_id: str) -> list[Voicing]
             record = json.loads(path.read_text())
             if record["selection_id"] == selection_id and record["voices"]:
                 distinct.append(Voicing(str(record["tts"]), tuple(map(str, record["voices"])), int(record["seed"])))
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, RecursionError, ValueError, KeyError, TypeError):
             continue  # then the rows tell
     if not distinct:
         rows = con.execute(

@@ -15,6 +15,7 @@ from typing import Protocol
 
 import numpy as np
 
+import store
 from salad.errors import SaladError
 from salad.speech.languages import find_language
 from salad.speech.spoken import spoken_form
@@ -209,11 +210,12 @@ def load_recogniser(folder: str, device: str = "cpu", batch_s: float = 120.0) ->
     )
 
     import salad.models.phone  # noqa: F401  registers the miniature's recogniser
-    from salad.models.names import quiet, resolve
+    from salad.models.names import loading, quiet, resolve
 
     quiet()
     place = folder if Path(folder).is_dir() or Path(folder).is_absolute() else resolve(folder, None)
-    try:
+    store.files.check(place)
+    with loading(f'the recogniser "{folder}"'):
         config = AutoConfig.from_pretrained(place, trust_remote_code=False)
         if type(config) in MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING:
             kind, model = (
@@ -225,9 +227,6 @@ def load_recogniser(folder: str, device: str = "cpu", batch_s: float = 120.0) ->
         else:
             raise SaladError(f'"{folder}" ({config.model_type}) is neither a CTC nor a Whisper-type recogniser')
         processor = AutoProcessor.from_pretrained(place, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise SaladError(f'the recogniser "{folder}" cannot be loaded: {reason}') from error
     return kind(str(folder), model.to(device).eval(), processor, batch_s)
 
 

@@ -74,7 +74,7 @@ class KokoroOnnx:
             try:
                 with np.load(path, allow_pickle=False) as file:
                     found |= {name: file[name].astype(np.float32).reshape(-1, 256) for name in file.files}
-            except (ValueError, OSError, EOFError) as error:
+            except Exception as error:  # NumPy, zipfile and zlib have no common class for a file that is none
                 raise SaladError(f"{path} holds no styles of Kokoro's voices: {error}") from error
         return found
 
@@ -82,7 +82,7 @@ class KokoroOnnx:
         try:
             told = json.loads(self._vocabulary_file.read_text(encoding="utf-8"))
             return {str(key): int(value) for key, value in told.get("vocab", told).items()}
-        except (ValueError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, RecursionError, TypeError, AttributeError) as error:
             raise SaladError(f"{self._vocabulary_file} holds no ids of Kokoro's phonemes: {error}") from error
 
     @cached_property

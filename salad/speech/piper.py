@@ -44,7 +44,7 @@ class Piper:
                 told = json.loads(config.read_text(encoding="utf-8"))
                 speakers = sorted(told.get("speaker_id_map") or {}) if told.get("num_speakers", 1) > 1 else []
                 told["phoneme_id_map"]["^"], told["audio"]["sample_rate"], told["espeak"]["voice"]
-            except (ValueError, KeyError, TypeError, OSError) as error:
+            except (ValueError, RecursionError, KeyError, TypeError, AttributeError, OSError) as error:
                 raise SaladError(f"{config} is no configuration of a Piper voice: {error!r}"[:300]) from error
             self._configs[path.stem] = told
             listed += [f"{path.stem}#{speaker}" for speaker in speakers] or [path.stem]

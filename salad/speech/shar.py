@@ -99,7 +99,9 @@ def write_shard(lab, name: str, shard: int, jobs: Sequence, make, *, job_id, pro
             if progress:
                 progress(len(jobs))
             return [_row(name, shard, cut) for cut in there]
-    return _write_new(folder, name, shard, jobs, make, key, progress)
+    rows = _write_new(folder, name, shard, jobs, make, key, progress)
+    store.files.record(lab, [_paths(folder, shard)[0]], "salad")
+    return rows
 
 
 def _write_new(folder: Path, name: str, shard: int, jobs, make, key: str, progress) -> list[dict]:
@@ -252,11 +254,43 @@ def _row(name: str, shard: int, cut: dict) -> dict:
     }
 
 
+def _check(path: Path) -> None:
+    """SaladError where a list of cuts, or one in a folder, is not what was recorded when it was written."""
+    if reason := store.files.fault(path):
+        raise SaladError(reason)
+
+
 def _read_cuts(path: Path) -> list[dict]:
+    _check(path)
     try:
-        return [json.loads(line) for line in path.read_bytes().split(b"\n") if line]  # U+2028 stands within texts
-    except (OSError, ValueError) as error:
-        raise SaladError(f"{path} cannot be read ({error}): remove it and run the same command again") from error
+        lines = path.read_bytes().split(b"\n")  # U+2028 stands within texts
+    except OSError as error:
+        raise SaladError(f"{path} cannot be read ({error.strerror}): remove it and run the same command again") from error
+    return [_parsed(line, path) for line in lines if line]
+
+
+def _parsed(line: bytes, path: Path | str) -> dict:
+    """The cut of a line of `path`; SaladError where it is none, or lacks what this module wrote."""
+    try:
+        cut = json.loads(line)
+        custom, about = _custom(cut), cut["recording"]
+        texts = [cut["id"], custom["synthesis_id"], custom["sample_id"], custom["tts"], cut["supervisions"][0]["speaker"]]
+        sizes = [custom["audio_offset"], custom["audio_bytes"], custom.get("audio_crc32", 0), about["num_samples"]]
+        parts = [custom["words"], custom["flags"]]
+        right = (
+            all(isinstance(value, str) for value in texts)
+            and all(type(value) is int and 0 <= value < 2**62 for value in sizes)
+            and all(isinstance(value, list) for value in parts)
+            and all(isinstance(word, list) and len(word) == len(Word._fields) for word in custom["words"])
+            and isinstance(custom["measured"], dict)
+            and isinstance(cut["duration"], (int, float))
+            and {"seed", "jobs"} <= custom.keys()
+        )
+    except (ValueError, RecursionError, LookupError, TypeError, AttributeError):
+        right = False
+    if not right:
+        raise SaladError(f"{path} is cut short or damaged: remove it and run the same command again")
+    return cut
 
 
 def damage(lab: Path | str, name: str, shard: int) -> str | None:
@@ -298,7 +332,7 @@ def decode_flac(data: bytes, where: str, n_samples: int | None = None) -> np.nda
     try:
         with interrupts.held():
             samples, rate = soundfile.read(io.BytesIO(data), dtype="float32")
-    except (soundfile.LibsndfileError, RuntimeError) as error:
+    except (RuntimeError, OSError, IndexError, TypeError, ValueError) as error:  # libsndfile's own is a RuntimeError
         raise SaladError(f"{where} is damaged ({error}): remove its shard and run the same command again") from error
     if rate != SAMPLE_RATE or samples.ndim != 1:
         raise SaladError(f"{where} is not mono at {SAMPLE_RATE} Hz but {samples.shape} at {rate} Hz")
@@ -317,12 +351,13 @@ class Shar:
         if not self.folder.is_dir():
             raise SaladError(f"no speech in {self.folder}")
         self.shards = sorted(int(path.name.split(".")[1]) for path in self.folder.glob("cuts.*.jsonl"))
+        _check(self.folder)
         self._index: dict[str, tuple[int, int]] = {}  # id -> shard, byte offset of the line
         for shard in self.shards:
             offset = 0
             with open(_paths(self.folder, shard)[0], "rb") as file:
                 for line in file:
-                    self._index[_id_of(line, file.name)] = (shard, offset)
+                    self._index[_parsed(line, file.name)["id"]] = (shard, offset)
                     offset += len(line)
 
     def __len__(self) -> int:
@@ -382,7 +417,7 @@ class Shar:
         shard, offset = self._index[id]
         with open(_paths(self.folder, shard)[0], "rb") as file:
             file.seek(offset)
-            return json.loads(file.readline())
+            return _parsed(file.readline(), file.name)
 
     def _samples(self, shard: int, line: dict) -> np.ndarray:
         custom, path = _custom(line), _paths(self.folder, shard)[1]
@@ -395,17 +430,15 @@ class Shar:
             raise SaladError(f"{path} cannot be read: {error.strerror}") from error
         if len(data) < custom["audio_bytes"]:
             raise SaladError(f"{where} is cut short: run the command that made it again")
+        if custom.get("audio_crc32", zlib.crc32(data)) != zlib.crc32(data):  # older shards have none
+            raise SaladError(f"{where} changed: its CRC-32 does not agree; run the command that made it again")
         return decode_flac(data, where, line["recording"]["num_samples"])
 
 
 def _to_cut(line: dict):  # lhotse takes parts out of `line`: last use
     from lhotse.serialization import deserialize_item
 
-    return deserialize_item(line)
-
-
-def _id_of(line: bytes, path: str) -> str:
     try:
-        return json.loads(line)["id"]
-    except (ValueError, KeyError) as error:
-        raise SaladError(f"{path} is cut short or damaged: remove it and run the same command again") from error
+        return deserialize_item(line)
+    except Exception as error:  # lhotse checks nothing, and raises what comes
+        raise SaladError(f"a cut is damaged: {str(error).splitlines()[0]:.200}; remove its shard") from error

@@ -5,7 +5,6 @@ synthesised corpus and the probe are made once there, and every cell is a run of
 encoder, which hears nothing of the world, is one for all seeds. Everything can be interrupted, killed and resumed.
 """
 
-import json
 from pathlib import Path
 from typing import Any, Literal
 
@@ -187,7 +186,7 @@ def claim_labs(grid: Grid, root: Path | str) -> None:
     for seed in grid.seeds:
         lab = grid.lab(root, seed)
         claim(lab, study_of(grid, seed))
-        record = json.loads((lab / "study.json").read_text())
+        record = atomic.load_json(lab / "study.json")
         wanted = {"grid": grid.name, "cells": [cell.model_dump(mode="json") for cell in grid.cells]}
         if {key: record.get(key) for key in wanted} != wanted:
             atomic.write_json(lab / "study.json", record | wanted)

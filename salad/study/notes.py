@@ -18,7 +18,10 @@ def recall(lab: Path | str, name: str):
     path = Path(lab) / ".study" / f"{name}.json"
     if not path.exists():
         raise SaladError(f"{path} is missing; run `salad demo` with this lab again")
-    return json.loads(path.read_text())
+    try:
+        return json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise SaladError(f"{path} cannot be read ({error}); remove it and run `salad demo` with this lab again") from None
 
 
 def mark_done(lab: Path | str, name: str) -> None:
@@ -35,4 +38,4 @@ def measured(lab: Path | str, name: str) -> bool:
 def failures(lab: Path | str) -> dict[str, str]:
     """The cells of a seed's lab whose last attempt failed, each with the error's last line."""
     paths = sorted((Path(lab) / ".study").glob("*.failed.json"))
-    return {path.name.removesuffix(".failed.json"): json.loads(path.read_text())["error"] for path in paths}
+    return {path.name.removesuffix(".failed.json"): str(atomic.load_json(path).get("error")) for path in paths}

@@ -8,7 +8,6 @@ was made) · manifest.json, written last, with the SHA-256 of every file.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import shutil
 from pathlib import Path
@@ -20,7 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from salad.errors import SaladError
 from salad.training.distributed import Processes, local, whole
-from store import atomic
+from store import StoreError, atomic
 
 if TYPE_CHECKING:
     from salad.models.speech_lm import SpeechLM
@@ -114,18 +113,18 @@ def _optimizer_tensors(model, optimizer) -> dict[str, torch.Tensor]:
 def verify(folder: Path) -> None:
     """SaladError unless the checkpoint is whole: every file of its manifest, with its SHA-256."""
     try:
-        manifest = json.loads((folder / "manifest.json").read_text())
+        manifest = atomic.load_json(folder / "manifest.json")
         for name, expected in manifest["sha256"].items():
             with open(folder / name, "rb") as file:
                 if hashlib.file_digest(file, "sha256").hexdigest() != expected:
                     raise SaladError(f"checkpoint {folder} is damaged: {name} has changed")
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, StoreError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise SaladError(f"checkpoint {folder} is damaged: {error}") from None
 
 
 def state_of(folder: Path) -> dict:
     """Its state.json."""
-    return json.loads((folder / "state.json").read_text())
+    return atomic.load_json(folder / "state.json")
 
 
 def restore(folder: Path, optimizer: torch.optim.Optimizer, processes: Processes | None = None) -> None:

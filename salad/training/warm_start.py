@@ -10,7 +10,6 @@ with the embeddings of the speech's tokens (cosine over the temperature; a blank
 CTC target.
 """
 
-import json
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -64,7 +63,7 @@ def warm_start(
     settings, device = config.adapter.warm_start, next(model.adapter.parameters()).device
     if (run.path / RESULT).exists():
         _load(run.path / STATE, model.adapter, None)
-        return json.loads((run.path / RESULT).read_text())
+        return atomic.load_json(run.path / RESULT)
     began = time.monotonic()
     bank, held_out = _fill(natural, frames, config, progress)
     embeddings = model.llm.get_input_embeddings()

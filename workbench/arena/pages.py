@@ -114,7 +114,7 @@ def about(service: ArenaService) -> str:
     sentences = [markdown("Lab <code>{}</code>.", service.lab.name)]
     try:
         config = json.loads((service.lab / "study.json").read_text())["config"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, RecursionError, ValueError, KeyError, TypeError):
         config = {}
     if "natural_voices" in config:
         sentences.append(

@@ -86,16 +86,21 @@ def log(*, lab: Lab = None, n: int = 50, as_of: str | None = None, json: bool = 
 
 
 @command
-def verify(*, lab: Lab = None, repair: bool = False, prefer: str | None = None) -> int:
+def verify(*, lab: Lab = None, repair: bool = False, prefer: str | None = None, accept: str | None = None) -> int:
     """Verify the checksums of the store's files and of its recordings; exit with 1 if any is damaged.
 
     Args:
         repair: move damaged files out of the way, so that the work that made them can be repeated, and write off missing
             ones. Recordings stay in place: rerun the pass or preparation that made them to replace the damaged ones.
         prefer: resolve a conflict in favour of this unit, whose rows are then shown (its id, or id-sha8 for one version).
+        accept: keep a corpus, task, model or list of cuts (its path relative to the lab) as it is now, because you changed or
+            removed it on purpose.
     """
     import store
 
+    if accept is not None:
+        store.files.accept(lab, accept)
+        print(f"{accept} is recorded as it is now")
     if prefer is not None:
         print(f"{prefer} is preferred in {', '.join(store.prefer(store.lab_path(lab), prefer))}")
 

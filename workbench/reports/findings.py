@@ -1,7 +1,6 @@
 """The paper's findings put to the test on a study of the miniature: each claim with its interval and a verdict, and the
 tables of a sweep, as Markdown and CSV. `salad findings` and `salad sweep` write them."""
 
-import json
 import platform
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,7 +58,7 @@ def findings(labs: dict[int, Path], axes: tuple[str, ...] = tuple(AXES)) -> Find
     rows = analysis.collect(labs)
     if rows.empty:
         raise SaladError("nothing of this study is measured yet; `salad findings` runs it")
-    study = json.loads((next(iter(labs.values())) / "study.json").read_text())
+    study = store.atomic.load_json(next(iter(labs.values())) / "study.json")
     cells = [grids.Cell(**cell) for cell in study.get("cells", [])]
     tables = {axis: table for axis in axes if len(table := axis_table(rows, cells, axis))}
     claims = [*claims_of_prediction(rows), *claims_of_scaling(rows, labs), *(judge(rows, claim) for claim in CLAIMS),
