@@ -1,5 +1,6 @@
-"""`compact` joins what has become many small files: units into larger ones, finished event files into one."""
+"""`compact` joins what has become many small files: units into larger ones, finished event and log files into one each."""
 
+import contextlib
 import os
 import time
 from pathlib import Path
@@ -8,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from . import connection, events, history, ids, schema, units
+from . import atomic, connection, events, history, ids, jsonl, schema, units
 from .errors import StoreError
 from .jsonl import parse_lines
 from .lab import lab_path
@@ -124,6 +125,40 @@ def _compact_events(lab: Path, grace_s: float) -> tuple[int, int]:
     return (len(finished) if len(finished) > 1 else 0), removed
 
 
+def _compact_log(lab: Path, grace_s: float) -> tuple[int, int]:
+    """Join the log files of processes that have ended; remove those whose every entry a joined file has held for a while.
+
+    Entries keep their writers, numbers and clocks, so the log says the same. A file with a damaged or torn line stays where
+    `verify` names it."""
+    finished: dict[Path, set[bytes]] = {}
+    for path in sorted((lab / "log").glob("*.jsonl")):
+        with contextlib.suppress(FileNotFoundError):
+            if path.name.startswith(("joined-", "carried-")) or jsonl.writer_ended(path):
+                data = path.read_bytes()
+                _, end, wrong = parse_lines(data)
+                if not wrong and end == len(data):
+                    finished[path] = {line + b"\n" for line in data.split(b"\n")[:-1]}
+    removed = 0
+    for path, lines in list(finished.items()):
+        holders = (
+            other
+            for other, held in finished.items()
+            if other.name.startswith("joined-") and held >= lines and (len(held), other.name) > (len(lines), path.name)
+        )
+        holder = next(holders, None)
+        if holder is not None:
+            if time.time() - holder.stat().st_mtime >= grace_s:
+                path.unlink(missing_ok=True)
+                removed += 1
+            del finished[path]
+    if len(finished) < 2:
+        return 0, removed
+    lines = sorted(set().union(*finished.values()))
+    name = f"joined-{ids.digest([line.decode() for line in lines])}.jsonl"
+    atomic.write_bytes(lab / "log" / name, b"".join(lines))
+    return len(finished), removed
+
+
 def compact(lab=None, grace_s: float = GRACE_S) -> dict:
     """Join small units and finished event files. No reader sees a row twice or misses one.
 
@@ -162,6 +197,7 @@ def compact(lab=None, grace_s: float = GRACE_S) -> dict:
                 if unit is not None:
                     batch.append(unit)
         event_files, event_files_removed = _compact_events(lab, grace_s)
+        log_files, log_files_removed = _compact_log(lab, grace_s)
     except OSError as error:
         raise StoreError(f"could not compact {lab}: {error}") from error
     if joined or removed:
@@ -171,4 +207,6 @@ def compact(lab=None, grace_s: float = GRACE_S) -> dict:
         "units_removed": removed,
         "event_files_joined": event_files,
         "event_files_removed": event_files_removed,
+        "log_files_joined": log_files,
+        "log_files_removed": log_files_removed,
     }

@@ -10,7 +10,6 @@ import os
 import re
 import secrets
 import threading
-import time
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,13 +18,11 @@ import pyarrow as pa
 from . import atomic, jsonl, schema
 from .errors import Damage, StoreError
 from .history import LATEST_CLOCK, author, moment, next_clock
-from .jsonl import host
 from .lab import is_whole, lab_path, seal, seal_line
 from .rows import fit
 from .rules import check_rule
 from .units import read_manifest
 
-IDLE_DAYS = 7  # an event file of another machine counts as finished when untouched this long
 _lock = threading.RLock()
 _writers: dict[tuple, jsonl.Appender] = {}
 _named: set[Path] = set()  # event files whose manifest is written
@@ -119,24 +116,11 @@ def append(lab, table: str, **fields) -> dict:
     return event
 
 
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True
-
-
 def finished(path: Path) -> bool:
     """Whether no process writes to an event file any more. One that is gone nobody writes to: see `_Writer`."""
     if path.name.startswith(("merged-", "imported-")) or not path.with_suffix(".jsonl").exists():
         return True
-    told = re.fullmatch(r"(.+)-(\d+)-(\d+)\.jsonl?", path.name)
-    if told and told[1] == host():
-        return not _alive(int(told[2]))
-    return time.time() - path.stat().st_mtime > IDLE_DAYS * 86400
+    return jsonl.writer_ended(path)
 
 
 # -------------------------------------------------------------------------------------------- reading

@@ -198,8 +198,12 @@ class History:
             for writer, seqs in sorted(gone.items())
         ]
 
-    def refresh(self) -> "History":
-        """Read what is new in the lab's log; a new History where a file is gone or was changed."""
+    def _again(self, attempts: int) -> "History":
+        return History(self.lab).refresh(attempts - 1) if attempts else self
+
+    def refresh(self, attempts: int = 5) -> "History":
+        """Read what is new in the lab's log; a new History where a file is gone or was changed. `attempts`: how often to
+        begin again where files go while they are read."""
         folder, found = self.lab / "log", {}
         try:
             with os.scandir(folder) as entries:
@@ -218,8 +222,8 @@ class History:
             known = self._lines.get(name)
             try:
                 lines = jsonl.read_new(folder / name, known)
-            except FileNotFoundError:
-                continue
+            except FileNotFoundError:  # joined with others meanwhile: look again, or entries would be missed
+                return self._again(attempts)
             except OSError as error:
                 self.damaged.append(Damage("log", f"log/{name}", f"cannot be read ({error.strerror})"))
                 continue

@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 from .lab import line_is_whole
 
+IDLE_DAYS = 7  # a file that another machine's process appends to counts as finished when it has not changed for this long
+
 
 class Line(dict):
     """What one whole line holds; `number` is the line's in its file, from 1."""
@@ -94,6 +96,25 @@ def plain(value, depth: int = 0):
 def host() -> str:
     """This machine's name, as file names have it."""
     return re.sub(r"[^A-Za-z0-9_.]", "_", socket.gethostname())[:60]
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+def writer_ended(path: Path) -> bool:
+    """Whether the process that an `Appender`'s file is named after has ended: by its number on this machine, and on another
+    one where the file has not changed for IDLE_DAYS. Raises OSError."""
+    name = re.fullmatch(r"(.+)-(\d+)-(\d+)\.jsonl?", path.name)
+    if name and name[1] == host():
+        return not _alive(int(name[2]))
+    return time.time() - path.stat().st_mtime > IDLE_DAYS * 86400
 
 
 class NotTakenBack(OSError):

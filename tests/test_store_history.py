@@ -544,6 +544,53 @@ def test_verify_finds_a_bit_that_flipped_in_a_corpus_task_model_list_of_cuts_che
     assert [item.reason for item in store.verify(lab)] == ["is missing"]
 
 
+# ------------------------------------------------------------------------------------------- joining the log
+
+
+def _publish_some(lab, number):
+    for k in range(2):
+        store.publish(lab, "samples", [row_of(schema.TABLES["samples"], 10 * number + k)], {"number": number, "k": k})
+
+
+def test_logs_of_processes_that_ended_are_joined_and_say_what_they_said(lab):
+    for number in range(4):
+        worker = process.Process(target=_publish_some, args=(lab, number))
+        worker.start()
+        worker.join()
+    store.append(lab, "run_notes", run_id="r", note="x", author="x")
+    _publish_some(lab, 9)  # this process goes on, and so does its log
+    own = {path.name for path in (lab / "log").glob(f"*-{os.getpid()}-*.jsonl")}
+    assert len(own) == 1
+    before, then = store.log(lab), store.log(lab)[4]["at"]
+    as_of = store.connect(lab, as_of=then).execute("FROM samples ORDER BY ALL").fetchall()
+    told = store.compact(lab, grace_s=3600)
+    assert told["log_files_joined"] == 4 and told["log_files_removed"] == 0
+    assert store.compact(lab, grace_s=0)["log_files_removed"] == 4
+    names = {path.name for path in (lab / "log").glob("*.jsonl")}
+    assert len(names) == 2 and own < names
+    store.history.clear_cache()
+    assert store.log(lab)[: len(before)] == before and store.verify(lab) == []
+    assert store.connect(lab, as_of=then).execute("FROM samples ORDER BY ALL").fetchall() == as_of
+    (joined,) = (lab / "log").glob("joined-*.jsonl")
+    joined.unlink()
+    store.history.clear_cache()
+    assert [item.reason for item in store.verify(lab) if item.table == "log"] != []  # what is gone is missed as ever
+
+
+def test_a_log_with_a_damaged_or_torn_line_is_not_joined(lab):
+    for number in range(3):
+        worker = process.Process(target=_publish_some, args=(lab, number))
+        worker.start()
+        worker.join()
+    first, second, _ = sorted((lab / "log").glob("*.jsonl"))
+    first.write_bytes(first.read_bytes() + b'{"sum": "')
+    lines = second.read_bytes()
+    second.write_bytes(lines.replace(b"publish", b"pUblish", 1))
+    store.compact(lab, grace_s=0)
+    store.compact(lab, grace_s=0)
+    assert first.exists() and second.exists() and [d.path for d in store.verify(lab)][:1] == [f"log/{second.name}"]
+
+
 # ------------------------------------------------------------------------ readers while somebody compacts
 
 
