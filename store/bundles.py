@@ -378,14 +378,8 @@ def _carry_log(lab: Path, there: history.History) -> None:
     history.carry(lab, [
         entry for node, entry in there.entries.items() if node not in here.entries and (
             entry["op"] in ("publish", "found") and (entry["table"], entry["unit_id"], entry["sha256"]) in present
-            or entry["op"] == "file" and entry["path"].startswith("speech/") and _is_as_recorded(lab, entry)
+            or entry["op"] == "file" and entry["path"].startswith("speech/") and files.is_as_recorded(lab, entry)
             or entry["op"] == "prefer")])  # fmt: skip
-
-
-def _is_as_recorded(lab: Path, entry: dict) -> bool:
-    """Whether the lab has a file with the bytes that a log entry of its path describes."""
-    path = lab / entry["path"]
-    return path.is_file() and path.stat().st_size == entry["bytes"] and verification.sha256(path) == entry["sha256"]
 
 
 def _import_speech(lab: Path, bundle: Path) -> dict[str, str]:
@@ -433,7 +427,7 @@ def _import_unit(lab: Path, unit: units.Unit, moved: dict[str, str], there: hist
     here = catalogue.select_of(table, found)
     same = " AND ".join(f'h."{name}" IS NOT DISTINCT FROM i."{name}"' for name in table.key)
     query = f"SELECT count(*) FROM incoming i WHERE NOT EXISTS (SELECT 1 FROM ({here}) h WHERE {same})"
-    new = con.execute(query).fetchone()[0]
+    new = con.execute(query).fetchall()[0][0]
     if after is not None:
         rows = rows.set_column(rows.schema.get_field_index("audio_path"), "audio_path", pa.array(after, pa.string()))
         units.publish(lab, unit.table, rows, made_from, since=_since(unit, there))

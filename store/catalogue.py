@@ -4,7 +4,9 @@ import csv
 import functools
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import pyarrow as pa
@@ -26,7 +28,7 @@ def quoted(value: str) -> str:
     return "'" + value.replace("'", "''") + "'"
 
 
-def file_list(paths: list[Path | str]) -> str:
+def file_list(paths: Sequence[Path | str]) -> str:
     """These files, and no others, as a list for read_parquet: what stands for other names in a path is escaped.
 
     Raises StoreError for a path that DuckDB cannot be given: with a backslash beside one of * ? [."""
@@ -60,7 +62,7 @@ def select_of(table: schema.Table, found: list[Unit], hidden: dict[str, list[lis
             path = str(unit.path)
             key = (min(unit.manifest["schema"], table.version), unit.without, path if path in (hidden or ()) else "")
             groups.setdefault(key, []).append(path)
-    parts = []
+    parts, hidden = [], hidden or {}
     for (version, without, partly), paths in sorted(groups.items()):
         if partly and sum(last - first for first, last in hidden[partly]) == _rows_in(found, partly):
             continue
@@ -84,7 +86,7 @@ def _rows_in(found: list[Unit], path: str) -> int:
 def published() -> pa.Table:
     """The figures that ship with the package (store/published.csv)."""
     with open(_HERE / "published.csv", encoding="utf-8", newline="") as file:
-        rows = [{key: value or None for key, value in row.items()} for row in csv.DictReader(file)]
+        rows: list[dict[str, Any]] = [{key: value or None for key, value in row.items()} for row in csv.DictReader(file)]
     for row in rows:
         for name in ("accuracy", "gap"):
             row[name] = None if row[name] is None else float(row[name])
@@ -122,7 +124,8 @@ def scoring_spans(lab: Path, found: dict[str, list[Unit]], ran: pa.Table) -> tup
     scored in it, the next of these. `ran`: the table runs."""
     units = [unit for unit in found.get("divergences", []) if unit.rows]
     older = [unit for unit in units if unit.manifest["schema"] < 2]
-    newer, known = [], {}  # what a manifest says of all rows need not be read from the file
+    newer: list[str] = []
+    known: dict[tuple, set[tuple[str, str]]] = {}  # what a manifest says of all rows need not be read from the file
     for unit in units:
         if unit.manifest["schema"] >= 2:
             told = unit.manifest.get("keys", {})

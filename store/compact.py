@@ -153,9 +153,9 @@ def _compact_log(lab: Path, grace_s: float) -> tuple[int, int]:
             del finished[path]
     if len(finished) < 2:
         return 0, removed
-    lines = sorted(set().union(*finished.values()))
-    name = f"joined-{ids.digest([line.decode() for line in lines])}.jsonl"
-    atomic.write_bytes(lab / "log" / name, b"".join(lines))
+    joined = sorted(set().union(*finished.values()))
+    name = f"joined-{ids.digest([line.decode() for line in joined])}.jsonl"
+    atomic.write_bytes(lab / "log" / name, b"".join(joined))
     return len(finished), removed
 
 
@@ -187,15 +187,18 @@ def compact(lab=None, grace_s: float = GRACE_S) -> dict:
         for name in found:
             batch: list[Unit] = []
             small = [unit for unit in found[name] if unit.manifest["bytes"] < SMALL_BYTES and name != "published"]
-            for unit in [*small, None]:
-                full = unit is None or sum(u.manifest["bytes"] for u in batch) + unit.manifest["bytes"] > BATCH_BYTES
+            following: list[Unit | None] = [*small, None]
+            for next_unit in following:
+                full = (
+                    next_unit is None or sum(unit.manifest["bytes"] for unit in batch) + next_unit.manifest["bytes"] > BATCH_BYTES
+                )
                 if full and len(batch) > 1:
                     merge(lab, batch)
                     joined += len(batch)
                 if full:
                     batch = []
-                if unit is not None:
-                    batch.append(unit)
+                if next_unit is not None:
+                    batch.append(next_unit)
         event_files, event_files_removed = _compact_events(lab, grace_s)
         log_files, log_files_removed = _compact_log(lab, grace_s)
     except OSError as error:

@@ -54,8 +54,7 @@ def refresh(con) -> None:
         state = _state.get(con)
         con = con.cursor()  # the caller may still be fetching from theirs
         if state is None:
-            row = con.execute("SELECT path FROM raw.lab").fetchone()
-            state = {"lab": Path(row[0])}
+            state = {"lab": Path(con.execute("SELECT path FROM raw.lab").fetchall()[0][0])}
         for more in reversed(range(ATTEMPTS)):
             try:
                 return _refresh(con, state)
@@ -149,7 +148,7 @@ def connect(lab=None, locked: bool = False, timeout_s: float = 30, memory: str =
     con.execute("INSERT INTO raw.lab VALUES (?)", [str(lab)])
     _state[con] = {"lab": lab, "as_of": then}
     refresh(con)
-    if locked:
+    if worker:
         return sql.LockedConnection(con, worker, timeout_s)
     return con
 
@@ -169,7 +168,7 @@ def audio(con, synthesis_id: str) -> bytes:
     ).fetchone()
     if row is None or row[0] is None:
         raise StoreError(f"no audio of synthesis {synthesis_id} in this lab")
-    lab = Path(cursor.execute("SELECT path FROM raw.lab").fetchone()[0])
+    lab = Path(cursor.execute("SELECT path FROM raw.lab").fetchall()[0][0])
     path = (lab / row[0]).resolve()
     if not path.is_relative_to(lab):
         raise StoreError(f"synthesis {synthesis_id}: {row[0]} is outside the lab")

@@ -29,7 +29,7 @@ _named: set[Path] = set()  # event files whose manifest is written
 _read: dict[str, dict[str, "_File"]] = {}  # lab -> file -> what has been read of it
 _made: dict[tuple[str, str], tuple[list[dict], pa.Table]] = {}  # lab, table -> what was read last: events, as Arrow
 
-CHOICES = {
+CHOICES: dict[str, dict[str, tuple[str, ...]]] = {
     "decisions": {"target": ("sample", "cluster", "rule"), "verdict": ("keep", "drop", "reweight", "undo")},
     "votes": {"choice": ("left", "right", "tie", "both_bad")},
 }
@@ -71,10 +71,10 @@ def _checked(table: str, fields: dict) -> dict:
         if column in event and event[column] not in allowed:
             raise StoreError(f"{table}: {column} {event[column]!r} is none of {', '.join(allowed)}")
     if table == "decisions":
-        needed = {"undo": ["undoes"]}.get(event.get("verdict"), ["selection_id", "target"])
-        needed += {"sample": ["sample_id"], "cluster": ["cluster_id"], "rule": ["rule"]}.get(
-            event.get("target") if event.get("verdict") != "undo" else None, []
-        )
+        undo = event.get("verdict") == "undo"
+        needed = ["undoes"] if undo else ["selection_id", "target"]
+        of_target = {"sample": ["sample_id"], "cluster": ["cluster_id"], "rule": ["rule"]}
+        needed += [] if undo else of_target.get(event.get("target", ""), [])
         needed += ["weight"] if event.get("verdict") == "reweight" else []
         for column in needed:
             if column not in event:
@@ -232,9 +232,12 @@ def _read_file(path: Path, known: _File | None, stat: os.stat_result) -> _File:
     if known and known.mark == mark:
         return known
     lines = jsonl.read_new(path, known.lines if known else None)
-    grown = known and lines.lines[: len(known.lines.lines)] == known.lines.lines
-    found, wrong, clock = (list(known.events), list(known.damage), known.clock) if grown else ([], [], 0)
-    for line in lines.lines[len(known.lines.lines) if grown else 0 :]:
+    found: list[dict] = []
+    wrong: list[str] = []
+    clock, read_before = 0, 0
+    if known and lines.lines[: len(known.lines.lines)] == known.lines.lines:  # it has merely grown
+        found, wrong, clock, read_before = list(known.events), list(known.damage), known.clock, len(known.lines.lines)
+    for line in lines.lines[read_before:]:
         event = dict(line)
         fault = _fault(event)
         if fault:
@@ -261,7 +264,7 @@ def read(lab: Path, as_of: int | None = None) -> tuple[dict[str, pa.Table], list
     """Every event by table, each once, in the order of their clocks, and the lines that had to be left out.
 
     `as_of`: a reading of the clock; what was said until then."""
-    by_id = {name: {} for name in ID}
+    by_id: dict[str, dict[str, dict]] = {name: {} for name in ID}
     with _lock:
         cache = _read.setdefault(str(lab), {})
         try:

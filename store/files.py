@@ -155,6 +155,12 @@ def _entry(name: str, path: Path) -> dict[str, Any]:
     return {"op": "file", "path": name, "sha256": sha256(path), "bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns}
 
 
+def is_as_recorded(lab: Path, entry: dict[str, Any]) -> bool:
+    """Whether the lab has a file with the bytes that a log entry (`op` is "file") describes. Raises OSError."""
+    path = lab / entry["path"]
+    return path.is_file() and path.stat().st_size == entry["bytes"] and sha256(path) == entry["sha256"]
+
+
 def accept(lab: Path | str | None, name: str) -> None:
     """Record a file, by its name relative to the lab, as it is now: changed on purpose, or removed.
 

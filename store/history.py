@@ -142,7 +142,7 @@ class History:
             seen = [*entry.get("after", {}).items(), *([(node[0], node[1] - 1)] if node[1] > 1 else [])]
             self.referenced.update(seen)
             self.heads.difference_update(seen)
-        operation, table, unit = entry["op"], entry.get("table"), entry.get("unit_id")
+        operation, table, unit = entry["op"], entry.get("table", ""), entry.get("unit_id", "")
         order = (entry["clock"], *node)
         if operation in ("publish", "found"):
             clock = entry["clock"] if operation == "publish" else min(entry["since"], entry["clock"])
@@ -158,8 +158,8 @@ class History:
         elif operation == "prefer":
             self.preferred[table, unit] = max(self.preferred.get((table, unit), 0), entry["clock"])
             if entry.get("sha256"):
-                held = self.preferred_shas.get((table, unit), ((0,), ""))
-                self.preferred_shas[table, unit] = max(held, (order, entry["sha256"]))
+                before_it = self.preferred_shas.get((table, unit), ((0,), ""))
+                self.preferred_shas[table, unit] = max(before_it, (order, entry["sha256"]))
         elif operation == "file":
             if entry["path"] not in self.files or self.files[entry["path"]][0] < order:
                 self.files[entry["path"]] = order, entry

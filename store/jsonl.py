@@ -29,7 +29,7 @@ class Lines(NamedTuple):
 
     inode: int
     size: int
-    count: int
+    n_lines: int
     lines: list[Line]
     damage: list[str]
     mtime_ns: int
@@ -63,9 +63,9 @@ def read_new(path: Path, known: Lines | None) -> Lines:
             known = Lines(stat.st_ino, 0, 0, [], [], 0)
         file.seek(known.size)
         data = file.read()
-    rows, end, wrong = parse_lines(data, known.count + 1)
+    rows, end, wrong = parse_lines(data, known.n_lines + 1)
     return Lines(
-        stat.st_ino, known.size + end, known.count + data[:end].count(b"\n"), known.lines + rows, known.damage + wrong,
+        stat.st_ino, known.size + end, known.n_lines + data[:end].count(b"\n"), known.lines + rows, known.damage + wrong,
         stat.st_mtime_ns,
     )  # fmt: skip
 

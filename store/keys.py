@@ -49,7 +49,7 @@ def _groups(units: list[Unit]) -> list[list[Unit]]:
             if None in values or (any(old) and not all(old)):  # a folder's name and a value do not compare
                 after.append(group)
                 continue
-            split: dict[tuple, list[Unit]] = {}
+            split: dict[tuple | None, list[Unit]] = {}
             for unit, value in zip(group, values, strict=True):
                 split.setdefault(value, []).append(unit)
             after += split.values()

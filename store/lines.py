@@ -9,9 +9,9 @@ import gzip
 import json
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, cast
 
 from .errors import StoreError
 
@@ -50,7 +50,7 @@ def has_surrogate(value: Any) -> bool:
 
 def opened(path: Path) -> BinaryIO:
     """The bytes of a file, unpacked where its name ends in .gz."""
-    return gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb")
+    return cast(BinaryIO, gzip.open(path, "rb")) if path.suffix == ".gz" else open(path, "rb")
 
 
 def encoding_of(path: Path, whole: bool = True) -> str:
@@ -66,7 +66,8 @@ def encoding_of(path: Path, whole: bool = True) -> str:
             if head.count(0) > len(head) // 4:
                 wide = "UTF-32" if head.count(0) > len(head) // 2 else "UTF-16"
                 raise StoreError(f"{path} looks like {wide} without a byte order mark: convert it to UTF-8 (iconv -f {wide})")
-            lines, wrong, first, accents = 0, 0, None, True
+            lines, wrong, accents = 0, 0, True
+            first: tuple[int, int] | None = None
             block, rest = head, b""
             while block:
                 pieces = (rest + block).split(b"\n")
@@ -89,7 +90,7 @@ def encoding_of(path: Path, whole: bool = True) -> str:
         if isinstance(error, FileNotFoundError):
             raise StoreError(f"{path} does not exist") from None
         return "utf-8"  # reading it line by line tells what is wrong, and reads what stands before
-    if wrong and (accents or 2 * wrong >= lines):
+    if first is not None and (accents or 2 * wrong >= lines):
         like = "Latin-1 or Windows-1252" if accents else "another encoding (Shift JIS, GB 18030, KOI8-R …)"
         raise StoreError(
             f"{path} is not UTF-8 (line {first[0]} has the byte 0x{first[1]:02x}); it looks like {like}. "
@@ -103,16 +104,16 @@ def lines(path: Path, encoding: str = "utf-8") -> Iterator[TextLine]:
     number = 0
     try:
         with opened(path) as file:
-            pieces = _wide_lines(file, encoding) if encoding in ("utf-16", "utf-32") else file
+            pieces: Iterable[str | bytes] = _wide_lines(file, encoding) if encoding in ("utf-16", "utf-32") else file
             for number, line in enumerate(pieces, 1):
-                if isinstance(line, bytes):
-                    line = line.removesuffix(b"\n").removesuffix(b"\r").removeprefix(codecs.BOM_UTF8)  # of joined files, too
-                    try:
-                        line = line.decode("utf-8")
-                    except UnicodeDecodeError as error:
-                        yield TextLine(number, None, f"it is not UTF-8 (byte 0x{line[error.start]:02x})")
-                        continue
-                yield TextLine(number, line)
+                if isinstance(line, str):
+                    yield TextLine(number, line)
+                    continue
+                line = line.removesuffix(b"\n").removesuffix(b"\r").removeprefix(codecs.BOM_UTF8)  # of joined files, too
+                try:
+                    yield TextLine(number, line.decode("utf-8"))
+                except UnicodeDecodeError as error:
+                    yield TextLine(number, None, f"it is not UTF-8 (byte 0x{line[error.start]:02x})")
     except FileNotFoundError:
         raise StoreError(f"{path} does not exist") from None
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:

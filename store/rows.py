@@ -123,7 +123,7 @@ def _gathered(column: pa.ChunkedArray, indices: np.ndarray) -> pa.Array | pa.Chu
         width = int(ends[1] - ends[0])
         if 0 < width <= 64 and (np.diff(ends) == width).all():
             cells = np.frombuffer(data, np.uint8)[ends[0] : ends[-1]].view(f"V{width}").take(indices)
-            ends = np.arange(0, width * len(indices) + 1, width, np.int32)
+            ends = np.arange(0, width * len(indices) + 1, width, dtype=np.int32)
             return pa.Array.from_buffers(schema.TEXT, len(indices), [None, pa.py_buffer(ends), pa.py_buffer(cells)])
     return column.take(pa.array(indices))
 

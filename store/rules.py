@@ -120,7 +120,7 @@ def check_rule(rule: str) -> None:
             refuse(why)
     with _lock:
         try:
-            type = _empty().execute(f"DESCRIBE SELECT ({rule}\n) FROM rule_rows").fetchone()[1]
+            type = _empty().execute(f"DESCRIBE SELECT ({rule}\n) FROM rule_rows").fetchall()[0][1]
             _empty().execute(f"EXPLAIN SELECT sample_id FROM rule_rows WHERE {holds(rule)}")
         except duckdb.Error as error:
             refuse(sql.one_line(error))

@@ -7,6 +7,7 @@ import os
 import re
 import threading
 from pathlib import Path
+from typing import cast
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -14,12 +15,12 @@ import pyarrow.compute as pc
 from . import schema
 from .errors import Damage, StoreError
 from .history import moment
-from .jsonl import plain, read_new
+from .jsonl import Lines, plain, read_new
 from .lab import is_whole
 
 _lock = threading.RLock()
 _documents: dict[str, tuple] = {}  # path -> (size, mtime_ns, inode), document or reason
-_metrics: dict[str, tuple] = {}  # path -> state of read_new
+_metrics: dict[str, Lines] = {}  # path -> what has been read of it
 _tables: dict[str, tuple] = {}  # run folder -> states, Arrow table
 
 
@@ -67,7 +68,8 @@ def _cell(column: schema.Column, value):
         raise ValueError(f"{str(value)!r:.40} is no {schema.sql_type(column.type)}")
     if column.type == schema.TIME:
         time = _time(value)
-        moment(time)
+        if time is not None:
+            moment(time)
         return time
     if column.type == schema.NUMBER:
         value = float(value)
@@ -134,7 +136,7 @@ def _values(line: dict) -> list[tuple]:
             value = None if value is None or not math.isfinite(value) else float(value)
         except OverflowError:
             value = None
-        found.append((int(step), tokens if tokens is None else int(tokens), plain(name), value, at))
+        found.append((int(cast(float, step)), tokens if tokens is None else int(tokens), plain(name), value, at))
     return found
 
 
@@ -169,8 +171,9 @@ def _metrics_of(folder: Path, files: list[str], status: dict) -> tuple[pa.Table,
     known = _tables.get(str(folder))
     if known and known[0].keys() == states.keys() and all(known[0][k] is states[k] for k in states):
         return known[1], damaged + known[2]
-    rows, wrong = [], []
-    starts = {name: int(re.fullmatch(r"metrics-(\d+)\.jsonl", name)[1]) for name in states}
+    rows: list[tuple] = []
+    wrong: list[Damage] = []
+    starts = {name: int(name.removeprefix("metrics-").removesuffix(".jsonl")) for name in states}
     for name, start in starts.items():
         until = min((other for other in starts.values() if other > start), default=math.inf)
         latest = {}  # of a value logged twice at a step, the later
@@ -237,7 +240,7 @@ def read(lab: Path, notes: pa.Table, as_of: int | None = None) -> tuple[dict[str
             table, wrong = _metrics_of(folder, logged, status or {})
             metrics.append(table)
             damaged += wrong
-    latest = {}
+    latest: dict[str, dict] = {}
     for note in notes.to_pylist():
         kept = latest.setdefault(note["run_id"], {})
         kept.update({key: note[key] for key in ("tags", "note") if note[key] is not None})

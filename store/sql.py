@@ -75,7 +75,7 @@ def walk(value):
 def syntax_tree(sql: str) -> dict:
     """DuckDB's syntax tree of one SELECT; StoreError where it is none."""
     with _parser_lock:
-        tree = json.loads(_parser().execute("SELECT json_serialize_sql(?)", [sql]).fetchone()[0])
+        tree = json.loads(_parser().execute("SELECT json_serialize_sql(?)", [sql]).fetchall()[0][0])
     if tree.get("error"):
         raise StoreError(f"SQL: {tree.get('error_message', 'cannot be read')}".splitlines()[0])
     return tree
@@ -136,7 +136,10 @@ def lock(con: duckdb.DuckDBPyConnection, lab, memory: str = "2GB") -> None:
 
 def size_in_bytes(size: str) -> float:
     """ "2GB" as a number of bytes."""
-    number, unit = re.fullmatch(r"\s*([\d.]+)\s*([KMGT]?B)\s*", size, re.IGNORECASE).groups()
+    match = re.fullmatch(r"\s*([\d.]+)\s*([KMGT]?B)\s*", size, re.IGNORECASE)
+    if match is None:
+        raise StoreError(f"{size!r} is not an amount of memory such as 2GB")
+    number, unit = match.groups()
     return float(number) * 1000 ** "BKMGT".index(unit[0].upper())
 
 
@@ -255,8 +258,8 @@ class LockedConnection:
         self.bare, self._worker, self._timeout_s = con, worker, timeout_s  # `bare` runs nothing that a person typed
         self._result = con
 
-    @property
-    def __class__(self):  # mo.sql asks isinstance(engine, DuckDBPyConnection)
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:  # mo.sql asks isinstance(engine, DuckDBPyConnection)
         return duckdb.DuckDBPyConnection
 
     def _run(self, sql, parameters=None, timeout_s=None) -> pa.Table:

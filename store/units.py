@@ -365,15 +365,16 @@ def _resolve(
     for unit, since in units:
         if not unit.members:
             publish(unit.unit_id, unit.manifest["sha256"], since)
-    for (name, unit), versions in then.versions.items():
+    for (name, unit_id), versions in then.versions.items():
         if name == table and not any(v.entry.get("members") for v in versions.values()):
             for sha, version in versions.items():
-                order.setdefault(unit, {})[sha] = version.order
-    wanted = {}
-    for unit, versions in order.items():
-        preferred = then.preferred_version(table, unit)
-        wanted[unit] = preferred if preferred in versions else max(versions, key=versions.get)
-    kept, told = [], set()
+                order.setdefault(unit_id, {})[sha] = version.order
+    wanted: dict[str, str] = {}  # unit -> sha256 of the version that stands
+    for unit_id, orders in order.items():
+        preferred = then.preferred_version(table, unit_id)
+        wanted[unit_id] = preferred if preferred in orders else max(orders, key=lambda sha: orders[sha])
+    kept: list[Unit] = []
+    told: set[str] = set()
     for unit in sorted(merged, key=lambda u: (-len(u.members), u.unit_id)):
         fresh = {m for m, sha in unit.members.items() if m not in told and wanted.get(m) == sha}
         told |= fresh
@@ -383,21 +384,21 @@ def _resolve(
         if not unit.members and unit.unit_id not in told and wanted.get(unit.unit_id) == unit.manifest["sha256"]:
             told.add(unit.unit_id)
             kept.append(unit)
-    missing = [item for unit in sorted(wanted) for item in _clashes(then, table, unit, wanted[unit])]
-    for unit in sorted(wanted.keys() - told):
-        version = then.versions.get((table, unit), {}).get(wanted[unit])
-        if version is None:
+    missing = [item for unit_id in sorted(wanted) for item in _clashes(then, table, unit_id, wanted[unit_id])]
+    for unit_id in sorted(wanted.keys() - told):
+        last = then.versions.get((table, unit_id), {}).get(wanted[unit_id])
+        if last is None:
             continue
-        if not past.stands(version):  # removed: since then, or long ago and known
-            why = past.removed[table, unit, version.sha256][1]
-            if as_of is not None and then.stands(version):
-                missing.append(Damage(table, f"tables/{table}/{version.entry['file']}", f"was removed since: {why}"))
-        elif then.stands(version):
-            missing.append(Damage(table, f"tables/{table}/{version.entry['file']}", _told_missing(version)))
-    for (name, unit), versions in sorted(then.versions.items()):
+        if not past.stands(last):  # removed: since then, or long ago and known
+            why = past.removed[table, unit_id, last.sha256][1]
+            if as_of is not None and then.stands(last):
+                missing.append(Damage(table, f"tables/{table}/{last.entry['file']}", f"was removed since: {why}"))
+        elif then.stands(last):
+            missing.append(Damage(table, f"tables/{table}/{last.entry['file']}", _told_missing(last)))
+    for (name, unit_id), versions in sorted(then.versions.items()):
         if name == table and any(v.entry.get("members") for v in versions.values()):
             version = max(versions.values(), key=lambda v: v.order)
-            here = any(u.unit_id == unit for u in merged)
+            here = any(u.unit_id == unit_id for u in merged)
             if not here and then.stands(version) and past.stands(version):
                 missing.append(Damage(table, f"tables/{table}/{version.entry['file']}", _told_missing(version)))
     return sorted(kept, key=lambda unit: str(unit.path)), missing

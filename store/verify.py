@@ -173,10 +173,12 @@ def verify(lab=None, repair: bool = False, grace_s: float = GRACE_S) -> list[Dam
 
 def _old_manifest(path: Path) -> list[Path]:
     """The manifest that names this Parquet file under the name that older versions gave it, if it does."""
-    named = units.NAME.fullmatch(path.name)
-    manifest = path.parent / f"unit-{named['unit']}.json" if named else None
-    known = units.read_manifest(manifest) if manifest else None
-    return [manifest] if isinstance(known, dict) and known["file"] == path.name else []
+    match = units.NAME.fullmatch(path.name)
+    if match is None:
+        return []
+    manifest_path = path.parent / f"unit-{match['unit']}.json"
+    manifest = units.read_manifest(manifest_path)
+    return [manifest_path] if isinstance(manifest, dict) and manifest["file"] == path.name else []
 
 
 def _write_off(lab: Path, damaged: list[Damage]) -> None:

@@ -78,8 +78,8 @@ def study_of(lab: Path | str) -> dict | None:
     if not path.exists():
         return None
     try:
-        found = json.loads(path.read_text())
-    except ValueError as error:
+        found = json.loads(path.read_bytes())
+    except (OSError, RecursionError, ValueError) as error:
         raise SaladError(f"{path} is not JSON ({error}); restore it, or take another --lab") from None
     if not isinstance(found, dict):
         raise SaladError(f"{path} does not hold a study; restore it, or take another --lab")
