@@ -113,10 +113,10 @@ CARRIED = ("config.json", "status.json", "status-*.json", "metrics-*.jsonl", "pa
 def _run_files(folder: Path, lab: Path) -> list[Path]:
     """The files of a run's folder that are carried, `config.json`, which makes a run exist, last. Links out of the lab are
     none."""
-    found = (path for path in folder.rglob("*") if not path.name.endswith(".tmp"))
-    found = (path for path in found if any(fnmatch.fnmatch(path.relative_to(folder).as_posix(), name) for name in CARRIED))
+    paths = (path for path in folder.rglob("*") if not path.name.endswith(".tmp"))
+    paths = (path for path in paths if any(fnmatch.fnmatch(path.relative_to(folder).as_posix(), name) for name in CARRIED))
     return sorted(
-        (path for path in found if _inside(lab, str(path.relative_to(lab)))),
+        (path for path in paths if _inside(lab, str(path.relative_to(lab)))),
         key=lambda path: (path.name == "config.json", path),
     )
 
@@ -133,56 +133,56 @@ def export(lab, what: str, to) -> dict:
         raise StoreError(f"{to} is there already and not empty; name a new folder")
     con = connection.connect(lab)
     _want(con, what)
-    found, _ = units.scan(lab)
+    units_here, _ = units.scan(lab)
     past = history.read(lab)
-    told: dict = {"bundle": str(to)}
+    summary: dict = {"bundle": str(to)}
     try:
         atomic.write_json(to / MANIFEST, seal({"complete": False, "what": what}))
         names = [what] if what in schema.TABLES else list(_BELONGS)
         carried: list[dict] = []
         for name in names:
             rows = 0
-            for unit in found.get(name, []):
+            for unit in units_here.get(name, []):
                 rows += _export_unit(con, to, unit, _BELONGS[name] if what not in schema.TABLES else "true", past, carried)
             if rows:
-                told[name] = rows
+                summary[name] = rows
         audio = {
             row["audio_path"]
             for unit in units.scan(to)[0].get("syntheses", [])
             for row in pq.read_table(unit.path, columns=["audio_path"]).to_pylist()
             if row["audio_path"]
         }
-        told["audio_bytes"] = sum(_copy_shar(lab, to, name) for name in sorted(audio) if _inside(lab, name))
+        summary["audio_bytes"] = sum(_copy_shar(lab, to, name) for name in sorted(audio) if _inside(lab, name))
         carried += [entry for name, (_, entry) in past.files.items() if name.startswith("speech/") and (to / name).is_file()]
         history.carry(to, carried)
         folders = [r[0] for r in con.execute("SELECT DISTINCT id FROM wanted WHERE kind = 'folder'").fetchall()]
         if what == "runs":
             folders = [r[0] for r in con.execute("SELECT run_id FROM runs").fetchall()]
-        told["run_bytes"] = sum(
+        summary["run_bytes"] = sum(
             _copy(path, to / path.relative_to(lab))
             for run in folders
             if run and run == Path(run).name and (lab / "runs" / run).is_dir()
             for path in _run_files(lab / "runs" / run, lab)
         )
-        told["events"] = _export_events(con, lab, to, what)
+        summary["events"] = _export_events(con, lab, to, what)
         listed = {
             str(path.relative_to(to)): {"bytes": path.stat().st_size, "sha256": verification.sha256(path)} for path in _parts(to)
         }
         atomic.write_json(to / MANIFEST, seal({"complete": True, "what": what, "files": listed}))
     except OSError as error:
         raise StoreError(f"could not write {to}: {error}") from error
-    return told
+    return summary
 
 
 def _parts(bundle: Path) -> list[Path]:
     """The files of a bundle, or of a lab, that an import looks at."""
-    found = []
+    paths = []
     for room in ROOMS:
         for folder, folders, names in os.walk(bundle / room):
             folders.sort()
             names += [name for name in folders if (Path(folder) / name).is_symlink()]
-            found += [Path(folder) / name for name in sorted(names) if not name.endswith(".tmp")]
-    return found
+            paths += [Path(folder) / name for name in sorted(names) if not name.endswith(".tmp")]
+    return paths
 
 
 def _export_unit(con, to: Path, unit: units.Unit, condition: str, past: history.History, carried: list[dict]) -> int:
@@ -238,18 +238,18 @@ def _copy_shar(source: Path, target: Path, name: str) -> int:
 
 
 def _export_events(con, lab: Path, to: Path, what: str) -> int:
-    said, _ = events.read(lab)
+    event_tables, _ = events.read(lab)
     runs = {r[0] for r in con.execute("SELECT id FROM wanted WHERE kind = 'folder'").fetchall()}
     selections = {r[0] for r in con.execute("SELECT id FROM wanted WHERE kind = 'selection'").fetchall()}
     lines, carried = [], set()
-    for name, rows in said.items():
+    for name, rows in event_tables.items():
         for event in rows.to_pylist():
-            mine = {
+            belongs = {
                 "decisions": event.get("selection_id") in selections or event.get("undoes") in carried,
                 "run_notes": event.get("run_id") in runs,
                 "votes": {event.get("left_run_id"), event.get("right_run_id")} & runs,
             }[name]
-            if mine or what == name:
+            if belongs or what == name:
                 carried.add(event[events.ID[name]])
                 lines.append(_event_line(name, event))
     return _write_events(to, lines)
@@ -257,8 +257,8 @@ def _export_events(con, lab: Path, to: Path, what: str) -> int:
 
 def _event_line(table: str, event: dict) -> bytes:
     """An event of a table as the line of an event file."""
-    told = {key: value for key, value in event.items() if value is not None}
-    return seal_line({"table": table, **told, "at": event["at"].isoformat(timespec="microseconds")})
+    fields = {key: value for key, value in event.items() if value is not None}
+    return seal_line({"table": table, **fields, "at": event["at"].isoformat(timespec="microseconds")})
 
 
 def _write_events(folder: Path, lines: list[bytes]) -> int:
@@ -290,15 +290,15 @@ def _checked_list(bundle: Path) -> None:
         raise StoreError(f"{bundle} is half an export, which was interrupted; export it again into a new folder")
     listed = manifest.get("files")
     if not isinstance(listed, dict) or not all(
-        isinstance(told, dict) and isinstance(told.get("sha256"), str) and Path(name).parts[:1] and ".." not in Path(name).parts
-        and Path(name).parts[0] in ROOMS for name, told in listed.items()
+        isinstance(entry, dict) and isinstance(entry.get("sha256"), str) and Path(name).parts[:1] and ".." not in Path(name).parts
+        and Path(name).parts[0] in ROOMS for name, entry in listed.items()
     ):  # fmt: skip
         raise StoreError(f"{bundle / MANIFEST}: its list of files cannot be read; export it again")
-    for name, told in sorted(listed.items()):
+    for name, entry in sorted(listed.items()):
         path = bundle / name
         if not path.is_file():
             raise StoreError(f"the bundle is damaged: {name} is missing; copy it again, or export it again")
-        if path.stat().st_size != told.get("bytes") or verification.sha256(path) != told["sha256"]:
+        if path.stat().st_size != entry.get("bytes") or verification.sha256(path) != entry["sha256"]:
             raise StoreError(f"the bundle is damaged: the bytes of {name} changed; copy it again, or export it again")
 
 
@@ -329,54 +329,54 @@ def import_(lab, bundle) -> dict:
             + (f", and {len(damaged) - 1} more" if len(damaged) > 1 else "")
             + "; export it again"
         )
-    told: dict = {}
+    summary: dict = {}
     try:
         before = set(_conflicts(lab))
         moved = _import_speech(lab, bundle)
-        found, _ = units.scan(bundle)
-        there = history.read(bundle)
+        bundle_units, _ = units.scan(bundle)
+        bundle_history = history.read(bundle)
         if not history.read(lab).exists:
             units.adopt(lab)
-        for name in found:
-            told[name] = sum(_import_unit(lab, unit, moved, there) for unit in found[name])
-        _carry_log(lab, there)
-        told["runs"], refused = 0, []
+        for name in bundle_units:
+            summary[name] = sum(_import_unit(lab, unit, moved, bundle_history) for unit in bundle_units[name])
+        _carry_log(lab, bundle_history)
+        summary["runs"], refused = 0, []
         for folder in sorted((bundle / "runs").glob("*/config.json")):
             changed, clashes = _import_run(folder.parent, lab / "runs" / folder.parent.name)
-            told["runs"] += changed
+            summary["runs"] += changed
             refused += clashes
-        told["events"] = _import_events(lab, bundle)
+        summary["events"] = _import_events(lab, bundle)
         conflicts = sorted(set(_conflicts(lab)) - before)
         if conflicts or refused:
-            told["conflicts"] = [f"{item.table}: {item.path}: {item.reason}" for item in conflicts] + refused
-        if any(told.values()):
+            summary["conflicts"] = [f"{item.table}: {item.path}: {item.reason}" for item in conflicts] + refused
+        if any(summary.values()):
             with contextlib.suppress(OSError):
-                said = {key: len(value) if key == "conflicts" else value for key, value in told.items() if value}
-                history.append(lab, [{"op": "import", "bundle": bundle.name, "brought": said}])
+                counts = {key: len(value) if key == "conflicts" else value for key, value in summary.items() if value}
+                history.append(lab, [{"op": "import", "bundle": bundle.name, "brought": counts}])
     except OSError as error:
         raise StoreError(f"could not import into {lab}: {error}") from error
     connection.renew(lab)
-    return told
+    return summary
 
 
 def _conflicts(lab: Path) -> list[Damage]:
     """What `damaged` says of conflicts in a lab."""
-    found, damaged = units.scan(lab)
-    _, conflicts = keys.overlaps(lab, found, history.read(lab))
+    units_here, damaged = units.scan(lab)
+    _, conflicts = keys.overlaps(lab, units_here, history.read(lab))
     return [item for item in [*damaged, *conflicts] if item.reason.startswith("conflict")]
 
 
-def _carry_log(lab: Path, there: history.History) -> None:
+def _carry_log(lab: Path, other_history: history.History) -> None:
     """Log what the other lab's log says of units that are here now, and of what was preferred."""
-    here = history.read(lab)
-    present = {(v.table, v.unit_id, v.sha256) for known in here.versions.values() for v in known.values()}
+    history_here = history.read(lab)
+    present = {(v.table, v.unit_id, v.sha256) for versions in history_here.versions.values() for v in versions.values()}
     for table in schema.TABLES:
         for _, manifest in units.read_manifests(lab, table):
             if isinstance(manifest, dict):
                 parts = [manifest, *manifest.get("members", [])]
                 present |= {(table, part["unit_id"], part["sha256"]) for part in parts}
     history.carry(lab, [
-        entry for node, entry in there.entries.items() if node not in here.entries and (
+        entry for node, entry in other_history.entries.items() if node not in history_here.entries and (
             entry["op"] in ("publish", "found") and (entry["table"], entry["unit_id"], entry["sha256"]) in present
             or entry["op"] == "file" and entry["path"].startswith("speech/") and files.is_as_recorded(lab, entry)
             or entry["op"] == "prefer")])  # fmt: skip
@@ -386,30 +386,31 @@ def _import_speech(lab: Path, bundle: Path) -> dict[str, str]:
     """Copy lab/speech; returns where folders went whose names were taken by other bytes."""
     moved = {}
     for folder in sorted(path for path in (bundle / "speech").glob("*") if path.is_dir()):
-        found = sorted(path for path in folder.rglob("*") if path.is_file())
+        files_there = sorted(path for path in folder.rglob("*") if path.is_file())
         target = lab / "speech" / folder.name
         clash = any(
-            (target / file.relative_to(folder)).exists() and not _same(file, target / file.relative_to(folder)) for file in found
+            (target / file.relative_to(folder)).exists() and not _same(file, target / file.relative_to(folder))
+            for file in files_there
         )
         if clash:
-            name = f"{folder.name}-{ids.digest([[f.name, verification.sha256(f)] for f in found])}"
+            name = f"{folder.name}-{ids.digest([[f.name, verification.sha256(f)] for f in files_there])}"
             moved[f"speech/{folder.name}/"] = f"speech/{name}/"
             target = lab / "speech" / name
-        for file in found:
+        for file in files_there:
             if not (target / file.relative_to(folder)).exists():
                 _copy(file, target / file.relative_to(folder))
     return moved
 
 
-def _same(one: Path, other: Path) -> bool:
-    return one.stat().st_size == other.stat().st_size and verification.sha256(one) == verification.sha256(other)
+def _same(first: Path, second: Path) -> bool:
+    return first.stat().st_size == second.stat().st_size and verification.sha256(first) == verification.sha256(second)
 
 
-def _import_unit(lab: Path, unit: units.Unit, moved: dict[str, str], there: history.History) -> int:
+def _import_unit(lab: Path, unit: units.Unit, moved: dict[str, str], bundle_history: history.History) -> int:
     """Bring a unit that the lab lacks, as it is; returns how many of its rows have a key that was not here."""
-    table, found = schema.TABLES[unit.table], units.scan(lab)[0].get(unit.table, [])
+    table, units_here = schema.TABLES[unit.table], units.scan(lab)[0].get(unit.table, [])
     sha = unit.manifest["sha256"]
-    if any(u.unit_id == unit.unit_id and u.manifest["sha256"] == sha or u.members.get(unit.unit_id) == sha for u in found):
+    if any(u.unit_id == unit.unit_id and u.manifest["sha256"] == sha or u.members.get(unit.unit_id) == sha for u in units_here):
         return 0
     if units.version_is_here(lab, unit):
         return 0
@@ -424,13 +425,13 @@ def _import_unit(lab: Path, unit: units.Unit, moved: dict[str, str], there: hist
         return 0
     con = duckdb.connect()
     con.register("incoming", rows)
-    here = catalogue.select_of(table, found)
+    rows_here = catalogue.select_of(table, units_here)
     same = " AND ".join(f'h."{name}" IS NOT DISTINCT FROM i."{name}"' for name in table.key)
-    query = f"SELECT count(*) FROM incoming i WHERE NOT EXISTS (SELECT 1 FROM ({here}) h WHERE {same})"
+    query = f"SELECT count(*) FROM incoming i WHERE NOT EXISTS (SELECT 1 FROM ({rows_here}) h WHERE {same})"
     new = con.execute(query).fetchall()[0][0]
     if after is not None:
         rows = rows.set_column(rows.schema.get_field_index("audio_path"), "audio_path", pa.array(after, pa.string()))
-        units.publish(lab, unit.table, rows, made_from, since=_since(unit, there))
+        units.publish(lab, unit.table, rows, made_from, since=_since(unit, bundle_history))
     else:
         _copy_unit(unit, lab)
     return new
@@ -461,7 +462,7 @@ def _import_run(source: Path, target: Path) -> tuple[bool, list[str]]:
     return changed, refused
 
 
-def _further(one: Path, other: Path) -> bool:
+def _further(first: Path, second: Path) -> bool:
     """Whether a run's status is of later than another's."""
 
     def order(path):
@@ -471,7 +472,7 @@ def _further(one: Path, other: Path) -> bool:
         times = [str(status.get(name) or "") for name in ("heartbeat_at", "ended_at", "started_at")]
         return max(times), step if isinstance(step, (int, float)) else -1, status.get("state") not in ("starting", "running")
 
-    return order(one) > order(other)
+    return order(first) > order(second)
 
 
 def _continues(longer: Path, shorter: Path) -> bool:
@@ -487,11 +488,11 @@ def _continues(longer: Path, shorter: Path) -> bool:
 
 
 def _import_events(lab: Path, bundle: Path) -> int:
-    here, there = events.read(lab)[0], events.read(bundle)[0]
+    events_here, bundle_events = events.read(lab)[0], events.read(bundle)[0]
     lines = []
-    for name, rows in there.items():
-        known = set(here[name][events.ID[name]].to_pylist())
+    for name, rows in bundle_events.items():
+        ids_here = set(events_here[name][events.ID[name]].to_pylist())
         for event in rows.to_pylist():
-            if event[events.ID[name]] not in known:
+            if event[events.ID[name]] not in ids_here:
                 lines.append(_event_line(name, event))
     return _write_events(lab, lines)

@@ -23,7 +23,7 @@ SMALL_BYTES, BATCH_BYTES = 16 << 20, 64 << 20
 
 def _members(unit: Unit) -> list[dict]:
     """A merged unit's list of members; of a plain unit itself, as one."""
-    told = unit.manifest.get("members") or [
+    members = unit.manifest.get("members") or [
         {
             "unit_id": unit.unit_id,
             "sha256": unit.manifest["sha256"],
@@ -31,7 +31,7 @@ def _members(unit: Unit) -> list[dict]:
             "made_from": unit.manifest["made_from"],
         }
     ]
-    return [member for member in told if member["unit_id"] not in unit.without]
+    return [member for member in members if member["unit_id"] not in unit.without]
 
 
 def rows_of(unit: Unit) -> pa.Table:
@@ -68,21 +68,21 @@ def merge(lab: Path, batch: list[Unit]) -> Unit:
 def replaced(lab: Path, table: str) -> list[tuple[Path, Unit, float, str]]:
     """Units whose rows another unit tells, or another version of them, with their manifests, when the last of those others
     was published, and which it is."""
-    found = []
+    whole_units = []
     for path, manifest in units.read_manifests(lab, table):
         if isinstance(manifest, dict) and manifest["table"] == table:
             unit = Unit(table, manifest["unit_id"], path.parent / manifest["file"], manifest)
             if units.check(lab, unit.path, manifest) is None:
-                found.append((path, unit))
+                whole_units.append((path, unit))
     kept = {unit.path for unit in units.scan(lab)[0].get(table, [])}
     since: dict[str, tuple[float, str]] = {}  # unit -> when the unit that tells it was published, and its name
-    for path, unit in found:
+    for path, unit in whole_units:
         if unit.path in kept:
-            told = (path.stat().st_mtime, unit.path.stem)
-            since.update(dict.fromkeys([unit.unit_id, *unit.members, *unit.manifest.get("replaces", [])], told))
+            successor = (path.stat().st_mtime, unit.path.stem)
+            since.update(dict.fromkeys([unit.unit_id, *unit.members, *unit.manifest.get("replaces", [])], successor))
     return [
         (path, unit, *since[unit.unit_id])
-        for path, unit in found
+        for path, unit in whole_units
         if unit.path not in kept and unit.unit_id in since  # one whose successor is missing stays
     ]
 
@@ -183,10 +183,10 @@ def compact(lab=None, grace_s: float = GRACE_S) -> dict:
         for item in leftovers(lab, max(grace_s, 60.0)):
             (lab / item.path).unlink(missing_ok=True)
             removed += 1
-        found, _ = units.scan(lab)
-        for name in found:
+        units_by_table, _ = units.scan(lab)
+        for name in units_by_table:
             batch: list[Unit] = []
-            small = [unit for unit in found[name] if unit.manifest["bytes"] < SMALL_BYTES and name != "published"]
+            small = [unit for unit in units_by_table[name] if unit.manifest["bytes"] < SMALL_BYTES and name != "published"]
             following: list[Unit | None] = [*small, None]
             for next_unit in following:
                 full = (

@@ -32,8 +32,8 @@ _renewing: set[threading.Thread] = set()
 _soon_lock = threading.Lock()
 
 
-def _warn(lab: Path, found: list[Damage]) -> None:
-    new = [item for item in found if (str(lab), *item) not in _warned]
+def _warn(lab: Path, damage: list[Damage]) -> None:
+    new = [item for item in damage if (str(lab), *item) not in _warned]
     for item in new[:5]:
         warnings.warn(f"left out of {item.table}: {item.path}: {item.reason}", DamagedWarning, stacklevel=4)
     if len(new) > 5:
@@ -66,23 +66,23 @@ def refresh(con) -> None:
 
 def _refresh(con, state: dict) -> None:
     lab, as_of = state["lab"], state.get("as_of")
-    found, damaged = units.scan(lab, as_of=as_of)
+    units_by_table, damaged = units.scan(lab, as_of=as_of)
     past = history.read(lab)
-    hidden, conflicts = keys.overlaps(lab, found, past if as_of is None else past.until(as_of))
-    said, torn = events.read(lab, as_of)
-    ran, lost = runs.read(lab, said["run_notes"], as_of)
-    rules, unasked = rule_matches(said["decisions"])
-    damaged = damaged + conflicts + torn + lost + unasked
-    tables = {**ran, **said, "damaged": catalogue.damaged_table(damaged)}
+    hidden, conflicts = keys.overlaps(lab, units_by_table, past if as_of is None else past.until(as_of))
+    event_tables, event_damage = events.read(lab, as_of)
+    run_tables, run_damage = runs.read(lab, event_tables["run_notes"], as_of)
+    rules, rule_damage = rule_matches(event_tables["decisions"])
+    damaged = damaged + conflicts + event_damage + run_damage + rule_damage
+    tables = {**run_tables, **event_tables, "damaged": catalogue.damaged_table(damaged)}
     now = {
         **{
-            name: [(u.path, u.without, u.manifest["sum"], hidden.get(str(u.path))) for u in found.get(name, [])]
+            name: [(u.path, u.without, u.manifest["sum"], hidden.get(str(u.path))) for u in units_by_table.get(name, [])]
             for name in ("published", *(t.name for t in schema.UNITS))
         },
         **tables,
         "questions": catalogue.QUESTIONS,
         "rules": rules,
-        "spans": catalogue.scoring_spans(lab, found, ran["runs"]),
+        "spans": catalogue.scoring_spans(lab, units_by_table, run_tables["runs"]),
         "hidden": hidden,
     }
     for name in ("divergences", "token_divergences"):  # whoever keeps what it computed from them asks for their version
@@ -99,7 +99,7 @@ def _refresh(con, state: dict) -> None:
     failing = state.get("failures", [])
     con.execute("BEGIN")
     try:
-        catalogue.build(con, found, tables, rules, now["spans"], fresh, hidden)
+        catalogue.build(con, units_by_table, tables, rules, now["spans"], fresh, hidden)
         if not ASKED <= fresh:
             failing = failures(con) if rules else []
         if failing != state.get("failures", []) or (failing and "damaged" not in fresh):

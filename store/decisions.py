@@ -22,6 +22,6 @@ def append(lab, table: str, **fields) -> dict:
             with connection.connect(lab) as con:
                 trial = try_rule(con, fields["rule"], fields.get("selection_id"))
             if trial.failures:
-                told = f"the rule {fields['rule']!r:.200} fails on {trial.failures} of {trial.rows} texts ({trial.error})"
-                warnings.warn(f"{told}; it does not hold for them", DamagedWarning, stacklevel=2)
+                warning = f"the rule {fields['rule']!r:.200} fails on {trial.failures} of {trial.rows} texts ({trial.error})"
+                warnings.warn(f"{warning}; it does not hold for them", DamagedWarning, stacklevel=2)
     return events.append(lab, table, **fields)

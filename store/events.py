@@ -39,8 +39,8 @@ ID = {"decisions": "event_id", "votes": "vote_id", "run_notes": "event_id"}
 
 def _manifest(path: Path) -> None:
     """Write beside an event file how long it is at least, so that one that is gone or cut is missed."""
-    told = {"file": path.name, "bytes": path.stat().st_size}
-    atomic.write_json(path.with_suffix(".json"), seal(told))
+    manifest = {"file": path.name, "bytes": path.stat().st_size}
+    atomic.write_json(path.with_suffix(".json"), seal(manifest))
 
 
 def write_whole(path: Path, lines: list[bytes]) -> None:
@@ -212,8 +212,8 @@ def _fault(event: dict) -> str | None:
 
 def is_event(line: bytes) -> bool:
     """Whether a line, its newline included, is a whole event that a reader takes."""
-    found, _, wrong = jsonl.parse_lines(line)
-    return bool(found) and not wrong and _fault(dict(found[0])) is None
+    lines, _, damage = jsonl.parse_lines(line)
+    return bool(lines) and not damage and _fault(dict(lines[0])) is None
 
 
 class _File(NamedTuple):
@@ -226,26 +226,26 @@ class _File(NamedTuple):
     clock: int
 
 
-def _read_file(path: Path, known: _File | None, stat: os.stat_result) -> _File:
+def _read_file(path: Path, earlier: _File | None, stat: os.stat_result) -> _File:
     """An event file, taking up where `known` ended. Raises OSError."""
     mark = (stat.st_ino, stat.st_size, stat.st_mtime_ns)
-    if known and known.mark == mark:
-        return known
-    lines = jsonl.read_new(path, known.lines if known else None)
-    found: list[dict] = []
-    wrong: list[str] = []
+    if earlier and earlier.mark == mark:
+        return earlier
+    lines = jsonl.read_new(path, earlier.lines if earlier else None)
+    events: list[dict] = []
+    damage: list[str] = []
     clock, read_before = 0, 0
-    if known and lines.lines[: len(known.lines.lines)] == known.lines.lines:  # it has merely grown
-        found, wrong, clock, read_before = list(known.events), list(known.damage), known.clock, len(known.lines.lines)
+    if earlier and lines.lines[: len(earlier.lines.lines)] == earlier.lines.lines:  # it has merely grown
+        events, damage, clock, read_before = list(earlier.events), list(earlier.damage), earlier.clock, len(earlier.lines.lines)
     for line in lines.lines[read_before:]:
         event = dict(line)
         fault = _fault(event)
         if fault:
-            wrong.append(f"line {line.number}: {fault}; it is left out")
+            damage.append(f"line {line.number}: {fault}; it is left out")
         else:
-            found.append(event)
+            events.append(event)
             clock = max(clock, event["clock"])
-    return _File(mark, lines, found, wrong, clock)
+    return _File(mark, lines, events, damage, clock)
 
 
 def _latest_clock(lab: Path) -> int:
@@ -299,11 +299,11 @@ def read(lab: Path, as_of: int | None = None) -> tuple[dict[str, pa.Table], list
         if as_of is not None:
             tables[name] = _arrow(declared, [event for event in rows if event["clock"] <= as_of])
             continue
-        known, table = _made.get((str(lab), name), ([], None))
-        if table is None or rows[: len(known)] != known:
+        earlier_rows, table = _made.get((str(lab), name), ([], None))
+        if table is None or rows[: len(earlier_rows)] != earlier_rows:
             table = _arrow(declared, rows)
-        elif len(rows) > len(known):  # a click adds one event, and should not cost all that were said before
-            table = pa.concat_tables([table, _arrow(declared, rows[len(known) :])]).combine_chunks()
+        elif len(rows) > len(earlier_rows):  # a click adds one event, and should not cost all that were said before
+            table = pa.concat_tables([table, _arrow(declared, rows[len(earlier_rows) :])]).combine_chunks()
         _made[str(lab), name] = rows, table
         tables[name] = table
     return tables, damaged

@@ -85,10 +85,10 @@ def _difference(lab: Path, name: str, entry: dict[str, Any], again: bool = False
 def _records_under(past: history.History, name: str) -> list[tuple[str, dict[str, Any]]]:
     """The records of a file, or of the files under a folder, that say that it is there."""
     if name in past.files:
-        found = [(name, past.files[name][1])]
+        records = [(name, past.files[name][1])]
     else:
-        found = [(other, entry) for other, (_, entry) in past.files.items() if other.startswith(f"{name}/")]
-    return sorted((other, entry) for other, entry in found if not _is_removed(entry))
+        records = [(other, entry) for other, (_, entry) in past.files.items() if other.startswith(f"{name}/")]
+    return sorted((other, entry) for other, entry in records if not _is_removed(entry))
 
 
 def fault(path: Path | str) -> str | None:
@@ -191,9 +191,9 @@ def _manifest(path: Path) -> dict | str:
         return f"cannot be read ({error.strerror})"
 
 
-def _compare(lab: Path, table: str, path: Path, told: str) -> list[Damage]:
+def _compare(lab: Path, table: str, path: Path, expected: str) -> list[Damage]:
     try:
-        if sha256(path) == told:
+        if sha256(path) == expected:
             return []
         reason = "its bytes changed: sha256 does not agree with its manifest"
     except FileNotFoundError:
@@ -205,33 +205,33 @@ def _compare(lab: Path, table: str, path: Path, told: str) -> list[Damage]:
 
 def checkpoints(lab: Path) -> list[Damage]:
     """Files of checkpoints that are not what `manifest.json`, written last, says."""
-    found = []
+    damage = []
     for path in sorted(lab.glob("runs/*/checkpoints/*/manifest.json")):
         manifest = _manifest(path)
         listed = manifest.get("sha256") if isinstance(manifest, dict) else None
         if not isinstance(listed, dict):
-            found.append(Damage("checkpoints", relative(lab, path), manifest if isinstance(manifest, str) else "lists no files"))
+            damage.append(Damage("checkpoints", relative(lab, path), manifest if isinstance(manifest, str) else "lists no files"))
             continue
-        for name, told in sorted(listed.items()):
+        for name, expected in sorted(listed.items()):
             if Path(name).is_absolute() or ".." in Path(name).parts:
-                found.append(Damage("checkpoints", relative(lab, path), f"names {name!r:.80}, which is outside its folder"))
+                damage.append(Damage("checkpoints", relative(lab, path), f"names {name!r:.80}, which is outside its folder"))
             else:
-                found += _compare(lab, "checkpoints", path.parent / name, str(told))
-    return found
+                damage += _compare(lab, "checkpoints", path.parent / name, str(expected))
+    return damage
 
 
 def frames(lab: Path) -> list[Damage]:
     """Encoder frames that are not what the manifest beside them says."""
-    found = []
+    damage = []
     for path in sorted(lab.glob("frames/*/*/*.json")):
         manifest = _manifest(path)
-        told = manifest.get("sha256") if isinstance(manifest, dict) else None
-        if isinstance(told, str) and re.fullmatch("[0-9a-f]{64}", told):
-            found += _compare(lab, "frames", path.with_suffix(".safetensors"), told)
+        expected = manifest.get("sha256") if isinstance(manifest, dict) else None
+        if isinstance(expected, str) and re.fullmatch("[0-9a-f]{64}", expected):
+            damage += _compare(lab, "frames", path.with_suffix(".safetensors"), expected)
         else:
             why = manifest if isinstance(manifest, str) else "has no sha256"
-            found.append(Damage("frames", relative(lab, path), why))
-    return found
+            damage.append(Damage("frames", relative(lab, path), why))
+    return damage
 
 
 def rooms(lab: Path, past: history.History) -> tuple[list[Damage], list[dict[str, Any]]]:

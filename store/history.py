@@ -139,19 +139,22 @@ class History:
         if node not in self.referenced:
             self.heads.add(node)
         if not entry.get("carried"):  # one that came with a bundle came without those before it
-            seen = [*entry.get("after", {}).items(), *([(node[0], node[1] - 1)] if node[1] > 1 else [])]
-            self.referenced.update(seen)
-            self.heads.difference_update(seen)
+            predecessors = [*entry.get("after", {}).items(), *([(node[0], node[1] - 1)] if node[1] > 1 else [])]
+            self.referenced.update(predecessors)
+            self.heads.difference_update(predecessors)
         operation, table, unit = entry["op"], entry.get("table", ""), entry.get("unit_id", "")
         order = (entry["clock"], *node)
         if operation in ("publish", "found"):
             clock = entry["clock"] if operation == "publish" else min(entry["since"], entry["clock"])
             version = Version(clock, *node, table, unit, entry["sha256"], entry)
-            known = self.versions.setdefault((table, unit), {})
-            held = known.get(entry["sha256"])
+            versions_here = self.versions.setdefault((table, unit), {})
+            earlier = versions_here.get(entry["sha256"])
             # what was found is known better where its publishing is logged too
-            if held is None or (version.entry["op"] == "publish", version.order) > (held.entry["op"] == "publish", held.order):
-                known[entry["sha256"]] = version
+            if earlier is None or (version.entry["op"] == "publish", version.order) > (
+                earlier.entry["op"] == "publish",
+                earlier.order,
+            ):
+                versions_here[entry["sha256"]] = version
         elif operation == "remove":
             key = (table, unit, entry["sha256"])
             self.removed[key] = max(self.removed.get(key, ((0,), "")), (order, str(entry.get("why", ""))))
@@ -204,34 +207,34 @@ class History:
     def refresh(self, attempts: int = 5) -> "History":
         """Read what is new in the lab's log; a new History where a file is gone or was changed. `attempts`: how often to
         begin again where files go while they are read."""
-        folder, found = self.lab / "log", {}
+        folder, stats = self.lab / "log", {}
         try:
             with os.scandir(folder) as entries:
                 for item in entries:
                     if item.name.endswith(".jsonl") and not item.name.startswith("."):
                         stat = item.stat()
-                        found[item.name] = (stat.st_ino, stat.st_size, stat.st_mtime_ns)
+                        stats[item.name] = (stat.st_ino, stat.st_size, stat.st_mtime_ns)
         except (FileNotFoundError, NotADirectoryError):
             pass
         for name, (inode, size, _) in self._stats.items():
-            if name not in found or found[name][0] != inode or found[name][1] < size:
+            if name not in stats or stats[name][0] != inode or stats[name][1] < size:
                 return History(self.lab).refresh()
-        for name in sorted(found):
-            if self._stats.get(name) == found[name]:
+        for name in sorted(stats):
+            if self._stats.get(name) == stats[name]:
                 continue
-            known = self._lines.get(name)
+            earlier = self._lines.get(name)
             try:
-                lines = jsonl.read_new(folder / name, known)
+                lines = jsonl.read_new(folder / name, earlier)
             except FileNotFoundError:  # joined with others meanwhile: look again, or entries would be missed
                 return self._again(attempts)
             except OSError as error:
                 self.damaged.append(Damage("log", f"log/{name}", f"cannot be read ({error.strerror})"))
                 continue
-            if known and lines.lines[: len(known.lines)] != known.lines:
+            if earlier and lines.lines[: len(earlier.lines)] != earlier.lines:
                 return History(self.lab).refresh()
-            self._stats[name], self._lines[name] = found[name], lines
-            self.damaged += [Damage("log", f"log/{name}", why) for why in lines.damage[len(known.damage) if known else 0 :]]
-            for line in lines.lines[len(known.lines) if known else 0 :]:
+            self._stats[name], self._lines[name] = stats[name], lines
+            self.damaged += [Damage("log", f"log/{name}", why) for why in lines.damage[len(earlier.damage) if earlier else 0 :]]
+            for line in lines.lines[len(earlier.lines) if earlier else 0 :]:
                 fault = _fault(line)
                 if fault:
                     self.damaged.append(Damage("log", f"log/{name}", f"line {line.number}: {fault}; it is left out"))

@@ -38,7 +38,7 @@ class Lines(NamedTuple):
 def parse_lines(data: bytes, start_line: int = 1) -> tuple[list[Line], int, list[str]]:
     """JSON lines of `data`: the dicts, the bytes up to the last whole line, and what is wrong with which line."""
     end = data.rfind(b"\n") + 1
-    rows, wrong = [], []
+    rows, damage = [], []
     for number, line in enumerate(data[:end].split(b"\n")[:-1], start_line):
         try:
             if not line_is_whole(line):
@@ -49,23 +49,23 @@ def parse_lines(data: bytes, start_line: int = 1) -> tuple[list[Line], int, list
             rows.append(Line(number, row))
         except (ValueError, RecursionError):
             if line.strip():
-                wrong.append(f"line {number} is damaged and left out")
-    return rows, end, wrong
+                damage.append(f"line {number} is damaged and left out")
+    return rows, end, damage
 
 
-def read_new(path: Path, known: Lines | None) -> Lines:
+def read_new(path: Path, earlier: Lines | None) -> Lines:
     """What a growing JSONL file holds, taking up where `known` ended. Raises OSError."""
     with open(path, "rb") as file:
         stat = os.fstat(file.fileno())
-        if known and known.inode == stat.st_ino and known.size <= stat.st_size and known.mtime_ns == stat.st_mtime_ns:
-            return known
-        if not known or known.inode != stat.st_ino or known.size >= stat.st_size:  # new, or not merely grown
-            known = Lines(stat.st_ino, 0, 0, [], [], 0)
-        file.seek(known.size)
+        if earlier and earlier.inode == stat.st_ino and earlier.size <= stat.st_size and earlier.mtime_ns == stat.st_mtime_ns:
+            return earlier
+        if not earlier or earlier.inode != stat.st_ino or earlier.size >= stat.st_size:  # new, or not merely grown
+            earlier = Lines(stat.st_ino, 0, 0, [], [], 0)
+        file.seek(earlier.size)
         data = file.read()
-    rows, end, wrong = parse_lines(data, known.n_lines + 1)
+    rows, end, damage = parse_lines(data, earlier.n_lines + 1)
     return Lines(
-        stat.st_ino, known.size + end, known.n_lines + data[:end].count(b"\n"), known.lines + rows, known.damage + wrong,
+        stat.st_ino, earlier.size + end, earlier.n_lines + data[:end].count(b"\n"), earlier.lines + rows, earlier.damage + damage,
         stat.st_mtime_ns,
     )  # fmt: skip
 
@@ -152,8 +152,8 @@ class Appender:
     def is_there(self) -> bool:
         """False where someone moved, removed or cut the file: writing on would lose lines, or hide a loss."""
         try:
-            found = os.stat(self.path)
-            return found.st_ino == os.fstat(self.handle).st_ino and found.st_size == self.size
+            stat = os.stat(self.path)
+            return stat.st_ino == os.fstat(self.handle).st_ino and stat.st_size == self.size
         except OSError:
             return False
 

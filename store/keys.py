@@ -20,7 +20,7 @@ from .verification import MEMBER, relative, write_beside
 
 PLACES = ("audio_path", "audio_offset", "cut_id", "speech")  # where a thing is filed, not what it is: import moves it
 _hashes: dict[tuple[str, tuple], np.ndarray] = {}  # (sha256, members left out) -> a hash of each key, sorted
-_known: dict[str, tuple[dict[str, list[list[int]]], list[tuple]]] = {}  # a set of units -> what was found
+_comparisons: dict[str, tuple[dict[str, list[list[int]]], list[tuple]]] = {}  # a set of units -> what was found
 _lock = threading.RLock()
 
 
@@ -65,40 +65,40 @@ def _key(table: schema.Table) -> list[str]:
 def _read(unit: Unit, names: list[str]) -> str:
     """These columns as a unit's file has them, as a list for SELECT; what it lacks, or leaves null, as its default."""
     columns = {c.name: c for c in schema.TABLES[unit.table].columns}
-    told = []
+    expressions = []
     for name in names:
         column = columns[name]
         value = f'"{name}"' if column.since <= unit.manifest["schema"] else "NULL"
         if column.default is not None:
             value = f"coalesce({value}, {column.default})"
-        told.append(f'CAST({value} AS {schema.sql_type(column.type)}) AS "{name}"')
-    return ", ".join(told)
+        expressions.append(f'CAST({value} AS {schema.sql_type(column.type)}) AS "{name}"')
+    return ", ".join(expressions)
 
 
 def _hash_keys(con: duckdb.DuckDBPyConnection, unit: Unit) -> np.ndarray:
-    known = _hashes.get((unit.manifest["sha256"], unit.without))
-    if known is None:
+    hashes = _hashes.get((unit.manifest["sha256"], unit.without))
+    if hashes is None:
         columns = ", ".join(f'"{name}"' for name in _key(schema.TABLES[unit.table]))
         where = f" WHERE {MEMBER} NOT IN ({', '.join(map(quoted, unit.without))})" if unit.without else ""
         member = f", {MEMBER}" if unit.members else ""  # in a merged unit a key counts once a member
         source = f"(SELECT {_read(unit, _key(schema.TABLES[unit.table]))}{member} FROM read_parquet({file_list([unit.path])}, "
         source += f"hive_partitioning=false){where})"
-        found = con.execute(f"SELECT DISTINCT hash({columns}) AS h{member} FROM {source}").fetchnumpy()["h"]
-        known = _hashes[unit.manifest["sha256"], unit.without] = np.sort(np.asarray(found, np.uint64))
-    return known
+        fresh_hashes = con.execute(f"SELECT DISTINCT hash({columns}) AS h{member} FROM {source}").fetchnumpy()["h"]
+        hashes = _hashes[unit.manifest["sha256"], unit.without] = np.sort(np.asarray(fresh_hashes, np.uint64))
+    return hashes
 
 
 def _ranks(group: list[Unit], past: history.History) -> list[tuple[str, str | None, tuple]]:
     """(path, member, order) of each unit, and of each member of the merged ones: the greatest order is shown."""
-    found = []
+    ranks = []
     for unit in group:
         for name, sha in (unit.members or {unit.unit_id: unit.manifest["sha256"]}).items():
             if name not in unit.without:
                 version = past.versions.get((unit.table, name), {}).get(sha)
                 since = version.clock if version else unit.path.stat().st_mtime_ns // 1000 if not unit.members else 0
                 order = (past.preferred.get((unit.table, name), 0), since, name, sha)
-                found.append((str(unit.path), name if unit.members else None, order))
-    return found
+                ranks.append((str(unit.path), name if unit.members else None, order))
+    return ranks
 
 
 def _losers(con: duckdb.DuckDBPyConnection, group: list[Unit], ranks: list, hashes: np.ndarray) -> tuple[dict, list]:
@@ -145,21 +145,21 @@ def _losers(con: duckdb.DuckDBPyConnection, group: list[Unit], ranks: list, hash
             (SELECT _path, _row, _row - row_number() OVER (PARTITION BY _path ORDER BY _row) AS _run FROM _lost)
             GROUP BY _path, _run ORDER BY ALL""").fetchall():
         rows.setdefault(path, []).append([first, last])
-    told = con.execute(
+    conflicts = con.execute(
         "SELECT _unit, _winner, count(*), any_value(_path) FROM _lost WHERE _differs GROUP BY ALL ORDER BY ALL"
     ).fetchall()
-    return rows, told
+    return rows, conflicts
 
 
 def _cache_file(lab: Path) -> Path:
     return lab / ".store-cache" / "overlaps-3.json"
 
 
-def overlaps(lab: Path, found: dict[str, list[Unit]], past: history.History) -> tuple[Overlaps, list[Damage]]:
+def overlaps(lab: Path, units_by_table: dict[str, list[Unit]], past: history.History) -> tuple[Overlaps, list[Damage]]:
     """The rows of these units that no view shows, because another unit has their key, and the conflicts among them."""
     hidden, damaged, con, learnt, loaded = Overlaps(), [], None, False, False
     with _lock:
-        for name, units in found.items():
+        for name, units in units_by_table.items():
             table = schema.TABLES[name]
             units = [unit for unit in units if unit.rows]
             if not table.key or not units:
@@ -169,22 +169,22 @@ def overlaps(lab: Path, found: dict[str, list[Unit]], past: history.History) -> 
                 if len(ranks) < 2:
                     continue
                 mark = ids.digest([name, *([relative(lab, Path(path)), member, order] for path, member, order in ranks)])
-                if mark not in _known and not loaded:
-                    _known.update(_load(lab))
+                if mark not in _comparisons and not loaded:
+                    _comparisons.update(_load(lab))
                     loaded = True
-                if mark not in _known:
+                if mark not in _comparisons:
                     learnt = True
                     con = con or duckdb.connect()
                     hashes = np.sort(np.concatenate([_hash_keys(con, unit) for unit in group]))
                     twice = np.unique(hashes[1:][hashes[1:] == hashes[:-1]])
-                    rows, told = _losers(con, group, ranks, twice) if len(twice) else ({}, [])
-                    _known[mark] = (
+                    rows, conflicts = _losers(con, group, ranks, twice) if len(twice) else ({}, [])
+                    _comparisons[mark] = (
                         {relative(lab, Path(path)): numbers for path, numbers in rows.items()},
-                        [(loser, winner, n, relative(lab, Path(path))) for loser, winner, n, path in told],
+                        [(loser, winner, n, relative(lab, Path(path))) for loser, winner, n, path in conflicts],
                     )
-                rows, told = _known[mark]
+                rows, conflicts = _comparisons[mark]
                 hidden.update({str(lab / path): numbers for path, numbers in rows.items()})
-                for loser, winner, n, path in told:
+                for loser, winner, n, path in conflicts:
                     if not past.preferred.get((name, winner)):
                         damaged.append(Damage(name, path, (
                             f"conflict: {n} rows of unit {loser} have keys of unit {winner}, which was published later, "
@@ -197,12 +197,12 @@ def overlaps(lab: Path, found: dict[str, list[Unit]], past: history.History) -> 
 
 def _load(lab: Path) -> dict:
     try:
-        known = json.loads(_cache_file(lab).read_bytes())
-        return {mark: (dict(rows), [tuple(item) for item in told]) for mark, (rows, told) in known.items()}
+        comparisons = json.loads(_cache_file(lab).read_bytes())
+        return {mark: (dict(rows), [tuple(item) for item in conflicts]) for mark, (rows, conflicts) in comparisons.items()}
     except (OSError, ValueError, TypeError, AttributeError, RecursionError):
         return {}
 
 
 def _save(lab: Path) -> None:
     """Remember beside the lab what was compared, newest last; in memory only where it cannot be written."""
-    write_beside(lab, "overlaps-3.json", dict(list(_known.items())[-2000:]))
+    write_beside(lab, "overlaps-3.json", dict(list(_comparisons.items())[-2000:]))

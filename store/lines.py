@@ -44,7 +44,7 @@ def has_surrogate(value: Any) -> bool:
     if isinstance(value, str):
         return _SURROGATE.search(value) is not None
     if isinstance(value, dict):
-        return any(has_surrogate(key) or has_surrogate(one) for key, one in value.items())
+        return any(has_surrogate(key) or has_surrogate(item) for key, item in value.items())
     return isinstance(value, list) and any(map(has_surrogate, value))
 
 
@@ -66,7 +66,7 @@ def encoding_of(path: Path, whole: bool = True) -> str:
             if head.count(0) > len(head) // 4:
                 wide = "UTF-32" if head.count(0) > len(head) // 2 else "UTF-16"
                 raise StoreError(f"{path} looks like {wide} without a byte order mark: convert it to UTF-8 (iconv -f {wide})")
-            lines, wrong, accents = 0, 0, True
+            lines, n_invalid, accents = 0, 0, True
             first: tuple[int, int] | None = None
             block, rest = head, b""
             while block:
@@ -83,14 +83,14 @@ def encoding_of(path: Path, whole: bool = True) -> str:
                     except UnicodeDecodeError as error:
                         if _WIDE.search(line):  # some of it may be UTF-8
                             accents = False
-                        wrong += 1
+                        n_invalid += 1
                         first = first or (lines, line[error.start])
                         accents = accents and len(_ACCENT.findall(line)) == sum(byte > 127 for byte in line)
     except (OSError, EOFError, zlib.error) as error:
         if isinstance(error, FileNotFoundError):
             raise StoreError(f"{path} does not exist") from None
         return "utf-8"  # reading it line by line tells what is wrong, and reads what stands before
-    if first is not None and (accents or 2 * wrong >= lines):
+    if first is not None and (accents or 2 * n_invalid >= lines):
         like = "Latin-1 or Windows-1252" if accents else "another encoding (Shift JIS, GB 18030, KOI8-R …)"
         raise StoreError(
             f"{path} is not UTF-8 (line {first[0]} has the byte 0x{first[1]:02x}); it looks like {like}. "

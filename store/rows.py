@@ -88,12 +88,13 @@ def fit(name: str, rows) -> pa.Table:
         length, given = len(rows), {}
         names = dict.fromkeys(key for row in rows for key in row)
         given = {key: [row.get(key) for row in rows] for key in names}
-    known = table.arrow().names
+    column_names = table.arrow().names
     for column in given:
-        if column not in known:
-            near = difflib.get_close_matches(column, known, 1)
+        if column not in column_names:
+            near = difflib.get_close_matches(column, column_names, 1)
             raise StoreError(
-                f"{name} has no column {column!r}" + (f"; did you mean {near[0]!r}?" if near else f"; it has {', '.join(known)}")
+                f"{name} has no column {column!r}"
+                + (f"; did you mean {near[0]!r}?" if near else f"; it has {', '.join(column_names)}")
             )
     columns = []
     for column in table.columns:

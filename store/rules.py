@@ -50,7 +50,7 @@ def _refused(name: str) -> str | None:
     if name in UNBOUNDED:
         return f"{name}() makes values of any length"
     with _lock:
-        found = (
+        functions = (
             _empty()
             .execute(
                 "SELECT DISTINCT function_type, stability, macro_definition FROM duckdb_functions() "
@@ -59,12 +59,12 @@ def _refused(name: str) -> str | None:
             )
             .fetchall()
         )
-    scalar = [stability for kind, stability, _ in found if kind == "scalar"]
-    macros = [definition for kind, _, definition in found if kind == "macro"]
+    scalar = [stability for kind, stability, _ in functions if kind == "scalar"]
+    macros = [definition for kind, _, definition in functions if kind == "macro"]
     if any(stability != "CONSISTENT" for stability in scalar):
         return f"{name}() does not say the same each time"
     if not scalar and not macros:
-        return f"{name}() is no function of one row" if found else f"there is no function {name}()"
+        return f"{name}() is no function of one row" if functions else f"there is no function {name}()"
     for definition in macros:
         for inner in _functions(sql.syntax_tree(f"SELECT {definition}")):
             if inner != name and _refused(inner):
@@ -187,12 +187,12 @@ def rule_matches(decisions: pa.Table, rows: str = "rule_rows") -> tuple[str, lis
 
 def failures(con) -> list[Damage]:
     """The rules that fail on texts of the lab, and on how many."""
-    found = con.execute(
+    rows = con.execute(
         "SELECT event_id, count(DISTINCT sample_id), min(sample_id) FROM rule_failures GROUP BY event_id ORDER BY event_id"
     ).fetchall()
     return [
         Damage("decisions", f"event {event}", f"its rule fails on {n} texts, such as {first}, and does not hold for them")
-        for event, n, first in found
+        for event, n, first in rows
     ]
 
 
@@ -207,9 +207,9 @@ def dropped(con, candidates: pa.Table) -> list[str]:
     rules, _ = rule_matches(con.sql("FROM decisions").to_arrow_table(), "rule_rows_of('_texts')")
     con.execute("CREATE TEMP TABLE _texts AS FROM drawn WHERE false UNION ALL BY NAME FROM _candidates")
     con.execute(f"CREATE TEMP TABLE _matches AS {json.loads(rules)[0] if rules else catalogue.NO_MATCHES}")
-    found = con.execute(
+    rows = con.execute(
         "SELECT DISTINCT sample_id FROM standing_decisions('_texts', '_matches') WHERE verdict = 'drop' "
         "AND (selection_id, sample_id) IN (SELECT (selection_id, sample_id) FROM _texts) ORDER BY 1"
     ).fetchall()
     con.close()
-    return [sample_id for (sample_id,) in found]
+    return [sample_id for (sample_id,) in rows]

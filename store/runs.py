@@ -103,11 +103,11 @@ def _of_config(folder: str, config: dict) -> dict:
 
 
 def _of_status(status: dict) -> dict:
-    told = {key: value for key, value in status.items() if key not in ("sum", "status", "run_id")}
-    names = told.get("metrics_files") or []
+    document = {key: value for key, value in status.items() if key not in ("sum", "status", "run_id")}
+    names = document.get("metrics_files") or []
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise ValueError("metrics_files: is no list of names")
-    return {"status": None, **_cells(told, {"status": "state"})}
+    return {"status": None, **_cells(document, {"status": "state"})}
 
 
 def _values(line: dict) -> list[tuple]:
@@ -128,7 +128,7 @@ def _values(line: dict) -> list[tuple]:
             moment(at)
     except (ValueError, TypeError, OverflowError, StoreError):
         raise ValueError(f"at: {line.get('at')!r:.40} is no time") from None
-    found = []
+    rows = []
     for name, value in values.items():
         if value is not None and not isinstance(value, (int, float)):
             raise ValueError(f"{name}: {value!r:.40} is no number")
@@ -136,8 +136,8 @@ def _values(line: dict) -> list[tuple]:
             value = None if value is None or not math.isfinite(value) else float(value)
         except OverflowError:
             value = None
-        found.append((int(cast(float, step)), tokens if tokens is None else int(tokens), plain(name), value, at))
-    return found
+        rows.append((int(cast(float, step)), tokens if tokens is None else int(tokens), plain(name), value, at))
+    return rows
 
 
 def _named(status) -> set[str]:
@@ -168,11 +168,11 @@ def _metrics_of(folder: Path, files: list[str], status: dict) -> tuple[pa.Table,
             damaged.append(Damage("metrics", where, "is empty"))
         if not growing and size > states[name].size:
             damaged.append(Damage("metrics", where, "its last line is torn and left out"))
-    known = _tables.get(str(folder))
-    if known and known[0].keys() == states.keys() and all(known[0][k] is states[k] for k in states):
-        return known[1], damaged + known[2]
+    earlier = _tables.get(str(folder))
+    if earlier and earlier[0].keys() == states.keys() and all(earlier[0][k] is states[k] for k in states):
+        return earlier[1], damaged + earlier[2]
     rows: list[tuple] = []
-    wrong: list[Damage] = []
+    line_damage: list[Damage] = []
     starts = {name: int(name.removeprefix("metrics-").removesuffix(".jsonl")) for name in states}
     for name, start in starts.items():
         until = min((other for other in starts.values() if other > start), default=math.inf)
@@ -182,7 +182,7 @@ def _metrics_of(folder: Path, files: list[str], status: dict) -> tuple[pa.Table,
                 latest.update({(value[0], value[2]): value for value in _values(line) if value[0] < until})
             except (ValueError, RecursionError) as error:
                 reason = f"line {line.number}: {error}; it is left out"
-                wrong.append(Damage("metrics", f"runs/{folder.name}/{name}", reason))
+                line_damage.append(Damage("metrics", f"runs/{folder.name}/{name}", reason))
         rows += latest.values()
     columns = list(zip(*rows, strict=True)) or [()] * 5
     names = ["step", "tokens", "name", "value", "at"]
@@ -194,8 +194,8 @@ def _metrics_of(folder: Path, files: list[str], status: dict) -> tuple[pa.Table,
         ],
         schema=declared,
     )
-    _tables[str(folder)] = (states, table, wrong)
-    return table, damaged + wrong
+    _tables[str(folder)] = (states, table, line_damage)
+    return table, damaged + line_damage
 
 
 def read(lab: Path, notes: pa.Table, as_of: int | None = None) -> tuple[dict[str, pa.Table], list[Damage]]:
@@ -222,9 +222,9 @@ def read(lab: Path, notes: pa.Table, as_of: int | None = None) -> tuple[dict[str
                 status = None
             if config is None and any(re.fullmatch(r"metrics-\d{1,18}\.jsonl|status\.json", file) for file in files):
                 config = "is missing"
-            row, told = None, {}
+            row, status_row = None, {}
             try:
-                told = _of_status(status) if status else {}
+                status_row = _of_status(status) if status else {}
             except ValueError as error:
                 damaged.append(Damage("runs", f"runs/{name}/status.json", f"{error}; it is left out"))
                 status = None
@@ -232,18 +232,18 @@ def read(lab: Path, notes: pa.Table, as_of: int | None = None) -> tuple[dict[str
                 damaged.append(Damage("runs", f"runs/{name}/config.json", config))
             elif config is not None:
                 try:
-                    row = told | _of_config(name, config)
+                    row = status_row | _of_config(name, config)
                     rows.append(row)
                 except ValueError as error:
                     damaged.append(Damage("runs", f"runs/{name}/config.json", f"{error}; the run is left out"))
             logged = [file for file in files if re.fullmatch(r"metrics-\d{1,18}\.jsonl", file)]
-            table, wrong = _metrics_of(folder, logged, status or {})
+            table, metric_damage = _metrics_of(folder, logged, status or {})
             metrics.append(table)
-            damaged += wrong
+            damaged += metric_damage
     latest: dict[str, dict] = {}
     for note in notes.to_pylist():
-        kept = latest.setdefault(note["run_id"], {})
-        kept.update({key: note[key] for key in ("tags", "note") if note[key] is not None})
+        latest_note = latest.setdefault(note["run_id"], {})
+        latest_note.update({key: note[key] for key in ("tags", "note") if note[key] is not None})
     for row in rows:
         row.update(latest.get(row["run_id"], {}))
     declared = {name: schema.TABLES[name].arrow() for name in ("runs", "metrics")}

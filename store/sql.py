@@ -116,7 +116,7 @@ def check_statement(sql: str) -> None:
 def lock(con: duckdb.DuckDBPyConnection, lab, memory: str = "2GB") -> None:
     """Shut a connection in: the lab's files only, no extensions, no settings. The order matters."""
     folder = str(lab).replace("'", "''")
-    escaped = re.sub(r"[*?\[]", lambda found: f"[{found[0]}]", folder)  # as the views name it, see catalogue.file_list
+    escaped = re.sub(r"[*?\[]", lambda match: f"[{match[0]}]", folder)  # as the views name it, see catalogue.file_list
     # made by DuckDB when a query has no memory left; a name that nobody can foresee, so that nobody has put a link there
     temporary = os.path.join(tempfile.gettempdir(), f"store-{os.getpid()}-{secrets.token_hex(16)}").replace("'", "''")
     for setting in (
@@ -230,9 +230,9 @@ class Worker:
                 until = time.monotonic() + limit + GRACE_S + (START_S if not self.warm else 0)
                 head, body = struct.unpack("<qq", self._receive(16, until))
                 self.warm = True
-                told = json.loads(self._receive(head, until + GRACE_S))
+                reply = json.loads(self._receive(head, until + GRACE_S))
                 data = self._receive(body, until + limit + GRACE_S)
-                whole = not told.get("fatal")
+                whole = not reply.get("fatal")
             except TimeoutError:
                 raise StoreError(too_long(limit)) from None
             except (EOFError, OSError):
@@ -241,8 +241,8 @@ class Worker:
                 if not whole:  # too late, dead, or interrupted: a hard stop
                     self.stop()
                     self.warm = False
-        if "error" in told:
-            raise StoreError(told["error"])
+        if "error" in reply:
+            raise StoreError(reply["error"])
         return pa.ipc.open_stream(data).read_all()
 
     warm = False  # whether it has answered yet: the first question waits for it to have started

@@ -68,8 +68,8 @@ def _folder(lab: Path, table: schema.Table, rows: pa.Table) -> Path:
 
 
 def _manifest_paths(lab: Path, table: str, unit: str) -> list[Path]:
-    found = (lab / "tables" / table).glob(f"*/unit-{unit}*.json")
-    return sorted(path for path in found if path.stem == f"unit-{unit}" or path.stem.startswith(f"unit-{unit}-"))
+    paths = (lab / "tables" / table).glob(f"*/unit-{unit}*.json")
+    return sorted(path for path in paths if path.stem == f"unit-{unit}" or path.stem.startswith(f"unit-{unit}-"))
 
 
 def publish(lab, table: str, rows, made_from: dict, merge: dict | None = None, since: int | None = None) -> Unit:
@@ -143,8 +143,8 @@ def publish(lab, table: str, rows, made_from: dict, merge: dict | None = None, s
         atomic.fsync_folder(folder)
         atomic.write_json(path.with_suffix(".json"), manifest)
         old = folder / f"unit-{unit}.json"  # the same bytes under the name that older versions gave
-        known = read_manifest(old)
-        if isinstance(known, dict) and known["sha256"] == sha:
+        old_manifest = read_manifest(old)
+        if isinstance(old_manifest, dict) and old_manifest["sha256"] == sha:
             old.unlink(missing_ok=True)
     except OSError as error:
         result = "nothing of it was published"
@@ -192,8 +192,8 @@ def exists(lab, table: str, made_from: dict) -> bool:
 
 def version_is_here(lab: Path, unit: Unit) -> bool:
     """Whether a unit with these very bytes is in the lab, shown or not."""
-    told = (read_manifest(path) for path in _manifest_paths(lab, unit.table, unit.unit_id))
-    return any(isinstance(manifest, dict) and manifest["sha256"] == unit.manifest["sha256"] for manifest in told)
+    manifests = (read_manifest(path) for path in _manifest_paths(lab, unit.table, unit.unit_id))
+    return any(isinstance(manifest, dict) and manifest["sha256"] == unit.manifest["sha256"] for manifest in manifests)
 
 
 # -------------------------------------------------------------------------------------------- reading
@@ -242,9 +242,9 @@ def read_manifest(path: Path, fault=manifest_fault) -> dict | str | None:
         name = str(path)
         stat = os.stat(name)
         key = (stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
-        known = _manifests.get(name)
-        if known and known[0] == key:
-            return known[1]
+        cached = _manifests.get(name)
+        if cached and cached[0] == key:
+            return cached[1]
         with open(name, "rb") as file:
             manifest = json.loads(file.read())
         manifest = fault(manifest) or manifest
@@ -283,19 +283,19 @@ def scan(lab: Path, remembered: bool = True, as_of: int | None = None) -> tuple[
     """Every unit that a reader may show, by table, and what has to be left out or is missing. Each new file's sha256 is
     checked. `as_of`: a reading of the log's clock; what was published until then."""
     for _ in range(ATTEMPTS):
-        seen = len(history.read(lab).entries)
-        found, damaged, missing = _scan(lab, remembered, as_of)
-        if not missing or len(history.read(lab).entries) == seen:
+        n_entries = len(history.read(lab).entries)
+        units_by_table, damaged, missing = _scan(lab, remembered, as_of)
+        if not missing or len(history.read(lab).entries) == n_entries:
             break  # else somebody has joined units and removed their files while we looked
-    return found, damaged + missing
+    return units_by_table, damaged + missing
 
 
 def _scan(lab: Path, remembered: bool, as_of: int | None) -> tuple[dict[str, list[Unit]], list[Damage], list[Damage]]:
-    known = checked_files(lab)
-    before = len(known)
+    checked_before = checked_files(lab)
+    before = len(checked_before)
     past = history.read(lab)
     then = past if as_of is None else past.until(as_of)
-    found: list[tuple[Path, Unit]] = []
+    candidates: list[tuple[Path, Unit]] = []
     damaged = [*past.damaged, *past.lost()]
     for name, table in schema.TABLES.items():
         if table.kind not in ("unit", "package"):
@@ -308,21 +308,21 @@ def _scan(lab: Path, remembered: bool, as_of: int | None) -> tuple[dict[str, lis
             if isinstance(manifest, str):
                 damaged.append(Damage(name, relative(lab, path), manifest))
             else:
-                found.append((path, Unit(name, manifest["unit_id"], path.parent / manifest["file"], manifest)))
+                candidates.append((path, Unit(name, manifest["unit_id"], path.parent / manifest["file"], manifest)))
 
     def checked(item):
         return check(lab, item[1].path, item[1].manifest, remembered)
 
-    if remembered and all(relative(lab, unit.path) in known for _, unit in found):
-        reasons = list(map(checked, found))
+    if remembered and all(relative(lab, unit.path) in checked_before for _, unit in candidates):
+        reasons = list(map(checked, candidates))
     else:
         try:
             with concurrent.futures.ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # hashing frees the GIL
-                reasons = list(pool.map(checked, found))
+                reasons = list(pool.map(checked, candidates))
         except RuntimeError:  # the interpreter is about to end and starts no more threads
-            reasons = list(map(checked, found))
+            reasons = list(map(checked, candidates))
     good: dict[str, list[tuple[Unit, int]]] = {}
-    for (path, unit), reason in zip(found, reasons, strict=True):
+    for (path, unit), reason in zip(candidates, reasons, strict=True):
         try:
             since = path.stat().st_mtime_ns // 1000
         except FileNotFoundError:
@@ -331,7 +331,7 @@ def _scan(lab: Path, remembered: bool, as_of: int | None) -> tuple[dict[str, lis
             damaged.append(Damage(unit.table, relative(lab, unit.path), reason))
         else:
             good.setdefault(unit.table, []).append((unit, since))
-    if len(known) != before:
+    if len(checked_before) != before:
         save_checked(lab)
     named = {(item.table, item.path.rpartition(".")[0]) for item in damaged}
     resolved, missing = {}, []
@@ -374,18 +374,18 @@ def _resolve(
         preferred = then.preferred_version(table, unit_id)
         wanted[unit_id] = preferred if preferred in orders else max(orders, key=lambda sha: orders[sha])
     kept: list[Unit] = []
-    told: set[str] = set()
+    shown: set[str] = set()
     for unit in sorted(merged, key=lambda u: (-len(u.members), u.unit_id)):
-        fresh = {m for m, sha in unit.members.items() if m not in told and wanted.get(m) == sha}
-        told |= fresh
+        fresh = {m for m, sha in unit.members.items() if m not in shown and wanted.get(m) == sha}
+        shown |= fresh
         if fresh:
             kept.append(unit._replace(without=tuple(sorted(set(unit.members) - fresh))))
     for unit, _ in sorted(units, key=lambda item: str(item[0].path)):
-        if not unit.members and unit.unit_id not in told and wanted.get(unit.unit_id) == unit.manifest["sha256"]:
-            told.add(unit.unit_id)
+        if not unit.members and unit.unit_id not in shown and wanted.get(unit.unit_id) == unit.manifest["sha256"]:
+            shown.add(unit.unit_id)
             kept.append(unit)
     missing = [item for unit_id in sorted(wanted) for item in _clashes(then, table, unit_id, wanted[unit_id])]
-    for unit_id in sorted(wanted.keys() - told):
+    for unit_id in sorted(wanted.keys() - shown):
         last = then.versions.get((table, unit_id), {}).get(wanted[unit_id])
         if last is None:
             continue
@@ -394,13 +394,13 @@ def _resolve(
             if as_of is not None and then.stands(last):
                 missing.append(Damage(table, f"tables/{table}/{last.entry['file']}", f"was removed since: {why}"))
         elif then.stands(last):
-            missing.append(Damage(table, f"tables/{table}/{last.entry['file']}", _told_missing(last)))
+            missing.append(Damage(table, f"tables/{table}/{last.entry['file']}", _missing_reason(last)))
     for (name, unit_id), versions in sorted(then.versions.items()):
         if name == table and any(v.entry.get("members") for v in versions.values()):
             version = max(versions.values(), key=lambda v: v.order)
             here = any(u.unit_id == unit_id for u in merged)
             if not here and then.stands(version) and past.stands(version):
-                missing.append(Damage(table, f"tables/{table}/{version.entry['file']}", _told_missing(version)))
+                missing.append(Damage(table, f"tables/{table}/{version.entry['file']}", _missing_reason(version)))
     return sorted(kept, key=lambda unit: str(unit.path)), missing
 
 
@@ -420,7 +420,7 @@ def _clashes(then: history.History, table: str, unit: str, shown: str) -> list[D
     ]  # fmt: skip
 
 
-def _told_missing(version: history.Version) -> str:
+def _missing_reason(version: history.Version) -> str:
     made = json.dumps(version.entry["made_from"], ensure_ascii=False) if "made_from" in version.entry else "unknown"
     return (
         f"is missing: {version.entry.get('rows', '?')} rows, published by {version.entry.get('by', '?')} "

@@ -48,8 +48,8 @@ def _cache_file(lab: Path) -> Path:
 
 def _load_verified(lab: Path) -> dict[str, list]:
     try:
-        known = json.loads(_cache_file(lab).read_bytes())
-        return known if isinstance(known, dict) else {}
+        checked = json.loads(_cache_file(lab).read_bytes())
+        return checked if isinstance(checked, dict) else {}
     except (OSError, ValueError, RecursionError):
         return {}
 
@@ -90,8 +90,8 @@ def _seen(manifest: dict) -> str:
 
 def save_checked(lab: Path) -> None:
     """Remember beside the lab what was checked; in memory only where the lab cannot be written."""
-    known = checked_files(lab)
-    merged = {path: value for path, value in {**_load_verified(lab), **known}.items() if (lab / path).exists()}
+    checked = checked_files(lab)
+    merged = {path: value for path, value in {**_load_verified(lab), **checked}.items() if (lab / path).exists()}
     write_beside(lab, "verified.json", merged)
 
 
@@ -100,13 +100,13 @@ def remembered(lab: Path | str, path: Path, key: str, check) -> str | None:
     names what it is checked against, stay as they were when it was found whole. Remembered as a unit's check is."""
     name, mark = os.path.relpath(path, lab), [*_fingerprint(path.stat()), key]
     lab = lab_path(lab)
-    known = checked_files(lab)
-    if known.get(name) == mark:
+    checked = checked_files(lab)
+    if checked.get(name) == mark:
         return None
     reason = check()
     if reason is None:
         with _lock:
-            known[name] = mark
+            checked[name] = mark
             if time.monotonic() - _saved.get(str(lab), -SAVE_S) >= SAVE_S:
                 save_checked(lab)
                 _saved[str(lab)] = time.monotonic()
@@ -116,9 +116,9 @@ def remembered(lab: Path | str, path: Path, key: str, check) -> str | None:
 def forget(lab: Path, name: str) -> None:
     """The file `name`, relative to the lab, has to be checked again: it was found damaged."""
     with _lock:
-        known = checked_files(lab)
-        if known.pop(name, None) is not None:
-            write_beside(lab, "verified.json", known)
+        checked = checked_files(lab)
+        if checked.pop(name, None) is not None:
+            write_beside(lab, "verified.json", checked)
 
 
 def _unlike(path: Path, manifest: dict) -> str | None:
@@ -147,8 +147,8 @@ def check(lab: Path, path: Path, manifest: dict, remembered: bool = True) -> str
         return f"its Parquet file cannot be read ({error.strerror})"
     if stat.st_size != manifest["bytes"]:
         return f"truncated or changed: {stat.st_size} bytes instead of {manifest['bytes']}"
-    known = checked_files(lab).get(relative(lab, path))
-    if remembered and known == [*_fingerprint(stat), _seen(manifest)]:
+    checked = checked_files(lab).get(relative(lab, path))
+    if remembered and checked == [*_fingerprint(stat), _seen(manifest)]:
         return None
     try:
         sha = sha256(path)

@@ -26,38 +26,38 @@ def leftovers(lab: Path, grace_s: float) -> list[Damage]:
         for path, manifest in units.read_manifests(lab, table):
             named.add(path)
             named.add(path.parent / manifest["file"] if isinstance(manifest, dict) else path.with_suffix(".parquet"))
-    found = []
+    orphans = []
     for path in sorted((lab / "tables").glob("*/*/*")) + sorted((lab / "tables").glob("*/*/.*")):
         try:
             old = time.time() - path.stat().st_mtime > grace_s
         except FileNotFoundError:
             continue
         if old and path.is_file() and path not in named:
-            found.append(Damage(path.parent.parent.name, str(path.relative_to(lab)), "orphaned: no manifest names it"))
+            orphans.append(Damage(path.parent.parent.name, str(path.relative_to(lab)), "orphaned: no manifest names it"))
     for path in sorted(lab.glob(".store.*.tmp*")):
         try:
             if time.time() - path.stat().st_mtime > grace_s:
-                found.append(Damage("store.duckdb", path.name, "orphaned: a half that a killed process left"))
+                orphans.append(Damage("store.duckdb", path.name, "orphaned: a half that a killed process left"))
         except FileNotFoundError:
             continue
-    return found
+    return orphans
 
 
-def _audio(lab: Path, found: dict[str, list[Unit]]) -> list[Damage]:
+def _audio(lab: Path, units_by_table: dict[str, list[Unit]]) -> list[Damage]:
     """Shar files that `syntheses` points into and that are missing, too short, or whose FLACs have changed."""
     pointed: dict[str, dict[tuple[int, int], tuple[int | None, str]]] = {}
-    for unit in found.get("syntheses", []):
-        known = pq.read_schema(unit.path).names
+    for unit in units_by_table.get("syntheses", []):
+        column_names = pq.read_schema(unit.path).names
         columns = ["synthesis_id", "audio_path", "audio_offset", "audio_bytes", "audio_crc32"]
-        for row in pq.read_table(unit.path, columns=[name for name in columns if name in known]).to_pylist():
+        for row in pq.read_table(unit.path, columns=[name for name in columns if name in column_names]).to_pylist():
             if row["audio_path"] is not None:
                 place = (row["audio_offset"] or 0, row["audio_bytes"] or 0)
                 pointed.setdefault(row["audio_path"], {})[place] = (row.get("audio_crc32"), row["synthesis_id"])
-    wrong = []
+    damage = []
     for name, places in sorted(pointed.items()):
         end = max(offset + size for offset, size in places)
         if not (lab / name).resolve().is_relative_to(lab):
-            wrong.append(Damage("syntheses", name, "its audio file is outside the lab, and not looked at"))
+            damage.append(Damage("syntheses", name, "its audio file is outside the lab, and not looked at"))
             continue
         try:
             with open(lab / name, "rb") as file:
@@ -68,19 +68,19 @@ def _audio(lab: Path, found: dict[str, list[Unit]]) -> list[Damage]:
                     if crc is not None and size >= end and zlib.crc32(os.pread(file.fileno(), length, offset)) != crc
                 ]
         except FileNotFoundError:
-            wrong.append(Damage("syntheses", name, "its audio file is missing"))
+            damage.append(Damage("syntheses", name, "its audio file is missing"))
             continue
         except OSError as error:
-            wrong.append(Damage("syntheses", name, f"its audio file cannot be read ({error.strerror})"))
+            damage.append(Damage("syntheses", name, f"its audio file cannot be read ({error.strerror})"))
             continue
         if size < end:
-            wrong.append(Damage("syntheses", name, f"its audio file is truncated: {size} bytes, {end} are pointed at"))
+            damage.append(Damage("syntheses", name, f"its audio file is truncated: {size} bytes, {end} are pointed at"))
         elif changed:
             verification.forget(lab, name)  # so that the pass that made it looks at it again, whatever its times say
             more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
-            told = f"the bytes of {', '.join(changed[:3])}{more} changed: CRC-32 does not agree"
-            wrong.append(Damage("syntheses", name, f"{told}; what made it makes it again"))
-    return wrong
+            synopsis = f"the bytes of {', '.join(changed[:3])}{more} changed: CRC-32 does not agree"
+            damage.append(Damage("syntheses", name, f"{synopsis}; what made it makes it again"))
+    return damage
 
 
 def _away(lab: Path, path: Path) -> None:
@@ -122,15 +122,15 @@ def _inspect(lab: Path, grace_s: float) -> tuple[dict[str, list[Damage]], list[d
     runs.clear_cache()
     events.clear_cache(lab)
     history.clear_cache()
-    found, damaged = units.scan(lab, remembered=False)
-    _, conflicts = keys.overlaps(lab, found, history.read(lab))
-    said, torn = events.read(lab)
-    _, lost = runs.read(lab, said["run_notes"])
-    _, unasked = rule_matches(said["decisions"])
+    units_by_table, damaged = units.scan(lab, remembered=False)
+    _, conflicts = keys.overlaps(lab, units_by_table, history.read(lab))
+    event_tables, event_damage = events.read(lab)
+    _, run_damage = runs.read(lab, event_tables["run_notes"])
+    _, rule_damage = rule_matches(event_tables["decisions"])
     changed, unrecorded = files.rooms(lab, history.read(lab))
     return {
-        "units": damaged, "conflicts": conflicts, "events": torn, "runs": lost, "rules": unasked,
-        "audio": _audio(lab, found), "orphans": leftovers(lab, grace_s),
+        "units": damaged, "conflicts": conflicts, "events": event_damage, "runs": run_damage, "rules": rule_damage,
+        "audio": _audio(lab, units_by_table), "orphans": leftovers(lab, grace_s),
         "checkpoints": [*files.checkpoints(lab), *files.frames(lab)], "files": changed,
     }, unrecorded  # fmt: skip
 
@@ -145,23 +145,23 @@ def verify(lab=None, repair: bool = False, grace_s: float = GRACE_S) -> list[Dam
     lab = lab_path(lab)
     with contextlib.suppress(OSError):  # a lab that cannot be written is looked at all the same
         units.adopt(lab)
-    told, unrecorded = _inspect(lab, grace_s)
+    damage_by_kind, unrecorded = _inspect(lab, grace_s)
     with contextlib.suppress(OSError):
         history.append(lab, unrecorded)
-    result = [item for items in told.values() for item in items]
+    result = [item for items in damage_by_kind.values() for item in items]
     if repair:
         try:
-            _write_off(lab, [item for item in told["units"] if item.table in schema.TABLES])
-            for item in told["units"]:
+            _write_off(lab, [item for item in damage_by_kind["units"] if item.table in schema.TABLES])
+            for item in damage_by_kind["units"]:
                 path = lab / item.path
                 if path.parent.parent.parent == lab / "tables":
                     for file in {path.with_suffix(".json"), path.with_suffix(".parquet"), *_old_manifest(path)}:
                         if file.exists() or file.is_symlink():
                             _away(lab, file)
-            for name in {Path(item.path).name for item in told["events"]}:
+            for name in {Path(item.path).name for item in damage_by_kind["events"]}:
                 if events.finished(lab / "events" / name):
                     _mend_events(lab, name)
-            for item in told["orphans"]:
+            for item in damage_by_kind["orphans"]:
                 if (lab / item.path).exists():
                     _away(lab, lab / item.path)
         except OSError as error:
@@ -186,8 +186,8 @@ def _write_off(lab: Path, damaged: list[Damage]) -> None:
     past, entries = history.read(lab), []
     by_file = {
         f"tables/{version.table}/{version.entry['file']}": version
-        for known in past.versions.values()
-        for version in known.values()
+        for versions in past.versions.values()
+        for version in versions.values()
     }
     for item in damaged:
         for name in (item.path, str(Path(item.path).with_suffix(".parquet"))):
@@ -205,17 +205,17 @@ def prefer(lab, unit: str) -> list[str]:
     name, _, sha8 = unit.removeprefix("unit-").removesuffix(".parquet").partition("-")
     try:
         units.adopt(lab)
-        found = [
+        versions = [
             version
-            for (_, unit_id), known in sorted(history.read(lab).versions.items())
-            for version in known.values()
+            for (_, unit_id), published in sorted(history.read(lab).versions.items())
+            for version in published.values()
             if unit_id == name and version.sha256.startswith(sha8)
         ]
-        if not found:
+        if not versions:
             raise StoreError(f"no unit {unit} in the log of {lab}; `salad log` lists them")
-        tables = sorted({version.table for version in found})
+        tables = sorted({version.table for version in versions})
         for table in tables:
-            shas = {version.sha256 for version in found if version.table == table}
+            shas = {version.sha256 for version in versions if version.table == table}
             history.append(lab, [{"op": "prefer", "table": table, "unit_id": name,
                                   **({"sha256": min(shas)} if sha8 and len(shas) == 1 else {})}])  # fmt: skip
     except OSError as error:
