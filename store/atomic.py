@@ -54,7 +54,7 @@ def load_json(path: Path | str) -> dict[str, Any]:
     return value
 
 
-def write_json(path: Path | str, value) -> Path:
+def write_json(path: Path | str, value: Any) -> Path:
     """`write_bytes` of `value` as JSON: UTF-8, keys sorted, indented, so that equal values are equal bytes."""
     text = json.dumps(value, ensure_ascii=False, sort_keys=True, indent=1, allow_nan=False)
     return write_bytes(path, (text + "\n").encode())

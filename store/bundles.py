@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import pyarrow as pa
@@ -121,7 +122,7 @@ def _run_files(folder: Path, lab: Path) -> list[Path]:
     )
 
 
-def export(lab, what: str, to) -> dict:
+def export(lab: Path | str | None, what: str, to: Path | str) -> dict[str, Any]:
     """Write a run (r...), a selection (l...) or a table into the folder `to`, with all that it rests on.
 
     The bundle is a lab of its own: parents, clustering, texts, speech, divergences, decisions, run folders with their
@@ -302,7 +303,7 @@ def _checked_list(bundle: Path) -> None:
             raise StoreError(f"the bundle is damaged: the bytes of {name} changed; copy it again, or export it again")
 
 
-def import_(lab, bundle) -> dict:
+def import_(lab: Path | str | None, bundle: Path | str) -> dict[str, Any]:
     """Bring a bundle, or a whole other lab, into this one; what is here already does not come twice.
 
     Units come as they are, with their place in the log: whichever of two labs imports the other, both then answer the

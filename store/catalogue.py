@@ -93,7 +93,7 @@ def published() -> pa.Table:
     return fit("published", rows)
 
 
-def put(con, name: str, table: schema.Table, rows: pa.Table) -> None:
+def put(con: duckdb.DuckDBPyConnection, name: str, table: schema.Table, rows: pa.Table) -> None:
     """An in-memory table of these rows."""
     con.register("_incoming", rows)
     types = ", ".join(f'CAST("{c.name}" AS {schema.column_type(c)}) AS "{c.name}"' for c in table.columns)
@@ -161,8 +161,8 @@ def scoring_spans(lab: Path, units_by_table: dict[str, list[Unit]], runs: pa.Tab
 
 
 def build(
-    con, units_by_table: dict[str, list[Unit]], tables: dict[str, pa.Table], rules: str, spans: tuple[int, int], fresh: set[str],
-    hidden: dict[str, list[list[int]]] | None = None,
+    con: duckdb.DuckDBPyConnection, units_by_table: dict[str, list[Unit]], tables: dict[str, pa.Table], rules: str,
+    spans: tuple[int, int], fresh: set[str], hidden: dict[str, list[list[int]]] | None = None,
 ) -> None:  # fmt: skip
     """(Re)create tables and views; names in `fresh` stand already and stay. `spans`: those of `scoring_spans`; `hidden`:
     rows of units that no view shows."""
@@ -241,7 +241,7 @@ def damaged_table(damage: list[Damage]) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=schema.DAMAGED.arrow()) if rows else schema.DAMAGED.arrow().empty_table()
 
 
-def comment(con) -> None:
+def comment(con: duckdb.DuckDBPyConnection) -> None:
     """Say beside each table and view what a row is; beside `misalignment`, that it is the one to start at."""
     comments = {name: f"One row is {table.row}." for name, table in schema.TABLES.items()}
     comments["misalignment"] = "Start here: one row is a spoken text under a checkpoint, with all that is known of it."

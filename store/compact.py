@@ -159,7 +159,7 @@ def _compact_log(lab: Path, grace_s: float) -> tuple[int, int]:
     return len(finished), removed
 
 
-def compact(lab=None, grace_s: float = GRACE_S) -> dict:
+def compact(lab: Path | str | None = None, grace_s: float = GRACE_S) -> dict[str, int]:
     """Join small units and finished event files. No reader sees a row twice or misses one.
 
     A joined unit's manifest names its members, and from the moment it is there readers take it in their place. The

@@ -2,6 +2,7 @@
 
 import atexit
 import contextlib
+import datetime
 import os
 import secrets
 import shutil
@@ -12,6 +13,7 @@ import warnings
 import weakref
 import zlib
 from pathlib import Path
+from typing import Any, Literal, TypeAlias, cast, overload
 
 import duckdb
 import pyarrow as pa
@@ -22,7 +24,9 @@ from .errors import Damage, DamagedWarning, StoreError
 from .lab import lab_path
 from .rules import failures, rule_matches
 
-_state: "weakref.WeakKeyDictionary[duckdb.DuckDBPyConnection, dict]" = weakref.WeakKeyDictionary()
+Connection: TypeAlias = duckdb.DuckDBPyConnection | sql.LockedConnection
+Time: TypeAlias = str | datetime.datetime | None  # ISO 8601 with its zone, or aware; None is now
+_state: "weakref.WeakKeyDictionary[duckdb.DuckDBPyConnection, dict[str, Any]]" = weakref.WeakKeyDictionary()
 ATTEMPTS = 5  # at reading a lab whose files are being joined and removed meanwhile
 ASKED = {"rules", "samples", "selected", "selections", "syntheses", "divergences", "clusters"}  # what a rule's answer rests on
 _lock = threading.RLock()
@@ -45,19 +49,19 @@ def _warn(lab: Path, damage: list[Damage]) -> None:
     _warned.update((str(lab), *item) for item in new)
 
 
-def refresh(con) -> None:
+def refresh(con: Connection) -> None:
     """Pick up what others have published, said and logged since. What is damaged is left out, with a warning."""
     if type(con) is sql.LockedConnection:
         con.mark_stale()
-        con = con.bare
+    bare = _bare(con)
     with _lock:
-        state = _state.get(con)
-        con = con.cursor()  # the caller may still be fetching from theirs
+        state = _state.get(bare)
+        cursor = bare.cursor()  # the caller may still be fetching from theirs
         if state is None:
-            state = {"lab": Path(con.execute("SELECT path FROM raw.lab").fetchall()[0][0])}
+            state = {"lab": Path(cursor.execute("SELECT path FROM raw.lab").fetchall()[0][0])}
         for more in reversed(range(ATTEMPTS)):
             try:
-                return _refresh(con, state)
+                return _refresh(cursor, state)
             except (FileNotFoundError, duckdb.IOException) as error:  # somebody compacts: the files have other names now
                 if not more:
                     raise StoreError(f"{state['lab']}: {sql.one_line(error)}") from error
@@ -116,19 +120,33 @@ def _refresh(con, state: dict) -> None:
     state["changes"] = {name: state.get("changes", {}).get(name, 0) + (name not in fresh) for name in now}
 
 
-def _bare(con) -> duckdb.DuckDBPyConnection:
+def _bare(con: Connection) -> duckdb.DuckDBPyConnection:
     """The connection under a locked one, for what this package asks itself."""
-    return con.bare if type(con) is sql.LockedConnection else con
+    return con.bare if type(con) is sql.LockedConnection else cast(duckdb.DuckDBPyConnection, con)
 
 
-def version(con, *tables: str) -> tuple:
+def version(con: Connection, *tables: str) -> tuple:
     """Equal as long as these tables hold the same under this connection (`connect`'s): `refresh` changes it where
     somebody has published or said something. For what is computed from tables once and kept."""
     changes = _state[_bare(con)]["changes"]
     return tuple(changes[name] for name in tables)
 
 
-def connect(lab=None, locked: bool = False, timeout_s: float = 30, memory: str = "2GB", as_of=None):
+@overload
+def connect(
+    lab: Path | str | None = None, locked: Literal[False] = False, timeout_s: float = 30, memory: str = "2GB", as_of: Time = None
+) -> duckdb.DuckDBPyConnection: ...
+
+
+@overload
+def connect(
+    lab: Path | str | None = None, *, locked: Literal[True], timeout_s: float = 30, memory: str = "2GB", as_of: Time = None
+) -> sql.LockedConnection: ...
+
+
+def connect(
+    lab: Path | str | None = None, locked: bool = False, timeout_s: float = 30, memory: str = "2GB", as_of: Time = None
+) -> Connection:
     """An in-memory DuckDB connection with every table of the lab as a view; it holds no lock on the lab.
 
     An empty or missing lab gives empty tables. `locked=True` is for SQL that people type: only SELECT and EXPLAIN,
@@ -153,13 +171,13 @@ def connect(lab=None, locked: bool = False, timeout_s: float = 30, memory: str =
     return con
 
 
-def query(lab, text: str, timeout_s: float = 30, as_of=None) -> pa.Table:
+def query(lab: Path | str | None, text: str, timeout_s: float = 30, as_of: Time = None) -> pa.Table:
     """The answer to one SELECT or EXPLAIN on a locked connection. StoreError where it may not run, or fails."""
     with connect(lab, locked=True, timeout_s=timeout_s, as_of=as_of) as con:
         return con.table(text)
 
 
-def audio(con, synthesis_id: str) -> bytes:
+def audio(con: Connection, synthesis_id: str) -> bytes:
     """The FLAC file of a synthesis, read out of its Shar without unpacking. StoreError where there is none."""
     raw = _bare(con)
     cursor = raw.cursor()
@@ -185,7 +203,7 @@ def audio(con, synthesis_id: str) -> bytes:
     return data
 
 
-def renew_soon(lab=None, after_s: float = 10.0) -> None:
+def renew_soon(lab: Path | str | None = None, after_s: float = 10.0) -> None:
     """`renew` in the background once nobody has asked for it for `after_s` seconds, or when this process ends: for
     a review session, which renews after its last click and not at each. A lab that cannot be written is let be."""
     lab = lab_path(lab)
@@ -226,7 +244,7 @@ def _renew_now() -> None:
         thread.join()
 
 
-def renew(lab=None) -> Path:
+def renew(lab: Path | str | None = None) -> Path:
     """Write lab/store.duckdb anew: a DuckDB file with every table, `misalignment` first. Returns its path.
 
     Small tables are in it; those of units are views on their Parquet files. A new file, then renamed: a program

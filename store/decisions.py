@@ -1,6 +1,8 @@
 """Saying something about a lab: an event; a rule is tried on the texts that it is about before it is set."""
 
 import warnings
+from pathlib import Path
+from typing import Any
 
 from . import connection, events
 from .errors import DamagedWarning
@@ -8,7 +10,7 @@ from .lab import lab_path
 from .rules import check_rule, try_rule
 
 
-def append(lab, table: str, **fields) -> dict:
+def append(lab: Path | str | None, table: str, **fields: Any) -> dict[str, Any]:
     """Say something: an event of `decisions`, `votes` or `run_notes`, on the disk when this returns.
 
     Id, time (UTC) and author are filled in where they are not given. `clock` is later than that of every event in the

@@ -122,7 +122,7 @@ def _cell(value) -> str:
     return text.replace("|", "\\|").replace("\n", " ")
 
 
-def answers(lab) -> str:
+def answers(lab: Path | str | None) -> str:
     """The ten questions as Markdown, with what this lab answers. StoreError where it has no study in it."""
     con = connection.connect(lab)
     scored = con.execute("""
@@ -171,6 +171,7 @@ def filled(page: str, part: str, text: str) -> str:
 
 
 def main() -> None:
+    """Write the data dictionary, and with `--lab` the questions that the lab answers."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--lab", help="the lab that answers the questions")
     options = parser.parse_args()

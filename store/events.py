@@ -11,7 +11,7 @@ import re
 import secrets
 import threading
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 
@@ -89,7 +89,7 @@ def _checked(table: str, fields: dict) -> dict:
     return {name: value for name, value in fitted.items() if value is not None}
 
 
-def append(lab, table: str, **fields) -> dict:
+def append(lab: Path | str | None, table: str, **fields: Any) -> dict[str, Any]:
     """Say something: an event of `decisions`, `votes` or `run_notes`, on the disk when this returns.
 
     Id, time (UTC), author and clock are filled in (the first three where they are not given). `clock` is later than that of

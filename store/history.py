@@ -41,6 +41,7 @@ class Version(NamedTuple):
 
     @property
     def order(self) -> tuple[int, str, int]:
+        """What orders versions: the one with the greatest was published last."""
         return self.clock, self.writer, self.seq
 
 
@@ -315,7 +316,7 @@ def carry(lab: Path, entries: list[dict]) -> None:
         atomic.write_bytes(lab / "log" / name, b"".join(lines))
 
 
-def rows(lab=None, as_of: str | None = None) -> list[dict]:
+def rows(lab: Path | str | None = None, as_of: str | None = None) -> list[dict]:
     """The log's entries in order, with who, when and what. Raises StoreError where `as_of` is no time."""
     history = read(lab_path(lab))
     if as_of is not None:

@@ -7,7 +7,7 @@ import re
 import socket
 import time
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from .lab import line_is_whole
 
@@ -70,7 +70,7 @@ def read_new(path: Path, earlier: Lines | None) -> Lines:
     )  # fmt: skip
 
 
-def plain(value, depth: int = 0):
+def plain(value: Any, depth: int = 0) -> Any:
     """`value`, as `json` reads it, where every other reader takes it too; else ValueError: a text that is no Unicode, a
     number that is not finite or no 64-bit integer, nesting beyond 100."""
     if depth > 100:
@@ -158,4 +158,5 @@ class Appender:
             return False
 
     def close(self) -> None:
+        """Close the file."""
         os.close(self.handle)

@@ -5,6 +5,7 @@ import difflib
 import json
 import os
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -14,6 +15,7 @@ import pyarrow.parquet as pq
 from . import schema
 from .errors import StoreError
 
+Rows: TypeAlias = Any  # an Arrow table or record batch reader, a DataFrame, or an iterable of dicts
 ROW_GROUP = 122_880  # rows, as DuckDB likes them
 CHUNK = 4 * ROW_GROUP
 
@@ -66,7 +68,7 @@ def _column(table: schema.Table, column: schema.Column, values) -> pa.ChunkedArr
     return values
 
 
-def fit(name: str, rows) -> pa.Table:
+def fit(name: str, rows: Rows) -> pa.Table:
     """`rows` (Arrow table, DataFrame or list of dicts) as the table's declared schema.
 
     Raises StoreError naming column and row where they don't fit. In a DataFrame NaN means null."""

@@ -138,7 +138,7 @@ def fails(rule: str) -> str:
     return f"TRY(coalesce(({rule}\n), false)) IS NULL"
 
 
-def try_rule(con, rule: str, selection_id: str | None = None) -> Trial:
+def try_rule(con: duckdb.DuckDBPyConnection, rule: str, selection_id: str | None = None) -> Trial:
     """Ask a rule of the texts of a selection, or of all: how many it holds for and how many it fails on, before it is set.
 
     Raises StoreError where it is no rule, or fails on every text."""
@@ -147,7 +147,7 @@ def try_rule(con, rule: str, selection_id: str | None = None) -> Trial:
     cursor = con.cursor()
     rows, matches, failures = cursor.execute(
         f"SELECT count(*), count(*) FILTER ({holds(rule)}), count(*) FILTER ({fails(rule)}) FROM rule_rows{where}"
-    ).fetchone()
+    ).fetchall()[0]
     error = None
     if failures:
         try:
@@ -185,7 +185,7 @@ def rule_matches(decisions: pa.Table, rows: str = "rule_rows") -> tuple[str, lis
     return json.dumps(views) if parts else "", damaged
 
 
-def failures(con) -> list[Damage]:
+def failures(con: duckdb.DuckDBPyConnection) -> list[Damage]:
     """The rules that fail on texts of the lab, and on how many."""
     rows = con.execute(
         "SELECT event_id, count(DISTINCT sample_id), min(sample_id) FROM rule_failures GROUP BY event_id ORDER BY event_id"
@@ -196,7 +196,7 @@ def failures(con) -> list[Damage]:
     ]
 
 
-def dropped(con, candidates: pa.Table) -> list[str]:
+def dropped(con: duckdb.DuckDBPyConnection, candidates: pa.Table) -> list[str]:
     """Ids of the texts that standing decisions would drop were they drawn: current_decisions' own rule, over texts that
     are in no selection yet.
 

@@ -42,6 +42,7 @@ class Table(NamedTuple):
 
     @property
     def version(self) -> int:
+        """The schema version that new units have: that of the newest column."""
         return max(column.since for column in self.columns)
 
     def arrow(self, version: int | None = None) -> pa.Schema:
@@ -49,6 +50,7 @@ class Table(NamedTuple):
         return pa.schema([(c.name, c.type) for c in self.columns if version is None or c.since <= version])
 
     def column(self, name: str) -> Column | None:
+        """The column of this name, or None."""
         return next((column for column in self.columns if column.name == name), None)
 
 
@@ -512,4 +514,5 @@ def sql_type(type: pa.DataType) -> str:
 
 
 def column_type(column: Column) -> str:
+    """The SQL type that a view shows a column in."""
     return "JSON" if column.json else sql_type(column.type)

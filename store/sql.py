@@ -16,13 +16,16 @@ import tempfile
 import threading
 import time
 import weakref
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import duckdb
 import pyarrow as pa
 
 from .errors import StoreError
 
+Parameters: TypeAlias = list | tuple | dict[str, Any] | None
 QUERIES = {"SELECT_NODE", "SET_OPERATION_NODE", "RECURSIVE_CTE_NODE", "CTE_NODE"}
 # A table function may read what a pointer names, switch a setting, or run a text as SQL: only these are let through.
 FUNCTIONS = re.compile(
@@ -61,7 +64,7 @@ def _parser() -> duckdb.DuckDBPyConnection:
     return duckdb.connect()
 
 
-def walk(value):
+def walk(value: Any) -> Iterator[dict[str, Any]]:
     """Every dict inside nested lists and dicts, outermost first."""
     if isinstance(value, dict):
         yield value
@@ -113,7 +116,7 @@ def check_statement(sql: str) -> None:
         raise StoreError(f"only SELECT and EXPLAIN run here, not {kind}")
 
 
-def lock(con: duckdb.DuckDBPyConnection, lab, memory: str = "2GB") -> None:
+def lock(con: duckdb.DuckDBPyConnection, lab: Path | str, memory: str = "2GB") -> None:
     """Shut a connection in: the lab's files only, no extensions, no settings. The order matters."""
     folder = str(lab).replace("'", "''")
     escaped = re.sub(r"[*?\[]", lambda match: f"[{match[0]}]", folder)  # as the views name it, see catalogue.file_list
@@ -149,6 +152,7 @@ def one_line(error: BaseException) -> str:
 
 
 def too_long(limit: float) -> str:
+    """The message for a query that was stopped after `limit` seconds."""
     return f"stopped after {limit:g} s: narrow the query down, or give it more time"
 
 
@@ -219,7 +223,7 @@ class Worker:
             size -= len(part)
         return b"".join(parts)
 
-    def ask(self, sql: str, parameters, limit: float) -> pa.Table:
+    def ask(self, sql: str, parameters: Parameters, limit: float) -> pa.Table:
         """The answer to a query. StoreError where it may not run, fails, or takes too long or too much."""
         with self.lock:
             self.start()
@@ -262,7 +266,7 @@ class LockedConnection:
     def __class__(self) -> type:  # mo.sql asks isinstance(engine, DuckDBPyConnection)
         return duckdb.DuckDBPyConnection
 
-    def _run(self, sql, parameters=None, timeout_s=None) -> pa.Table:
+    def _run(self, sql: str, parameters: Parameters = None, timeout_s: float | None = None) -> pa.Table:
         if not isinstance(sql, str):
             raise StoreError("SQL is given as text here")
         return self._worker.ask(sql, parameters, timeout_s or self._timeout_s)
@@ -271,7 +275,8 @@ class LockedConnection:
         """The next query sees what others have published and said since."""
         self._worker.stale = True
 
-    def execute(self, query, parameters=None, timeout_s=None):
+    def execute(self, query: str, parameters: Parameters = None, timeout_s: float | None = None) -> "LockedConnection":
+        """Run one SELECT or EXPLAIN and keep its answer for `fetchall` and the like. Raises StoreError."""
         result = self.bare.cursor()
         result.register("_result", self._run(query, parameters, timeout_s))
         self._result = result.execute("FROM _result")
@@ -282,22 +287,26 @@ class LockedConnection:
             return getattr(self._result, name)
         raise AttributeError(f"a locked connection has no {name}; it runs SELECT and EXPLAIN")
 
-    def sql(self, query, alias="", params=None, **_):
+    def sql(self, query: str, alias: str = "", params: Parameters = None, **_: Any) -> duckdb.DuckDBPyRelation:
+        """The answer to one SELECT or EXPLAIN as a relation of DuckDB. Raises StoreError."""
         return self.bare.from_arrow(self._run(query, params))
 
     query = sql
 
-    def table(self, query, parameters=None, timeout_s=None) -> pa.Table:
-        """The answer as an Arrow table."""
+    def table(self, query: str, parameters: Parameters = None, timeout_s: float | None = None) -> pa.Table:
+        """The answer to one SELECT or EXPLAIN as an Arrow table. Raises StoreError."""
         return self._run(query, parameters, timeout_s)
 
-    def cursor(self):
+    def cursor(self) -> "LockedConnection":
+        """A second connection to the same lab and process, with results of its own."""
         return LockedConnection(self.bare.cursor(), self._worker, self._timeout_s)
 
-    def interrupt(self):
+    def interrupt(self) -> None:
+        """Stop the query that runs, and the process that runs it."""
         self._worker.stop()
 
-    def close(self):
+    def close(self) -> None:
+        """Close the connection and stop its process."""
         self._worker.stop()
         self.bare.close()
 

@@ -9,8 +9,9 @@ import os
 import re
 import secrets
 import urllib.parse
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -18,7 +19,7 @@ import pyarrow.compute as pc
 from . import atomic, history, ids, schema
 from .errors import Damage, StoreError
 from .lab import code_version, is_whole, lab_path, seal
-from .rows import CHUNK, constants, fit, order_of, table_named, write_parquet
+from .rows import CHUNK, Rows, constants, fit, order_of, table_named, write_parquet
 from .verification import MEMBER, check, checked_files, relative, remember, save_checked, sha256
 
 ATTEMPTS = 4  # at reading a lab in which units are being joined and removed
@@ -36,6 +37,7 @@ class Unit(NamedTuple):
 
     @property
     def rows(self) -> int:
+        """The number of its rows, by its manifest."""
         return self.manifest["rows"]
 
     @property
@@ -72,7 +74,9 @@ def _manifest_paths(lab: Path, table: str, unit: str) -> list[Path]:
     return sorted(path for path in paths if path.stem == f"unit-{unit}" or path.stem.startswith(f"unit-{unit}-"))
 
 
-def publish(lab, table: str, rows, made_from: dict, merge: dict | None = None, since: int | None = None) -> Unit:
+def publish(
+    lab: Path | str | None, table: str, rows: Rows, made_from: dict, merge: dict | None = None, since: int | None = None
+) -> Unit:
     """Write `rows` as one unit of `table` and return it.
 
     `made_from` names the work (ids of inputs, configuration hash, seed, shard) and nothing about when or by which
@@ -168,7 +172,7 @@ def publish(lab, table: str, rows, made_from: dict, merge: dict | None = None, s
     return Unit(table, unit, path, manifest)
 
 
-def exists(lab, table: str, made_from: dict) -> bool:
+def exists(lab: Path | str | None, table: str, made_from: dict) -> bool:
     """Whether this work is published, merged into a bigger unit or not: its manifest is whole, and its Parquet file
     there and as long as the manifest says. No byte of it is read: `scan` finds what changed inside."""
     lab, unit = lab_path(lab), unit_id(table, made_from)
@@ -202,7 +206,7 @@ def version_is_here(lab: Path, unit: Unit) -> bool:
 NAME = re.compile(r"unit-(?P<unit>[A-Za-z0-9_]+)(?:[-.](?P<sha8>[0-9a-f]{8}))?\.parquet")
 
 
-def manifest_fault(manifest) -> str | None:
+def manifest_fault(manifest: Any) -> str | None:
     """What is wrong with a manifest, or None. One that comes from elsewhere may say anything."""
     if not isinstance(manifest, dict) or "sum" not in manifest or not is_whole(manifest):
         return "its manifest's checksum does not agree"
@@ -234,7 +238,7 @@ def manifest_fault(manifest) -> str | None:
     return None
 
 
-def read_manifest(path: Path, fault=manifest_fault) -> dict | str | None:
+def read_manifest(path: Path, fault: Callable[[Any], str | None] = manifest_fault) -> dict | str | None:
     """A manifest, or why it cannot be read, or None where it is gone. Remembered while the file stays.
 
     `fault(value)` says what is wrong with what the file holds, or None."""
@@ -263,7 +267,7 @@ def clear_cache() -> None:
     _manifests.clear()
 
 
-def read_manifests(lab: Path, table: str):
+def read_manifests(lab: Path, table: str) -> Iterator[tuple[Path, dict | str]]:
     """(path, manifest or why it cannot be read) of every manifest of a table."""
     root = lab / "tables" / table
     try:

@@ -7,7 +7,9 @@ import json
 import os
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -29,7 +31,7 @@ def keep_in_memory() -> None:
     _writes = False
 
 
-def write_beside(lab: Path, name: str, value) -> None:
+def write_beside(lab: Path, name: str, value: Any) -> None:
     """Put what was found out beside the lab, as JSON; not where it cannot be written, or this process must not."""
     if _writes:
         with contextlib.suppress(OSError):
@@ -95,7 +97,7 @@ def save_checked(lab: Path) -> None:
     write_beside(lab, "verified.json", merged)
 
 
-def remembered(lab: Path | str, path: Path, key: str, check) -> str | None:
+def remembered(lab: Path | str, path: Path, key: str, check: Callable[[], str | None]) -> str | None:
     """`check()`: why the file cannot be trusted, or None; not asked again while the file (size, times) and `key`, which
     names what it is checked against, stay as they were when it was found whole. Remembered as a unit's check is."""
     name, mark = os.path.relpath(path, lab), [*_fingerprint(path.stat()), key]

@@ -135,7 +135,7 @@ def _inspect(lab: Path, grace_s: float) -> tuple[dict[str, list[Damage]], list[d
     }, unrecorded  # fmt: skip
 
 
-def verify(lab=None, repair: bool = False, grace_s: float = GRACE_S) -> list[Damage]:
+def verify(lab: Path | str | None = None, repair: bool = False, grace_s: float = GRACE_S) -> list[Damage]:
     """Read every unit, event and run again and return what is damaged, missing, in conflict or orphaned (table, path,
     reason). Units that no log names are logged, so that a lab from before there were logs gets one.
 
@@ -198,7 +198,7 @@ def _write_off(lab: Path, damaged: list[Damage]) -> None:
     history.append(lab, entries)
 
 
-def prefer(lab, unit: str) -> list[str]:
+def prefer(lab: Path | str | None, unit: str) -> list[str]:
     """Decide a conflict: the rows of this unit (its id, or id-sha8 for one of its versions) are shown where others have
     their keys. Returns the tables it is in. Raises StoreError where the lab's log names no such unit, or cannot be written."""
     lab = lab_path(lab)

@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 import warnings
+from typing import Any
 
 import duckdb
 import pyarrow as pa
@@ -47,7 +48,8 @@ def read_exactly(handle: int, size: int) -> bytes:
     return b"".join(parts)
 
 
-def write_all(handle: int, *parts) -> None:
+def write_all(handle: int, *parts: Any) -> None:
+    """Write all of `parts`, bytes or buffers, into a pipe."""
     for part in parts:
         part = memoryview(part)
         while len(part):
