@@ -3,7 +3,7 @@
 A strategy of one's own is a function `(pool, gamma) -> Clusters | Texts`, named as `package.module:name`."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike
 from salad import parts
 from salad.errors import SaladError
 
+from .marginal import BETA, allocate, one_curve
 from .target import check_gamma, shrink, target_distribution
 
 OVERSHOOT = 1.1  # estimated hours drawn for an hour of budget
@@ -25,7 +26,9 @@ class Pool:
     `d_cluster_K` is NaN where a cluster has no probe position, `d_N` (nats) where a text was not probed, `nll_N` (the
     teacher's mean NLL, nats a token) where it is not known. `open_K`: whether a cluster may be drawn from at all
     (its speech is well synthesised); `cer_K`: the mean CER of its probe; `d_se_K`: d_cluster's standard error (nats);
-    `probed_N`: whether a text is of the probe. `uncovered`: the domains without natural speech, for the oracle: what
+    `probed_N`: whether a text is of the probe. For `marginal`: `budget_h`, the hours that
+    are drawn; `natural_h`, those of natural speech that the model has heard; `beta` and `floor` (nats) of its learning curve,
+    NaN where none was measured. `uncovered`: the domains without natural speech, for the oracle: what
     lab/study.json says of their coverage, else the miniature's."""
 
     sample_ids: list[str]
@@ -41,6 +44,10 @@ class Pool:
     cer_K: np.ndarray
     d_se_K: np.ndarray
     uncovered: tuple[str, ...] = ("biology", "chemistry", "geography", "cooking", "music")
+    budget_h: float = np.nan
+    natural_h: float = np.nan
+    beta: float = np.nan
+    floor: float = 0.0
     notes: list[str] = field(default_factory=list)
 
     @classmethod
@@ -123,6 +130,23 @@ def sample_level(pool: Pool, gamma: float) -> Texts:
     return Texts(weight)
 
 
+def marginal(pool: Pool, gamma: float) -> Clusters:
+    """Hours where they lower Σ P_web · D most (salad.selection.marginal, all clusters on one curve), so the mass depends on the
+    budget; a cluster's mass is its hours over the length of its texts. gamma plays no part."""
+    p_web = _measured(pool, pool.d_cluster_K, "d_cluster")
+    natural_h = pool.natural_h if pool.natural_h > 0 else 1.0
+    beta = pool.beta if pool.beta > 0 else BETA
+    if not pool.natural_h > 0:
+        pool.notes.append("marginal: the hours of natural speech are not known; 1 h is assumed")
+    if not pool.beta > 0:
+        pool.notes.append(f"marginal: no learning curve of Stage I was measured; beta {BETA:g} is assumed")
+    curves = one_curve(pool.d_cluster_K, natural_h, beta, pool.floor)
+    hours = allocate(p_web, curves, pool.budget_h if pool.budget_h > 0 else natural_h)
+    count = np.bincount(pool.cluster_N, minlength=len(p_web))
+    seconds = np.bincount(pool.cluster_N, pool.seconds_N, len(p_web)) / np.maximum(count, 1)
+    return Clusters(np.where(count > 0, hours / np.maximum(seconds, 1e-9), 0.0))
+
+
 def oracle(pool: Pool, gamma: float) -> Texts:
     """Texts of the domains without natural speech, uniformly: what selection could reach at best (miniature)."""
     inside = np.isin(pool.domain_N.astype(str), pool.uncovered)
@@ -141,6 +165,7 @@ STRATEGIES: dict[str, Callable[[Pool, float], Clusters | Texts]] = {
     "uniform_clusters": uniform_clusters,
     "teacher_nll": teacher_nll,
     "sample_level": sample_level,
+    "marginal": marginal,
     "oracle": oracle,
 }
 
@@ -197,6 +222,7 @@ def draw(
     if not (np.isfinite(budget_h) and budget_h > 0):
         raise SaladError(f"budget is {budget_h} h; it must be more than 0")
     start = len(pool.notes)
+    pool = replace(pool, budget_h=budget_h)
     decided, p_target = decide(pool, strategy_name, gamma)
     skip = set(dropped)
     usable = pool.open_K[pool.cluster_N] & np.array([s not in skip for s in pool.sample_ids], bool)

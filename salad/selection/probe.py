@@ -138,6 +138,30 @@ def _uncovered(con) -> dict[str, tuple[str, ...]]:
         return {}
 
 
+def _learning(con, run_id: str) -> dict[str, float]:
+    """For `marginal`: hours of the natural speech that a run was trained on, and β and E of its Stage I's learning curve (M over
+    tokens, held-out text by P_web) where four checkpoints before the decay were scored; NaN and 0 where not."""
+    from salad import analysis
+
+    row = con.execute(
+        "WITH RECURSIVE up AS (SELECT run_id, parent_run_id, config FROM runs WHERE run_id = ? UNION ALL "
+        "SELECT r.run_id, r.parent_run_id, r.config FROM runs r JOIN up ON r.run_id = up.parent_run_id) "
+        "SELECT run_id, json_extract(config, '$.data.natural')::VARCHAR FROM up WHERE parent_run_id IS NULL", [run_id]
+    ).fetchone()  # fmt: skip
+    if row is None:
+        return {}
+    names = json.loads(row[1] or "[]")
+    hours = con.execute("SELECT sum(duration_s) / 3600 FROM syntheses WHERE speech IN (SELECT unnest(?))", [names]).fetchone()[0]
+    found = {"natural_h": float("nan") if hours is None else float(hours)}
+    path = con.execute("SELECT path FROM raw.lab").fetchone()[0]
+    try:
+        study = analysis.read_study(path, con)
+        law = analysis.power_law(con, row[0], study["p_web"], corpus=study.get("heldout", "heldout"), draws=2)
+    except (SaladError, store.StoreError):
+        return found
+    return found | {"beta": law.beta, "floor": max(0.0, law.e)}
+
+
 def pool(
     lab: Path | str, clustering_id: str, run_id: str, step: int, max_cer: float | None = None, speech: str | None = None
 ) -> Pool:
@@ -197,6 +221,7 @@ def pool(
         open_K=opened,
         probed_N=texts.sample_id.isin(probed).to_numpy(bool),
         **_uncovered(con),
+        **_learning(con, run_id),
         cer_K=speech_rows.set_index("cluster_id").cer.reindex(table.cluster_id).to_numpy(float),
         notes=notes,
     )

@@ -121,7 +121,7 @@ def select(lab: Lab, config: MiniatureStudy, cell: Cell, at: tuple[str, int], bu
     strategy = f"salad.studies:{cell.strategy}_filtered" if cell.filtered else cell.strategy
     name = selection.select(
         lab, clustering_id=recall(lab, f"clustering-{k}"), run_id=at[0], step=at[1], strategy=strategy,
-        gamma=0.0 if cell.strategy in ("uniform", "uniform_clusters", "oracle") else gamma, budget_h=budget_h,
+        gamma=0.0 if cell.strategy in ("uniform", "uniform_clusters", "oracle", "marginal") else gamma, budget_h=budget_h,
         seed=config.seed, max_cer=config.max_cer, parent=parent, number=number,
     )  # fmt: skip
     if cell.filtered:

@@ -89,7 +89,7 @@ class BaseStudy(Frozen):
         strategy, _, values = spec.partition("@")
         parts.trust(strategy)
         given: dict[str, Any] = {"gamma": self.gamma, "rounds": self.rounds}
-        if strategy in ("uniform", "uniform_clusters", "oracle"):
+        if strategy in ("uniform", "uniform_clusters", "oracle", "marginal"):
             given["gamma"] = 0.0  # plays no part
         for pair in filter(None, values.split(",")):
             name, _, value = pair.partition("=")

@@ -201,8 +201,8 @@ def select(
         clustering: the clustering (default: the newest).
         run: the run whose divergences steer the draw (default: the newest Stage I).
         step: its checkpoint, by its step (default: the last).
-        strategy: active, active_shrunk, active_rounds, uniform, uniform_clusters, teacher_nll, sample_level, oracle, or
-            package.module:name.
+        strategy: active, active_shrunk, active_rounds, uniform, uniform_clusters, teacher_nll, sample_level, marginal,
+            oracle, or package.module:name.
         gamma: exponent on d_cluster; the paper uses 5.
         budget: hours of speech; for a round, including all earlier rounds.
         seed: random seed of the draw.
