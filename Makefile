@@ -5,6 +5,7 @@ PYTHON := $(shell for p in python3.12 python3.11 python3; do \
 BIN := .venv/bin
 LAB ?= lab
 JOBS ?= 2
+WORKERS = -n $(JOBS) --dist loadfile --no-loadscope-reorder  # a file is one worker's; tests/conftest.py orders the files
 export HF_HUB_OFFLINE ?= 1
 export GRADIO_ANALYTICS_ENABLED = False
 export SALAD_LAB = $(LAB)
@@ -16,23 +17,23 @@ demo: .venv/installed
 
 # two files of tests at a time: many of them wait for processes and clocks. -rs says what was skipped, and why
 test: .venv/installed
-	$(BIN)/python -m pytest -q -rs -n $(JOBS) --dist loadfile
+	$(BIN)/python -m pytest -q -rs $(WORKERS)
 
 # the same, with the share of lines that ran in each module; processes that tests start are not counted
 coverage: .venv/installed
-	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile --cov=store --cov=salad --cov=workbench --cov-report=term:skip-covered \
+	$(BIN)/python -m pytest -q $(WORKERS) --cov=store --cov=salad --cov=workbench --cov-report=term:skip-covered \
 		--cov-report=html:build/coverage
 
 # what runs on a machine with Python, make and git alone, and what needs more (tests/tools.py); CI runs one after the other
 MARKED := chromium or compiler or slurm or sshd or rsync or sky or root or onnx or data or real
 test-bare: .venv/installed
-	$(BIN)/python -m pytest -q -rs -n $(JOBS) --dist loadfile -m "not ($(MARKED))"
+	$(BIN)/python -m pytest -q -rs $(WORKERS) -m "not ($(MARKED))"
 
 test-marked: .venv/installed
-	$(BIN)/python -m pytest -q -rs -n $(JOBS) --dist loadfile -m "$(MARKED)"
+	$(BIN)/python -m pytest -q -rs $(WORKERS) -m "$(MARKED)"
 
 test-all: .venv/installed
-	SALAD_FAULT_ROUNDS=$${SALAD_FAULT_ROUNDS:-20} $(BIN)/python -m pytest -q -rs -n $(JOBS) --dist loadfile
+	SALAD_FAULT_ROUNDS=$${SALAD_FAULT_ROUNDS:-20} $(BIN)/python -m pytest -q -rs $(WORKERS)
 
 # losses, scored rows and ids of a tiny study, of this tree and of its parent commit (or REV=...): they must agree
 pins: .venv/installed

@@ -25,6 +25,19 @@ atexit.register(shutil.rmtree, os.environ["XDG_STATE_HOME"], ignore_errors=True)
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+# files that take a minute or more begin first, so that at the end no worker waits for one of them
+LONGEST = (
+    "test_demo_interrupted.py", "test_findings.py", "test_passes.py", "test_training_faults.py", "test_store_faults.py",
+    "test_notebooks.py", "test_demo.py", "test_docs_run.py", "test_browser.py", "test_launch_slurm.py", "test_launch_ssh.py",
+)  # fmt: skip
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items):
+    place = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.name, len(LONGEST)))  # pytest-xdist keeps this order: Makefile
+
+
 @pytest.fixture(scope="session")
 def demo(tmp_path_factory):
     """The finished lab of `salad demo --smoke` (demo_lab.Demo); a test that changes it takes a copy."""

@@ -10,7 +10,7 @@ import time
 
 import psutil
 import pytest
-from tools import ROOT, TINY, Lines
+from tools import ROOT, ROUNDS, TINY, Lines
 
 import launch_gpu
 import store
@@ -102,7 +102,7 @@ def test_it_outlives_the_notebook_kernel_that_started_it(tmp_path):
 
 
 def test_kill_9_of_everything_is_seen_at_once_and_a_resume_gives_equal_losses(tmp_path, undisturbed):
-    for rounds in range(int(os.environ.get("SALAD_FAULT_ROUNDS", 1))):
+    for rounds in range(ROUNDS):
         run = start(tmp_path / str(rounds), steps=80)
         reach(run, 11 + 7 * rounds)
         kill_all(run)

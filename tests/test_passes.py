@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 import tiny
 from slurm_here import require_slurm, slurm
-from tools import die_at
+from tools import ROUNDS, die_at
 
 import store
 from salad import SaladError, passes, training
@@ -31,7 +31,6 @@ from salad.passes.synthesise import Job, synthesise
 from salad.runs import Preempted, RunFolder
 from salad.speech import load_tts, shar
 
-ROUNDS = int(os.environ.get("SALAD_FAULT_ROUNDS", "3"))
 process = multiprocessing.get_context("forkserver")  # one warm parent, from which every worker is forked
 process.set_forkserver_preload(["tiny", "salad.passes.run", "salad.passes.score", "salad.passes.synthesise",
                                 "salad.models.speech_lm", "peft", "lhotse.shar.writers.audio"])  # fmt: skip

@@ -5,7 +5,6 @@ import gzip
 import io
 import json
 import multiprocessing
-import os
 import random
 import signal
 import tarfile
@@ -13,6 +12,7 @@ import tarfile
 import numpy as np
 import pytest
 import soundfile
+from tools import ROUNDS
 
 import store
 from salad import SaladError
@@ -24,7 +24,6 @@ from tests.tones import hears_tones, tones
 from tests.tools import die_at, shared
 from workbench import cli
 
-ROUNDS = int(os.environ.get("SALAD_FAULT_ROUNDS", "3"))
 TEXTS = ["the cat sat on a mat", "a dog ran over the hill", "we paid for dinner today", "old ships sail far away"]
 
 

@@ -3,7 +3,6 @@
 import gzip
 import json
 import multiprocessing
-import os
 import random
 import re
 import shutil
@@ -12,7 +11,7 @@ import signal
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from tools import die_at
+from tools import ROUNDS, die_at
 
 import store
 from salad import SaladError
@@ -23,7 +22,6 @@ from salad.prepare.passages import passages, sentences
 from salad.prepare.text import TextOptions
 from workbench import cli
 
-ROUNDS = int(os.environ.get("SALAD_FAULT_ROUNDS", "3"))
 NOUNS = "river city teacher window garden letter engine forest market summer island doctor kitchen mountain".split()
 VERBS = "crosses follows paints remembers watches builds carries forgets measures visits".split()
 

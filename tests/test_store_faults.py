@@ -1,6 +1,6 @@
 """The store under real faults: flipped bits, killed processes, a full disk, many writers and readers at once.
 
-SALAD_FAULT_ROUNDS (3 by default) says how often; from 20 on, the crowd of processes runs for a minute."""
+SALAD_FAULT_ROUNDS (1 by default) says how often; from 20 on, the crowd of processes runs for a minute."""
 
 import json
 import multiprocessing
@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 from fixtures.make_lab import row_of
-from tools import obeying_permissions, small_disk
+from tools import ROUNDS, obeying_permissions, small_disk
 
 import store
 from salad.runs import RunFolder
@@ -25,7 +25,6 @@ from store import schema
 from store.jsonl import parse_lines
 from store.lab import is_whole, seal, seal_line
 
-ROUNDS = int(os.environ.get("SALAD_FAULT_ROUNDS", "3"))
 TABLES = [t.name for t in (*schema.UNITS, schema.PUBLISHED, *schema.EVENTS, *schema.RUNS)]
 process = multiprocessing.get_context("forkserver")  # one warm parent, from which every worker is forked
 process.set_forkserver_preload(["store", "pandas"])

@@ -26,12 +26,12 @@ from test_store import (
     verdicts,
     write_run,
 )
+from tools import ROUNDS
 
 import store
 from store import events, history, schema
 from store.lab import seal, seal_line
 
-ROUNDS = int(os.environ.get("SALAD_FAULT_ROUNDS", "3"))
 process = multiprocessing.get_context("forkserver")
 process.set_forkserver_preload(["store", "pandas"])
 pytestmark = pytest.mark.filterwarnings("ignore::store.DamagedWarning")

@@ -14,14 +14,13 @@ from pathlib import Path
 import pytest
 from fixtures import make_lab
 from test_store import many, publish_selection, sample
-from tools import mangled
+from tools import ROUNDS, mangled
 
 import store
 from store import events, history, runs, units, verification
 from store.lab import seal, seal_line
 
 LONG = float(os.environ.get("SALAD_FUZZ_S", "0"))
-ROUNDS = int(os.environ.get("SALAD_FAULT_ROUNDS", "3"))
 pytestmark = pytest.mark.filterwarnings("ignore::store.DamagedWarning")
 WRONG = [
     None,

@@ -1,12 +1,12 @@
 """The teacher's record against a float64 reference, and a run that trains from records against one that does not."""
 
-import os
 import random
 
 import pytest
 import torch
 from test_objective import ALPHAS, at_divergence, reference, relative
 from tiny import config, lab
+from tools import ROUNDS
 
 from salad import SaladError, training
 from salad.config import ObjectiveConfig, validate
@@ -14,8 +14,6 @@ from salad.objective import distillation_loss
 from salad.objective.teacher_cache import TeacherCache, bytes_per_position, cache_rows, cached_distillation_loss
 from salad.training import start
 from salad.training.distributed import Processes
-
-ROUNDS = int(os.environ.get("SALAD_FAULT_ROUNDS", "3"))
 
 
 def inputs(n=37, v=101, h=16, dtype=torch.float32, noise=0.3):

@@ -12,15 +12,13 @@ from pathlib import Path
 import pytest
 import torch
 from tiny import config, lab
-from tools import compiler
+from tools import ROUNDS, compiler
 
 import store
 from salad import SaladError, training
 from salad.models import SpeechLM
 from salad.runs import RunFolder
 from salad.training import checkpoints
-
-ROUNDS = int(os.environ.get("SALAD_FAULT_ROUNDS", "3"))
 
 
 @pytest.fixture(scope="module")

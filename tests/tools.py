@@ -34,6 +34,8 @@ MARKER_OF = {
 }  # fmt: skip
 MARKERS = {*MARKER_OF.values(), "sky", "root", "onnx", "data", "real"}
 NEEDS_SHARED = {"data", "real"}
+ROUNDS = int(os.environ.get("SALAD_FAULT_ROUNDS", "1"))  # how often faults are repeated: once, or 20 times in `make test-all`
+LONG = ROUNDS >= 20
 running: pytest.Item | None = None  # the test that runs now; conftest.py keeps it
 
 
