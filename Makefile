@@ -1,4 +1,4 @@
-# Two commands on a fresh machine: `make demo` and `make test`. Both set up what they need, and cost nothing again.
+# On a fresh machine: `make demo` and `make test`. Both set up `.venv` first; CONTRIBUTING.md lists the other commands.
 PYTHON := $(shell for p in python3.12 python3.11 python3; do \
 	command -v $$p >/dev/null 2>&1 && $$p -c 'import sys; sys.exit(not (3,11) <= sys.version_info[:2] < (3,13))' 2>/dev/null \
 	&& echo $$p && break; done)
@@ -15,16 +15,16 @@ export SALAD_LAB = $(LAB)
 demo: .venv/installed
 	@$(BIN)/salad demo
 
-# two files of tests at a time: many of them wait for processes and clocks. -rs says what was skipped, and why
+# every test that this machine can run; -rs lists what was skipped, with the reason
 test: .venv/installed
 	$(BIN)/python -m pytest -q -rs $(WORKERS)
 
-# the same, with the share of lines that ran in each module; processes that tests start are not counted
+# the same, with the share of lines that ran in each module; lines that run in a subprocess are not counted
 coverage: .venv/installed
 	$(BIN)/python -m pytest -q $(WORKERS) --cov=store --cov=salad --cov=workbench --cov-report=term:skip-covered \
 		--cov-report=html:build/coverage
 
-# what runs on a machine with Python, make and git alone, and what needs more (tests/tools.py); CI runs one after the other
+# tests that need Python, make and git only, and tests that need a further tool (tests/tools.py); CI runs both
 MARKED := chromium or compiler or slurm or sshd or rsync or sky or root or onnx or data or real
 test-bare: .venv/installed
 	$(BIN)/python -m pytest -q -rs $(WORKERS) -m "not ($(MARKED))"
@@ -35,7 +35,7 @@ test-marked: .venv/installed
 test-all: .venv/installed
 	SALAD_FAULT_ROUNDS=$${SALAD_FAULT_ROUNDS:-20} $(BIN)/python -m pytest -q -rs $(WORKERS)
 
-# losses, scored rows and ids of a tiny study, of this tree and of its parent commit (or REV=...): they must agree
+# losses, scored rows and ids of a tiny study must be the same in this tree and in its parent commit (or REV=...)
 pins: .venv/installed
 	$(BIN)/python -m tests.pins $(if $(REV),--rev $(REV))
 
