@@ -8,7 +8,6 @@ import time
 
 import pytest
 from demo_lab import DEMO, SALAD, results, salad
-from tools import LONG
 
 import store
 from salad import recipes
@@ -30,46 +29,14 @@ def interrupt(lab, moment) -> None:
     assert process.returncode == 130 and complaint.strip() == "salad: interrupted; rerun the command to resume."
 
 
-def without_stage2(done, lab):
-    """A copy of a finished lab as it was when Stage II was about to begin."""
-    shutil.copytree(done, lab)
-    with store.connect(lab) as con:
-        ids = [run for (run,) in con.execute("select run_id from runs where kind = 'stage2'").fetchall()]
-        asked = con.execute("select run_id, config from runs where kind = 'evaluate'").fetchall()
-    gone = [lab / "runs" / run for run in ids]
-    gone += [lab / "runs" / run for run, config in asked if any(stage2 in str(config) for stage2 in ids)]
-    gone += [lab / "tables" / table / f"run_id={run}" for table in ("divergences", "token_divergences") for run in ids]
-    gone += (lab / "tables" / "evaluations").glob("contender=stage2_*")
-    gone += [lab / "log"]  # which says that there should be more
-    for folder in gone:
-        shutil.rmtree(folder)
-    for path in [*(lab / ".study").glob("stage2_*"), *lab.glob(".study/steps/stage2_*"), *lab.glob(".study/steps/results_*")]:
-        path.unlink()
-
-
-def checkpoints(lab) -> set[str]:
-    return {str(path) for path in lab.glob("runs/*/checkpoints/step-*/manifest.json")}
-
-
-def test_interrupted_while_it_imports_it_has_begun_nothing(tmp_path):
-    lab = tmp_path / "lab"
-    # what its processes are forked from takes seconds to import
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A lab of the smoke study that was interrupted twice, and what the command printed at last."""
+    lab = tmp_path_factory.mktemp("demo") / "lab"
+    # while what its processes are forked from imports, which takes seconds: they begin nothing
     interrupt(lab, lambda: (lab / "study.json").exists() and not time.sleep(0.3))
     assert [path.name for path in lab.iterdir()] == ["study.json"]
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory, demo):
-    """A lab of the smoke study that was interrupted at a checkpoint, and what the command printed at last. Interrupted is
-    Stage II, from where the lab that nothing disturbed began it; in `make test-all` also the very first run, from nothing."""
-    lab = tmp_path_factory.mktemp("demo") / "lab"
-    if LONG:
-        interrupt(lab, lambda: checkpoints(lab))
-        interrupt(lab, lambda: len(list(lab.glob("runs/*/checkpoints/step-30/manifest.json"))) > 1)
-    else:
-        without_stage2(demo.lab, lab)
-        before = checkpoints(lab)
-        interrupt(lab, lambda: checkpoints(lab) - before)
+    interrupt(lab, lambda: list(lab.glob("runs/*/checkpoints/step-*/manifest.json")))
     result = salad(*DEMO, "--lab", lab)
     assert result.returncode == 0, result.stderr + result.stdout
     return lab, result.stdout
