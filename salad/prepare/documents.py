@@ -187,20 +187,21 @@ def _jsonl(path: Path, column: str, answer: str | None) -> Iterator[dict | str]:
     known = False
     try:
         for row in json_rows(path, lines.encoding_of(path, whole=False)):
-            one = row.value
-            if one is None:
-                if "from here on" in row.fault:
-                    raise _Unreadable(f"{path} cannot be read: {row.fault}")
-                one = "not UTF-8" if "UTF-8" in row.fault else "unreadable"
+            value: dict | str | None = row.value
+            if value is None:
+                fault = row.fault or ""
+                if "from here on" in fault:
+                    raise _Unreadable(f"{path} cannot be read: {fault}")
+                value = "not UTF-8" if "UTF-8" in fault else "unreadable"
             if not known:
-                held.append(one)
-                known = isinstance(one, dict) and column in one and (answer is None or answer in one)
+                held.append(value)
+                known = isinstance(value, dict) and column in value and (answer is None or answer in value)
                 if known or len(held) > BATCH:
                     if not known:
                         break
                     yield from held
                 continue
-            yield one
+            yield value
     except StoreError as error:
         raise _Unreadable(str(error)) from None
     if not known:

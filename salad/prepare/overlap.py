@@ -34,7 +34,8 @@ class Benchmarks:
 
     def __init__(self, items: dict[str, list[str]] | dict[str, list[list[str]]], n: int = NGRAM):
         """`items`: task -> its items, each the list of its texts."""
-        self.n, self.tasks, self.too_short = n, sorted(items), {}
+        self.n, self.tasks = n, sorted(items)
+        self.too_short: dict[str, int] = {}
         hashes, owners = [], []
         for number, task in enumerate(self.tasks):
             for texts in items[task]:
@@ -43,12 +44,10 @@ class Benchmarks:
                     self.too_short[task] = self.too_short.get(task, 0) + 1
                 hashes.append(found)
                 owners.append(np.full(len(found), number, np.int32))
-        pairs = np.unique(
-            np.rec.fromarrays(
-                [np.concatenate(hashes or [np.zeros(0, np.uint64)]), np.concatenate(owners or [np.zeros(0, np.int32)])],
-                names="hash,task",
-            )
-        )
+        pairs = np.empty(sum(map(len, hashes)), [("hash", np.uint64), ("task", np.int32)])
+        pairs["hash"] = np.concatenate(hashes or [np.zeros(0, np.uint64)])
+        pairs["task"] = np.concatenate(owners or [np.zeros(0, np.int32)])
+        pairs = np.unique(pairs)
         self.hashes, self.owners = np.ascontiguousarray(pairs["hash"]), np.ascontiguousarray(pairs["task"])
 
     @classmethod

@@ -75,7 +75,9 @@ def plain_text(text: str, chinese: bool = False) -> Plain:
     """See the module. `chinese`: full-width punctuation stays as it is."""
     if _PLAIN.fullmatch(text):
         return Plain(text, None, [])
-    characters, origin, dropped = [], [], []
+    characters: list[str] = []
+    origin: list[tuple[int, int]] = []
+    dropped: list[Dropped] = []
     for part in _PARTS.finditer(text):
         begin, end = part.span()
         if part[1] is not None:  # what has no accent to come

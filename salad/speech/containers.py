@@ -170,7 +170,8 @@ def _riff(file: BinaryIO, at: int, size: int, head: bytes) -> Container | None:
                  place + 4: struct.pack(f"{end}I", min(held, 0xFFFFFFFF))}  # fmt: skip
         return plain | ({ds64: b"JUNK"} if told_64 is not None else {})
 
-    found = _sound("WAV", file, start, size, told_64 if wide else length, wide, mend, f"{end}I")
+    declared = length if told_64 is None or not wide else told_64
+    found = _sound("WAV", file, start, size, declared, wide, mend, f"{end}I")
     if magic == b"BW64" and not found.patches:  # which libsndfile does not know by this name
         found.patches = mend(found.held) if found.held < 1 << 32 else {at: b"RF64"}
     return found

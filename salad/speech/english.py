@@ -319,7 +319,7 @@ def _plural_money(noun: str) -> str:
     return " ".join([*words[:-1], plural(words[-1]) if words[-1] not in ("real",) else "reais"])
 
 
-def _money(match: re.Match) -> str | None:
+def _money(match: re.Match) -> str:
     sign = match["sign"].strip()
     unit, small = CURRENCIES[sign] if sign in CURRENCIES else (CODES[sign], "cent")
     amount, upper = match["amount"], match["to"]
@@ -400,8 +400,8 @@ def _decimal_comma(match: re.Match) -> str:
 
 def _between_digits(match: re.Match) -> str | None:
     """A hyphen between digits that is no range: not within a name such as "i7-8700K"."""
-    token = re.search(r"[\w-]*$", match.string[max(match.start() - 24, 0) : match.start()])[0]
-    return None if re.search(r"[A-Za-z]", token) else " "
+    named = re.search(r"[A-Za-z][\w-]*$", match.string[max(match.start() - 24, 0) : match.start()])
+    return None if named else " "
 
 
 def _feet(match: re.Match) -> str:
@@ -525,7 +525,7 @@ def _short_phone(match: re.Match) -> str | None:
     return _phone(match) if match[0].startswith("555") or re.search(r"call|phone|tel|dial|fax|number|text", before) else None
 
 
-def _dotted(match: re.Match) -> str:
+def _dotted(match: re.Match) -> str | None:
     """E.g. "192.168.0.1" and "version 1.2.3"."""
     groups = match["n"].split(".")
     version = match["v"] or re.search(r"(?i)\b(?:version|release|build|python|v\.?|ios|android|linux) ?$",
@@ -581,7 +581,12 @@ def _mixed_vulgar(match: re.Match) -> str:
 
 
 def _power(match: re.Match) -> str:
-    exponent = match["n"].translate(str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻−", "0123456789+--"))
+    return _exponent(match["n"])
+
+
+def _exponent(written: str) -> str:
+    """E.g. "²" → " squared", "-3" → " to the power of minus three"."""
+    exponent = written.translate(str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻−", "0123456789+--"))
     if exponent in ("2", "3"):
         return " squared" if exponent == "2" else " cubed"
     sign, digits = ("minus " if exponent[0] == "-" else ""), exponent.strip("+-")
@@ -761,7 +766,7 @@ RULES = [
     ),
     rule(
         rf"{FREE}(?P<amount>{NUM}) ?[x×*·] ?10(?:\^\(?)?(?P<e>[-−+]?\d{{1,4}}(?=\)|\D|$)|[⁺⁻]?[⁰¹²³⁴⁵⁶⁷⁸⁹]{{1,4}})\)?(?!\d)",
-        lambda m: f"{number(m['amount'])} times ten{_power(re.match('(?P<n>.*)', m['e'], re.S))}",
+        lambda m: f"{number(m['amount'])} times ten{_exponent(m['e'])}",
         "^⁰¹²³⁴⁵⁶⁷⁸⁹",
     ),
     rule(rf"{FREE}(?P<amount>{NUM})[eE](?P<e>[-+−]\d{{1,3}})(?!\w)", _scientific, "eE"),
@@ -921,7 +926,7 @@ RULES = [
     ),
     rule(r"(?<=\ufffc) ?(?P<take>/)(?= ?(?:[a-z]+\b))", " per ", "/"),
     rule(r"(?<![A-Za-z][A-Za-z])(?<=[\w\ufffc)])(?P<n>[⁺⁻]?[⁰¹²³⁴⁵⁶⁷⁸⁹]{1,9})", _power, "⁰¹²³⁴⁵⁶⁷⁸⁹"),
-    rule(r"(?<![A-Za-z])(?:[kcm]m|mi|ft|in|yd)(?P<take>[²³])", lambda m: _power(re.match("(?P<n>.)", m["take"])), "²³"),
+    rule(r"(?<![A-Za-z])(?:[kcm]m|mi|ft|in|yd)(?P<take>[²³])", lambda m: _exponent(m["take"]), "²³"),
     rule(r"[⁺⁻]?[⁰¹²³⁴⁵⁶⁷⁸⁹]{1,9}|[†‡]", "", "⁰¹²³⁴⁵⁶⁷⁸⁹†‡"),  # marks of footnotes
     rule(r"(?<![\w\ufffc+])\+(?=[$£€\ufffc])", "plus ", "+"),
     rule(rf"(?<!\S)[{re.escape(''.join(SYMBOLS))}](?!\S)", _symbol, "".join(SYMBOLS)),
@@ -938,7 +943,7 @@ RULES = [
             "most": "at most ",
             "least": "at least ",
             "both": "plus or minus ",
-        }[m.lastgroup],
+        }[m.lastgroup or ""],
         "<>≤≥±",
     ),
     rule(

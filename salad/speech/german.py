@@ -312,7 +312,7 @@ RULES = [
     rule(r"\b(?:am|vom|bis|zum|seit|ab|den|dem|der) (?P<take>(?P<d>[0-3]?\d)\. ?(?P<m>0?[1-9]|1[0-2])\.)(?![\d])", _day, "."),
     rule(
         r"\b(?:[Uu]m|[Aa]b|[Bb]is|[Gg]egen) (?P<take>\d{1,2} ?h)(?!\w)",
-        lambda m: f"{cardinal(re.match(r'[0-9]+', m['take'])[0])} Uhr",
+        lambda m: f"{cardinal(m['take'].rstrip('h '))} Uhr",
         "h",
     ),
     rule(r"(?<![\w/.,-])(?P<a>1[5-9]\d\d|20\d\d)/(?P<b>\d\d|1[5-9]\d\d|20\d\d)(?![\w/-]|[.,]\d)", _season, "/"),

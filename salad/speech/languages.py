@@ -69,7 +69,7 @@ def of_voice(tts: str, voice: str) -> str:
         base = voice.partition("@")[0].partition("+")[0].lower().rpartition("/")[2]
         code = _ESPEAK.get(base.partition("-")[0], base.partition("-")[0])
     elif engine == "piper":
-        code = re.match(r"[a-z]*", voice)[0]
+        code = re.split("[^a-z]", voice)[0]
     elif engine in ("kokoro", "kokoro-onnx"):
         code = next((one.code for one in LANGUAGES.values() if voice[:1] and voice[0] in one.kokoro), "")
     return code if code in LANGUAGES else "en"

@@ -99,7 +99,8 @@ def _noise_as_inputs(model) -> list[str]:
     own generator goes on from run to run, so that an utterance would depend on those before."""
     from onnx import TensorProto, helper
 
-    graph, names = model.graph, []
+    names: list[str] = []
+    graph = model.graph
     for node in [node for node in graph.node if node.op_type == "RandomNormalLike"]:
         name, tag = f"noise_{len(names)}", f"salad_noise_{len(names)}"
         attributes = {one.name: one.f for one in node.attribute}

@@ -9,6 +9,7 @@ import re
 from functools import cache
 from pathlib import Path
 
+from salad.errors import SaladError
 from salad.speech.languages import UNSPACED, find_language
 from salad.speech.reading import EMAIL, URL
 
@@ -58,8 +59,11 @@ def _stop_words() -> dict[str, frozenset[str]]:
     import runpy
     from importlib.util import find_spec
 
+    spec = find_spec("spacy")
+    if spec is None or spec.origin is None:
+        raise SaladError("spaCy is not installed, and its lists of common words are needed: pip install spacy")
     # the word lists alone: importing spacy.lang.fr compiles its tokenizer's expressions for seconds
-    folder = Path(find_spec("spacy").origin).parent / "lang"
+    folder = Path(spec.origin).parent / "lang"
     tongues = ("en", "de", "fr", "es", "it", "pt", "nl", "sv", "pl")
     words = {tongue: runpy.run_path(str(folder / tongue / "stop_words.py"))["STOP_WORDS"] for tongue in tongues}
     return {tongue: frozenset(w for w in words[tongue] if len(w) > 1) for tongue in tongues}
@@ -80,7 +84,7 @@ def _other_language(text: str, code: str) -> str | None:
         return None
     counts = {tongue: sum(word in stop for word in words) for tongue, stop in _stop_words().items()}
     own = counts.pop(row.stop_words)
-    tongue = max(counts, key=counts.get)
+    tongue = max(counts, key=lambda code: counts[code])
     if counts[tongue] >= 3 and counts[tongue] > 1.5 * own:
         return f"{counts[tongue]} common words of {tongue}, {own} of {row.name}"
     return None

@@ -118,7 +118,8 @@ def _read(text: str, rules: tuple[Rule, ...]) -> list[tuple[int, int, str]]:
     does not see: there stand signs that are neither blank nor letter nor digit."""
     there = set(text)
     taken: list[tuple[int, int, str]] = []
-    free, gone, current = None, bytearray(len(text)), text
+    free: list[str] = []  # the characters that no rule has read, once one has
+    gone, current = bytearray(len(text)), text
     for pattern, say, needs in rules:
         if needs and there.isdisjoint(needs):
             continue
@@ -131,7 +132,7 @@ def _read(text: str, rules: tuple[Rule, ...]) -> list[tuple[int, int, str]]:
             if said and said[-1] != "." and text[end - 1] == "." and _ENDS.match(text, end):
                 said += "."  # the full stop of an abbreviation that ends the sentence, too
             taken.append((start, end, said))
-            free = free if free is not None else list(text)
+            free = free or list(text)
             free[start:end] = TAKEN * (end - start)
             gone[start:end] = b"\1" * (end - start)
             changed = True
