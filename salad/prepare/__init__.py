@@ -21,11 +21,11 @@ def own_recogniser(lab: Path | str) -> str:
     return str(folder)
 
 
-def parse_part(told: str) -> tuple[int, int]:
+def parse_part(text: str) -> tuple[int, int]:
     """ "K/N" as (K, N). SaladError where it is none."""
-    k, slash, n = told.partition("/")
+    k, slash, n = text.partition("/")
     if not (slash and k.isdigit() and n.isdigit() and int(k) < int(n)):
-        raise SaladError(f"part {told!r} is no K/N with K from 0 to N - 1, such as 0/4")
+        raise SaladError(f"part {text!r} is no K/N with K from 0 to N - 1, such as 0/4")
     return int(k), int(n)
 
 
@@ -33,8 +33,8 @@ def describe_counts(counts: dict) -> str:
     """The counts of a preparation, for a person."""
 
     def parts(some: dict, but: str = "") -> str:
-        found = sorted(some.items(), key=lambda item: -item[1])
-        return ", ".join(f"{n:,} {key}" for key, n in found if key != but and n) or "none"
+        largest = sorted(some.items(), key=lambda item: -item[1])
+        return ", ".join(f"{n:,} {key}" for key, n in largest if key != but and n) or "none"
 
     if "documents" in counts:
         documents, passages = counts["documents"], counts["passages"]

@@ -69,18 +69,18 @@ def find(source: Path | str) -> Files:
         if any((source / name).is_file() for name in ("dataset_dict.json", "dataset_info.json", "state.json")):
             return Files("datasets", sorted(source.rglob("*.arrow")))
         below = list(files_under(source))
-        found = {kind: sorted(path for path in below if path.name.lower().endswith(ends) and path.is_file())
+        by_kind = {kind: sorted(path for path in below if path.name.lower().endswith(ends) and path.is_file())
                  for kind, ends in _ENDS.items()}  # fmt: skip
-        if found["packed"]:
-            raise SaladError(f"{found['packed'][0]} is compressed in a way that is not read here: unpack it, or use gzip")
-        if found["parquet"] and found["jsonl"]:
+        if by_kind["packed"]:
+            raise SaladError(f"{by_kind['packed'][0]} is compressed in a way that is not read here: unpack it, or use gzip")
+        if by_kind["parquet"] and by_kind["jsonl"]:
             raise SaladError(
-                f"{source} holds Parquet ({found['parquet'][0].name} …) and JSONL ({found['jsonl'][0].name} …), perhaps of the "
-                "same documents: name the one that is wanted"
+                f"{source} holds Parquet ({by_kind['parquet'][0].name} …) and JSONL ({by_kind['jsonl'][0].name} …), perhaps of "
+                "the same documents: name the one that is wanted"
             )
         for kind in ("parquet", "jsonl"):
-            if found[kind]:
-                return Files(kind, found[kind])
+            if by_kind[kind]:
+                return Files(kind, by_kind[kind])
         raise SaladError(f"{source} holds no Parquet, no JSONL and no dataset that `datasets` saved")
     if not source.is_file():
         raise SaladError(f"{source} does not exist")
@@ -139,15 +139,15 @@ def _document(row: dict | str, column: str, answer: str | None, number: str, sou
     named = next((_plain(row[key]) for key in IDS if row.get(key) is not None and row[key] == row[key]), number)  # no NaN
     licence = next((_plain(row[key]) for key in LICENCES if row.get(key)), None)
     domain = _plain(row["domain"]) if row.get("domain") else None
-    told = (named, _plain(row.get("source") or source), licence, domain)
+    common = (named, _plain(row.get("source") or source), licence, domain)
     if text is not None and not isinstance(text, str):
-        return Document(told[0], None, *told[1:], "unreadable")
+        return Document(common[0], None, *common[1:], "unreadable")
     if text is None or not text.strip():
-        return Document(told[0], None, *told[1:], "empty")
+        return Document(common[0], None, *common[1:], "empty")
     answered = None if answer is None else row.get(answer)
     if answer is not None and (not isinstance(answered, str) or not answered.strip()):
-        return Document(told[0], None, *told[1:], "no answer")
-    return Document(told[0], text, *told[1:], answer=answered)
+        return Document(common[0], None, *common[1:], "no answer")
+    return Document(common[0], text, *common[1:], answer=answered)
 
 
 def _plain(value) -> str:
@@ -205,7 +205,12 @@ def _jsonl(path: Path, column: str, answer: str | None) -> Iterator[dict | str]:
     except StoreError as error:
         raise _Unreadable(str(error)) from None
     if not known:
-        _wanted(list(next((one for one in held if isinstance(one, dict)), {column: 0, answer: 0})), column, answer, path)
+        _wanted(
+            list(next((row_held for row_held in held if isinstance(row_held, dict)), {column: 0, answer: 0})),
+            column,
+            answer,
+            path,
+        )
         yield from held
 
 
@@ -213,10 +218,10 @@ def _of_datasets(folder: Path, column: str, answer: str | None) -> Iterator[Docu
     import datasets
 
     try:
-        found = datasets.load_from_disk(str(folder))
+        dataset = datasets.load_from_disk(str(folder))
     except (OSError, ValueError, pa.ArrowException) as error:
         raise SaladError(f"{folder} cannot be read as a saved dataset: {str(error).splitlines()[0]}") from None
-    for split, part in found.items() if isinstance(found, dict) else [(folder.name, found)]:
+    for split, part in dataset.items() if isinstance(dataset, dict) else [(folder.name, dataset)]:
         part = part.select_columns(_wanted(part.column_names, column, answer, f"{folder} ({split})"))
         number = 0
         for batch in part.with_format("arrow").iter(BATCH):

@@ -25,19 +25,19 @@ def signatures(texts: Iterable[str]) -> np.ndarray:
 
     shingled = []
     for text in texts:
-        found = words(text) or [text]
-        shingled.append([" ".join(found[i : i + SHINGLE]).encode() for i in range(max(len(found) - SHINGLE + 1, 1))])
+        shingles = words(text) or [text]
+        shingled.append([" ".join(shingles[i : i + SHINGLE]).encode() for i in range(max(len(shingles) - SHINGLE + 1, 1))])
     made = MinHash.generator(shingled, num_perm=BANDS * ROWS, seed=1, hashfunc=xxhash.xxh32_intdigest)
-    found = [one.hashvalues for one in made]
-    return np.array(found, np.uint32).reshape(len(found), BANDS * ROWS)
+    shingles = [minhash.hashvalues for minhash in made]
+    return np.array(shingles, np.uint32).reshape(len(shingles), BANDS * ROWS)
 
 
 def columns(signatures_NH: np.ndarray) -> dict[str, pa.Array]:
     """What `mark` needs of the texts: signature (bytes) and a hash of each band."""
     odd = np.random.default_rng(0).integers(1, 2**63, ROWS, np.uint64) * np.uint64(2) + np.uint64(1)
     bands_NB = (signatures_NH.astype(np.uint64).reshape(-1, BANDS, ROWS) * odd).sum(-1, dtype=np.uint64)
-    told = {"signature": pa.array([row.tobytes() for row in signatures_NH], pa.binary())}
-    return told | {name: pa.array(bands_NB[:, i], pa.uint64()) for i, name in enumerate(BAND_COLUMNS)}
+    arrays = {"signature": pa.array([row.tobytes() for row in signatures_NH], pa.binary())}
+    return arrays | {name: pa.array(bands_NB[:, i], pa.uint64()) for i, name in enumerate(BAND_COLUMNS)}
 
 
 def mark(con, threshold: float = THRESHOLD) -> None:
@@ -99,7 +99,7 @@ class Seen:
 
     def add(self, ids: list[str]) -> list[bool]:
         """Whether each id was there already, earlier in this list included; all of them are from now on."""
-        hashes = np.array([xxhash.xxh3_64_intdigest(plain(one).encode()) for one in ids], np.uint64)
+        hashes = np.array([xxhash.xxh3_64_intdigest(plain(id).encode()) for id in ids], np.uint64)
         first = np.zeros(len(hashes), bool)
         first[np.unique(hashes, return_index=True)[1]] = True
         known = ~first
@@ -113,7 +113,7 @@ class Seen:
 
     def knows(self, ids: list[str]) -> list[bool]:
         """Whether each id was there already; none of them is added."""
-        hashes = np.array([xxhash.xxh3_64_intdigest(plain(one).encode()) for one in ids], np.uint64)
+        hashes = np.array([xxhash.xxh3_64_intdigest(plain(id).encode()) for id in ids], np.uint64)
         known = np.zeros(len(hashes), bool)
         for run in self._runs:
             at = np.minimum(np.searchsorted(run, hashes), len(run) - 1)

@@ -58,30 +58,30 @@ def number_of(value, name: str) -> float | None:
     """A number of seconds, or None where nothing is said. Unusable for what is no number, negative or not finite."""
     if value is None or (isinstance(value, str) and not value.strip()):
         return None
-    found = math.nan
+    number = math.nan
     try:
         if isinstance(value, (int, float)) and not isinstance(value, bool):
-            found = float(value)
+            number = float(value)
         elif isinstance(value, str) and _NUMBER.fullmatch(value.strip()):
-            found = float(value)
+            number = float(value)
     except OverflowError:
         pass
-    if not 0 <= found < 1e9:
+    if not 0 <= number < 1e9:
         raise Unusable("bad number", f"{name} is {_short(value)}, not a number of seconds")
-    return found
+    return number
 
 
 def part_of(row: dict, unclear: bool = True) -> Segment:
     """The part of its sound that a row asks for. Unusable where it cannot be told. `unclear`: whether columns such as
     `start`, whose unit is not known, are asked about."""
 
-    def one(names: tuple[str, ...]) -> tuple[str, float] | None:
-        found = [(name, value) for name in names if (value := number_of(row.get(name), name)) is not None]
-        if len({value for _, value in found}) > 1:
-            raise Unusable("bad number", " but ".join(f"{name} is {value:g}" for name, value in found))
-        return found[0] if found else None
+    def value_of(names: tuple[str, ...]) -> tuple[str, float] | None:
+        values = [(name, value) for name in names if (value := number_of(row.get(name), name)) is not None]
+        if len({value for _, value in values}) > 1:
+            raise Unusable("bad number", " but ".join(f"{name} is {value:g}" for name, value in values))
+        return values[0] if values else None
 
-    start, end, duration = one(START), one(END), one(("duration", "duration_s"))
+    start, end, duration = value_of(START), value_of(END), value_of(("duration", "duration_s"))
     if unclear and start is None and end is None:
         if asked := next((name for name in UNCLEAR if row.get(name) not in (None, "", 0, "0")), None):
             raise Unusable("unclear column", f"{asked} is {_short(row[asked])}: in seconds it is called start_s and end_s")
@@ -103,9 +103,9 @@ def channels_of(row: dict) -> tuple[int, ...] | None:
         value = row.get(name)
         if value in (None, "", "average"):
             continue
-        found = value if isinstance(value, list) else [value]
-        numbers = [int(one) for one in found if not isinstance(one, bool) and re.fullmatch(r"\d{1,4}", str(one), re.A)]
-        if numbers and len(numbers) == len(found):
+        values = value if isinstance(value, list) else [value]
+        numbers = [int(item) for item in values if not isinstance(item, bool) and re.fullmatch(r"\d{1,4}", str(item), re.A)]
+        if numbers and len(numbers) == len(values):
             return tuple(numbers)
         if name == "channel_selector" or not isinstance(value, str):  # else a word: where it was published, say
             raise Unusable("unclear column", f"{name} is {_short(value)}, not a channel's number from 0")
@@ -159,9 +159,9 @@ def _table(path: Path, encoding: str, delimiters: str) -> Iterator[_Row]:
         elif len(fields) == len(header):
             yield _Row(number, dict(zip(header, fields, strict=True)))
         else:
-            told = {name: value for name, value in zip(header, fields, strict=False) if name in AUDIO}
+            audio_fields = {name: value for name, value in zip(header, fields, strict=False) if name in AUDIO}
             why = f"line {number} has {len(fields)} fields under {len(header)} columns"
-            yield _Row(number, told, ("wrong number of fields", why))
+            yield _Row(number, audio_fields, ("wrong number of fields", why))
 
 
 def _column(name: str) -> str:
@@ -213,12 +213,12 @@ def _quoted(path: Path, encoding: str, delimiter: str) -> Iterator[tuple[int, li
         if not line.text.strip():
             continue
         taken, more = [line], None
-        while "\n".join(one.text for one in taken).count('"') % 2 and len(taken) < _QUOTED:
+        while "\n".join(piece.text for piece in taken).count('"') % 2 and len(taken) < _QUOTED:
             more = following()
             if more is None or more.text is None:
                 break
             taken.append(more)
-        text = "\n".join(one.text for one in taken)
+        text = "\n".join(piece.text for piece in taken)
         try:
             (fields,) = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
             yield line.number, fields, None
@@ -244,16 +244,16 @@ def listed(path: Path, folder: Path, licence: str | None = None, unclear: bool =
                     break
                 continue
             known = True
-            for one in held:
-                yield _recorded(one, path, folder, licence, unclear)
+            for earlier in held:
+                yield _recorded(earlier, path, folder, licence, unclear)
         yield _recorded(row, path, folder, licence, unclear)
     if known or not held:
         return
     named = next((row for row in held if row.value is not None and row.fault is None), None)
     if named is not None:
         raise NotAList(_needs(path, named.value))
-    for one in held:  # a table whose rows all have a fault
-        yield _recorded(one, path, folder, licence, unclear)
+    for earlier in held:  # a table whose rows all have a fault
+        yield _recorded(earlier, path, folder, licence, unclear)
 
 
 def _recorded(row: _Row, path: Path, folder: Path, licence: str | None, unclear: bool) -> Recorded:

@@ -22,9 +22,9 @@ def words(text: str) -> list[str]:
 
 def ngrams(text: str, n: int) -> np.ndarray:
     """uint64 hashes of the n-grams of words; empty where there are fewer than `n` words."""
-    found = words(text)
-    told = [xxhash.xxh3_64_intdigest(" ".join(found[i : i + n]).encode()) for i in range(len(found) - n + 1)]
-    return np.array(told, np.uint64)
+    sequence = words(text)
+    hashes = [xxhash.xxh3_64_intdigest(" ".join(sequence[i : i + n]).encode()) for i in range(len(sequence) - n + 1)]
+    return np.array(hashes, np.uint64)
 
 
 class Benchmarks:
@@ -39,11 +39,11 @@ class Benchmarks:
         hashes, owners = [], []
         for number, task in enumerate(self.tasks):
             for texts in items[task]:
-                found = np.concatenate([np.zeros(0, np.uint64), *(ngrams(text, n) for text in texts)])
-                if not len(found):
+                item_hashes = np.concatenate([np.zeros(0, np.uint64), *(ngrams(text, n) for text in texts)])
+                if not len(item_hashes):
                     self.too_short[task] = self.too_short.get(task, 0) + 1
-                hashes.append(found)
-                owners.append(np.full(len(found), number, np.int32))
+                hashes.append(item_hashes)
+                owners.append(np.full(len(item_hashes), number, np.int32))
         pairs = np.empty(sum(map(len, hashes)), [("hash", np.uint64), ("task", np.int32)])
         pairs["hash"] = np.concatenate(hashes or [np.zeros(0, np.uint64)])
         pairs["task"] = np.concatenate(owners or [np.zeros(0, np.int32)])
@@ -70,7 +70,7 @@ class Benchmarks:
         """The tasks that `text` shares an n-gram with."""
         if not len(self.hashes):
             return []
-        found = ngrams(text, self.n)
-        low, high = np.searchsorted(self.hashes, found, "left"), np.searchsorted(self.hashes, found, "right")
+        text_hashes = ngrams(text, self.n)
+        low, high = np.searchsorted(self.hashes, text_hashes, "left"), np.searchsorted(self.hashes, text_hashes, "right")
         seen = {int(task) for a, b in zip(low, high, strict=True) for task in self.owners[a:b]}
         return [self.tasks[number] for number in sorted(seen)]

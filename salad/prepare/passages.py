@@ -51,13 +51,13 @@ def sentences(text: str, language: str = "en") -> list[tuple[int, int]]:
                     spans[-1][1] = span[1]
                 else:
                     spans.append(span)
-    found = []
+    trimmed_spans = []
     for start, end in spans:
         trimmed = text[start:end].strip()
         if trimmed:
             start += len(text[start:end]) - len(text[start:end].lstrip())
-            found.append((start, start + len(trimmed)))
-    return found
+            trimmed_spans.append((start, start + len(trimmed)))
+    return trimmed_spans
 
 
 def _goes_on(text: str, last: list[int], span: list[int], language: str) -> bool:
@@ -83,7 +83,7 @@ def passages(
     by itself), "long word" (longer by an unbroken run of characters alone) and "short" (the rest of a run of sentences,
     shorter than `min_s`)."""
     timed = [(start, end, expected_s(text[start:end], rate, language)) for start, end in sentences(text, language)]
-    found, left, run = [], Counter(), []
+    kept, left, run = [], Counter(), []
     for sentence in [*timed, None]:
         if sentence is not None and sentence[2] <= max_s:
             run.append(sentence)
@@ -94,9 +94,9 @@ def passages(
             if seconds < min_s:
                 left["short"] += 1
             else:
-                found.append(Passage(start, end, seconds))
+                kept.append(Passage(start, end, seconds))
         run = []
-    return found, left
+    return kept, left
 
 
 def whole(text: str, max_s: float = 30.0, rate: float = CHARACTERS_PER_S, language: str = "en") -> tuple[list[Passage], Counter]:

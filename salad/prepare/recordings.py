@@ -68,8 +68,8 @@ def count(source: Path | str, layout: str = "auto", language: str = "en", cache:
 def refuse_nothing(source: Path | str, layout: str = "auto", language: str = "en") -> None:
     """SaladError where `source` lists no recording, before anything is loaded or written for it."""
     source = Path(source)
-    found = layout_of(source) if layout == "auto" and source.exists() else layout
-    if source.exists() and _in_tars(source, found):
+    resolved = layout_of(source) if layout == "auto" and source.exists() else layout
+    if source.exists() and _in_tars(source, resolved):
         tars.find(source, language)
     elif next(recordings(source, layout, language), None) is None:
         raise SaladError(f"{source} lists no recording")
@@ -124,10 +124,10 @@ def layout_of(source: Path) -> str:
     )
 
 
-def other_language(told: str | None, wanted: str) -> bool:
+def other_language(named: str | None, wanted: str) -> bool:
     """Whether a recording says that it is in another language than is asked for. "en", "en-US", "eng" and "English" are
     one; a name that is not known decides nothing."""
-    code = re.split("[-_ ]", (told or "").strip().lower())[0]
+    code = re.split("[-_ ]", (named or "").strip().lower())[0]
     code = _LANGUAGES.get(code, code)
     asked = re.split("[-_ ]", wanted.strip().lower())[0]
     return bool(code) and asked != "any" and code != asked and len(code) in (2, 3)
@@ -174,20 +174,20 @@ def _sentence_case(text: str) -> str:
 
 
 def _cuts(source: Path, language: str) -> Iterator[Recorded]:
-    for one in cuts.listed(source):
-        told = one.custom.get("language")
-        if one.fault is None and other_language(told, language):
-            yield replace(one, fault=("other language", f"{told!r}, not {language!r}"))
+    for recording in cuts.listed(source):
+        named = recording.custom.get("language")
+        if recording.fault is None and other_language(named, language):
+            yield replace(recording, fault=("other language", f"{named!r}, not {language!r}"))
         else:
-            yield one
+            yield recording
 
 
 def _emilia(source: Path, language: str) -> Iterator[Recorded]:
     folder = source / "raw" / language.upper()
-    found = sorted(folder.glob("*.jsonl"))
-    if not found:
+    paths = sorted(folder.glob("*.jsonl"))
+    if not paths:
         raise SaladError(f"{folder} holds no *.jsonl, so it is no Emilia in {language!r}")
-    for path in found:
+    for path in paths:
         yield from lists.listed(path, folder, LICENCES["emilia"], unclear=False)  # start and end are of another sound
 
 
@@ -215,23 +215,23 @@ def _of_tar(path: Path, row: dict, longest_s: float | None) -> tuple[np.ndarray,
 
 
 def _tables(source: Path) -> list[Path]:
-    found = (path for path in source.iterdir() if path.name.lower().endswith(_TABLES) and "cuts" not in path.name)
-    return sorted(path for path in found if path.is_file())
+    paths = (path for path in source.iterdir() if path.name.lower().endswith(_TABLES) and "cuts" not in path.name)
+    return sorted(path for path in paths if path.is_file())
 
 
 def _table(source: Path, language: str) -> Iterator[Recorded]:
     if source.is_file():
         yield from lists.listed(source, source.parent)
         return
-    found, refused = _tables(source), None
-    if not found:
+    paths, refused = _tables(source), None
+    if not paths:
         raise SaladError(f"{source} holds no TSV, no CSV and no JSONL")
     any_is = False
-    for path in found:  # Common Voice has a table of reports beside its lists
+    for path in paths:  # Common Voice has a table of reports beside its lists
         try:
-            for one in lists.listed(path, path.parent):
+            for recording in lists.listed(path, path.parent):
                 any_is = True
-                yield one
+                yield recording
             any_is = True
         except NotAList as error:
             refused = refused or error

@@ -83,12 +83,12 @@ def prepare_speech(lab: Path | str, source: Path | str, name: str, recogniser: C
     made_from = {"prepare": "speech", "speech": name, "options": asdict(options), "shard_size": shard_size,
                  "recogniser": names.kept(recogniser.name, lab), "source": Path(source).name}  # fmt: skip
     made_from = _begin(lab, name, work, made_from, recogniser.name)
-    told = (source, options.layout, options.language, work / "tars")
-    expected = count(*told) if progress else None
+    where = (source, options.layout, options.language, work / "tars")
+    expected = count(*where) if progress else None
     total, done, seen, files = 0, 0, 0, Seen()
     _keep_published(lab, name, work)
-    for number, listed in enumerate(_shards(recordings(*told), shard_size)):
-        files.add([one.file for one in listed if one.file is not None])
+    for number, listed in enumerate(_shards(recordings(*where), shard_size)):
+        files.add([recording.file for recording in listed if recording.file is not None])
         total, seen = total + 1, seen + len(listed)
         if number % part[1] == part[0]:
             _shard(lab, name, number, listed, recogniser, options, work, made_from)
@@ -97,7 +97,9 @@ def prepare_speech(lab: Path | str, source: Path | str, name: str, recogniser: C
             progress(seen, expected)
     if not total:
         raise SaladError(f"{source} lists no recording")
-    beside = [_aside(one, Unusable(*one.fault)) for one in not_listed(source, options.layout, options.language, files)]
+    beside = [
+        _aside(recording, Unusable(*recording.fault)) for recording in not_listed(source, options.layout, options.language, files)
+    ]
     _write_where_new(work / "aside.not-listed.jsonl", _json_lines(beside))
     counts = _counts(work, range(total), seen, beside) | {"shards": f"{done} of {total}"}
     if done == total:
@@ -119,8 +121,8 @@ def _begin(lab: Path, name: str, work: Path, made_from: dict, heard_by: str) -> 
             made_from = made_from | {"recogniser": there["recogniser"]}
         if there != made_from:
             flat, other = {**made_from, **made_from["options"]}, {**there, **there["options"]}
-            found = [f"{key} was {other.get(key)!r}" for key in flat if key != "options" and other.get(key) != flat[key]]
-            raise SaladError(f"{work} was begun otherwise: {'; '.join(found)}; take another --name")
+            differences = [f"{key} was {other.get(key)!r}" for key in flat if key != "options" and other.get(key) != flat[key]]
+            raise SaladError(f"{work} was begun otherwise: {'; '.join(differences)}; take another --name")
     elif shar.folder_of(lab, name).exists():
         raise SaladError(f"{shar.folder_of(lab, name)} is there already and `salad prepare` did not make it; take another --name")
     else:
@@ -134,22 +136,22 @@ def _write_where_new(path: Path, data: bytes) -> None:
         atomic.write_bytes(path, data)
 
 
-def _shards(found: Iterator[Recorded], size: int) -> Iterator[list[Recorded]]:
+def _shards(listed: Iterator[Recorded], size: int) -> Iterator[list[Recorded]]:
     """In the order of the list, each under an id of its own. The first that has an id keeps it, so that a list may grow;
     another recording (file, start, channel) of the same id is told apart by its place, and the same one again, in whatever
     shard, is marked."""
     ids, places = Seen(), Seen()
-    while part := list(itertools.islice(found, size)):
-        again = places.add([f"{one.id}\0{one.place}" for one in part])
-        taken = ids.add([one.id for one in part])
-        for n, (one, same, known) in enumerate(zip(part, again, taken, strict=True)):
+    while part := list(itertools.islice(listed, size)):
+        again = places.add([f"{recording.id}\0{recording.place}" for recording in part])
+        taken = ids.add([recording.id for recording in part])
+        for n, (recording, same, known) in enumerate(zip(part, again, taken, strict=True)):
             if same:
-                part[n] = replace(one, fault=("listed twice", one.id))
+                part[n] = replace(recording, fault=("listed twice", recording.id))
             elif known:
-                own = f"{one.id}@{store.ids.digest(one.place)[:8]}" if one.own_id else one.place
+                own = f"{recording.id}@{store.ids.digest(recording.place)[:8]}" if recording.own_id else recording.place
                 while ids.add([own])[0]:
                     own += "'"
-                part[n] = replace(one, id=own)
+                part[n] = replace(recording, id=own)
         yield part
 
 
@@ -157,8 +159,8 @@ def _keep_published(lab: Path, name: str, work: Path) -> None:
     """Remember under which name the `samples` of this preparation were published first, before any shard changes."""
     if not (work / "published.json").exists() and (lab / "speech" / f"{name}.json").exists():
         numbers = range(len(list(work.glob("texts.*.parquet"))))
-        found = store.ids.digest([there["listed"] if (there := _outcome(work, n)) else None for n in numbers])
-        atomic.write_json(work / "published.json", {"unit": found, "texts": found})
+        published = store.ids.digest([there["listed"] if (there := _outcome(work, n)) else None for n in numbers])
+        atomic.write_json(work / "published.json", {"unit": published, "texts": published})
 
 
 def _paths(work: Path, number: int) -> tuple[Path, Path]:
@@ -174,14 +176,14 @@ def _outcome(work: Path, number: int) -> dict | None:
 
 
 def _shard(lab, name, number, listed: list[Recorded], recogniser, options, work: Path, made_from: dict) -> None:
-    told = store.ids.digest([[plain(r.id), plain(r.text), *([plain(r.answer)] if r.answer else [])] for r in listed])
+    fingerprint = store.ids.digest([[plain(r.id), plain(r.text), *([plain(r.answer)] if r.answer else [])] for r in listed])
     there = _outcome(work, number)
     # a shard that is listed otherwise than before stays the same unit, which replaces the old one
-    first = told if there is None else there.get("unit", there["listed"])
+    first = fingerprint if there is None else there.get("unit", there["listed"])
     unit = made_from | {"shard": number, "recordings": first}
     if (
         there is not None
-        and there["listed"] == told
+        and there["listed"] == fingerprint
         and (not there["kept"] or (store.exists(lab, "syntheses", unit) and shar.damage(lab, name, number) is None))
     ):
         return
@@ -196,8 +198,8 @@ def _shard(lab, name, number, listed: list[Recorded], recogniser, options, work:
     atomic.write_bytes(aside_path, _json_lines(aside))
     counts = {
         "recordings": len(listed), "kept": len(kept), "aside": Counter(row["reason"] for row in aside),
-        "seconds": sum(speech.utterance.duration_s for speech in kept), "listed": told,
-        **({"unit": first} if first != told else {}),
+        "seconds": sum(speech.utterance.duration_s for speech in kept), "listed": fingerprint,
+        **({"unit": first} if first != fingerprint else {}),
         "flags": Counter(flag for speech in kept for flag in speech.utterance.flags),
         "licences": Counter(speech.custom["licence"] for speech in kept),
     }  # fmt: skip
@@ -215,64 +217,71 @@ def _shard(lab, name, number, listed: list[Recorded], recogniser, options, work:
     atomic.write_bytes(texts_path, buffer.getvalue().to_pybytes())
 
 
-def _json_lines(found: list[dict]) -> bytes:
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in found).encode()
+def _json_lines(rows: list[dict]) -> bytes:
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
 
 
-def _aside(one: Recorded, why: Unusable) -> dict:
+def _aside(recording: Recorded, why: Unusable) -> dict:
     """What is written of a recording that is set aside."""
     reason, detail = why.args
-    return {"id": plain(one.id), "reason": reason, "detail": plain(detail)[:200], "text": plain(one.text)}
+    return {"id": plain(recording.id), "reason": reason, "detail": plain(detail)[:200], "text": plain(recording.text)}
 
 
 def _kept(listed, name, recogniser, options, asr: str) -> tuple[list[shar.Speech], list[dict]]:
     """What of a shard can be used, as speech with its words, and what cannot, with its reason."""
     aside: list[dict] = []
-    heard: list[tuple[Recorded, np.ndarray]] = []
-    for one in listed:
+    decoded: list[tuple[Recorded, np.ndarray]] = []
+    for recording in listed:
         try:
-            heard.append((one, _sound(one, options)))
+            decoded.append((recording, _sound(recording, options)))
         except Unusable as error:
-            aside.append(_aside(one, error))
-    told = recogniser.hear([samples for _, samples in heard], [options.spoken_as] * len(heard))
+            aside.append(_aside(recording, error))
+    transcribed = recogniser.hear([samples for _, samples in decoded], [options.spoken_as] * len(decoded))
     code = options.spoken_as
-    spoken = [spoken_form(one.text, code).spoken for one, _ in heard]
-    checks = check_many([samples for _, samples in heard], [one.text for one, _ in heard], recogniser, spoken=spoken,
-                        transcripts=[transcript for transcript, _ in told], languages=[code] * len(heard))  # fmt: skip
+    spoken = [spoken_form(recording.text, code).spoken for recording, _ in decoded]
+    checks = check_many(
+        [samples for _, samples in decoded],
+        [recording.text for recording, _ in decoded],
+        recogniser,
+        spoken=spoken,
+        transcripts=[transcript for transcript, _ in transcribed],
+        languages=[code] * len(decoded),
+    )
     kept = []
-    for (one, samples), (transcript, log_probs), check in zip(heard, told, checks, strict=True):
+    for (recording, samples), (transcript, log_probs), check in zip(decoded, transcribed, checks, strict=True):
         try:
             if "clipping" in check.flags:
                 raise Unusable("clipped", f"peak {np.abs(samples).max():.3f}")
             if check.cer > options.max_cer:
                 raise Unusable("text does not match", f"CER {check.cer:.2f}, heard {transcript[:120]!r}")
             try:
-                found = align(samples, one.text, recogniser, log_probs, code)
+                aligned = align(samples, recording.text, recogniser, log_probs, code)
             except SaladError as error:
                 raise Unusable("not aligned", str(error)) from None
         except Unusable as error:
-            aside.append(_aside(one, error))
+            aside.append(_aside(recording, error))
             continue
-        sample_id = store.ids.sample_id(name, one.text)
+        sample_id = store.ids.sample_id(name, recording.text)
         custom = {
-            "recording": one.id, "licence": one.licence or options.licence, "alignment_score": found.score,
-            "domain": one.domain or options.domain, **({"answer": one.answer} if one.answer else {}), **one.custom,
+            "recording": recording.id, "licence": recording.licence or options.licence, "alignment_score": aligned.score,
+            "domain": recording.domain or options.domain, **({"answer": recording.answer} if recording.answer else {}),
+            **recording.custom,
         }  # fmt: skip
-        utterance = Utterance(samples, SAMPLE_RATE, found.words, check.flags)
+        utterance = Utterance(samples, SAMPLE_RATE, aligned.words, check.flags)
         kept.append(shar.Speech(
-            store.ids.hash_id("y", sample_id, "recorded", one.id), sample_id, one.text, utterance, one.speaker,
+            store.ids.hash_id("y", sample_id, "recorded", recording.id), sample_id, recording.text, utterance, recording.speaker,
             measured=check.columns() | {"asr": asr}, custom=custom,
         ))  # fmt: skip
     return kept, aside
 
 
-def _sound(one: Recorded, options: SpeechOptions) -> np.ndarray:
+def _sound(recording: Recorded, options: SpeechOptions) -> np.ndarray:
     """float32 [T] at 16 kHz, or Unusable."""
-    if one.fault is not None:
-        raise Unusable(*one.fault)
-    if not any(c.isalnum() for c in one.text):
-        raise Unusable("no text", one.text)
-    samples, rate = one.load(options.max_s)
+    if recording.fault is not None:
+        raise Unusable(*recording.fault)
+    if not any(c.isalnum() for c in recording.text):
+        raise Unusable("no text", recording.text)
+    samples, rate = recording.load(options.max_s)
     seconds = len(samples) / rate
     if seconds < MIN_S:
         raise Unusable("empty", f"{seconds:.3f} s")

@@ -48,7 +48,7 @@ def find(source: Path, language: str) -> list[Path]:
     """The tars of a file or folder, in order. Where folders are named by languages (EN, DE …), that language's."""
     if source.is_file():
         return [source]
-    found = sorted(path for path in files_under(source) if path.name.endswith((".tar", ".tar.gz", ".tgz")))
+    paths = sorted(path for path in files_under(source) if path.name.endswith((".tar", ".tar.gz", ".tgz")))
 
     code = re.split("[-_]", language)[0].upper()
 
@@ -56,9 +56,9 @@ def find(source: Path, language: str) -> list[Path]:
         name = path.parent.name
         return not (len(name) == 2 and name.isupper()) or name == code or code == "ANY"
 
-    kept = [path for path in found if of_language(path)]
+    kept = [path for path in paths if of_language(path)]
     if not kept or all(path.suffix != ".tar" for path in kept):
-        there = sorted({path.parent.name for path in found if not of_language(path)})
+        there = sorted({path.parent.name for path in paths if not of_language(path)})
         packed = next(iter(kept), None)
         raise SaladError(
             f"{source} holds no tar"
@@ -70,9 +70,9 @@ def find(source: Path, language: str) -> list[Path]:
 
 def estimate(source: Path, language: str, cache: Path | None) -> int:
     """About how many recordings there are: as many per byte as in the first tar."""
-    found = find(source, language)
-    first = index(found[0], cache).num_rows
-    return round(first * sum(path.stat().st_size for path in found) / max(found[0].stat().st_size, 1))
+    paths = find(source, language)
+    first = index(paths[0], cache).num_rows
+    return round(first * sum(path.stat().st_size for path in paths) / max(paths[0].stat().st_size, 1))
 
 
 def index(path: Path, cache: Path | None = None) -> pa.Table:
@@ -110,8 +110,8 @@ def _scan(path: Path, length: int) -> list[dict]:
 
     def lost(start: int, stop: int) -> None:
         if _anything(file, start, stop):
-            told = f"bytes {start} to {stop} of {path.name} hold no member: fetch the tar again"
-            rows.append({"id": f"{path.stem}@{start}", "reason": "unreadable", "detail": told})
+            detail = f"bytes {start} to {stop} of {path.name} hold no member: fetch the tar again"
+            rows.append({"id": f"{path.stem}@{start}", "reason": "unreadable", "detail": detail})
 
     with open(path, "rb") as file:
         if os.pread(file.fileno(), 2, 0) == b"\x1f\x8b":
@@ -127,9 +127,9 @@ def _scan(path: Path, length: int) -> list[dict]:
                 continue
             row = open_pairs.get(key) or (last.get(key) if half != "json" else None)
             if half == "audio" and row is not None and row.get("extension", extension) != extension:
-                told = f"{row['key']} has two sounds, .{row['extension']} and .{extension}: a key ends at the first dot"
-                row |= {"reason": "unclear", "detail": told}
-                rows.append({"id": name.rpartition("/")[2], "key": name, "own_id": False, "reason": "unclear", "detail": told})
+                detail = f"{row['key']} has two sounds, .{row['extension']} and .{extension}: a key ends at the first dot"
+                row |= {"reason": "unclear", "detail": detail}
+                rows.append({"id": name.rpartition("/")[2], "key": name, "own_id": False, "reason": "unclear", "detail": detail})
                 continue
             if row is None or half in row:  # the same half again is another recording, of the same name
                 row = open_pairs[key] = {"id": key.rpartition("/")[2] or name, "key": key, "own_id": False}
@@ -146,8 +146,8 @@ def _scan(path: Path, length: int) -> list[dict]:
             if half == "audio":
                 row |= {"offset": member.offset_data, "size": member.size}
             elif half == "json":
-                told = _told(data, path)
-                row |= {name: value for name, value in told.items() if name != "text" or value or "text" not in row}
+                detail = _told(data, path)
+                row |= {name: value for name, value in detail.items() if name != "text" or value or "text" not in row}
             elif not row.get("text"):
                 row |= _written(data)
             if not whole:
@@ -217,19 +217,24 @@ def _told(data: bytes, path: Path) -> dict:
         return {"reason": "unreadable", "detail": "its JSON is no object"}
     if lines.has_surrogate(value):
         return {"reason": "unreadable", "detail": "its JSON holds half of a surrogate pair, which is no character"}
-    told = {"text": value.get("text"), "speaker": named(value, SPEAKER), "language": value.get("language"),
-            "licence": named(value, LICENCE), "answer": value.get("answer")}  # fmt: skip
-    told = {key: str(one) for key, one in told.items() if one not in (None, "") and not isinstance(one, (list, dict, bool))
-            and (not isinstance(one, float) or math.isfinite(one))}  # fmt: skip
+    values = {"text": value.get("text"), "speaker": named(value, SPEAKER), "language": value.get("language"),
+              "licence": named(value, LICENCE), "answer": value.get("answer")}  # fmt: skip
+    columns: dict = {
+        key: str(item)
+        for key, item in values.items()
+        if item not in (None, "")
+        and not isinstance(item, (list, dict, bool))
+        and (not isinstance(item, float) or math.isfinite(item))
+    }
     if name := value.get("id") or value.get("_id"):
-        told |= {"id": str(name), "own_id": True}
+        columns |= {"id": str(name), "own_id": True}
     if isinstance(value.get("dnsmos"), (int, float)) and math.isfinite(value["dnsmos"]):
-        told["dnsmos"] = float(value["dnsmos"])
+        columns["dnsmos"] = float(value["dnsmos"])
     try:
         part = part_of(value, unclear=False)
-        told |= {"start": part.start_s, "duration": part.duration_s, "channels": part.channels and list(part.channels)}
+        columns |= {"start": part.start_s, "duration": part.duration_s, "channels": part.channels and list(part.channels)}
     except Unusable as error:
-        told |= {"reason": error.args[0], "detail": error.args[1]}
-    if "licence" not in told and "dnsmos" in value:
-        told["licence"] = "CC BY 4.0" if "_id" in value or "Emilia-YODAS" in path.parts else "CC BY-NC 4.0"
-    return told
+        columns |= {"reason": error.args[0], "detail": error.args[1]}
+    if "licence" not in columns and "dnsmos" in value:
+        columns["licence"] = "CC BY 4.0" if "_id" in value or "Emilia-YODAS" in path.parts else "CC BY-NC 4.0"
+    return columns

@@ -61,10 +61,10 @@ class TextOptions:
     tokenizer: str | None = None
     answer: str | None = None
 
-    def told(self) -> dict:
+    def as_stored(self) -> dict:
         """The options by name, without those that came later and are not used: a corpus keeps its name."""
-        told = asdict(self) | {"characters_per_s": self.rate}
-        return {key: value for key, value in told.items() if key != "answer" or value is not None}
+        options = asdict(self) | {"characters_per_s": self.rate}
+        return {key: value for key, value in options.items() if key != "answer" or value is not None}
 
     @property
     def rate(self) -> float:
@@ -100,23 +100,23 @@ def prepare_text(lab: Path | str, source: Path | str, name: str, options: TextOp
     files = reading.find(source)
     benchmarks = Benchmarks.of_lab(lab, tasks, options.ngram)
     made_from = {
-        "prepare": "text", "corpus": name, "options": options.told(), "files": files.fingerprint(), "chunk": chunk,
+        "prepare": "text", "corpus": name, "options": options.as_stored(), "files": files.fingerprint(), "chunk": chunk,
         "tasks": benchmarks.tasks, "items": benchmarks.fingerprint(),
     }  # fmt: skip
     if options.tokenizer and (lab / options.tokenizer).is_dir():  # the lab's own, such as models/tokenizer
         options = replace(options, tokenizer=str(lab / options.tokenizer))
     report = lab / "corpora" / f"{name}.json"
     if report.exists():
-        told = atomic.load_json(report)
-        if told.get("made_from") != made_from:
-            raise SaladError(f"{report} tells of another corpus {name!r}: {_difference(told, made_from)}; take another --name")
+        stored = atomic.load_json(report)
+        if stored.get("made_from") != made_from:
+            raise SaladError(f"{report} tells of another corpus {name!r}: {_difference(stored, made_from)}; take another --name")
         if (
-            all(store.exists(lab, "samples", _unit(made_from, n)) for n in told.get("units", []))
-            and all((lab / "corpora" / name / part).is_file() for part in told.get("parts", []))
+            all(store.exists(lab, "samples", _unit(made_from, n)) for n in stored.get("units", []))
+            and all((lab / "corpora" / name / part).is_file() for part in stored.get("parts", []))
             and store.files.fault(lab / "corpora" / name) is None
         ):
             shutil.rmtree(lab / "corpora" / f".{name}", ignore_errors=True)
-            return told["counts"]
+            return stored["counts"]
     work = _workplace(lab, name, made_from, made_here=report.exists())
     names, parts, total = [], {}, reading.count(files) if progress else None
     for number, part, counts in _cut_all(files, source, work, options, benchmarks, workers, chunk):
@@ -134,12 +134,12 @@ def prepare_text(lab: Path | str, source: Path | str, name: str, options: TextOp
         hours, tasks_seen, licences = 0.0, Counter(), Counter()
         for number, part in enumerate(names):
             rows = _marked(con, number, part)
-            told = _publish(lab, name, number, rows, made_from)
-            published.update(told["passages"])
+            outcome = _publish(lab, name, number, rows, made_from)
+            published.update(outcome["passages"])
             units += [number] if rows.num_rows else []
-            tasks_seen.update(told["benchmarks"])
-            licences.update(told["licences"])
-            hours += told["hours"]
+            tasks_seen.update(outcome["benchmarks"])
+            licences.update(outcome["licences"])
+            hours += outcome["hours"]
             if progress:
                 progress(number + 1, len(names))
     finally:
@@ -159,8 +159,8 @@ def _workplace(lab: Path, name: str, made_from: dict, made_here: bool) -> Path:
     if begun.exists():
         there = atomic.load_json(begun)
         if there != made_from:
-            told = _difference({"made_from": there}, made_from)
-            raise SaladError(f"{work} was begun otherwise: {told}; remove it, or take another --name")
+            difference = _difference({"made_from": there}, made_from)
+            raise SaladError(f"{work} was begun otherwise: {difference}; remove it, or take another --name")
         return work
     if folder.exists() and not made_here:
         raise SaladError(f"{folder} is there already and `salad prepare` did not make it; take another --name")
@@ -168,12 +168,12 @@ def _workplace(lab: Path, name: str, made_from: dict, made_here: bool) -> Path:
     return work
 
 
-def _difference(told: dict, made_from: dict) -> str:
-    there = told.get("made_from", {})
+def _difference(stored: dict, made_from: dict) -> str:
+    there = stored.get("made_from", {})
     flat = {**made_from, **made_from["options"]}
     other = {**there, **there.get("options", {})}
-    found = [f"{key} was {other.get(key)!r}" for key in flat if key != "options" and other.get(key) != flat[key]]
-    return "; ".join(text[:120] for text in found[:3]) or "another version of the program made it"
+    differences = [f"{key} was {other.get(key)!r}" for key in flat if key != "options" and other.get(key) != flat[key]]
+    return "; ".join(text[:120] for text in differences[:3]) or "another version of the program made it"
 
 
 # ------------------------------------------------------------------------------------------------- cutting
@@ -218,9 +218,9 @@ def _cut_there(part, number, path) -> dict:
     return _cut_file(part, number, path, *_own)
 
 
-def _chunks(found: Iterable[Document], size: int) -> Iterator[list[Document]]:
-    found = iter(found)
-    while part := list(itertools.islice(found, size)):
+def _chunks(documents: Iterable[Document], size: int) -> Iterator[list[Document]]:
+    documents = iter(documents)
+    while part := list(itertools.islice(documents, size)):
         yield part
 
 
@@ -251,12 +251,12 @@ def cut(part: list[Document], options: TextOptions, benchmarks: Benchmarks, numb
         why = document.fault or _unwanted(document.text, options.language)
         if why is None:
             if options.answer is not None:
-                found, rest = whole(document.text, options.max_s, options.rate, options.spoken_as)
+                pieces, rest = whole(document.text, options.max_s, options.rate, options.spoken_as)
             else:
-                found, rest = passages(document.text, options.min_s, options.max_s, options.rate, options.spoken_as)
+                pieces, rest = passages(document.text, options.min_s, options.max_s, options.rate, options.spoken_as)
             left.update(rest)
-            rows += [_row(document, passage, options, benchmarks) for passage in found]
-            why = "kept" if found else "no passage"
+            rows += [_row(document, passage, options, benchmarks) for passage in pieces]
+            why = "kept" if pieces else "no passage"
         outcome[why] += 1
     texts = [row["text"] for row in rows]
     if options.tokenizer and rows:
@@ -316,8 +316,8 @@ def language_of(text: str) -> tuple[str, float]:
 def _unwanted(text: str, language: str) -> str | None:
     if language == "any" or sum(c.isalpha() for c in text[:2_000]) < SHORT_TEXT:
         return None
-    found, sure = language_of(text)
-    return "other language" if found != find_language(language).code and sure >= SURE else None
+    detected, sure = language_of(text)
+    return "other language" if detected != find_language(language).code and sure >= SURE else None
 
 
 @cache
@@ -357,10 +357,10 @@ def _marked(con, number: int, path: Path) -> pa.Table:
 
 def _publish(lab: Path, name: str, number: int, rows: pa.Table, made_from: dict) -> dict:
     """One chunk into `samples` and lab/corpora/<name>."""
-    found = rows.to_pylist()
+    passages_kept = rows.to_pylist()
     passages, benchmarks, licences, hours, clean = Counter(), Counter(), Counter(), 0.0, []
     passages["exact duplicate"] = int(rows.schema.metadata[b"exact"])
-    for row in found:
+    for row in passages_kept:
         row["sample_id"], row["corpus"] = store.ids.sample_id(name, row["text"]), name
         passages["flagged" if row["flags"] else "clean"] += 1
         for flag in row["flags"]:
@@ -371,10 +371,10 @@ def _publish(lab: Path, name: str, number: int, rows: pa.Table, made_from: dict)
             clean.append(row)
             hours += row["seconds"] / 3600
     unit = _unit(made_from, number)
-    if found and not store.exists(lab, "samples", unit):
+    if passages_kept and not store.exists(lab, "samples", unit):
         wanted = ("sample_id", "text", "spoken", "corpus", "domain", "n_tokens", "licence", "flags", "doc_id",
                   "language", "reasons", "benchmarks", "answer")  # fmt: skip
-        store.publish(lab, "samples", [{key: row[key] for key in wanted} for row in found], unit)
+        store.publish(lab, "samples", [{key: row[key] for key in wanted} for row in passages_kept], unit)
     columns = CORPUS if made_from["options"].get("answer") is None else (*CORPUS, "answer")
     corpus = pa.Table.from_pylist(clean, schema=pa.schema([(key, pa.string()) for key in columns]))
     if clean:
@@ -401,7 +401,7 @@ def _counts(parts, published: Counter, hours: float, tasks: Counter, licences: C
         left.update(part["left over"])
         cut_out += part["passages"]
     flags = {key.removeprefix("flag "): n for key, n in sorted(published.items()) if key.startswith("flag ")}
-    told = {
+    counts = {
         "documents": dict(sorted(documents.items())),
         "left over": dict(sorted(left.items())),
         "passages": {"cut": cut_out} | {key: published[key] for key in ("clean", "flagged", "exact duplicate")},
@@ -412,6 +412,6 @@ def _counts(parts, published: Counter, hours: float, tasks: Counter, licences: C
         "hours": round(hours, 4),
     }
     read = documents["read"]
-    if read != sum(documents.values()) - read or cut_out != sum(told["passages"].values()) - cut_out:
-        raise SaladError(f"the counts do not add up, so something was lost: {told}; please report it")
-    return told
+    if read != sum(documents.values()) - read or cut_out != sum(counts["passages"].values()) - cut_out:
+        raise SaladError(f"the counts do not add up, so something was lost: {counts}; please report it")
+    return counts

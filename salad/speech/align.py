@@ -52,9 +52,9 @@ def viterbi(log_probs_TV: np.ndarray, labels_N: np.ndarray, blank: int) -> tuple
     best_S[:2] = emitted_TS[0, :2]
     steps_TS = np.zeros((n_frames, len(states_S)), np.int8)
     for t in range(1, n_frames):
-        one = np.concatenate([[-np.inf], best_S[:-1]])
+        step_one = np.concatenate([[-np.inf], best_S[:-1]])
         two = np.where(may_skip_S, np.concatenate([[-np.inf, -np.inf], best_S[:-2]]), -np.inf)
-        choices = np.stack([best_S, one, two])
+        choices = np.stack([best_S, step_one, two])
         steps_TS[t] = choices.argmax(0)
         best_S = choices.max(0) + emitted_TS[t]
     state = len(states_S) - 1 if best_S[-1] >= best_S[-2] else len(states_S) - 2
@@ -125,15 +125,15 @@ def delays(recogniser, spoken: list[tuple[np.ndarray, str, list[Word]]]) -> tupl
     starts, ends = [], []
     kept, recogniser.model.config.word_delay_s = recogniser.delay_s, (0.0, 0.0)
     try:
-        heard = recogniser.hear([samples for samples, _, _ in spoken])
-        for (samples, text, words), (_, log_probs) in zip(spoken, heard, strict=True):
+        transcribed = recogniser.hear([samples for samples, _, _ in spoken])
+        for (samples, text, words), (_, log_probs) in zip(spoken, transcribed, strict=True):
             try:
-                found = align(samples, text, recogniser, log_probs).words
+                aligned = align(samples, text, recogniser, log_probs).words
             except SaladError:  # a text that is longer than what was said
                 continue
             begins, finishes = {w.char_start: w.start_s for w in words}, {w.char_end: w.end_s for w in words}
-            starts += [w.start_s - begins[w.char_start] for w in found if w.char_start in begins]
-            ends += [w.end_s - finishes[w.char_end] for w in found if w.char_end in finishes]
+            starts += [w.start_s - begins[w.char_start] for w in aligned if w.char_start in begins]
+            ends += [w.end_s - finishes[w.char_end] for w in aligned if w.char_end in finishes]
     finally:
         recogniser.model.config.word_delay_s = kept
     if not starts or not ends:
@@ -166,10 +166,10 @@ def align(samples: np.ndarray, text: str, recogniser, log_probs_TV: np.ndarray |
         raise SaladError(f"{recogniser.name} is neither a CTC nor a Whisper-type model: alignment needs one")
     spoken = spoken_form(text, language)
     if isinstance(recogniser, WhisperRecogniser):
-        found, score = _by_attention(samples, spoken.spoken, recogniser, language)
+        spoken_words, score = _by_attention(samples, spoken.spoken, recogniser, language)
         (late_s, over_s), total_s = recogniser.delay_s or measured_delay(recogniser), len(samples) / SAMPLE_RATE
         timed = {}
-        for run, (start, end) in found.items():
+        for run, (start, end) in spoken_words.items():
             start = min(max(start - late_s, 0.0), total_s)
             timed[run] = (start, min(max(end - over_s, start + 0.02), total_s))
         return Alignment(text_words(words_of(spoken.spoken, timed), spoken, text), score)

@@ -56,12 +56,12 @@ def decode_channels(source: Path | bytes, start_s: float = 0.0, duration_s: floa
             raise Unusable("truncated", container.cut)
         direct = isinstance(source, Path) and not container.mended and source.suffix.lower() != ".raw"
         try:
-            found = _libsndfile(str(source) if direct else Patched(file, container), start_s, duration_s, longest_s)
+            decoded = _libsndfile(str(source) if direct else Patched(file, container), start_s, duration_s, longest_s)
         except _NotKnown as error:
             if container.missing or container.cut:
                 raise Unusable("truncated", _missing(container)) from None
-            found = _pyav(file, container, start_s, duration_s, longest_s, str(error))
-    samples_TC, rate, before, promised = found
+            decoded = _pyav(file, container, start_s, duration_s, longest_s, str(error))
+    samples_TC, rate, before, promised = decoded
     held = before + len(samples_TC)
     if before < round(start_s * rate) - SHORT_S * rate:
         raise Unusable("truncated", f"it should start at {start_s:g} s of {before / rate:.2f} s")
@@ -70,8 +70,8 @@ def decode_channels(source: Path | bytes, start_s: float = 0.0, duration_s: floa
     elif 0 < container.missing < 1:
         promised = max(promised, round(held / (1 - container.missing)))
     if held < promised - SHORT_S * rate or (duration_s is None and container.missing == 1):
-        told = f"{len(samples_TC) / rate:.2f} of {max(promised - before, 0) / rate:.2f} s"
-        raise Unusable("truncated", told if promised else _missing(container))
+        lengths = f"{len(samples_TC) / rate:.2f} of {max(promised - before, 0) / rate:.2f} s"
+        raise Unusable("truncated", lengths if promised else _missing(container))
     if container.digest and duration_s is None and not before and not _agrees(samples_TC, *container.digest):
         raise Unusable("truncated", "the checksum of its samples is that of others, or of more")
     return samples_TC, rate
@@ -152,13 +152,13 @@ def _promised(file) -> int:
     """Frames that the header promises, as libsndfile's log has them; 0 where it tells none."""
     log = file.extra_info
     if "eems to be a truncated file" in log or "File seems to be truncated" in log:
-        told = [int(n) for n in re.findall(r"<--> (\d+)", log)]
+        counts = [int(n) for n in re.findall(r"<--> (\d+)", log)]
         width = {"PCM_S8": 1, "PCM_U8": 1, "PCM_16": 2, "PCM_24": 3, "DOUBLE": 8}.get(file.subtype, 4)
-        return told[-1] // (width * file.channels) if told else 2 * file.frames + file.samplerate
-    told = [int(n) for n in re.findall(r"\b(?:Frames|frames|Cols)\s*: (\d+)", log)]
-    told += [int(n) for n in re.findall(r"^Data length (\d+) should be", log, re.M)]
+        return counts[-1] // (width * file.channels) if counts else 2 * file.frames + file.samplerate
+    counts = [int(n) for n in re.findall(r"\b(?:Frames|frames|Cols)\s*: (\d+)", log)]
+    counts += [int(n) for n in re.findall(r"^Data length (\d+) should be", log, re.M)]
     width = file.channels * 4  # at most; a count of frames that would be over 2 GB stands for an unknown length
-    return max((n for n in told if n * width < containers.UNKNOWN), default=0)
+    return max((n for n in counts if n * width < containers.UNKNOWN), default=0)
 
 
 _FORMATS = {"MP4": "mov", "Matroska": "matroska"}
@@ -191,8 +191,8 @@ def _pyav(file: BinaryIO, container: Container, start_s: float, duration_s: floa
     promised, parts, rate = 0, [], 0
     try:
         # the format is named, so that no playlist can lead to another file
-        with av.open(file, format=kind, metadata_errors="replace") as found:
-            streams = found.streams.audio
+        with av.open(file, format=kind, metadata_errors="replace") as container_file:
+            streams = container_file.streams.audio
             if len(streams) != 1:
                 raise Unusable("unreadable", f"it has {len(streams)} audio tracks, and one is needed")
             stream = streams[0]
@@ -203,7 +203,7 @@ def _pyav(file: BinaryIO, container: Container, start_s: float, duration_s: floa
                 promised = round(float(stream.duration * stream.time_base) * rate)
             converter = av.AudioResampler(format="fltp", rate=rate)
             left = None if longest_s is None else (start_s + longest_s + 1) * rate
-            for frame in found.decode(stream):
+            for frame in container_file.decode(stream):
                 parts += [part.to_ndarray() for part in converter.resample(frame)]
                 if left is not None and (left := left - frame.samples) < 0:
                     break

@@ -52,12 +52,12 @@ _ENDS_LINE = "\x85\u2028\u2029"
 @cache
 def _joins_back() -> frozenset[str]:
     """Characters that canonical composition may join to the one before though they are no combining marks (jamo …)."""
-    found = set()
+    joining = set()
     for code in (*range(0x80, 0xD800), *range(0xF900, 0x10000), *range(0x11000, 0x11A00)):
         parts = unicodedata.decomposition(chr(code))
         if parts and parts[0] != "<" and len(split := parts.split()) == 2:
-            found.add(chr(int(split[1], 16)))
-    return frozenset(found | {chr(c) for c in (*range(0x1161, 0x1176), *range(0x11A8, 0x11C3))})
+            joining.add(chr(int(split[1], 16)))
+    return frozenset(joining | {chr(c) for c in (*range(0x1161, 0x1176), *range(0x11A8, 0x11C3))})
 
 
 def _clusters(text: str, begin: int, end: int):
@@ -87,8 +87,8 @@ def plain_text(text: str, chinese: bool = False) -> Plain:
         for start, stop in _clusters(text, begin, end):
             made, reason = "", "invisible"
             for c in unicodedata.normalize("NFC", text[start:stop]):
-                one, why = _character(c, chinese)
-                made += one
+                mapped, why = _character(c, chinese)
+                made += mapped
                 reason = why or reason
             if made:
                 if _CIRCLED.match(text, start):  # "①②" is one, two: no digits of one number

@@ -180,19 +180,19 @@ def check_many(samples: list, texts: list[str], recogniser: Recogniser, *, spoke
 
     spoken, rates = spoken or texts, rates or [SAMPLE_RATE] * len(texts)
     expected_s, languages = expected_s or [None] * len(texts), languages or ["en"] * len(texts)
-    heard = [np.nan_to_num(to_rate(np.asarray(s, np.float32), r)) for s, r in zip(samples, rates, strict=True)]
-    audible = [i for i, h in enumerate(heard) if len(h) >= MIN_S * SAMPLE_RATE]
+    resampled = [np.nan_to_num(to_rate(np.asarray(s, np.float32), r)) for s, r in zip(samples, rates, strict=True)]
+    audible = [i for i, h in enumerate(resampled) if len(h) >= MIN_S * SAMPLE_RATE]
     if transcripts is None:
         spoken_in = [languages[i] for i in audible]
         more = {"languages": spoken_in} if set(spoken_in) - {"en"} else {}
-        told = dict(zip(audible, recogniser.transcribe([heard[i] for i in audible], **more), strict=True))
-        transcripts = [told.get(i, "") for i in range(len(texts))]
+        by_index = dict(zip(audible, recogniser.transcribe([resampled[i] for i in audible], **more), strict=True))
+        transcripts = [by_index.get(i, "") for i in range(len(texts))]
     checks = []
-    for i, (text, said) in enumerate(zip(texts, spoken, strict=True)):
+    for i, (text, handed) in enumerate(zip(texts, spoken, strict=True)):
         transcript = transcripts[i]
         cer, wer = _rates(normalise(text, languages[i]), normalise(transcript, languages[i]))
         raw_cer, raw_wer = _rates(text, transcript)
-        flags = acoustic_flags(samples[i], said, rates[i], expected_s[i], languages[i])
+        flags = acoustic_flags(samples[i], handed, rates[i], expected_s[i], languages[i])
         checks.append(Check(cer, wer, raw_cer, raw_wer, transcript, recogniser.name, flags))
     return checks
 
@@ -250,9 +250,9 @@ class _Batched:
         languages = languages or ["en"] * len(samples)
         out = [""] * len(samples)
         for code in dict.fromkeys(languages):
-            those = [i for i, one in enumerate(languages) if one == code]
-            found = self._batched([samples[i] for i in those], partial(self._batch, language=code), "")
-            for i, transcript in zip(those, found, strict=True):
+            those = [i for i, other in enumerate(languages) if other == code]
+            transcripts = self._batched([samples[i] for i in those], partial(self._batch, language=code), "")
+            for i, transcript in zip(those, transcripts, strict=True):
                 out[i] = transcript.strip()
         return out
 
@@ -265,8 +265,8 @@ class _Batched:
             while rest:
                 size = max(int(self.batch_s * SAMPLE_RATE / max(len(samples[rest[0]]), 1)), 1)
                 batch, rest = rest[:size], rest[size:]
-                for i, found in zip(batch, work([samples[i] for i in batch]), strict=True):
-                    out[i] = found
+                for i, result in zip(batch, work([samples[i] for i in batch]), strict=True):
+                    out[i] = result
         return out
 
 
@@ -307,7 +307,7 @@ class CTCRecogniser(_Batched):
         import torch
 
         if self._alone and len(samples) > 1:
-            return [self.log_probs([one])[0] for one in samples]
+            return [self.log_probs([recording])[0] for recording in samples]
         with torch.inference_mode():
             logits = self.model(**self._features(samples, padding=True)).logits.float().log_softmax(-1).cpu()
         if hasattr(self.model, "_get_feat_extract_output_lengths"):
@@ -378,8 +378,8 @@ class WhisperRecogniser(_Batched):
         weights = torch.stack([out.cross_attentions[layer][0, head] for layer, head in heads])
         log_probs = out.logits[0].float().log_softmax(-1)
         at = torch.arange(len(ids))
-        found = log_probs[at + len(prefix) - 1, torch.tensor(ids, dtype=torch.long)]
-        return weights[:, len(prefix) - 1 : -1, :frames].float().cpu().numpy(), found.cpu().numpy()
+        token_log_probs = log_probs[at + len(prefix) - 1, torch.tensor(ids, dtype=torch.long)]
+        return weights[:, len(prefix) - 1 : -1, :frames].float().cpu().numpy(), token_log_probs.cpu().numpy()
 
     def _how(self, language: str) -> dict:
         """What `generate` is told. Raises SaladError where the model knows no such language."""
@@ -395,9 +395,9 @@ class WhisperRecogniser(_Batched):
         how = self._how(language)
         if len(samples[0]) > self.WINDOW:  # longest first, and such a batch is small
             texts = []
-            for one in samples:
-                long = len(one) > self.WINDOW
-                features = self._features([one], **({"truncation": False, "padding": "longest"} if long else {}))
+            for recording in samples:
+                long = len(recording) > self.WINDOW
+                features = self._features([recording], **({"truncation": False, "padding": "longest"} if long else {}))
                 ids = self.model.generate(**features, **how, **({"return_timestamps": True} if long else {}))
                 texts += self.processor.tokenizer.batch_decode(ids, skip_special_tokens=True)
             return texts
@@ -414,6 +414,6 @@ def recogniser_of(lab: Path | str, name: str | None):
         own = Path(lab) / "models" / "recogniser"
         name = str(own) if own.is_dir() else None
     else:
-        found = resolve(name, lab)  # SaladError where it looks like a folder and is none
-        name = found if (Path(lab) / name).is_dir() else name
+        path = resolve(name, lab)  # SaladError where it looks like a folder and is none
+        name = path if (Path(lab) / name).is_dir() else name
     return name, partial(load_recogniser, name)

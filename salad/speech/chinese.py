@@ -30,28 +30,28 @@ def cardinal(digits: str) -> str:
     while value:
         groups.append(value % 10_000)
         value //= 10_000
-    said = ""
+    reading = ""
     for power in reversed(range(len(groups))):
         group = groups[power]
         if group:
-            if said and (group < 1000 or groups[power + 1] % 10 == 0 and groups[power + 1] == 0):
-                said += "零"
-            said += _group(group) + _GROUPS[power]
-    if said.startswith("一十"):
-        return said[1:]
-    return "两" + said[1:] if said[:2] in ("二千", "二万", "二亿") else said
+            if reading and (group < 1000 or groups[power + 1] % 10 == 0 and groups[power + 1] == 0):
+                reading += "零"
+            reading += _group(group) + _GROUPS[power]
+    if reading.startswith("一十"):
+        return reading[1:]
+    return "两" + reading[1:] if reading[:2] in ("二千", "二万", "二亿") else reading
 
 
 def _group(value: int) -> str:
-    said, gap = "", False
+    reading, gap = "", False
     for place in reversed(range(4)):
         digit = value // 10**place % 10
         if digit:
-            said += ("零" if gap and said else "") + _DIGIT[str(digit)] + _PLACES[place]
+            reading += ("零" if gap and reading else "") + _DIGIT[str(digit)] + _PLACES[place]
             gap = False
         else:
             gap = True
-    return said
+    return reading
 
 
 def number(text: str) -> str:
@@ -93,10 +93,10 @@ def _date(match: re.Match) -> str | None:
 
 def _clock(match: re.Match) -> str | None:
     hour, minute = int(match["h"]), int(match["min"])
-    said = f"{counted(str(hour))}点"
+    reading = f"{counted(str(hour))}点"
     if minute:
-        said += f"{'零' if minute < 10 else ''}{cardinal(str(minute))}分"
-    return said + (f"{cardinal(str(int(match['s'])))}秒" if match["s"] else "")
+        reading += f"{'零' if minute < 10 else ''}{cardinal(str(minute))}分"
+    return reading + (f"{cardinal(str(int(match['s'])))}秒" if match["s"] else "")
 
 
 def _large(text: str, scale: str) -> str:

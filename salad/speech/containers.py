@@ -123,17 +123,17 @@ def _behind_id3(file: BinaryIO, size: int) -> int:
 # ------------------------------------------------------------------------------------------ chunks of a known length
 
 
-def _sound(name: str, file: BinaryIO, start: int, size: int, told: int, wide: bool,
+def _sound(name: str, file: BinaryIO, start: int, size: int, declared: int, wide: bool,
            mend: Callable[[int], dict[int, bytes]], follows: str | None = None) -> Container:  # fmt: skip
     """A chunk of sound that begins at `start` and of which the header tells `told` bytes. `mend(held)`: the patches
     that tell the truth. `follows`: struct format of a chunk's size, to tell an empty chunk from an unknown length."""
     rest = max(size - start, 0)
-    nothing = told <= 0 and rest > 0 and not (told == 0 and follows and _chunks_to_the_end(file, start, size, follows))
-    if nothing or (told > rest and told >= (UNKNOWN_64 if wide else UNKNOWN)):
+    nothing = declared <= 0 and rest > 0 and not (declared == 0 and follows and _chunks_to_the_end(file, start, size, follows))
+    if nothing or (declared > rest and declared >= (UNKNOWN_64 if wide else UNKNOWN)):
         return Container(name, rest, None, mend(rest))
-    if told <= rest:
-        return Container(name, told, told)
-    return Container(name, rest, told, mend(rest))
+    if declared <= rest:
+        return Container(name, declared, declared)
+    return Container(name, rest, declared, mend(rest))
 
 
 def _chunks_to_the_end(file: BinaryIO, at: int, size: int, follows: str) -> bool:
@@ -171,10 +171,10 @@ def _riff(file: BinaryIO, at: int, size: int, head: bytes) -> Container | None:
         return plain | ({ds64: b"JUNK"} if told_64 is not None else {})
 
     declared = length if told_64 is None or not wide else told_64
-    found = _sound("WAV", file, start, size, declared, wide, mend, f"{end}I")
-    if magic == b"BW64" and not found.patches:  # which libsndfile does not know by this name
-        found.patches = mend(found.held) if found.held < 1 << 32 else {at: b"RF64"}
-    return found
+    container = _sound("WAV", file, start, size, declared, wide, mend, f"{end}I")
+    if magic == b"BW64" and not container.patches:  # which libsndfile does not know by this name
+        container.patches = mend(container.held) if container.held < 1 << 32 else {at: b"RF64"}
+    return container
 
 
 def _w64(file: BinaryIO, at: int, size: int, head: bytes) -> Container | None:
@@ -235,17 +235,17 @@ def _caf(file: BinaryIO, at: int, size: int, head: bytes) -> Container | None:
 
 def _au(file: BinaryIO, at: int, size: int, head: bytes) -> Container | None:
     end = ">" if head[:4] == b".snd" else "<"
-    start, told = struct.unpack(f"{end}II", head[4:12])
-    return _sound("AU", file, at + start, size, told, False, lambda held: {at + 8: struct.pack(f"{end}I", held)})
+    start, declared = struct.unpack(f"{end}II", head[4:12])
+    return _sound("AU", file, at + start, size, declared, False, lambda held: {at + 8: struct.pack(f"{end}I", held)})
 
 
 def _nist(file: BinaryIO, at: int, size: int, head: bytes) -> Container | None:
     start = int(head[8:16])
     text = _read(file, at, min(start, 1 << 16))
-    told = dict(re.findall(rb"^(\w+) -i (-?\d+)", text, re.M))
+    fields = dict(re.findall(rb"^(\w+) -i (-?\d+)", text, re.M))
     narrow = re.search(rb"^sample_coding -s\d+ (?:ulaw|alaw|mu-law)", text, re.M)
-    frame = int(told.get(b"channel_count", 1)) * int(told.get(b"sample_n_bytes", 1 if narrow else 2))
-    return _sound("NIST", file, at + start, size, int(told.get(b"sample_count", 0)) * frame, False, lambda held: {})
+    frame = int(fields.get(b"channel_count", 1)) * int(fields.get(b"sample_n_bytes", 1 if narrow else 2))
+    return _sound("NIST", file, at + start, size, int(fields.get(b"sample_count", 0)) * frame, False, lambda held: {})
 
 
 def _voc(file: BinaryIO, at: int, size: int, head: bytes) -> Container | None:
@@ -347,11 +347,11 @@ def _mp3(file: BinaryIO, at: int, size: int, head: bytes, whole: bool) -> Contai
     if first is None:
         return None
     data = _read(file, at, first)
-    told = None
+    declared = None
     if (place := max(data.find(b"Xing"), data.find(b"Info"))) in range(4, 60):
         flags, frames = struct.unpack(">II", data[place + 4 : place + 12])
-        told = frames if flags & 1 else None
-    if told and not whole:
+        declared = frames if flags & 1 else None
+    if declared and not whole:
         return Container("MP3")
     end = size - 128 if size - at > 128 and _read(file, size - 128, 3) == b"TAG" else size
     count, now = 0, at
@@ -364,18 +364,18 @@ def _mp3(file: BinaryIO, at: int, size: int, head: bytes, whole: bool) -> Contai
         if length is None or now + length > end:  # cut, or something else: decoding will tell
             break
         count, now = count + 1, now + length
-    sound = count - (told is not None)
-    if told and sound < told - 1:
-        return Container("MP3", cut=f"{sound:,} of {told:,} frames")
-    if told is None and 0 < end - now < 8_192 and length is not None:
+    sound = count - (declared is not None)
+    if declared and sound < declared - 1:
+        return Container("MP3", cut=f"{sound:,} of {declared:,} frames")
+    if declared is None and 0 < end - now < 8_192 and length is not None:
         return Container("MP3", cut=f"its last frame ends {now + length - end:,} bytes behind the file's end")
-    if told and sound <= told + 1 or not sound:
+    if declared and sound <= declared + 1 or not sound:
         return Container("MP3")
     xing = bytearray(first)
     xing[:4] = data[:4]
     xing[1] |= 1  # no checksum behind the header
     side = (17 if data[3] >> 6 == 3 else 32) if data[1] >> 3 & 3 == 3 else (9 if data[3] >> 6 == 3 else 17)
-    skip = at + first if told is not None else at
+    skip = at + first if declared is not None else at
     xing[4 + side : 4 + side + 16] = b"Xing" + struct.pack(">III", 3, sound, first + size - skip)
     return Container("MP3", instead=bytes(xing), skip=skip)
 
@@ -424,13 +424,13 @@ def _flac(file: BinaryIO, at: int, size: int, head: bytes) -> Container | None:
     tail = _read(file, start, end - start)
     place, last = len(tail), None
     while (place := tail.rfind(b"\xff", 0, place)) >= 0:
-        found = _frame(tail[place : place + 20], block)
-        if found is None:
+        frame = _frame(tail[place : place + 20], block)
+        if frame is None:
             continue
-        last = found if last is None else last
+        last = frame if last is None else last
         if _crc16(tail[place:-2]) == int.from_bytes(tail[-2:], "big"):
             digest = (sample_bits, info[18:34]) if any(info[18:34]) else None
-            return Container("FLAC", patches=_of_total(info, at, sum(found)), digest=digest)
+            return Container("FLAC", patches=_of_total(info, at, sum(frame)), digest=digest)
         if len(tail) - place > most:
             break
     if last is None:

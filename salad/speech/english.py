@@ -46,8 +46,8 @@ MONTH = rf"(?:{'|'.join(MONTH_NAMES)}|(?:{'|'.join(MONTHS)})\b\.?)"
 def number(text: str) -> str:
     """E.g. "1,000" → "one thousand", "3.14" → "three point one four", ".5" → "point five"."""
     whole, point, decimals = text.replace(",", "").partition(".")
-    said = [cardinal(whole)] if whole else []
-    return " ".join([*said, "point", one_by_one(decimals)] if point else said)
+    words = [cardinal(whole)] if whole else []
+    return " ".join([*words, "point", one_by_one(decimals)] if point else words)
 
 
 def plural(noun: str) -> str:
@@ -93,19 +93,19 @@ def in_pairs(digits: str) -> str:
     return f"{cardinal(head)} {'oh ' + cardinal(tail[1]) if tail[0] == '0' else cardinal(tail)}"
 
 
-def plural_of_number(said: str) -> str:
+def plural_of_number(reading: str) -> str:
     """E.g. "ninety" → "nineties", "six" → "sixes", "seven" → "sevens"."""
-    if said.endswith("y"):
-        return said[:-1] + "ies"
-    return said + ("es" if said.endswith("x") else "s")
+    if reading.endswith("y"):
+        return reading[:-1] + "ies"
+    return reading + ("es" if reading.endswith("x") else "s")
 
 
 def part(below: int, several: bool) -> str:
     """The name of one of `below` parts: "half", "quarters", "tenth"."""
     if below == 2:
         return "halves" if several else "half"
-    said = "quarter" if below == 4 else ordinal(str(below))
-    return said + "s" * several
+    name = "quarter" if below == 4 else ordinal(str(below))
+    return name + "s" * several
 
 
 def fraction(above: str, below: str) -> str:
@@ -133,8 +133,8 @@ _ALWAYS = [key for key in ABBREVIATIONS if key not in ("Dr.", "St.", "Fig.", "No
 
 def _before(match: re.Match, back: int = 40) -> str:
     """The word right before the match, with nothing but a blank between; "" where there is none."""
-    found = re.search(r"(\S+) $", match.string[max(match.start() - back, 0) : match.start()])
-    return found[1] if found else ""
+    word = re.search(r"(\S+) $", match.string[max(match.start() - back, 0) : match.start()])
+    return word[1] if word else ""
 
 
 def _of_a_street(match: re.Match) -> bool:
@@ -200,8 +200,8 @@ def _day(match: re.Match) -> str | None:
         month, day = day, month
     if not (1 <= month <= 12 and 1 <= day <= 31):
         return None
-    said = f"{MONTH_NAMES[month - 1]} {ordinal(str(day))}"
-    return said + (f", {_year_of(groups['y'])}" if groups.get("y") else "")
+    reading = f"{MONTH_NAMES[month - 1]} {ordinal(str(day))}"
+    return reading + (f", {_year_of(groups['y'])}" if groups.get("y") else "")
 
 
 def _timestamp(match: re.Match) -> str | None:
@@ -211,14 +211,14 @@ def _timestamp(match: re.Match) -> str | None:
         return None
     hour, minute, zone = str(int(match["h"])), match["min"], match["zone"]
     minutes = "hundred" if minute == "00" else ("oh " if minute[0] == "0" else "") + cardinal(str(int(minute)))
-    said = f"{day} at {cardinal(hour)} {minutes}"
+    reading = f"{day} at {cardinal(hour)} {minutes}"
     if match["s"] and int(match["s"]):
-        said += f" and {cardinal(str(int(match['s'])))} {many(str(int(match['s'])), 'second')}"
+        reading += f" and {cardinal(str(int(match['s'])))} {many(str(int(match['s'])), 'second')}"
     if not zone:
-        return said
+        return reading
     if zone == "Z":
-        return f"{said} U T C"
-    return f"{said} U T C {'plus' if zone[0] == '+' else 'minus'} {cardinal(str(int(zone[1:3])))}"
+        return f"{reading} U T C"
+    return f"{reading} U T C {'plus' if zone[0] == '+' else 'minus'} {cardinal(str(int(zone[1:3])))}"
 
 
 _WEEKDAYS = {"Mon": "Monday", "Tue": "Tuesday", "Wed": "Wednesday", "Thu": "Thursday", "Fri": "Friday", "Sat": "Saturday",
@@ -234,8 +234,8 @@ def _day_after_month(match: re.Match) -> str | None:
     days = [match["d"], match["to"]] if match["to"] else [match["d"]]
     if not all(1 <= int(day) <= 31 for day in days):
         return None
-    said = f"{_name_of_month(match['month'])} {' to '.join(ordinal(day) for day in days)}"
-    return said + (f"{match['comma'] or ''} {years(match['y'])}" if match["y"] else "")
+    reading = f"{_name_of_month(match['month'])} {' to '.join(ordinal(day) for day in days)}"
+    return reading + (f"{match['comma'] or ''} {years(match['y'])}" if match["y"] else "")
 
 
 def _day_before_month(match: re.Match) -> str | None:
@@ -243,8 +243,8 @@ def _day_before_month(match: re.Match) -> str | None:
     if not all(1 <= int(day) <= 31 for day in days):
         return None
     article = "" if _before(match).lower() == "the" else "the "
-    said = f"{article}{' to '.join(ordinal(day) for day in days)} of {_name_of_month(match['month'])}"
-    return said + (f" {years(match['y'])}" if match["y"] else "")
+    reading = f"{article}{' to '.join(ordinal(day) for day in days)} of {_name_of_month(match['month'])}"
+    return reading + (f" {years(match['y'])}" if match["y"] else "")
 
 
 def _hour(match: re.Match) -> str | None:
@@ -254,19 +254,19 @@ def _hour(match: re.Match) -> str | None:
     if minute is None and not half:
         return None
     if minute in (None, "00"):
-        said = cardinal(str(hour)) + ("" if half or second else " o'clock" if 0 < hour <= 12 else " hundred")
+        reading = cardinal(str(hour)) + ("" if half or second else " o'clock" if 0 < hour <= 12 else " hundred")
     else:
-        said = f"{cardinal(str(hour))} {'oh ' if minute[0] == '0' else ''}{cardinal(str(int(minute)))}"
+        reading = f"{cardinal(str(hour))} {'oh ' if minute[0] == '0' else ''}{cardinal(str(int(minute)))}"
     if second:
-        said += f" and {cardinal(str(int(second)))} {many(str(int(second)), 'second')}"
-    return said + (f" {half[0].upper()} M" if half else "")
+        reading += f" and {cardinal(str(int(second)))} {many(str(int(second)), 'second')}"
+    return reading + (f" {half[0].upper()} M" if half else "")
 
 
 def _military(match: re.Match) -> str:
     """E.g. "0800 hours" → "zero eight hundred"."""
     hour, minute = match["h"], match["m"]
-    said = one_by_one(hour) if hour[0] == "0" else cardinal(hour)
-    return f"{said} hundred" if minute == "00" else f"{said} {one_by_one(minute) if minute[0] == '0' else cardinal(minute)}"
+    reading = one_by_one(hour) if hour[0] == "0" else cardinal(hour)
+    return f"{reading} hundred" if minute == "00" else f"{reading} {one_by_one(minute) if minute[0] == '0' else cardinal(minute)}"
 
 
 _BOOKS = (
@@ -339,8 +339,8 @@ def _money(match: re.Match) -> str:
         part_of = f"{cardinal(str(int(cents)))} {small if int(cents) == 1 else plural(small)}"
         if not whole.strip("0"):
             return part_of
-        said = f"{cardinal(whole)} {unit if whole == '1' or single else _plural_money(unit)}"
-        return f"{said} and {part_of}" if int(cents) else said
+        reading = f"{cardinal(whole)} {unit if whole == '1' or single else _plural_money(unit)}"
+        return f"{reading} and {part_of}" if int(cents) else reading
     return f"{number(amount)} {unit if amount == '1' or single else units}"
 
 
@@ -530,13 +530,13 @@ def _dotted(match: re.Match) -> str | None:
     groups = match["n"].split(".")
     version = match["v"] or re.search(r"(?i)\b(?:version|release|build|python|v\.?|ios|android|linux) ?$",
                                       match.string[max(match.start() - 12, 0) : match.start()])  # fmt: skip
-    said = "version " if match["v"] else ""
+    prefix = "version " if match["v"] else ""
     if len(groups) == 4 and not version and all(len(g) <= 3 and int(g) <= 255 for g in groups):
         port = f" {'port' if match['sign'] == ':' else 'slash'} {one_by_one(match['port'])}" if match["port"] else ""
         return " dot ".join(one_by_one(g) for g in groups) + port
     if match["port"]:
         return None
-    return said + " point ".join(cardinal(g) for g in groups)
+    return prefix + " point ".join(cardinal(g) for g in groups)
 
 
 def _v(match: re.Match) -> str:
@@ -552,14 +552,14 @@ def _quotient(match: re.Match) -> str | None:
         return f"{MONTH_NAMES[over - 1]} {ordinal(str(under))}"
     if "0" in (match[1][0], match[2][0]):
         return f"{one_by_one(match[1])} slash {one_by_one(match[2])}"
-    said = fraction(match[1], match[2])
+    reading = fraction(match[1], match[2])
     if not match["unit"]:
-        return said
+        return reading
     name = _powered(UNITS[match["unit"]], match["power"])
     if match["gap"] == "-" or over >= under:
-        return f"{said} {name if match['gap'] == '-' else plural(name)}{_per(match)}"
+        return f"{reading} {name if match['gap'] == '-' else plural(name)}{_per(match)}"
     article = "" if "percent" in name else "an " if name[0] in "aeiou" or name == "hour" else "a "
-    return f"{said} {'' if (over, under) == (1, 2) or not article else 'of ' + article}{name}{_per(match)}"
+    return f"{reading} {'' if (over, under) == (1, 2) or not article else 'of ' + article}{name}{_per(match)}"
 
 
 def _mixed(match: re.Match) -> str | None:
@@ -576,8 +576,8 @@ def _score(match: re.Match) -> str:
 
 
 def _mixed_vulgar(match: re.Match) -> str:
-    said = SYMBOLS[match["part"]]
-    return f"{cardinal(match['whole'])} and {'a half' if match['part'] == '½' else said}"
+    reading = SYMBOLS[match["part"]]
+    return f"{cardinal(match['whole'])} and {'a half' if match['part'] == '½' else reading}"
 
 
 def _power(match: re.Match) -> str:
@@ -590,8 +590,8 @@ def _exponent(written: str) -> str:
     if exponent in ("2", "3"):
         return " squared" if exponent == "2" else " cubed"
     sign, digits = ("minus " if exponent[0] == "-" else ""), exponent.strip("+-")
-    said = cardinal(digits) if digits.isdigit() else digits
-    return f" to the power of {sign}{said}" if digits else " "
+    reading = cardinal(digits) if digits.isdigit() else digits
+    return f" to the power of {sign}{reading}" if digits else " "
 
 
 def _scientific(match: re.Match) -> str:

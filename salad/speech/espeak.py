@@ -263,13 +263,13 @@ def ipa(text: str, voice: str = "en-us") -> str:
                 raise _no_voice(name)
             library.espeak_TextToPhonemes.restype = ctypes.c_char_p
             library.espeak_TextToPhonemes.argtypes = [ctypes.POINTER(ctypes.c_char_p), ctypes.c_int, ctypes.c_int]
-            rest, found = ctypes.c_char_p(_CONTROL.sub(" ", text).encode("utf-8", "replace")), []
+            rest, pieces = ctypes.c_char_p(_CONTROL.sub(" ", text).encode("utf-8", "replace")), []
             while rest:
-                found.append((library.espeak_TextToPhonemes(ctypes.byref(rest), _UTF8, _IPA) or b"").decode("utf-8", "replace"))
+                pieces.append((library.espeak_TextToPhonemes(ctypes.byref(rest), _UTF8, _IPA) or b"").decode("utf-8", "replace"))
         finally:
             library.espeak_Terminate()
             _unload()
-    return " ".join(re.sub(r"\([a-z-]+\)", "", " ".join(found)).split())  # (en): a switch to another language
+    return " ".join(re.sub(r"\([a-z-]+\)", "", " ".join(pieces)).split())  # (en): a switch to another language
 
 
 def _phones(events, total_s: float) -> list[TimedPhone]:

@@ -35,18 +35,18 @@ def amount_of(text: str, noun: str) -> str:
 
 def ordinal(digits: str, match: re.Match) -> str:
     """E.g. "dritte", or "dritten" after a preposition or an article other than "der"."""
-    said = _ordinal(digits, "de")
+    reading = _ordinal(digits, "de")
     start = match.start("take") if "take" in match.re.groupindex else match.start()
     before = match.string[max(start - 24, 0) : start]
     before = _AND_BEFORE.sub("", before)  # "die 1. und 2. Runde": what stands before the first of them decides
     noun = re.match(r" ([A-ZÄÖÜ][a-zäöüß]+)", match.string[match.end() : match.end() + 24])
     if noun and noun[1] in _FEMININE_COUNTED:
-        return said + ("n" if re.search(r"\b(?:der|einer|dieser|jeder|zur|seiner|ihrer) $", before, re.I) else "")
+        return reading + ("n" if re.search(r"\b(?:der|einer|dieser|jeder|zur|seiner|ihrer) $", before, re.I) else "")
     if noun and noun[1] in _NEUTER_COUNTED and (not before.strip() or before.rstrip()[-1:] in ".,;:!?(\"'"):
-        return said + "s"
+        return reading + "s"
     if re.search(r"\b(?:der|die|das) $", before, re.I):
-        return said
-    return said + ("n" if _DATIVE.search(before) else "r")
+        return reading
+    return reading + ("n" if _DATIVE.search(before) else "r")
 
 
 _AND_BEFORE = re.compile(r"(?:\d{1,2}\.|\ufffc+) (?:und|oder|bis|u\.|\ufffc+) $|\ufffc+$")
@@ -158,8 +158,8 @@ def _clock(match: re.Match) -> str | None:
     hour, minute = int(match["h"]), match["min"]
     if hour > 24:
         return None
-    said = "ein" if hour == 1 else cardinal(str(hour))
-    return f"{said} Uhr" + (f" {cardinal(str(int(minute)))}" if minute and int(minute) else "")
+    reading = "ein" if hour == 1 else cardinal(str(hour))
+    return f"{reading} Uhr" + (f" {cardinal(str(int(minute)))}" if minute and int(minute) else "")
 
 
 def _decade(match: re.Match) -> str:
@@ -243,8 +243,8 @@ def _site(address: str) -> str:
 
 
 def _phone(text: str) -> str:
-    said = ", ".join(one_by_one(group, "de") for group in re.findall(r"\d+", text))
-    return f"plus {said}" if text[0] == "+" else said
+    reading = ", ".join(one_by_one(group, "de") for group in re.findall(r"\d+", text))
+    return f"plus {reading}" if text[0] == "+" else reading
 
 
 def _alone(match: re.Match) -> str:
@@ -266,8 +266,8 @@ def _one(match: re.Match) -> str | None:
 def _rest(match: re.Match) -> str:
     names = {".": "Punkt", ",": "Komma", ":": "zu", "/": "Strich", "-": " "}
     groups = re.split(r"([.,:/-])", match[0])
-    said = [names.get(g) or (one_by_one(g, "de") if g[0] == "0" else cardinal(g)) for g in groups if g]
-    return " ".join(" ".join(said).split())
+    words = [names.get(g) or (one_by_one(g, "de") if g[0] == "0" else cardinal(g)) for g in groups if g]
+    return " ".join(" ".join(words).split())
 
 
 def _even_price(match: re.Match) -> str:
@@ -279,8 +279,8 @@ def _even_price(match: re.Match) -> str:
 
 def _times_word(digits: str) -> str:
     """E.g. "3x" → "dreimal"."""
-    said = cardinal(digits)
-    return (said[:-1] if said == "eins" else said) + "mal"
+    reading = cardinal(digits)
+    return (reading[:-1] if reading == "eins" else reading) + "mal"
 
 
 def _first_of_days(match: re.Match) -> str:

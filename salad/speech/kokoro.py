@@ -142,15 +142,15 @@ class Kokoro:
         # a phoneme that Kokoro does not know has no duration, so times run out before the last token, though it is spoken
         unknown = any(phoneme not in self._model.vocab for phoneme in result.phonemes)
         for token in result.tokens:
-            found = text.find(token.text, cursor, end)
-            if found < 0:
+            position = text.find(token.text, cursor, end)
+            if position < 0:
                 continue
-            cursor = found + len(token.text)
+            cursor = position + len(token.text)
             spoken = any(c.isalnum() for c in token.text)
             if spoken and not any(phoneme in self._model.vocab for phoneme in token.phonemes or ""):
                 flags.add("skipped words")
             elif spoken and token.start_ts is not None and token.end_ts is not None:
-                tokens.append((found, offset_s + token.start_ts, offset_s + token.end_ts))
+                tokens.append((position, offset_s + token.start_ts, offset_s + token.end_ts))
             elif spoken and not unknown:
                 flags.add("truncated")
         return cursor

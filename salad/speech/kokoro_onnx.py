@@ -56,8 +56,8 @@ class KokoroOnnx:
         models = weights(self.folder) or weights(self.folder / "onnx")
         styles = sorted([*self.folder.glob("voices*.npz"), *self.folder.glob("voices*.bin")])
         vocabulary = [path for name in ("vocab.json", "config.json") if (path := self.folder / name).is_file()]
-        for what, found in (("one *.onnx", models[:2]), ("voices*.npz or voices*.bin", styles), ("vocab.json", vocabulary)):
-            if not found or (what == "one *.onnx" and len(models) > 1):
+        for what, files in (("one *.onnx", models[:2]), ("voices*.npz or voices*.bin", styles), ("vocab.json", vocabulary)):
+            if not files or (what == "one *.onnx" and len(models) > 1):
                 raise SaladError(f"{self.folder} does not hold {what}: it is no folder of Kokoro's ONNX export")
         self._model_file, self._style_files, self._vocabulary_file = models[0], styles, vocabulary[0]
         self.voices = tuple(sorted(self._styles))
@@ -69,19 +69,19 @@ class KokoroOnnx:
 
     @cached_property
     def _styles(self) -> dict[str, np.ndarray]:
-        found = {}
+        styles = {}
         for path in self._style_files:
             try:
                 with np.load(path, allow_pickle=False) as file:
-                    found |= {name: file[name].astype(np.float32).reshape(-1, 256) for name in file.files}
+                    styles |= {name: file[name].astype(np.float32).reshape(-1, 256) for name in file.files}
             except Exception as error:  # NumPy, zipfile and zlib have no common class for a file that is none
                 raise SaladError(f"{path} holds no styles of Kokoro's voices: {error}") from error
-        return found
+        return styles
 
     def _read_vocabulary(self) -> dict[str, int]:
         try:
-            told = json.loads(self._vocabulary_file.read_text(encoding="utf-8"))
-            return {str(key): int(value) for key, value in told.get("vocab", told).items()}
+            config = json.loads(self._vocabulary_file.read_text(encoding="utf-8"))
+            return {str(key): int(value) for key, value in config.get("vocab", config).items()}
         except (OSError, ValueError, RecursionError, TypeError, AttributeError) as error:
             raise SaladError(f"{self._vocabulary_file} holds no ids of Kokoro's phonemes: {error}") from error
 
@@ -96,10 +96,10 @@ class KokoroOnnx:
     @cached_property
     def _inputs(self) -> dict[str, str]:
         """The model's own names of what it takes, as exports differ."""
-        found = {key: next((n for n in names if n in self._model.inputs), None) for key, names in _NAMES.items()}
-        if None in found.values():
+        names_found = {key: next((n for n in names if n in self._model.inputs), None) for key, names in _NAMES.items()}
+        if None in names_found.values():
             raise SaladError(f"{self._model_file.name} takes {', '.join(self._model.inputs)}: it is no export of Kokoro")
-        return found
+        return names_found
 
     @cached_property
     def _aligner(self):
@@ -117,8 +117,8 @@ class KokoroOnnx:
         language = "en-gb" if voice.startswith("b") else "en-us"
         sound, flags, timed, length, first = [], set(), {}, 0, 0
         for number, (start, end) in enumerate(pieces(spoken, PIECE)):
-            said = phonemised(spoken[start:end], language, misaki)
-            tokens, spans = self._tokens(said, flags)
+            phonemes = phonemised(spoken[start:end], language, misaki)
+            tokens, spans = self._tokens(phonemes, flags)
             if spans:
                 samples, frames = self._model.run(self._feed(tokens, voice, speed), seed * 1000 + number)
                 if frames is not None:
@@ -149,12 +149,12 @@ class KokoroOnnx:
         }
         return {self._inputs[key]: value for key, value in values.items()}
 
-    def _tokens(self, said, flags: set) -> tuple[list[int], list[tuple[int, int, int]]]:
+    def _tokens(self, words, flags: set) -> tuple[list[int], list[tuple[int, int, int]]]:
         """The ids of a piece without its two ends, and of each word (run, its first frame count, the one after its last):
         the model counts the ends too."""
         tokens: list[int] = []
         spans = []
-        for word in said:
+        for word in words:
             ids = [self._vocabulary[c] for c in word.phonemes if c in self._vocabulary]
             if not ids:
                 flags.add("skipped words")

@@ -39,8 +39,8 @@ class Language:
 
 
 LANGUAGES = {
-    one.code: one
-    for one in (
+    row.code: row
+    for row in (
         Language("en", "English", "en", r"A-Za-z\u00aa-\u024f", 15.0, True, "en-us", "ab", "en"),
         Language("de", "German", "de", r"A-Za-z\u00aa-\u024f", 15.0, True, "de", "", "de"),
         Language("zh", "Chinese", "zh", r"\u3005-\u3007\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff",
@@ -52,11 +52,11 @@ _ESPEAK = {"cmn": "zh", "zh": "zh"}  # espeak's codes that are not ISO 639-1
 
 def find_language(code: str) -> Language:
     """The row of a language by its code ("de"; "de-AT" and "en_US" too). Raises SaladError, naming those that work."""
-    found = LANGUAGES.get(re.split("[-_]", code.strip().lower())[0])
-    if found is None:
-        there = ", ".join(f"{one.code} ({one.name})" for one in LANGUAGES.values())
+    match = LANGUAGES.get(re.split("[-_]", code.strip().lower())[0])
+    if match is None:
+        there = ", ".join(f"{row.code} ({row.name})" for row in LANGUAGES.values())
         raise SaladError(f'the language "{code}" does not work here: there are no rules to read its numbers aloud; {there} do')
-    return found
+    return match
 
 
 def of_voice(tts: str, voice: str) -> str:
@@ -71,5 +71,5 @@ def of_voice(tts: str, voice: str) -> str:
     elif engine == "piper":
         code = re.split("[^a-z]", voice)[0]
     elif engine in ("kokoro", "kokoro-onnx"):
-        code = next((one.code for one in LANGUAGES.values() if voice[:1] and voice[0] in one.kokoro), "")
+        code = next((row.code for row in LANGUAGES.values() if voice[:1] and voice[0] in row.kokoro), "")
     return code if code in LANGUAGES else "en"

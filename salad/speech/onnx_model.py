@@ -53,9 +53,9 @@ class OnnxModel:
             self._session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # protobuf's, onnx's and onnxruntime's have no common class
             raise SaladError(f"{source} is no ONNX model that runs here: {str(error).strip().splitlines()[0][:200]}") from error
-        self.inputs = {one.name: one for one in self._session.get_inputs()}
+        self.inputs = {node.name: node for node in self._session.get_inputs()}
         self.has_durations = self._durations is not None
-        self._sound = next(one.name for one in self._session.get_outputs() if one.name != self._durations)
+        self._sound = next(node.name for node in self._session.get_outputs() if node.name != self._durations)
 
     def run(self, feed: dict[str, np.ndarray], seed: int) -> tuple[np.ndarray, np.ndarray | None]:
         """(samples float32 [T], frames of each phoneme float32 [N] or None). The same feed and seed give the same."""
@@ -67,13 +67,13 @@ class OnnxModel:
                 for number, name in enumerate(self._noises)
             }
             try:
-                found = self._session.run(wanted, {**feed, **noise})
+                outputs = self._session.run(wanted, {**feed, **noise})
                 break
             except Exception as error:  # more noise was needed than was drawn; a longer draw begins with the same numbers
                 if not self._noises or "Reshape" not in str(error) or size > 1 << 26:
                     raise SaladError(f"the voice's model fails: {str(error).strip().splitlines()[0][:200]}") from error
                 size *= 4
-        return found[0].reshape(-1).astype(np.float32), found[1].reshape(-1) if self.has_durations else None
+        return outputs[0].reshape(-1).astype(np.float32), outputs[1].reshape(-1) if self.has_durations else None
 
 
 def _with_durations(model) -> str | None:
@@ -85,12 +85,12 @@ def _with_durations(model) -> str | None:
     ceils = [node for node in graph.node if node.op_type == "Ceil"]
     rounded = {node.output[0] for node in graph.node if node.op_type == "Round"}
     clipped = [node for node in graph.node if node.op_type == "Clip" and node.input[0] in rounded]
-    for found in (ceils, clipped):
-        if len(found) == 1:
+    for candidates in (ceils, clipped):
+        if len(candidates) == 1:
             import onnx
 
-            graph.output.append(onnx.ValueInfoProto(name=found[0].output[0]))
-            return found[0].output[0]
+            graph.output.append(onnx.ValueInfoProto(name=candidates[0].output[0]))
+            return candidates[0].output[0]
     return None
 
 
@@ -103,7 +103,7 @@ def _noise_as_inputs(model) -> list[str]:
     graph = model.graph
     for node in [node for node in graph.node if node.op_type == "RandomNormalLike"]:
         name, tag = f"noise_{len(names)}", f"salad_noise_{len(names)}"
-        attributes = {one.name: one.f for one in node.attribute}
+        attributes = {field.name: field.f for field in node.attribute}
         mean, scale = attributes.get("mean", 0.0), attributes.get("scale", 1.0)
         constants = {"zero": [0], "axis": [0]}
         for key, value in constants.items():
@@ -121,7 +121,7 @@ def _noise_as_inputs(model) -> list[str]:
         ]
         place = list(graph.node).index(node)
         graph.node.remove(node)
-        for offset, one in enumerate(made):
-            graph.node.insert(place + offset, one)
+        for offset, field in enumerate(made):
+            graph.node.insert(place + offset, field)
         names.append(name)
     return names

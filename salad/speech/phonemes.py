@@ -1,7 +1,7 @@
 """Phonemes word by word: what a voice that reads phonemes is given, with the run of the text that each comes from.
 
 phonemised("The cat, of the house.", "en-us")
-# [Said(0, "ðə", ""), Said(1, "kˈæt", ","), Said(2, "ʌv", ""), Said(3, "ðə", ""), Said(4, "hˈaʊs", ".")]
+# run, phonemes, stop: (0, "ðə", ""), (1, "kˈæt", ","), (2, "ʌv", ""), (3, "ðə", ""), (4, "hˈaʊs", ".")
 """
 
 import re
@@ -16,7 +16,7 @@ _PLAIN_SIGN = str.maketrans("。，；：！？、", ".,;:!?,")
 _STRESS = re.compile("[ˈˌ]")
 
 
-class Said(NamedTuple):
+class PhonemisedWord(NamedTuple):
     """run: of `salad.speech.words.runs`. phonemes: without blanks, "" where espeak has none. stop: the sign after it."""
 
     run: int
@@ -24,11 +24,11 @@ class Said(NamedTuple):
     stop: str
 
 
-def phonemised(text: str, voice: str, of: Callable[[str, str], str] = ipa) -> list[Said]:
+def phonemised(text: str, voice: str, of: Callable[[str, str], str] = ipa) -> list[PhonemisedWord]:
     """The runs of `text` that have a letter or a digit, each with its phonemes by `of(clause, voice)`. A clause is
     phonemised as a whole, so that "the" and stress come out as they do in a sentence; what is said as one word ("of the")
     is cut in two by what each is alone."""
-    found: list[Said] = []
+    pieces: list[PhonemisedWord] = []
     clause: list[tuple[int, str]] = []
     for number, (start, end) in enumerate(runs(text)):
         run = text[start:end]
@@ -38,14 +38,14 @@ def phonemised(text: str, voice: str, of: Callable[[str, str], str] = ipa) -> li
         if core:
             clause.append((number, core))
         if stop:
-            found += _clause(clause, voice, of)
-            if found:
-                found[-1] = found[-1]._replace(stop=found[-1].stop or stop)
+            pieces += _clause(clause, voice, of)
+            if pieces:
+                pieces[-1] = pieces[-1]._replace(stop=pieces[-1].stop or stop)
             clause = []
-    return found + _clause(clause, voice, of)
+    return pieces + _clause(clause, voice, of)
 
 
-def _clause(words: list[tuple[int, str]], voice: str, of) -> list[Said]:
+def _clause(words: list[tuple[int, str]], voice: str, of) -> list[PhonemisedWord]:
     if not words:
         return []
     joined = words[0][1]
@@ -55,7 +55,7 @@ def _clause(words: list[tuple[int, str]], voice: str, of) -> list[Said]:
     if len(chunks) != len(words):
         alone = [of(word, voice).replace(" ", "") for _, word in words]
         chunks = _parted(chunks, alone) or alone
-    return [Said(number, chunk, "") for (number, _), chunk in zip(words, chunks, strict=True)]
+    return [PhonemisedWord(number, chunk, "") for (number, _), chunk in zip(words, chunks, strict=True)]
 
 
 def _parted(chunks: list[str], alone: list[str]) -> list[str] | None:

@@ -41,12 +41,12 @@ class Piper:
             if not config.is_file():
                 continue
             try:
-                told = json.loads(config.read_text(encoding="utf-8"))
-                speakers = sorted(told.get("speaker_id_map") or {}) if told.get("num_speakers", 1) > 1 else []
-                told["phoneme_id_map"]["^"], told["audio"]["sample_rate"], told["espeak"]["voice"]
+                settings = json.loads(config.read_text(encoding="utf-8"))
+                speakers = sorted(settings.get("speaker_id_map") or {}) if settings.get("num_speakers", 1) > 1 else []
+                settings["phoneme_id_map"]["^"], settings["audio"]["sample_rate"], settings["espeak"]["voice"]
             except (ValueError, RecursionError, KeyError, TypeError, AttributeError, OSError) as error:
                 raise SaladError(f"{config} is no configuration of a Piper voice: {error!r}"[:300]) from error
-            self._configs[path.stem] = told
+            self._configs[path.stem] = settings
             listed += [f"{path.stem}#{speaker}" for speaker in speakers] or [path.stem]
         if not listed:
             raise SaladError(f"{self.folder} holds no Piper voice: NAME.onnx with NAME.onnx.json beside it")
@@ -84,8 +84,8 @@ class Piper:
         rate, sound, flags, timed, length = config["audio"]["sample_rate"], [], set(), {}, 0
         first = 0  # the number of the piece's first run
         for number, (start, end) in enumerate(pieces(spoken, PIECE)):
-            said = phonemised(spoken[start:end], config["espeak"]["voice"])
-            ids, spans = _ids(said, config["phoneme_id_map"])
+            phonemes = phonemised(spoken[start:end], config["espeak"]["voice"])
+            ids, spans = _ids(phonemes, config["phoneme_id_map"])
             if any(begin == stop for _, begin, stop in spans):
                 flags.add("skipped words")
             spans = [span for span in spans if span[1] < span[2]]
@@ -126,12 +126,12 @@ class Piper:
         return feed
 
 
-def _ids(said, id_map: dict[str, list[int]]) -> tuple[list[int], list[tuple[int, int, int]]]:
+def _ids(words, id_map: dict[str, list[int]]) -> tuple[list[int], list[tuple[int, int, int]]]:
     """The ids of a piece as Piper sets them ("^ _ p _ p _ … $"), and of each word (run, first id, id after its last pad)."""
     pad = id_map["_"]
     ids = [*id_map["^"], *pad]
     spans = []
-    for number, word in enumerate(said):
+    for number, word in enumerate(words):
         if number and " " in id_map:
             ids += [*id_map[" "], *pad]
         begin = len(ids)

@@ -61,10 +61,10 @@ def record(utterance: Utterance, seed: int, room: Room | None = None) -> Utteran
     room = room or draw(seed)
     rng = np.random.default_rng([seed, 2])
     n, rate = len(utterance.samples), utterance.sample_rate
-    heard = signal.oaconvolve(utterance.samples, response(room, rate, seed))[:n]
+    reverberant = signal.oaconvolve(utterance.samples, response(room, rate, seed))[:n]
     noise = rng.standard_normal(n, dtype=np.float32)
     noise = signal.lfilter([1.0], [1.0, -room.noise_tilt], noise).astype(np.float32)
-    scale = np.sqrt(np.mean(heard**2) / max(np.mean(noise**2), 1e-12)) * 10 ** (-room.snr_db / 20)
-    heard = heard + scale * noise
-    heard *= 10 ** (room.gain_db / 20) / max(np.abs(heard).max(), 1e-9)
-    return replace(utterance, samples=heard.astype(np.float32))
+    scale = np.sqrt(np.mean(reverberant**2) / max(np.mean(noise**2), 1e-12)) * 10 ** (-room.snr_db / 20)
+    reverberant = reverberant + scale * noise
+    reverberant *= 10 ** (room.gain_db / 20) / max(np.abs(reverberant).max(), 1e-9)
+    return replace(utterance, samples=reverberant.astype(np.float32))

@@ -94,13 +94,13 @@ def speakability(text: str, language: str = "en") -> dict[str, str]:
     """What cannot be spoken well as it stands: flag -> reason (the piece of text that shows it, or a count). Flags:
     formula, code, url, table, markup, long word, other language. Empty for plain text of the language. Raises SaladError
     for a language that does not work here (`salad.speech.languages`)."""
-    found = {}
+    flags = {}
     for flag, patterns in _COMPILED.items():
         match = next(filter(None, (pattern.search(text) for pattern in patterns)), None)
         if match:
-            found[flag] = " ".join(match[0].split())[:60]
-    if "url" not in found and (match := _LONG.search(text)):
-        found["long word"] = f"{match[0][:40]}…"
+            flags[flag] = " ".join(match[0].split())[:60]
+    if "url" not in flags and (match := _LONG.search(text)):
+        flags["long word"] = f"{match[0][:40]}…"
     if reason := _other_language(text, language):
-        found["other language"] = reason
-    return found
+        flags["other language"] = reason
+    return flags

@@ -54,11 +54,11 @@ def spoken_form(text: str, language: str = "en") -> Spoken:
         """`text[start:end]` is spoken as `piece`; what of the text lies before it has no sound."""
         nonlocal length, reached
         start = max(start, reached)
-        for said, t0, t1 in (("", reached, start), (piece, start, max(end, start))):
-            if said or t1 > t0:
-                pieces.append(said)
-                char_map.append((length, length + len(said), t0, t1))
-                length += len(said)
+        for reading, t0, t1 in (("", reached, start), (piece, start, max(end, start))):
+            if reading or t1 > t0:
+                pieces.append(reading)
+                char_map.append((length, length + len(reading), t0, t1))
+                length += len(reading)
         reached = max(end, start)
 
     def leave(start: int, end: int) -> None:
@@ -88,14 +88,14 @@ def spoken_form(text: str, language: str = "en") -> Spoken:
             add(plain.text[begin:i], origin[begin][0], origin[i - 1][1])
 
     position = 0
-    for start, end, said in taken:
+    for start, end, reading in taken:
         leave(position, start)
         t0, t1 = (start, end) if plain.origin is None else (plain.origin[start][0], plain.origin[end - 1][1])
         before, after = plain.text[start - 1 : start], plain.text[end : end + 1]
-        left = " " if _blank_between(before, said[:1]) and not (pieces and pieces[-1].endswith(" ")) else ""
-        right = " " if _blank_between(said[-1:], after) else ""
-        add(left + said + right, t0, t1)
-        if not said:
+        left = " " if _blank_between(before, reading[:1]) and not (pieces and pieces[-1].endswith(" ")) else ""
+        right = " " if _blank_between(reading[-1:], after) else ""
+        add(left + reading + right, t0, t1)
+        if not reading:
             dropped.append(Dropped(t0, t1, "markup"))
         position = end
     leave(position, len(plain.text))
@@ -125,13 +125,13 @@ def _read(text: str, rules: tuple[Rule, ...]) -> list[tuple[int, int, str]]:
             continue
         changed = False
         for match in pattern.finditer(current):
-            said = say(match) if match[0] else None
+            reading = say(match) if match[0] else None
             start, end = match.span(match.lastgroup if match.lastgroup in ("take", "then") else 0)
-            if said is None or start == end or said == match[0] or any(gone[start:end]):
+            if reading is None or start == end or reading == match[0] or any(gone[start:end]):
                 continue
-            if said and said[-1] != "." and text[end - 1] == "." and _ENDS.match(text, end):
-                said += "."  # the full stop of an abbreviation that ends the sentence, too
-            taken.append((start, end, said))
+            if reading and reading[-1] != "." and text[end - 1] == "." and _ENDS.match(text, end):
+                reading += "."  # the full stop of an abbreviation that ends the sentence, too
+            taken.append((start, end, reading))
             free = free or list(text)
             free[start:end] = TAKEN * (end - start)
             gone[start:end] = b"\1" * (end - start)
