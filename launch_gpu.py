@@ -1,11 +1,11 @@
-"""Start, watch, stop and take up a run on a GPU machine, wherever it stands. See docs/launch.md.
+"""Start, watch, stop and resume runs on this machine, over SSH, on Slurm or in a cloud. See docs/launch.md.
 
     python launch_gpu.py RECIPE [--set key=value ...] [--on here|ssh:HOST|slurm|sky|NAME] [--gpus H200:8] ...
     python launch_gpu.py list
     python launch_gpu.py check [NAME]
     python launch_gpu.py logs|stop|resume|fetch RUN
 
-The same from Python: `from launch_gpu import launch`; `run = launch("miniature_stage1", on="here")`.
+From Python: `from launch_gpu import launch`; `run = launch("miniature_stage1", on="here")`.
 """
 
 import argparse
@@ -21,8 +21,8 @@ RESERVED = ("list", "check", "logs", "stop", "resume", "fetch")
 
 
 def _limits(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--max-hours", type=float, metavar="H", help="hard time limit, over all attempts")
-    parser.add_argument("--budget", type=float, metavar="AMOUNT", help="hard limit of hours times price per hour")
+    parser.add_argument("--max-hours", type=float, metavar="H", help="hard limit on hours, over all attempts")
+    parser.add_argument("--budget", type=float, metavar="AMOUNT", help="hard limit on cost: hours times price per hour")
 
 
 def _common(parser: argparse.ArgumentParser) -> None:
@@ -33,18 +33,28 @@ def _launch(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="launch_gpu.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("recipe", metavar="RECIPE", help="a recipe's name (an unknown one lists them), or a run's config.json")
-    parser.add_argument("--set", action="append", default=[], metavar="a.b=VALUE", help="override; repeatable")
-    parser.add_argument("--on", metavar="WHERE", help="here, ssh:[user@]host[:port], slurm, sky, or a target's name")
-    parser.add_argument("--gpus", metavar="[TYPE:]N", help="GPUs per node, as 2 or H200:8")
-    parser.add_argument("--nodes", type=int, default=1, help="machines that work together (slurm, sky)")
+    parser.add_argument(
+        "recipe", metavar="RECIPE", help="name of a recipe (an unknown name lists all), or path of a run's config.json"
+    )
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="a.b=VALUE", help="set a configuration key; may be repeated"
+    )
+    parser.add_argument(
+        "--on", metavar="WHERE", help="where to run: here, ssh:[user@]host[:port], slurm, sky, or the name of a target"
+    )
+    parser.add_argument("--gpus", metavar="[TYPE:]N", help="GPUs per node, such as 2 or H200:8")
+    parser.add_argument("--nodes", type=int, default=1, help="number of machines that train together (slurm, sky)")
     _limits(parser)
-    parser.add_argument("--max-hourly-cost", type=float, metavar="C", help="refuse what costs more an hour")
-    parser.add_argument("--stall-minutes", type=float, default=15.0, help="without a step for so long: stalled")
-    parser.add_argument("--again", action="store_true", help="another run of the same configuration")
-    parser.add_argument("--dry-run", action="store_true", help="say what would be done; start nothing")
+    parser.add_argument("--max-hourly-cost", type=float, metavar="C", help="refuse a machine that costs more per hour")
+    parser.add_argument(
+        "--stall-minutes", type=float, default=15.0, help="report the run as stalled after this many minutes without a step"
+    )
+    parser.add_argument("--again", action="store_true", help="start another run of the same configuration")
+    parser.add_argument("--dry-run", action="store_true", help="show what would be done; start nothing")
     parser.add_argument("--follow", action="store_true", help="show the log until the run ends")
-    parser.add_argument("--targets", metavar="FILE", help="default: ./targets.toml, ~/.config/salad/targets.toml")
+    parser.add_argument(
+        "--targets", metavar="FILE", help="targets file (default: ./targets.toml, else ~/.config/salad/targets.toml)"
+    )
     _common(parser)
     given = parser.parse_args(argv)
     from salad.config import parse_set
@@ -69,7 +79,7 @@ def _launch(argv: list[str]) -> int:
 def _list(argv: list[str]) -> int:
     import store
 
-    parser = argparse.ArgumentParser(prog="launch_gpu.py list", description="The lab's runs, newest first.")
+    parser = argparse.ArgumentParser(prog="launch_gpu.py list", description="List the lab's runs, newest first.")
     _common(parser)
     lab = store.lab_path(parser.parse_args(argv).lab)
     found_runs = runs(lab)
@@ -101,8 +111,8 @@ def _check(argv: list[str]) -> int:
     from salad.engines.base import load
     from salad.engines.targets import resolve
 
-    parser = argparse.ArgumentParser(prog="launch_gpu.py check", description="Say whether a target would work.")
-    parser.add_argument("name", nargs="?", help="here, ssh:HOST, slurm, sky, or a target's name")
+    parser = argparse.ArgumentParser(prog="launch_gpu.py check", description="Check whether a target would work.")
+    parser.add_argument("name", nargs="?", help="here, ssh:HOST, slurm, sky, or the name of a target")
     parser.add_argument("--targets", metavar="FILE")
     given = parser.parse_args(argv)
     name, target = resolve(given.name, given.targets)
@@ -123,20 +133,20 @@ def _one(name: str, argv: list[str]) -> int:
     descriptions = {
         "logs": "Show a run's log.",
         "stop": "Ask a run to write a checkpoint and end.",
-        "resume": "Take a run up from its last checkpoint.",
-        "fetch": "Bring a run's units and checkpoints into this lab.",
+        "resume": "Resume a run from its last checkpoint.",
+        "fetch": "Copy a run's units and checkpoints into this lab.",
     }
     parser = argparse.ArgumentParser(prog=f"launch_gpu.py {name}", description=descriptions[name])
-    parser.add_argument("run_id", metavar="RUN", help="the run's id, as `list` shows it")
+    parser.add_argument("run_id", metavar="RUN", help="id of the run, as `list` shows it")
     _common(parser)
     if name in ("logs", "resume"):
-        parser.add_argument("--follow", action="store_true", help="until the run ends")
+        parser.add_argument("--follow", action="store_true", help="show new lines until the run ends")
     if name == "resume":
         _limits(parser)
     if name == "stop":
-        parser.add_argument("--wait", type=float, default=0.0, metavar="S", help="wait so many seconds for the end")
+        parser.add_argument("--wait", type=float, default=0.0, metavar="S", help="wait up to S seconds for the run to end")
     if name == "fetch":
-        parser.add_argument("--tables-only", action="store_true", help="without audio and checkpoints")
+        parser.add_argument("--tables-only", action="store_true", help="skip audio and checkpoints")
     given = parser.parse_args(argv)
     run = Run.open(store.lab_path(given.lab), given.run_id)
     if name == "logs":
@@ -182,7 +192,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("left; the run goes on", file=sys.stderr)
+        print("detached; the run continues", file=sys.stderr)
         return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -97,7 +97,7 @@ def divergences(lab: Path, to: Path) -> None:
 def training(lab: Path, to: Path) -> None:
     """The runs with both arms' curves, and the form."""
     with served("notebooks/training.py", lab) as address, page(address, 1480, 1900) as tab:
-        tab.get_by_text("say what it would cost and do").wait_for(timeout=180_000)
+        tab.get_by_text("estimate cost").wait_for(timeout=180_000)
         tab.wait_for_timeout(6000)
         tab.screenshot(path=to)
         print(to, tab.complaints or "")
@@ -105,7 +105,7 @@ def training(lab: Path, to: Path) -> None:
 
 def results(lab: Path, to: Path) -> None:
     with served("notebooks/results.py", lab) as address, page(address, 1480, 2750) as tab:
-        tab.get_by_role("heading", name="What people said").wait_for(timeout=180_000)
+        tab.get_by_role("heading", name="Votes").wait_for(timeout=180_000)
         tab.wait_for_timeout(6000)
         tab.screenshot(path=to)
         print(to, tab.complaints or "")

@@ -130,7 +130,7 @@ def _(measure, players, readings, sample):
 
 @app.cell(hide_code=True)
 def _(lab):
-    locked = store.connect(lab, locked=True)  # SQL cells of one's own can choose it as their engine
+    locked = store.connect(lab, locked=True)  # your own SQL cells can use it as their engine
     query_ui = mo.ui.code_editor(
         "SELECT domain, run_id, step, round(avg(m), 3) AS m, round(avg(f), 4) AS f, count(*) AS texts\n"
         "FROM misalignment GROUP BY ALL ORDER BY m DESC LIMIT 20", language="sql", debounce=600, min_height=60)

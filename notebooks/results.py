@@ -65,7 +65,7 @@ def _(figures):
 
 @app.cell(hide_code=True)
 def _(votes_figures):
-    mo.vstack([mo.md("### What people said"),
+    mo.vstack([mo.md("### Votes"),
                panels.plain_table(votes_figures) if len(votes_figures) else
                mo.md("No blind votes yet: `make arena` opens the app where people compare answers.")])
     return

@@ -183,7 +183,7 @@ def _(actions, audit_n, con, events_ui, picked, reason_ui, rule_ui, decided, sel
                    actions["reweight"]], justify="start", gap=1),
         mo.hstack([mo.md("**Audit**"), audit_n, actions["accept"], actions["reject"]], justify="start", gap=1),
         panels.audits(con, selection, picked, audit_n.value),
-        mo.md(f"#### What was said, and stands\n{decided()[1]}"), events_ui,
+        mo.md(f"#### Current decisions\n{decided()[1]}"), events_ui,
         mo.hstack([actions["undo"], panels.agreement(con, selection)], justify="start", gap=2)])
     return
 

@@ -20,7 +20,7 @@ def _():
 
 @app.cell(hide_code=True)
 def _():
-    acted, set_acted = mo.state((0, ""))  # actions so far, and what came of the last
+    acted, set_acted = mo.state((0, ""))  # number of actions so far, and the result of the last
     kept = {}  # the runs that are chosen, while the table is drawn anew
 
     def say(words):
@@ -132,7 +132,7 @@ def _(budget_ui, changed, form_ui, gpus_ui, hours_ui, lab, on_ui, recipe_ui, say
         mo.hstack([recipe_ui, on_ui, gpus_ui, hours_ui, budget_ui], justify="start", gap=1, wrap=True),
         control.form_laid_out(form_ui),
         mo.callout(mo.md(plain(wrong)), kind="danger") if wrong else mo.md(preformatted(command)),
-        mo.hstack([control.button("say what it would cost and do", lambda: _start(True), say),
+        mo.hstack([control.button("estimate cost", lambda: _start(True), say),
                    control.button("launch", lambda: _start(False), say, "success")], justify="start", gap=1),
         mo.md(acted()[1])])
     return (command,)

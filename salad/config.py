@@ -53,11 +53,11 @@ class LLMConfig(Frozen):
     lora_targets: tuple[str, ...] | Literal["all-linear", "peft"] = Field(
         ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
         description="names of layers; all-linear: every linear layer of the decoder; peft: what peft's own table has for the "
-        "architecture. The default names stand for all-linear where an LLM calls its layers otherwise",
+        "architecture. The default names mean all-linear for an LLM whose layers have other names",
     )
     dtype: Literal["float32", "bfloat16"] = "float32"
     teacher: str | None = Field(
-        None, description="another LLM with the same tokenizer as the teacher; by default the LLM as it stands"
+        None, description="a different LLM with the same tokenizer as the teacher; by default the LLM before training"
     )
 
 

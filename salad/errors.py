@@ -1,4 +1,4 @@
-"""The error that a person can mend; see store.errors."""
+"""The error that a user can fix; see store.errors."""
 
 from store.errors import UserError
 

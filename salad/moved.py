@@ -1,4 +1,4 @@
-"""Names that stand in labs, hashed or stored, from before the modules they name were moved."""
+"""Names of modules that have moved, as they are still stored, or hashed, in labs."""
 
 MODULES = {
     "salad.studies": "salad.study.cells",  # `salad.studies:active_filtered` in selections.strategy and selection ids

@@ -62,11 +62,11 @@ def check(name: object, where: str) -> None:
     )
 
 
-_launched: set[str] = set()  # modules that this process was told to run
+_launched: set[str] = set()  # modules that the user has asked this process to run
 
 
 def allow_module(name: str) -> None:
-    """Let this process resume runs of a module that it was told to run."""
+    """Allow this process to resume runs of a module that the user has asked it to run."""
     _launched.add(name)
 
 

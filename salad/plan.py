@@ -28,7 +28,7 @@ MIMI_GB = 0.385
 
 @dataclass
 class Cost:
-    """Of one stage; `notes` say what each figure rests on."""
+    """The cost of one stage; `notes` state the basis of each figure."""
 
     stage: str
     gpu_hours: float

@@ -51,7 +51,7 @@ class Preempted(SystemExit):
 
 
 class Stopped(Preempted):
-    """As `Preempted`, but not to be started again by itself: a person's `stop`, or a limit that was reached."""
+    """Raised like `Preempted`, for a run that must not restart automatically: a user stopped it, or it reached a limit."""
 
 
 @contextlib.contextmanager
@@ -102,7 +102,7 @@ def seconds_since(at: str | None) -> float:
 
 
 def read_json(path: Path) -> dict | None:
-    """The file's JSON object; None where there is no such file or it is not whole."""
+    """The JSON object in a file; None if the file is missing or incomplete."""
     try:
         value = json.loads(path.read_text())
     except (OSError, ValueError, RecursionError):
@@ -211,7 +211,8 @@ class RunFolder:
         selection_id: str | None = None,
         repetition: int = 0,
     ) -> "RunFolder":
-        """The folder of this work: the same configuration, parent and repetition give the same one (= resume)."""
+        """The run folder of a configuration, created if it does not exist. The run id is a hash of configuration, parent and
+        repetition, so repeating the call resumes the same run. Raises SaladError if the folder cannot be written."""
         lab = Path(lab)
         run_id = ids.run_id(config, parent_run_id, repetition)
         path = lab / "runs" / run_id
@@ -251,11 +252,11 @@ class RunFolder:
 
     @property
     def _status_path(self) -> Path:
-        shard = os.environ.get("SALAD_SHARD")  # a worker of a pass tells of its own shard only
+        shard = os.environ.get("SALAD_SHARD")  # a worker of a pass reports on its own shard only
         return self.path / ("status.json" if shard is None else f"status-{shard}.json")
 
     def reread(self) -> None:
-        """Forget what is remembered of status.json, because another process has had it since."""
+        """Discard the cached status, because another process has written status.json since."""
         with self._lock:
             self._fields = None
 
@@ -284,13 +285,13 @@ class RunFolder:
             return dict(self._fields)
 
     def heartbeat(self) -> None:
-        """Say that the run lives. Thread-safe; writes at most every 2 s."""
+        """Write a heartbeat. Thread-safe; writes at most every 2 s."""
         with self._lock:
             if time.monotonic() - self._written >= STATUS_SECONDS:
                 self.status()
 
     def read_status(self) -> dict:
-        """status.json as it stands on the disk; {} before the first one."""
+        """The content of status.json; {} before it is first written."""
         return read_json(self._status_path) or {}
 
     @property
@@ -322,11 +323,11 @@ class RunFolder:
     # metrics, log, checkpoints
 
     def metrics_writer(self, first_step: int) -> MetricsWriter:
-        """A writer for an attempt that goes on from `first_step` (0, or the checkpoint's step)."""
+        """A writer for an attempt that starts after `first_step` (0, or the checkpoint's step)."""
         return MetricsWriter(self, first_step)
 
     def metrics(self) -> list[dict]:
-        """The logged lines in order of step; what a later attempt did again stands as it did it."""
+        """The logged rows in order of step; where attempts overlap, those of the later attempt."""
         rows, files = [], self._metric_files()
         for index, (_, path) in enumerate(files):
             end = files[index + 1][0] if index + 1 < len(files) else float("inf")
@@ -355,7 +356,7 @@ class RunFolder:
     # limits, and being asked to end
 
     def limits(self) -> Limits:
-        """The limits that it was launched with (launch.json); none for a run that was started by hand."""
+        """The limits in launch.json; no limits for a run that was started by hand."""
         launch = read_json(self.path / "launch.json") or {}
         return Limits(launch.get("max_hours"), launch.get("budget"), launch.get("price_per_hour") or 0.0)
 
@@ -364,7 +365,7 @@ class RunFolder:
         atomic.write_json(self.path / "stop", {"at": now(), "host": socket.gethostname()})
 
     def should_stop(self) -> Preempted | None:
-        """What the trainer should raise after writing a checkpoint; None to go on. Cheap: ask at every step."""
+        """The exception to raise after writing a checkpoint; None to continue. Cheap enough to call at every step."""
         if self._began is not None:
             reason = self._limits.reason(self.ran_s)
             if reason is not None:
@@ -375,7 +376,7 @@ class RunFolder:
 
 
 def last_line(error: BaseException) -> str:
-    """An exception in one line: a user's error as it is told, any other with its type."""
+    """An exception in one line: the first line of a user's error; the type and last line of any other."""
     lines = str(error).strip().splitlines()
     if isinstance(error, UserError) and lines:
         return lines[0]
@@ -384,10 +385,10 @@ def last_line(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def running(run: RunFolder, engine: str | None = None, device: str | None = None) -> Iterator[RunFolder]:
-    """The run lives inside this block: SIGTERM is latched, a thread beats, and the end is written down.
+    """Context in which a run is alive: SIGTERM is latched, a thread writes heartbeats, and the end is recorded.
 
     State: running, then done; stopped or preempted for `Stopped` and `Preempted`; stopped for Ctrl-C; else failed,
-    with the last error line. Everything that was raised goes on its way."""
+    with the last line of the error. Exceptions propagate."""
     launch = read_json(run.path / "launch.json") or {}
     _latch.set = False
     _latch.install()
@@ -412,7 +413,7 @@ def running(run: RunFolder, engine: str | None = None, device: str | None = None
 
     def beat():
         while not ended.wait(BEAT_SECONDS):
-            with contextlib.suppress(OSError):  # a full disk must not end the thread that tells of life
+            with contextlib.suppress(OSError):  # a full disk must not end the heartbeat
                 run.heartbeat()
             if (run.path / "stop").exists():
                 _latch.set = True
@@ -440,7 +441,7 @@ def running(run: RunFolder, engine: str | None = None, device: str | None = None
         ended.set()
         thread.join()
         end = {"seconds_left": 0} if state == "done" else {}
-        # what a person has to mend first is not tried again by itself
+        # a run that a user has to fix first is not retried automatically
         try:
             run.status(state=state, error=error, mendable=mendable, ended_at=now(), **end)
         except OSError as full:  # a full disk must not hide what ended the run

@@ -283,7 +283,7 @@ def test_saving_keeps_texts_and_no_sound_and_a_link_opens_nothing_else(study):
     assert kept["text"] == ITEMS[1][0] and kept["right"]["tokens"][0]["d"] >= 0 and study.history()[0][0]["comparison"]
     assert (study.lab / "arena" / f"{name}.json").stat().st_size < 60_000
     for wrong in ("../study", "a" * 13, "", "a0123456789ab"):
-        with pytest.raises(store.UserError, match="no saved comparison"):
+        with pytest.raises(store.UserError, match="no comparison is saved"):
             study.saved(wrong)
 
 

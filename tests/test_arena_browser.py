@@ -152,7 +152,7 @@ def test_what_is_said_is_text_and_what_is_wrong_is_told(app, tab):
     assert tab.locator("#evil").count() == 0
     tab.locator("#question textarea, #question input").fill("")
     tab.locator("#ask").click()
-    expect(tab.get_by_text("there is no question")).to_be_visible()
+    expect(tab.get_by_text("no question: type one")).to_be_visible()
 
 
 def test_a_waiting_visitor_sees_the_place_in_the_queue_and_can_stop(app, browser, tab):

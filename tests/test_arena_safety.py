@@ -224,7 +224,7 @@ def test_a_blind_vote_cannot_be_forged(app, lab):
     with pytest.raises(AppError, match="has its vote already"):
         client.predict(comparison=reply["comparison"], choice="right", api_name="/vote")
     for nothing in ("a000000000000", {"a": 1}, None, 7):
-        with pytest.raises(AppError, match="no such comparison"):
+        with pytest.raises(AppError, match="no longer exists"):
             client.predict(comparison=nothing, choice="left", api_name="/vote")
 
 
@@ -300,11 +300,11 @@ def test_no_field_of_a_saved_comparison_is_markup(tmp_path):
         assert "<img" not in page and "&lt;img" in page
     for wrong in ({"left": None}, {"at": EVIL}, {"duration_s": EVIL}, {"comparison": "a1"}, {"choice": EVIL}, {"notes": 5}):
         path.write_text(json.dumps(poisoned("a0123456789ab") | wrong))
-        with pytest.raises(store.UserError, match="no saved comparison"):
+        with pytest.raises(store.UserError, match="not a saved comparison"):
             saved.read(path)
     for broken in ("", "[]", "{", '{"left": NaN}', "null"):
         path.write_text(broken)
-        with pytest.raises(store.UserError, match="no saved comparison"):
+        with pytest.raises(store.UserError, match="not a saved comparison"):
             saved.read(path)
 
 

@@ -110,7 +110,7 @@ def test_the_lab_may_come_from_the_environment(lab, monkeypatch, capsys):
         (("sql", "select 1", "--timeout", "soon"), ("--timeout", "soon")),
         (("sql",), ("Missing",)),
         (("sqll", "select 1"), ("sqll", "did you mean sql?")),
-        ((), ("say what to do",)),
+        ((), ("name a command",)),
         (("sql", "select 1", "--parquet", "/proc/nowhere/out.parquet"), ("/proc",)),
     ],
 )

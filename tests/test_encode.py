@@ -235,7 +235,7 @@ def test_the_size_is_said_first_and_what_cannot_be_kept_is_refused_in_one_line(l
     with pytest.raises(SaladError, match="no finished stage1 run"):
         running.prepare(lab, "encode", {})
     messages = []
-    with pytest.raises(SaladError, match="would take .* GB in .*: say --yes to go on"):
+    with pytest.raises(SaladError, match="would take .* GB in .*; use --yes to proceed"):
         running.prepare(lab, "encode", {"encoder": "test_encode:Wide"}, False, messages.append)
     with pytest.raises(SaladError, match=r"GB more in \S*/frames/natural/\S*, and \S* GB are free there: make room, or"):
         running.prepare(lab, "encode", {"encoder": "test_encode:Wide"}, True, messages.append)  # no disk holds that

@@ -134,7 +134,7 @@ def test_a_refused_requeue_is_reported_as_such_and_the_run_can_be_resumed(tmp_pa
         time.sleep(0.2)
     engine.requeue(run.folder, job)  # what the job itself does next
     status = run.status()
-    assert status["state"] == "stopped" and "Slurm refused to queue it again: " in status["error"]
+    assert status["state"] == "stopped" and "Slurm refused to requeue it: " in status["error"]
     assert "requeue" in status["error"] or "job" in status["error"].lower()
     assert "refused" in run.logs() and run.folder.checkpoints()
     assert run.resume().status()["state"] in ("queued", "starting")

@@ -159,7 +159,7 @@ def test_launched_from_a_notebook_with_a_live_curve_a_cut_connection_a_kill_a_re
     for part in marked.values():
         os.kill(part["pid"], signal.SIGKILL)
     status = here.until(run, lambda status: status["state"] == "failed", 20)
-    assert "without a word" in status["error"]
+    assert "without a message" in status["error"]
     run.resume()
     status = run.wait(90)
     assert status["state"] == "done", run.logs()

@@ -69,7 +69,7 @@ def _input(key: str, schema: dict, value):
 
 
 def form_laid_out(inputs: mo.ui.dictionary) -> mo.Html:
-    """The form by section; a description stands beside the input where the schema has one."""
+    """The form's inputs by section, each beside its description from the schema, if any."""
     sections: dict[str, list] = {}
     for key, schema in leaves().items():
         description = mo.md(f"<small style='opacity:.75'>{schema.get('description', '')}</small>")
@@ -233,7 +233,7 @@ def note(lab: Path | str, run_ids: list[str], tags: str, words: str, author: str
 
 
 def stop(lab: Path | str, run_ids: list[str]) -> str:
-    """Ask runs to write a checkpoint and end. Says what came of it."""
+    """Ask runs to write a checkpoint and end. Returns a message about the result."""
     from launch_gpu import Run
 
     messages = [markdown("{}: {}", run_id, Run.open(lab, run_id).stop()["state"]) for run_id in run_ids]
@@ -241,7 +241,7 @@ def stop(lab: Path | str, run_ids: list[str]) -> str:
 
 
 def resume(lab: Path | str, run_ids: list[str]) -> str:
-    """Take runs up from their last checkpoints. Says what came of it."""
+    """Resume runs from their last checkpoints. Returns a message about the result."""
     from launch_gpu import Run
 
     messages = [plain(repr(Run.open(lab, run_id).resume())) for run_id in run_ids]
@@ -249,7 +249,7 @@ def resume(lab: Path | str, run_ids: list[str]) -> str:
 
 
 def fetch(lab: Path | str, run_ids: list[str]) -> str:
-    """Bring runs' checkpoints and units into this lab and check each. Says what came of it."""
+    """Copy runs' checkpoints and units into this lab and verify each. Returns a message about the result."""
     from launch_gpu import Run
 
     messages = []
@@ -277,7 +277,7 @@ def cost(lab: Path | str, recipe: str, changed: dict, on: str = "here", gpus: st
 
 
 def start(lab: Path | str, recipe: str, changed: dict, on: str, gpus: str, dry_run: bool = False, **limits) -> str:
-    """launch_gpu.launch with what the form says; a dry run tells its cost and what would be done. Says what came of it."""
+    """Launch a run with the form's values; a dry run estimates its cost and lists the steps. Returns a message."""
     import launch_gpu
 
     limits = {name: value for name, value in limits.items() if value}
@@ -292,7 +292,7 @@ def start(lab: Path | str, recipe: str, changed: dict, on: str, gpus: str, dry_r
 
 
 def button(label: str, act: Callable[[], str], on_message: Callable[[str], object], kind: str = "neutral") -> mo.ui.button:
-    """Acts once, on its click; what `act` says, or the error in one line, goes to `on_message`."""
+    """A button that calls `act` once per click and passes its message, or the error in one line, to `on_message`."""
 
     def clicked(_):
         try:

@@ -122,7 +122,7 @@ def facts(con: duckdb.DuckDBPyConnection, scored: str, measure: str, corpus: str
 
 
 def by_group(con: duckdb.DuckDBPyConnection, scored: str, measure: str, group: str, corpus: str | None = None) -> pd.DataFrame:
-    """The same by domain, corpus or cluster (texts in no cluster are left out), the first checkpoint's highest
+    """label, group, mean, low, high (95 %), n by domain, corpus or cluster (without unclustered texts); the highest
     group first. `group` has the cluster's words beside its number."""
     if group == "cluster":
         words = "cluster_id || ' ' || coalesce((SELECT array_to_string(terms[1:4], ', ') FROM current_clusters AS k"

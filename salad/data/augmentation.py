@@ -97,7 +97,7 @@ class Noise:
 
         self._shar = Shar(lab, name)
         if not len(self._shar):
-            raise SaladError(f"augment: lab/speech/{name} holds no noise")
+            raise SaladError(f"augment: lab/speech/{name} contains no noise")
         self._ids = self._shar.ids
 
     def sample(self, seed: int, rate: int) -> np.ndarray:

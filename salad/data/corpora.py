@@ -145,7 +145,7 @@ def _no_speech(con, names) -> str:
 
 
 def _not_spoken(selection_id: str) -> str:
-    return f"selection {selection_id} holds no synthesised text: synthesise it first"
+    return f"selection {selection_id} contains no synthesised text; run `salad pass synthesise` first"
 
 
 def audio(lab: Path | str, spoken: SpokenText, sample_rate: int) -> np.ndarray:
@@ -157,7 +157,7 @@ SHORTEST_S = 0.002  # by how much a recording may be shorter than its row says: 
 
 
 def audio_of(lab: Path | str, row: dict, sample_rate: int) -> np.ndarray:
-    """The same for a row of `syntheses`."""
+    """Samples of a row of the table `syntheses`, float32 [T] at the sample rate that is asked for."""
     import soundfile
     import soxr
 

@@ -159,7 +159,7 @@ class Frames:
                 self._told.add(path)
                 self._open.pop(path, None)
                 warnings.warn(
-                    f"{path} is passed over, its recordings are encoded anew: {error}; `salad pass encode` mends it",
+                    f"{path} is skipped and its recordings are encoded again: {error}; `salad pass encode` repairs it",
                     DamagedFrames,
                     stacklevel=2,
                 )

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class SpokenUnit(NamedTuple):
-    """Tokens [token_start, token_end) and the time [start_s, end_s) in which they are said, seconds."""
+    """Tokens [token_start, token_end) and the time [start_s, end_s) in which they are spoken, in seconds."""
 
     token_start: int
     token_end: int
@@ -53,7 +53,7 @@ def token_offsets(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[list[i
         encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     except NotImplementedError:
         raise SaladError(
-            f"tokenizer {tokenizer.name_or_path!r} does not say where its tokens stand in a text, so speech cannot be cut at "
+            f"tokenizer {tokenizer.name_or_path!r} does not give the character offsets of its tokens, so speech cannot be cut at "
             "words; it needs a tokenizer.json"
         ) from None
     offsets, before = [], 0
@@ -174,7 +174,7 @@ class InterleavedSequence:
     `ids` [T] int64: token id, or -1 where a frame stands; `frames` [T] int64: frame number, or -1 where a token
     stands. `rows` [N]: row of the interleaved sequence that predicts a text position; `text_rows` [N]: row of the
     text sequence that predicts the same token; `positions` [N]: index of that token in the text; `after_speech` [N]:
-    whether a speech span stands before it.
+    whether a speech span precedes it.
     """
 
     text_ids: np.ndarray
@@ -191,7 +191,7 @@ def interleaved_sequence(
 ) -> InterleavedSequence:
     """Lay out `spans` over `token_ids` after the prefix.
 
-    The tokens of `between` stand in front of token number `answer`, in both sequences; text positions are the tokens
+    The tokens `between` precede token number `answer` in both sequences; text positions are the tokens
     from there on (by default all)."""
     before = [prefix] if isinstance(prefix, int) else list(prefix)
     ids, frames, rows, positions, after = list(before), [-1] * len(before), [], [], []

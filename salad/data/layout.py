@@ -39,7 +39,7 @@ def lay_out(prompt: PromptFormat, spoken: SpokenText, frame_rate: float, prompt_
     `prompt_layout`: its tokens, where they are known already (the same text at another speed)."""
     prompt_layout = prompt_layout or prompt.write(spoken.text, spoken.answer)
     words, end_s, offsets = spoken.words, spoken.duration_s, prompt_layout.offsets
-    if prompt_layout.answer:  # what stands behind is text, whatever the recording holds there
+    if prompt_layout.answer:  # everything after the answer begins is text, whatever the recording contains
         end_s = next((word[3] for word in words if word[1] >= prompt_layout.stop), end_s)
         words, offsets = tuple(word for word in words if word[2] <= prompt_layout.stop), offsets[: prompt_layout.answer]
     return Layout(spoken, prompt_layout, units(spoken.text[: prompt_layout.stop], offsets, words, end_s), frame_rate, len(words))
@@ -64,6 +64,6 @@ def check_cut(layouts: Iterable[Layout], tokenizer_name: str, source: str) -> No
     if 2 * cut < words:
         raise SaladError(
             f"{source}: only {cut:,} of {words:,} words can be cut from the next under the tokenizer of {tokenizer_name!r}, "
-            "whose tokens do not end where words do: almost all would stay text. Take another LLM, or look at the "
+            "whose tokens do not end where words do: almost everything would stay text. Use a different LLM, or check the "
             "word times of these recordings"
         )

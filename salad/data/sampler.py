@@ -27,6 +27,6 @@ class Sampler:
 
 
 def sample_rng(seed: int, sample_id: str, epoch: int, use: int = 3) -> np.random.Generator:
-    """Randomness of one sample in one epoch, whatever batch it stands in."""
+    """The random generator of one sample in one epoch, independent of its batch."""
     number = int.from_bytes(hashlib.blake2b(sample_id.encode(), digest_size=8).digest())
     return np.random.default_rng([seed, use, number, epoch])

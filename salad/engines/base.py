@@ -1,4 +1,4 @@
-"""What an engine is: where a run runs. An engine of one's own is a class like these, named package.module:Class."""
+"""The interface of an engine, which runs a run somewhere. A custom engine is a subclass, named as package.module:Class."""
 
 import importlib
 from typing import Literal, NamedTuple
@@ -13,14 +13,14 @@ Life = Literal["queued", "alive", "gone"]
 
 
 class Finding(NamedTuple):
-    """One line of `check`: what was looked at, and whether it would do."""
+    """One line of `check`: whether a requirement is met (`ok`), and what was found (`message`)."""
 
     ok: bool
     message: str
 
 
 class Engine:
-    """Starts, watches, stops one run. The run folder in the lab at hand is what people see of it."""
+    """Starts, watches and stops runs. Users see a run through its folder in the local lab."""
 
     shares_lab = True  # the run writes this very lab; else `look` and `fetch` bring what it wrote
     runs_recorded_code = True  # the code and package versions recorded at launch; else what this process runs
@@ -31,24 +31,24 @@ class Engine:
         self.target = target
 
     def check(self) -> list[Finding]:
-        """Whether a launch would work, line by line; starts nothing."""
+        """Whether a launch would work, one finding per requirement. Starts nothing."""
         raise NotImplementedError
 
     def preflight(self, spec: Spec) -> None:
-        """SaladError, in one line, where this launch cannot work. Asked before anything is written."""
+        """Raise SaladError, in one line, if this launch cannot work. Called before anything is written."""
 
     def plan(self, run: RunFolder, spec: Spec) -> str:
         """What `start` would do, for --dry-run."""
         raise NotImplementedError
 
     def start(self, run: RunFolder, spec: Spec) -> None:
-        """Start the run so that it outlives this process. SaladError where it did not start."""
+        """Start the run so that it outlives this process. Raises SaladError if it did not start."""
 
     def look(self, run: RunFolder, spec: Spec) -> Life | None:
-        """What the engine says of the run, its small files brought here first; None where it cannot be asked."""
+        """Copy the run's small files here and return its state as the engine reports it; None if the engine cannot be reached."""
 
     def stop(self, run: RunFolder, spec: Spec) -> None:
-        """Ask the run to write a checkpoint and end, and the engine not to start it again."""
+        """Ask the run to write a checkpoint and end, and the engine not to restart it."""
 
     @staticmethod
     def rendezvous(spec: Spec) -> tuple[list[str], bool]:
@@ -57,8 +57,8 @@ class Engine:
         return [], True
 
     def fetch(self, run: RunFolder, spec: Spec, tables_only: bool = False, compare: bool = False) -> None:
-        """Bring units and, unless `tables_only`, checkpoints and audio. Can be interrupted and repeated. `compare`
-        looks at the bytes of what is here already, not only at sizes and times."""
+        """Copy units and, unless `tables_only`, checkpoints and audio into this lab. May be interrupted and repeated.
+        `compare`: compare existing files byte by byte, not only by size and time."""
 
 
 def load(target: Target) -> Engine:

@@ -108,7 +108,7 @@ def restore(run: RunFolder, code: dict, to: Path, root: Path = ROOT) -> Path:
 
     Raises SaladError where this repository lacks the commit."""
     if code.get("commit") is None:
-        raise SaladError(f"{root} is no git checkout: only `--on here` can run it")
+        raise SaladError(f"{root} is not a git checkout, so only `--on here` can run it")
     to.mkdir(parents=True, exist_ok=True)
     archive = _try_git(root, "archive", "--format=tar", code["commit"])
     if archive is None:

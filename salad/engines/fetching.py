@@ -1,4 +1,4 @@
-"""What a run on another machine needs of the lab, and whether what came back is whole."""
+"""Files that a run on another machine needs from the lab, and the verification of what it sends back."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ INPUT_TABLES = ("samples", "syntheses", "selections", "selected", "clusters", "a
 def inputs(run: RunFolder) -> list[str]:
     """Paths, relative to the lab, that the run reads: models, speech, corpora, tables, its parent's checkpoints.
 
-    Names that are no file of the lab (a hub's) are left to the other machine."""
+    Names that are not files of the lab (hub names) are resolved on the other machine."""
     lab, config = run.lab, run.config
     wanted: list[str | None] = ["events", "tasks"]
     wanted += [f"runs/{run.run_id}/{name}" for name in ("config.json", "launch.json", "code.diff", "packages.txt")]
@@ -31,7 +31,7 @@ def inputs(run: RunFolder) -> list[str]:
         wanted += [f"speech/{name}" for name in _speech_of(lab, config["selection"])]
     if config.get("pass"):
         wanted += _of_pass(lab, config)
-    wanted += config.get("inputs") or ()  # a module of one's own names its own
+    wanted += config.get("inputs") or ()  # a custom module names its own inputs
     return sorted({name for name in wanted if name and _inside(lab, name)})
 
 

@@ -41,7 +41,7 @@ class Run:
 
     @classmethod
     def open(cls, lab: Path | str, run_id: str) -> Run:
-        """The handle on an existing run, from another process or another day."""
+        """The handle of an existing run. Raises SaladError if the lab has no such run."""
         return cls(RunFolder.open(Path(lab), run_id))
 
     def __repr__(self) -> str:
@@ -52,8 +52,8 @@ class Run:
         return description + (f" ({status['error']})" if status.get("error") else "")
 
     def status(self) -> dict:
-        """What the run says of itself, checked against its engine: status.json's fields, and `state` one of
-        `salad.runs.STATES`. A run whose process is gone is written down as failed."""
+        """The fields of status.json, reconciled with the engine's view; `state` is one of `salad.runs.STATES`.
+        A run whose process is gone is recorded as failed."""
         life = self._look()
         status = reconcile_status(self.folder, self.spec, self.engine, life, write=self.engine is None or self.engine.shares_lab)
         return status | ({"on": self.spec.on} if self.spec else {})
@@ -98,7 +98,7 @@ class Run:
         return pd.DataFrame(rows, columns=["run_id", "step", "tokens", "name", "value", "at"])
 
     def stop(self, wait_s: float = 0) -> dict:
-        """Ask the run to write a checkpoint and end; with `wait_s`, wait so long for it. Returns the status."""
+        """Ask the run to write a checkpoint and end; wait up to `wait_s` seconds for it. Returns the status."""
         if self.status()["state"] in ENDED:
             return self.status()
         if self.engine is None or self.spec is None:
@@ -107,7 +107,7 @@ class Run:
         return self.wait(wait_s) if wait_s else self.status()
 
     def wait(self, timeout_s: float = float("inf")) -> dict:
-        """Wait until the run has ended, or for so long; returns the status."""
+        """Wait until the run has ended, at most `timeout_s` seconds. Returns the status."""
         until = time.monotonic() + timeout_s
         while True:
             status = self.status()
@@ -116,7 +116,7 @@ class Run:
             time.sleep(min(0.5, max(until - time.monotonic(), 0)))
 
     def resume(self, **changes) -> Run:
-        """Take the run up from its last checkpoint, on the same target. A run that lives or is done is left alone.
+        """Resume the run from its last checkpoint, on the same target. Does nothing if the run is alive or done.
 
         `changes`: fields of the launch to change, such as max_hours, budget or stall_minutes."""
         if self.refused is not None:
@@ -148,7 +148,7 @@ class Run:
         return None if self.engine is None or self.spec is None else self.engine.look(self.folder, self.spec)
 
     def lives(self) -> bool:
-        """Whether the engine has the run, queued or started. One that has ended is given a moment to go."""
+        """Whether the engine has the run, queued or started. A run that has ended is given a few seconds to disappear."""
         until = time.monotonic() + GOES_S
         while self._look() in ("alive", "queued"):
             if self.folder.read_status().get("state") not in ENDED or time.monotonic() > until:
@@ -157,10 +157,10 @@ class Run:
         return False
 
     def fetch(self, tables_only: bool = False) -> dict:
-        """Bring the run's units and checkpoints into this lab and verify each by its SHA-256.
+        """Copy the run's units and checkpoints into this lab and verify the SHA-256 of each.
 
-        Can be interrupted and repeated: what is here is not brought again, and nothing is counted twice. Returns
-        {"checkpoints", "units": how many are here and whole, "damaged": what is not}."""
+        May be interrupted and repeated: files that are already here are not copied again. Returns {"checkpoints", "units":
+        numbers of complete ones, "damaged": a line for each damaged one}."""
         remote = None if self.engine is None or self.engine.shares_lab else self.engine
         if remote and self.spec:
             remote.look(self.folder, self.spec)
@@ -217,7 +217,7 @@ def infer_status(status: dict, life: base.Life | None, spec: Spec | None, engine
         since = seconds_since(status.get("ended_at") or status.get("heartbeat_at"))
         # between its end and its place in the queue a job can be in neither for a moment
         if life == "gone" and spec and engine and engine.requeues and since > LOST_S:
-            reason = f"cancelled on {spec.on}; resume it to go on"
+            reason = f"cancelled on {spec.on}; resume the run to continue"
             return status | {"state": "stopped", "error": reason, "vanished": True}
         return status
     if life == "queued":
@@ -225,15 +225,15 @@ def infer_status(status: dict, life: base.Life | None, spec: Spec | None, engine
     if life == "gone":
         if launched < STARTS_S and state == "queued":
             return status
-        reason = "the process ended before it said anything; see its log"
+        reason = "the process ended before it wrote a status; see its log"
         if state == "running":
-            reason = f"the process ended without a word at step {status.get('step') or 0}; resume it to go on"
+            reason = f"the process ended without a message at step {status.get('step') or 0}; resume the run to continue"
         return status | {"state": "failed", "error": status.get("error") or reason, "vanished": True}
     if state == "running" and silent > SILENT_S:
         if life is None and (engine is None or engine.shares_lab):
-            reason = f"no sign of life for {silent:.0f} s; resume it to go on"
+            reason = f"no heartbeat for {silent:.0f} s; resume the run to continue"
             return status | {"state": "failed", "error": reason}
-        reason = "it is there but says nothing" if life == "alive" else f"{spec.on if spec else 'its engine'} cannot be asked"
+        reason = "the process is alive but silent" if life == "alive" else f"{spec.on if spec else 'its engine'} cannot be asked"
         return status | {"state": "stalled", "error": f"no heartbeat for {silent:.0f} s: {reason}"}
     still = seconds_since(status.get("progress_at") or (spec.launched_at if spec else None))
     limit = 60 * (spec.stall_minutes if spec else 15.0)

@@ -37,7 +37,7 @@ def launch(
     dry_run: bool = False,
     targets: str | Path | None = None,
 ) -> Run | str:
-    """Start a run and return its handle; the same configuration again takes its run up, or returns it if it lives.
+    """Start a run and return its handle. Repeated with the same configuration, resume its run, or return it if it is alive.
 
     recipe: a name of `salad.recipes`, a run's config.json, or a RunConfig. on: here, ssh:HOST, slurm, sky, or a
     target's name; None takes the default of targets.toml, else here. overrides: {"a.b": value}. gpus: per node, a

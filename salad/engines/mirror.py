@@ -1,4 +1,4 @@
-"""Brings the status, metrics and log of a run on another machine into this lab every 15 s until it has ended.
+"""Copies the status, metrics and log of a run on another machine into this lab every 15 s until the run has ended.
 
 python -m salad.engines.mirror --lab LAB RUN_ID
 """

@@ -93,7 +93,7 @@ class Sky(Engine):
     def preflight(self, spec: Spec) -> None:
         self._able()
         if not codesync.ROOT.joinpath(".git").exists():
-            raise SaladError(f"{codesync.ROOT} is no git checkout, so its code cannot be sent; clone the project")
+            raise SaladError(f"{codesync.ROOT} is not a git checkout, so its code cannot be sent; clone the project with git")
         if spec.workers > 1 and spec.nodes > 1:
             raise SaladError(f"--workers {spec.workers} with --nodes {spec.nodes}: on sky each worker has a node of its own")
         if spec.gpus and not spec.gpu_type:

@@ -71,7 +71,7 @@ def requeue(run: RunFolder, job_id: str) -> None:
     """Put this job back into the queue; where Slurm refuses, the run's status says so, for nothing will start it again."""
     refusal = _order("scontrol", "requeue", job_id)
     if refusal is not None:
-        error = f"its walltime ended and Slurm refused to queue it again: {refusal}; resume it to go on"
+        error = f"its walltime ended and Slurm refused to requeue it: {refusal}; resume the run to continue"
         run.reread()
         run.status(state="stopped", error=error, settled=True, ended_at=now())
         run.log(error)

@@ -107,7 +107,7 @@ class Ssh(Engine):
         if spec.nodes > 1:
             raise SaladError(f"--nodes: {self._name} is one node; use --on slurm or --on sky")
         if codesync.ROOT.joinpath(".git").exists() is False:
-            raise SaladError(f"{codesync.ROOT} is no git checkout, so its code cannot be sent; clone the project")
+            raise SaladError(f"{codesync.ROOT} is not a git checkout, so its code cannot be sent; clone the project with git")
         _, gpus = self._look_around()
         have = gpus if self.target.gpus is None else self.target.gpus
         if (spec.gpus or 0) > have:

@@ -34,7 +34,7 @@ def supervise(run: RunFolder, spec: Spec, shard: int = 0, rendezvous: Sequence[s
     `first` is False on the further nodes of a multi-node run: they start their processes and write nothing."""
     if _other_is_alive(run, shard):
         return 0
-    if spec.workers > 1:  # this process and its run tell of their shard; `merge` tells of the whole
+    if spec.workers > 1:  # this process and its run report on their shard; `merge` reports on all
         os.environ["SALAD_SHARD"] = str(shard)
     if run.read_status().get("state") == "done":
         return 0
@@ -62,7 +62,7 @@ def _until_the_end(run: RunFolder, spec: Spec, shard: int, rendezvous, first: bo
         status = run.read_status()
         state, error = status.get("state"), status.get("error")
         if code == 0:
-            if state not in ENDED:  # a module of somebody's own, without salad.runs.running
+            if state not in ENDED:  # a custom module that does not use salad.runs.running
                 return _end(run, spec, first, "done", None, 0)
             return 0
         if state == "stopped":
@@ -77,7 +77,7 @@ def _until_the_end(run: RunFolder, spec: Spec, shard: int, rendezvous, first: bo
             error = _how_it_ended(run, code)
         if code in (-signal.SIGKILL, 128 + signal.SIGKILL):
             step = status.get("step") or 0
-            error = f"killed (signal 9) at step {step}: by hand, or out of memory; resume it to go on"
+            error = f"killed (signal 9) at step {step}: by hand, or out of memory; resume the run to continue"
             return _end(run, spec, first, "failed", error, 1)
         if code == USER_ERROR_CODE or status.get("mendable"):
             return _end(run, spec, first, "failed", error, 1)
@@ -173,7 +173,7 @@ def _failure(line: str) -> dict:
 
 
 def clear_failures(run: RunFolder) -> None:
-    """A person resumes: earlier failures no longer count, an earlier `stop` neither."""
+    """Forget earlier failures and an earlier `stop`, because a user resumes the run."""
     (run.path / "stop").unlink(missing_ok=True)
     for path in run.path.glob("attempts*.jsonl"):
         with open(path, "a") as file:
@@ -181,7 +181,7 @@ def clear_failures(run: RunFolder) -> None:
 
 
 def merge(run: RunFolder, spec: Spec) -> None:
-    """status.json of a run whose shards tell of themselves in status-<i>.json. Whoever writes it, writes the same."""
+    """Write status.json of a run whose shards report in status-<i>.json. Any process that writes it writes the same."""
     if spec.workers == 1:
         return
     parts = [read_json(run.path / f"status-{shard}.json") or {} for shard in range(spec.workers)]

@@ -61,7 +61,7 @@ class Target(Frozen):
 
     @model_validator(mode="after")
     def _no_secret_is_kept(self):
-        """A target stands in launch.json and in a task's YAML: it names what is secret, and does not hold it."""
+        """A target is written to launch.json and to a task's YAML, so it may name secrets but not contain them."""
         for name in self.env:
             if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
                 shown = name.partition("=")[0][:40] if "=" in name else "one of them"
@@ -78,7 +78,7 @@ class Targets(Frozen):
 
 
 def read(path: Path | str | None = None) -> Targets:
-    """The targets file's content; none at all is no error, a damaged one or an unknown key is (SaladError)."""
+    """The content of the targets file; {} if there is none. Raises SaladError for a damaged file or an unknown key."""
     named = path or os.environ.get("SALAD_TARGETS")
     places = [Path(named)] if named else [Path("targets.toml"), Path.home() / ".config/salad/targets.toml"]
     existing = next((place for place in places if place.exists()), None)

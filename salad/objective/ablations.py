@@ -1,4 +1,4 @@
-"""What may stand in the place of KL(Q || P), for ablations: reverse KL and the Jensen-Shannon divergence, in plain torch."""
+"""Alternatives to KL(Q || P) for ablations: reverse KL and the Jensen-Shannon divergence, in plain torch."""
 
 import math
 
@@ -22,7 +22,7 @@ def other_divergence(
     chunk_rows: int | None,
     divergence: str,
 ) -> tuple[Tensor, Tensor]:
-    """Reverse KL or JSD, and NLL, of every row [N]; 0 where a target is negative."""
+    """(reverse KL or JSD [N], NLL [N]) in nats, with gradients; 0 where a target is negative."""
     rows = rows_with_loss(targets, vocab_size)
     rows = torch.arange(targets.numel(), device=targets.device) if rows is None else rows
     widest = torch.promote_types(student_hidden.dtype, student_head.weight.dtype)

@@ -86,7 +86,7 @@ def distillation_loss(
         )
     check_mixture("distillation_loss", alpha, reduction)
     if vocab_tile is not None and (vocab_tile < 1 or chunk_rows is not None):
-        raise SaladError("distillation_loss: vocab_tile must be at least 1, and stands instead of chunk_rows")
+        raise SaladError("distillation_loss: vocab_tile must be at least 1 and cannot be combined with chunk_rows")
     if compile and (vocab_tile is not None or divergence != "forward_kl"):
         raise SaladError("distillation_loss: compile is for forward_kl in chunks of rows, not for vocab_tile")
     if divergence != "forward_kl":

@@ -24,7 +24,7 @@ class Head(NamedTuple):
     soft_cap: float | None = None
 
     def detach(self) -> "Head":
-        """The same without gradients."""
+        """A copy of the head whose weight and bias carry no gradient."""
         return self._replace(weight=self.weight.detach(), bias=None if self.bias is None else self.bias.detach())
 
     def logits(self, hidden: Tensor, vocab_size: int | None = None) -> Tensor:
@@ -97,7 +97,7 @@ def project(
     """Logits of the rows `at` for the given ids (all) into `outs`, in their type whatever the inputs' type.
 
     Half precision on CUDA writes float32 (`out_dtype`). torch cannot on CPU: there the head passes through a float32
-    tile, and oneDNN is told to multiply in bfloat16, which loses nothing of bfloat16 factors and sums in float32.
+    tile, and oneDNN multiplies in bfloat16, which loses nothing of bfloat16 factors and sums in float32.
     """
     ids = ids or slice(0, projections[0].vocab_size)
     dtype, step = outs[0].dtype, HEAD_TILE if wide is not None else ids.stop - ids.start

@@ -32,7 +32,7 @@ class Part(NamedTuple):
 
 
 def published(lab: Path | str) -> set[str]:
-    """Ids of the units that are there and whole, alone or merged into others."""
+    """Ids of the units that exist and are complete, alone or merged into others."""
     units_by_table, _ = store.units.scan(store.lab_path(lab))
     ids = set()
     for units in units_by_table.values():
@@ -42,17 +42,17 @@ def published(lab: Path | str) -> set[str]:
 
 
 def pending(lab: Path | str, parts: Sequence[Part]) -> list[Part]:
-    """The parts of which a unit, or a Shar, is missing or damaged."""
+    """The parts whose units, Shar or frames are missing or damaged."""
     there = published(lab)
     units = [[store.unit_id(table, part.made_from) in there for table in part.tables] for part in parts]
     return [part for part, exists in zip(parts, units, strict=True) if not (all(exists) and part.whole())]
 
 
 def run_parts(lab: Path | str, parts: Sequence[Part], shard: int = 0, shards: int = 1, progress: Progress | None = None) -> None:
-    """Make shard `shard`'s parts that are not done. `progress(done, total)` counts what the parts count.
+    """Make the unfinished parts of shard number `shard`. `progress(done, total)` counts in the unit of the parts' sizes.
 
-    A part whose input is damaged is passed over, and the others go on; at the end a SaladError names the faults. A
-    full disk ends it at once."""
+    A part whose input is damaged is skipped, and the others are made; at the end a SaladError names the faults. A full
+    disk ends the pass at once."""
     if not 0 <= shard < shards:
         raise SaladError(f"shard {shard} of {shards}: shards are numbered from 0")
     own_parts = list(parts)[shard::shards]
@@ -82,15 +82,13 @@ def run_parts(lab: Path | str, parts: Sequence[Part], shard: int = 0, shards: in
     if faults:
         more = f"; and {len(faults) - MAX_NAMED} more" if len(faults) > MAX_NAMED else ""
         raise SaladError(
-            f"{len(faults)} of {len(own_parts)} parts could not be made, the others are done: "
-            + "; ".join(faults[:MAX_NAMED])
-            + more
+            f"{len(faults)} of {len(own_parts)} parts failed, the others are done: " + "; ".join(faults[:MAX_NAMED]) + more
         )
 
 
 def report_progress(run: RunFolder, progress: Progress | None = None) -> Progress:
-    """`progress` that the run's status hears too, and that ends the work where the run was asked to stop (raises what
-    `RunFolder.should_stop` gives)."""
+    """A progress function that also writes the run's status and ends the work when the run is asked to stop: it then raises
+    what `RunFolder.should_stop` returns."""
 
     def report(done: int, total: int) -> None:
         run.status(step=done, max_steps=total)
@@ -111,9 +109,9 @@ def run_once(
     parent: str | None = None,
     progress: Progress | None = None,
 ) -> RunFolder:
-    """Do `work(run, progress)` inside a run folder of its own, unless that run is done already. Returns the folder.
+    """Do `work(run, progress)` as a run with its own folder, unless that run is done. Returns the folder.
 
-    The progress that `work` is given is `report_progress`: asked to stop, the work ends where it tells of itself next."""
+    `work` receives `report_progress` of the run: if the run is asked to stop, the work ends at its next progress call."""
     run = RunFolder.get_or_create(lab, kind, name, config, parent)
     if run.read_status().get("state") != "done":
         with renewing(lab), running(run):

@@ -265,7 +265,7 @@ def prepare(lab: Path | str, name: str, options: dict, yes: bool = False, say: C
     encode says its size first (`say`), and needs `yes` for more than 50 GB. SaladError where the disk has no room for it,
     and for a pass or an option that there is not."""
     if name not in PASSES:
-        raise SaladError(f"no pass {name!r}; there are {', '.join(PASSES)}")
+        raise SaladError(f"no pass {name!r}; known: {', '.join(PASSES)}")
     known = inspect.signature(PASSES[name]).parameters
     odd = [option for option in options if option not in known or option in GIVEN]
     if odd:
@@ -283,7 +283,9 @@ def prepare(lab: Path | str, name: str, options: dict, yes: bool = False, say: C
 
 
 def _report_size(lab, given: dict, yes: bool, say) -> None:
-    """The size of what `encode` would keep, said before any of it is there; a run is put in `given` where none is."""
+    """Report the size of the frames before `encode` writes any, and refuse sizes that need --yes or do not fit the disk.
+
+    Puts the newest Stage I into `given` if it names neither a run nor an encoder."""
     from salad.data.frames import DTYPES
     from salad.models.encoders import fingerprint
     from salad.passes.encode import ASKED_GB, estimate_size, room_for
@@ -300,12 +302,12 @@ def _report_size(lab, given: dict, yes: bool, say) -> None:
     size, line = estimate_size(speech, spoken, encoder, dtype)
     say(line)
     if size > ASKED_GB and not yes:
-        raise SaladError(f"frames of {speech} would take {size:,.1f} GB in {Path(lab, 'frames')}: say --yes to go on")
+        raise SaladError(f"frames of {speech} would take {size:,.1f} GB in {Path(lab, 'frames')}; use --yes to proceed")
     room_for(lab, speech, size, fingerprint(encoder), dtype)
 
 
 def perform(run: RunFolder, shard: int = 0, shards: int = 1, progress: Progress | None = None) -> str:
-    """Do a prepared pass, or its shard, in this process; returns what it says."""
+    """Do a prepared pass, or one shard of it, in this process. Returns the pass's one-line summary."""
     options = dict(run.config)
     for name in ("tts", "encoder"):
         parts.check(options.get(name), str(run.path / "config.json"))
@@ -316,7 +318,7 @@ def perform(run: RunFolder, shard: int = 0, shards: int = 1, progress: Progress 
 
 
 def run_here(run: RunFolder, progress: Progress | None = None) -> str:
-    """Do it in this process, as a run. One that is done stays done; only what is damaged is made again."""
+    """Do a prepared pass in this process, as a run. If the run is done, only damaged work is repeated. Returns its summary."""
     with renewing(run.lab):
         if run.read_status().get("state") == "done":
             return perform(run, progress=progress)
@@ -327,7 +329,7 @@ def run_here(run: RunFolder, progress: Progress | None = None) -> str:
 def launch(run: RunFolder, on: str, workers: int, gpus: str | None = None, targets: Path | str | None = None) -> Run:
     """Start a prepared pass on an engine, `workers` shards side by side; returns its handle (salad.engines.Run).
 
-    A pass that lives is left alone. One that has ended is started anew, with as many workers as asked for now."""
+    A pass that is alive is left alone. A pass that has ended is restarted with the number of workers given now."""
     from salad.engines import Run, launch_run
     from salad.engines.gres import parse_gpus
     from salad.engines.spec import Spec
@@ -340,7 +342,7 @@ def launch(run: RunFolder, on: str, workers: int, gpus: str | None = None, targe
         earlier = Run(run)
         if earlier.status()["state"] not in ("done", "failed", "stopped") and earlier.lives():
             return earlier
-    # what the last attempt's shards said is not what this one's will
+    # the status of the last attempt's shards does not apply to this attempt
     for path in [*run.path.glob("status*.json"), *run.path.glob("supervisor*.json"), *run.path.glob("attempts*.jsonl")]:
         path.unlink(missing_ok=True)
     (run.path / "launch.json").unlink(missing_ok=True)
@@ -352,7 +354,7 @@ def launch(run: RunFolder, on: str, workers: int, gpus: str | None = None, targe
 
 
 def run_shard(lab: Path | str, run_id: str, shard: int, shards: int) -> str:
-    """What an engine starts: a shard of a prepared pass, telling of itself in the run's folder."""
+    """Do a shard of a prepared pass as a run; engines start this. Returns the pass's one-line summary."""
     import torch
 
     if shards > 1:

@@ -1,6 +1,6 @@
 """Draw texts to a budget of hours: strategies that say from where, and the draw that follows them.
 
-A strategy of one's own is a function `(pool, gamma) -> Clusters | Texts`, named as `package.module:name`."""
+A custom strategy is a function `(pool, gamma) -> Clusters | Texts`, named as `package.module:name`."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -185,7 +185,7 @@ def strategy(name: str | Callable) -> Callable[[Pool, float], Clusters | Texts]:
 
 
 def _measured(pool: Pool, d_K, what: str) -> np.ndarray:
-    """P_web of the open clusters that have a value; the others are told in `pool.notes`."""
+    """P_web of the open clusters that have a value; `pool.notes` names the others."""
     lacking = np.flatnonzero((pool.p_web_K > 0) & pool.open_K & ~np.isfinite(d_K))
     if len(lacking):
         pool.notes.append(f"no {what}, so nothing drawn from cluster {', '.join(map(str, lacking))}")
@@ -246,7 +246,7 @@ def decide(pool: Pool, strategy_name: str | Callable, gamma: float) -> tuple[Clu
     """What a strategy says, without the clusters that are left out, and the clusters' shares of it, P_target [K]."""
     check_gamma(gamma)
     if not pool.open_K.any():
-        raise SaladError("every cluster is left out for its character error rate; raise max_cer, or mend the speech")
+        raise SaladError("every cluster is left out for its character error rate; raise max_cer, or repair the speech")
     decided = strategy(strategy_name)(pool, gamma)
     if isinstance(decided, Texts):
         weight = np.asarray(decided.w_N, float)

@@ -74,7 +74,7 @@ def select_with_notes(
     parent: str | None = None,
     number: int | None = None,
 ) -> Drawn:
-    """`select`, with what it has to say."""
+    """`select`, returning the selection's id, its hours, and notes for the user."""
     _check_numbers(gamma, budget_h, max_cer)
     parts.trust(strategy)
     con = store.connect(lab)
@@ -120,7 +120,7 @@ def select_with_notes(
 
 
 def _check_numbers(gamma: float, budget_h: float, max_cer: float | None) -> None:
-    """SaladError for a number that is none: NaN and infinity compare with nothing, and stand in no id."""
+    """Raise SaladError for NaN and infinity, which cannot be compared and must not enter an id."""
     check_gamma(gamma)
     if not (np.isfinite(budget_h) and budget_h > 0):
         raise SaladError(f"budget is {budget_h} h; it must be more than 0")
@@ -236,7 +236,7 @@ def _ruled_out(con, selection_id: str, info: dict, texts: Pool) -> list[str]:
 def _pool_again(con, info: dict) -> Pool:
     """The pool that a selection was drawn from: the same clusters are left out."""
     if info["clustering_id"] is None or info["run_id"] is None:
-        raise SaladError(f"selection {info['selection_id']} does not say what it was drawn from; select anew")
+        raise SaladError(f"selection {info['selection_id']} does not record what it was drawn from; run `salad select` again")
     parts.check(info["strategy"], f"selection {info['selection_id']}")
     return pool(con, info["clustering_id"], info["run_id"], info["step"], info["max_cer"], info["speech"])
 

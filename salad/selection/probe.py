@@ -47,7 +47,7 @@ def _clusters(con, clustering_id: str) -> pd.DataFrame:
 
 
 def probe_rows(con: duckdb.DuckDBPyConnection, clustering_id: str, run_id: str, step: int, speech: str | None) -> pd.DataFrame:
-    """What was scored of a clustering at a checkpoint, a row a text, synthesis and pattern, in a fixed order."""
+    """The scored texts of a clustering at a checkpoint: one row per text, synthesis and pattern, in a fixed order."""
     return con.execute(_PROBE, {"clustering": clustering_id, "run": run_id, "step": step, "speech": speech}).df()
 
 

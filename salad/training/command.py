@@ -1,4 +1,4 @@
-"""`python -m salad.training --lab LAB RUN_ID`: train a prepared run, or take it up."""
+"""`python -m salad.training --lab LAB RUN_ID`: train a prepared run, or resume it."""
 
 import os
 import sys

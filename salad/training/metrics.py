@@ -1,4 +1,4 @@
-"""What a run tells of its steps: means into metrics-*.jsonl and to trackers, rates, and the share of the device's peak."""
+"""Metrics of training steps: means in metrics-*.jsonl and in trackers, rates, and the share of the device's peak."""
 
 import contextlib
 import resource

@@ -128,7 +128,7 @@ def prepared(model: SpeechLM, config: RunConfig, processes: Processes) -> torch.
 
 
 def log_start(run: RunFolder, config: RunConfig, model: SpeechLM, loader: Loader) -> None:
-    """Say in the run's log what LoRA adapts, and which sources' frames come from disk."""
+    """Log which layers LoRA adapts, and which sources' frames come from disk."""
     if config.llm.finetune == "lora":
         run.log(describe(model.llm))
     for name in config.data.natural:
@@ -140,7 +140,7 @@ def log_start(run: RunFolder, config: RunConfig, model: SpeechLM, loader: Loader
 def teacher_cache(
     lab: Path | str, config: RunConfig, model: SpeechLM, loader: Loader, processes: Processes, run: RunFolder
 ) -> TeacherCache:
-    """The cache that `objective.teacher_cache` asks for, its size told; a SaladError where it cannot be, or is too large."""
+    """The cache for `objective.teacher_cache`; logs its expected size. Raises SaladError if it is impossible or too large."""
     from salad.objective.teacher_cache import TeacherCache
 
     if processes.world > 1:  # one would wait in the teacher's sharded layers for another that need not go there

@@ -14,7 +14,7 @@ from workbench.arena.service import CHOICES, ArenaService
 
 WAYS = TYPE, RECORD, ITEM = "Type", "Record or upload", "Item of the study"
 TYPED = "Question, spoken by the study's voice"
-SPOKEN = "What is said, in words (if you like: for the error rate and the text side)"
+SPOKEN = "Transcript (optional: for the error rate and the text side)"
 PRIVATE = {"show_progress": "hidden", "api_visibility": "private"}
 
 
@@ -159,7 +159,7 @@ class CompareTab:
         comparison = self.service.get(comparison_id)
         for answer in comparison.answers.values():
             answer.stop()
-        return [*cards(comparison.facts()), "Stopped: what was said so far stays; ask again for whole answers."]
+        return [*cards(comparison.facts()), "Stopped: the answers so far remain; ask again for complete answers."]
 
     def _wire_keeping(self) -> None:
         self.save.click(plainly(self._saved), self.current, [self.message, self.history], **PRIVATE)

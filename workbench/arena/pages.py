@@ -70,7 +70,7 @@ def card(facts: dict | None, title: str, veiled: bool = False, running: bool = F
         facts["contender"],
         facts["modality"],
         "" if facts["run_id"] is None else f"{facts['run_id']}, step {facts['step']}",
-        Markup('<span class="flag">tells how it was asked</span>') if facts["gives_away"] else "",
+        Markup('<span class="flag">reveals the modality</span>') if facts["gives_away"] else "",
         words or ("" if running else NO_WORDS),
         Markup('<span class="cursor">▍</span>') if running else "",
         " · ".join(figures),

@@ -51,7 +51,7 @@ def clean_text(text: str | None) -> str:
     """A typed question without control characters and double spaces; SaladError where it is empty or too long."""
     cleaned = " ".join("".join(c if c.isprintable() else " " for c in text or "").split())
     if not cleaned:
-        raise SaladError("there is no question: type one, choose an item, or record or upload one")
+        raise SaladError("no question: type one, choose an item, or record or upload a recording")
     if len(cleaned) > LONGEST_TEXT:
         raise SaladError(f"the question has {len(cleaned)} characters; at most {LONGEST_TEXT} can be asked")
     return cleaned
@@ -208,7 +208,7 @@ class Listener:
             if question.text is None:
                 question.heard = self.recogniser.transcribe([question.samples])[0].strip()
                 if not question.heard:
-                    raise SaladError("the recogniser heard no words in this recording: ask again, or type what is said")
+                    raise SaladError("the recogniser found no words in this recording; record it again, or type its words")
             else:
                 spoken = spoken_form(question.text).spoken
                 checked = check(question.samples, question.text, self.recogniser, spoken=spoken)
@@ -228,7 +228,7 @@ def keep_recording(lab: Path | str, question: Question) -> str:
     if question.source not in ("file", "microphone"):
         raise SaladError("only a question that was recorded or uploaded can become a recorded test item")
     if question.text is None:
-        raise SaladError("type what is said in the recording first: a test item needs its text")
+        raise SaladError("type the words of the recording first; a test item needs its text")
     if question.item is not None:
         sample_id, text, corpus = context_sample(question.item)
     else:

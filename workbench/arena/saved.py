@@ -64,14 +64,14 @@ def read(path: Path) -> dict:
     """The facts of a saved comparison; a StoreError in one line where the file does not hold one."""
     try:
         if path.stat().st_size > LARGEST:
-            raise store.StoreError(f"{path.name} is no saved comparison: it has over {LARGEST // 10**6} MB")
+            raise store.StoreError(f"{path.name} is not a saved comparison: it is larger than {LARGEST // 10**6} MB")
         facts = SavedComparison.model_validate_json(path.read_bytes())
     except OSError as error:
         raise store.StoreError(f"{path.name} cannot be read: {error.strerror}") from None
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
-        raise store.StoreError(f"{path.name} is no saved comparison: {where or 'file'}: {first['msg']}") from None
+        raise store.StoreError(f"{path.name} is not a saved comparison: {where or 'file'}: {first['msg']}") from None
     if facts.comparison != path.stem:
         raise store.StoreError(f"{path.name} holds the comparison {facts.comparison}")
     return facts.model_dump(mode="json")

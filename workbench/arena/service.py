@@ -158,7 +158,7 @@ class ArenaService:
         if not isinstance(pool, list) or len({_words("a side", side) for side in pool}) < 2:
             raise store.UserError("a blind comparison needs at least two sides in the pool")
         if item and not self.listener.items:
-            raise store.UserError("this lab has no tasks, so there is no item to ask; use Compare")
+            raise store.UserError("this lab has no tasks, so it has no items to ask; use the tab Compare")
         rng = random.Random(seed)
         left, right = rng.sample(sorted(set(pool)), 2)
         return left, right, rng.choice(self.listener.items) if item else None
@@ -167,7 +167,7 @@ class ArenaService:
         """The comparison; a StoreError where there is none."""
         comparison = self.comparisons.get(comparison_id) if isinstance(comparison_id, str) else None
         if comparison is None:
-            raise store.UserError("there is no such comparison any more: ask again")
+            raise store.UserError("this comparison no longer exists; ask again")
         return comparison
 
     def vote(self, comparison_id: str, choice: str, voter: str = "") -> SideBySide:
@@ -220,10 +220,10 @@ class ArenaService:
     def saved(self, comparison_id: object) -> dict:
         """A saved comparison's facts."""
         if not isinstance(comparison_id, str) or not re.fullmatch(r"a[0-9a-f]{12}", comparison_id):
-            raise store.UserError("there is no saved comparison under this link")
+            raise store.UserError("no comparison is saved under this link")
         path = self.lab / "arena" / f"{comparison_id}.json"
         if not path.is_file():
-            raise store.UserError("there is no saved comparison under this link")
+            raise store.UserError("no comparison is saved under this link")
         return saved.read(path)
 
     def history(self) -> tuple[list[dict], list[str]]:

@@ -30,11 +30,11 @@ def run_demo(
         config = config.model_copy(update={"tts": tts} | voices_of(tts))
     config = apply_overrides(config, overrides or {})
     if corpus is not None and not Path(corpus).is_file():
-        raise SaladError(f"--corpus {corpus}: there is no such file")
+        raise SaladError(f"--corpus {corpus}: file not found")
     if config.tts != "espeak":
         from salad.speech import load_tts
 
-        load_tts(config.tts).speak("Ready.", config.voices[0], 0)  # what it lacks is told now, not in the middle
+        load_tts(config.tts).speak("Ready.", config.voices[0], 0)  # fail now if anything is missing, not halfway through
     console.print(f"SALAD in miniature: seed {seed}, lab {lab}" + (" (smoke: figures mean nothing)" if smoke else ""))
     if config.tts == "espeak":
         console.print(

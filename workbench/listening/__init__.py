@@ -22,7 +22,7 @@ class Listening(anywidget.AnyWidget):
         con: a connection to the lab, as store.connect gives it.
         judge: who says it, about which selection.
         queue: sample ids in the order to read them.
-        on_decision: called after each keep, drop and undo with what was said, in words.
+        on_decision: called after each keep, drop and undo with a description of it.
     """
 
     _esm = _HERE / "listening.js"
@@ -79,7 +79,7 @@ class Listening(anywidget.AnyWidget):
                 "words": [],
                 "tokens": [],
                 "said": [],
-                "message": "This text is no longer in the lab; J goes on to the next one.",
+                "message": "This text is no longer in the lab; press J for the next one.",
             }
             self.audio = b""
             return
@@ -138,7 +138,7 @@ class Listening(anywidget.AnyWidget):
 
 
 class Reading(Listening):
-    """The same without a judge: texts of `queue` as one checkpoint scored them."""
+    """A read-only widget without keep and drop: the texts of `queue` as one checkpoint scored them."""
 
     judges = traitlets.Bool(False).tag(sync=True)
 

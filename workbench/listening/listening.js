@@ -71,7 +71,7 @@ function render({ model, el }) {
   if (judges) {
     button("keep", "Y", "keep this text and go on", () => decide("keep"), "keep");
     REASONS.forEach((r, i) => button(r, String(i + 1), `drop this text: ${r}`, () => decide("drop", r), "drop"));
-    button("undo", "U", "take back what you said last", () => decide("undo"), "undo");
+    button("undo", "U", "undo your last decision", () => decide("undo"), "undo");
   }
 
   const field = (type, label, title) => {
@@ -84,7 +84,7 @@ function render({ model, el }) {
     options.append(box);
     return input;
   };
-  const auto = field("checkbox", "play the next one by itself", "start to play when a text comes up");
+  const auto = field("checkbox", "play automatically", "start playing as soon as a text is shown");
   auto.checked = judges;
   const note = field("text", "note", "goes with the next decision; Enter returns to the keys");
   if (!judges) note.parentElement.remove();
@@ -270,7 +270,7 @@ function render({ model, el }) {
       peaks = peaks.map((p) => p / loudest);
       root.dataset.loaded = shown?.synthesis_id || "";
     } catch (error) {
-      said.append(node("span", "message", `This sound cannot be decoded (${error.message}); salad verify tells which file is damaged.`));
+      said.append(node("span", "message", `This recording cannot be decoded (${error.message}); `salad verify` names the damaged file.`));
     }
     draw();
     if (wantPlay && url === mine) { wantPlay = false; audio.play().catch(() => {}); }

@@ -197,7 +197,7 @@ def rule_preview(con: duckdb.DuckDBPyConnection, selection_id: str, predicate: s
 
 
 def events_table(con: duckdb.DuckDBPyConnection, selection_id: str) -> mo.ui.table:
-    """What was said about the selection and stands, newest first; at most the latest 200."""
+    """The decisions on the selection that have not been undone, newest first; at most 200."""
     rows = review.standing_events(con, selection_id, limit=200)
     shown = rows[
         [
@@ -354,7 +354,7 @@ def review_gate(lab: Path | str, button: mo.ui.button, decided: tuple[int, str])
 def go_on(
     lab: Path | str, con: duckdb.DuckDBPyConnection, selection_id: str, recipe: str, on: str, *, export: bool, launch: bool
 ) -> mo.Html:
-    """Export, or start Stage II on what is kept; says what came of it."""
+    """Export the kept texts, or start Stage II on them. Returns a message about the result."""
     try:
         if export:
             with mo.status.spinner("writing texts and speech"):

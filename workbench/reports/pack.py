@@ -55,7 +55,7 @@ def pack_study(lab: Path | str, config: BaseStudy, file: Path | str) -> str:
         raise SaladError(f"{file} is there already; name another file")
     labs = dict(conduct.all_labs(lab, config))
     if not any((path / "study.json").exists() for path in labs.values()):
-        raise SaladError(f"{lab} holds no study yet; run `salad study {config.name} --lab {lab}` first")
+        raise SaladError(f"{lab} contains no study yet; run `salad study {config.name} --lab {lab}` first")
     parts: dict[str, bytes] = {
         PACKED: _json({"kind": type(config).__name__, "config": config.model_dump(mode="json"), "packed_at": now()}),
         "README.md": README.format(name=config.name, file=file.name).encode(),

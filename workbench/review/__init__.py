@@ -1,4 +1,4 @@
-"""What stands behind notebooks/selection.py: what a selection holds, in which order people read it, what they said about
+"""Functions of notebooks/selection.py: what a selection contains, in which order people read it, what they decided about
 it, and what their drops did to it. Everything is SQL over the store's views; every action is an event."""
 
 from workbench.review.actions import BY_HAND, export_kept, launch_stage2, speak_now

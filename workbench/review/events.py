@@ -113,8 +113,8 @@ def audit(
 ) -> dict:
     """A cluster's audit: its first `n` texts in a fixed random order, how many are judged, and the fault rate.
 
-    A text is judged when someone said keep or drop of it by hand (`reviewer` alone, if named), and faulty when
-    one said drop. The interval is Jeffreys', 95 %; `width_after` is the expected width after `more` further texts
+    A text is judged once someone has kept or dropped it by hand (`reviewer` alone, if named), and faulty if someone
+    dropped it. The interval is Jeffreys', 95 %; `width_after` is the expected width after `more` further texts
     at the same rate. `sample_ids` in the order to read them.
     """
     rows = con.execute(
