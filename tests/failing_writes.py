@@ -188,7 +188,7 @@ def main(name, folder, rounds):
     rng, wrong, tried = random.Random(name), [], 0
     _, places = once(folder, name, 10**9, errno.EIO, ONCE)
     every = [(nth, error, mode) for nth in range(1, places + 1) for error in ERRORS for mode in (ONCE, FROM_THEN_ON, HALF)]
-    for nth, error, mode in every if rounds >= 20 else rng.sample(every, min(len(every), 4 * rounds)):
+    for nth, error, mode in every if rounds >= 20 else rng.sample(every, min(len(every), 2 * rounds)):
         tried += 1
         try:
             wrong += once(folder, name, nth, error, mode)[0]

@@ -1057,7 +1057,7 @@ def test_compact_joins_finished_event_files_and_leaves_the_living(lab):
                 "at": "2026-01-01T00:00:00+00:00",
             }
         )
-        (lab / "events" / f"{store.events.host()}-{2**22 + writer}-1.jsonl").write_bytes(line)  # above pid_max
+        (lab / "events" / f"{store.jsonl.host()}-{2**22 + writer}-1.jsonl").write_bytes(line)  # above pid_max
     before = everything(lab)
     assert store.compact(lab)["event_files_joined"] == 3
     assert everything(lab) == before
