@@ -61,10 +61,10 @@ def _newest_run(lab: Path | str, kind: str) -> tuple[str, int | None] | None:
 
 def newest_clustering(lab: Path | str) -> str:
     """The id of the newest clustering, which is the one that the view `divergences` names; SaladError without one."""
-    row = store.connect(lab).execute("SELECT any_value(clustering_id) FROM current_clusters").fetchone()
-    if row[0] is None:
+    ((newest,),) = store.connect(lab).execute("SELECT any_value(clustering_id) FROM current_clusters").fetchall()
+    if newest is None:
         raise SaladError(f"{lab} has no clustering; make one with `salad pass cluster`")
-    return row[0]
+    return newest
 
 
 def scoring_spans(lab: Path | str, run_id: str) -> tuple[int, int]:

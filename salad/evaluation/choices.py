@@ -47,8 +47,8 @@ def parse_choice(answer: str, choices: list[str]) -> int | None:
         return None
     if named and held and named != held:
         return None
-    found = named or held
-    return found.pop() if found else None
+    choice = named or held
+    return choice.pop() if choice else None
 
 
 def _plain(answer: str) -> str:
@@ -65,20 +65,20 @@ def _spans(text: str, choices: list[str]) -> dict[int, list[tuple[int, int]]]:
     wanted = [_plain(choice) for choice in choices]
     keys = [tuple(re.findall(r"\w+", choice.casefold())) for choice in wanted]
     whole = text.casefold().strip(" .!?\"'")
-    found: dict[int, list[tuple[int, int]]] = {}
+    spans_of_choice: dict[int, list[tuple[int, int]]] = {}
     for place, (choice, words) in enumerate(zip(wanted, keys, strict=True)):
         if not words or keys.count(words) > 1:  # only its marks tell it from another: "5", "-5"
             if choice.casefold().strip(" .!?\"'") == whole:
-                found[place] = [(0, len(text))]
+                spans_of_choice[place] = [(0, len(text))]
             continue
         inside = r"[\W_]+".join(map(re.escape, words))
         pattern = f"{_border(words[0][0], before=True)}{inside}{_border(words[-1][-1], before=False)}"
-        if some := [one.span() for one in re.finditer(pattern, text, re.IGNORECASE)]:
-            found[place] = some
+        if some := [match.span() for match in re.finditer(pattern, text, re.IGNORECASE)]:
+            spans_of_choice[place] = some
     longest = {
         place: [(a, b) for a, b in some
-                if not any(c <= a and b <= d and d - c > b - a for other in found.values() for c, d in other)]
-        for place, some in found.items()
+                if not any(c <= a and b <= d and d - c > b - a for other in spans_of_choice.values() for c, d in other)]
+        for place, some in spans_of_choice.items()
     }  # fmt: skip
     return {place: some for place, some in longest.items() if some}
 
@@ -99,16 +99,16 @@ def _letters(text: str, spans: dict[int, list[tuple[int, int]]]) -> set[str] | N
         return {alone.upper()}
     masked = [(a, b) for some in spans.values() for a, b in some if b - a > 1]
     outside = lambda at: not any(a <= at < b for a, b in masked)  # noqa: E731
-    found: set[str] = set()
-    for one in _BOTH.finditer(text):
-        if outside(one.start(1)) and outside(one.start(2)):
-            found |= {one[1], one[2]}
-    for one in _LETTER.finditer(text):
-        if outside(one.start()) and _stands(text, one.start(), spans):
-            if _denied(text, one.start(), one.end()):
+    letters: set[str] = set()
+    for match in _BOTH.finditer(text):
+        if outside(match.start(1)) and outside(match.start(2)):
+            letters |= {match[1], match[2]}
+    for match in _LETTER.finditer(text):
+        if outside(match.start()) and _stands(text, match.start(), spans):
+            if _denied(text, match.start(), match.end()):
                 return None
-            found.add(one[0].upper())
-    return found
+            letters.add(match[0].upper())
+    return letters
 
 
 def _stands(text: str, at: int, spans: dict[int, list[tuple[int, int]]]) -> bool:

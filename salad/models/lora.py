@@ -97,13 +97,13 @@ def _towers(llm: nn.Module, targets: list[str]) -> list[str]:
     """Layers of these names outside of the decoder and the output head: a vision tower's, which reads no text."""
     head, inside = llm.get_output_embeddings(), set(llm.get_decoder().modules())
     return [key for key, module in llm.named_modules()
-            if module not in inside and module is not head and any(_named(key, one) for one in targets)]  # fmt: skip
+            if module not in inside and module is not head and any(_named(key, name) for name in targets)]  # fmt: skip
 
 
 def _layer(key: str) -> str | None:
     """The numbered block that a module is in: "model.layers.3" of "model.layers.3.mlp.up_proj"; None outside of all."""
-    found = re.match(r"(?:[^.]+\.)*?\d+(?=\.)", key)
-    return found and found.group()
+    match = re.match(r"(?:[^.]+\.)*?\d+(?=\.)", key)
+    return match and match.group()
 
 
 def _named(key: str, target: str) -> bool:

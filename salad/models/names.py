@@ -75,10 +75,10 @@ def folder_sha256(folder: Path | str, templates: bool = True) -> str:
     `templates=False` leaves chat_template.jinja and additional_chat_templates/ out, as checkpoints from before those counted
     have it."""
     total, folder = hashlib.sha256(), Path(folder)
-    found = [path for path in folder.iterdir() if path.suffix in (".safetensors", ".json", ".txt", ".model")]
+    paths = [path for path in folder.iterdir() if path.suffix in (".safetensors", ".json", ".txt", ".model")]
     if templates:
-        found += [*folder.glob("*.jinja"), *folder.glob("additional_chat_templates/*.jinja")]
-    for path in sorted(found):
+        paths += [*folder.glob("*.jinja"), *folder.glob("additional_chat_templates/*.jinja")]
+    for path in sorted(paths):
         if path.is_file():
             total.update(path.relative_to(folder).as_posix().encode() + b"\0")
             with open(path, "rb") as file:
@@ -104,7 +104,7 @@ def quiet() -> None:
 
     transformers_logging.disable_progress_bar()
     generation = logging.getLogger("transformers.generation.utils")
-    if not any(isinstance(found, _OwnGenerateArguments) for found in generation.filters):
+    if not any(isinstance(logging_filter, _OwnGenerateArguments) for logging_filter in generation.filters):
         generation.addFilter(_OwnGenerateArguments())
     warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing")
     warnings.filterwarnings("ignore", message="Mismatch dtype between input and weight")

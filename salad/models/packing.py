@@ -38,11 +38,11 @@ def _measured(llm: nn.Module) -> bool:
     trains = llm.training
     llm.eval()
     try:
-        one, other = (llm.get_decoder()(input_ids=torch.cat([before, ids[2]])[None], position_ids=place, use_cache=False)
+        together, other = (llm.get_decoder()(input_ids=torch.cat([before, ids[2]])[None], position_ids=place, use_cache=False)
                       .last_hidden_state[0, PROBE:] for before in ids[:2])  # fmt: skip
     finally:
         llm.train(trains)
-    return float((one - other).abs().max()) <= LEAK * float(one.abs().max())
+    return float((together - other).abs().max()) <= LEAK * float(together.abs().max())
 
 
 def decode(llm: nn.Module, position_ids: torch.Tensor | None = None, **inputs: torch.Tensor) -> torch.Tensor:

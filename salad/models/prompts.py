@@ -119,14 +119,16 @@ class PromptFormat:
             warnings.warn(f"the chat template changes this text, which is left out: {user[:80]!r}", stacklevel=2)
             return PromptLayout(self._encode(self._render("")), [], [], [], 0, len(text))
         ids, offsets = token_offsets(self.tokenizer, whole)
-        said = [n for n, (a, b) in enumerate(offsets) if b > start and a < end]
+        user_tokens = [n for n, (a, b) in enumerate(offsets) if b > start and a < end]
         answered = [n for n, (a, b) in enumerate(offsets) if b > answer_at]
-        told = [(max(a - start, 0) + lead, min(b, end) - start + lead) for a, b in (offsets[n] for n in said)]
-        told += [(max(a - answer_at, 0) + stop, b - answer_at + stop) for a, b in (offsets[n] for n in answered)]
-        first, last = said[0], said[-1] + 1
+        char_offsets = [(max(a - start, 0) + lead, min(b, end) - start + lead) for a, b in (offsets[n] for n in user_tokens)]
+        char_offsets += [(max(a - answer_at, 0) + stop, b - answer_at + stop) for a, b in (offsets[n] for n in answered)]
+        first, last = user_tokens[0], user_tokens[-1] + 1
         between = ids[last : answered[0] if answered else len(ids)]
-        own = [ids[n] for n in (*said, *answered)] + ends
-        return PromptLayout(ids[:first], own, told + [(len(text), len(text))] * len(ends), between, len(said), stop)
+        own = [ids[n] for n in (*user_tokens, *answered)] + ends
+        return PromptLayout(
+            ids[:first], own, char_offsets + [(len(text), len(text))] * len(ends), between, len(user_tokens), stop
+        )
 
     # --- answering ---
 
@@ -139,14 +141,14 @@ class PromptFormat:
         word that is speech, and is left out. In `chat` a continuation is the answer, without its delimiter.
         """
         recordings = [part for part in prompt if not isinstance(part, str)]
-        told = "".join(part if isinstance(part, str) else MARK for part in prompt)
-        if told.count(MARK) != len(recordings):
+        text = "".join(part if isinstance(part, str) else MARK for part in prompt)
+        if text.count(MARK) != len(recordings):
             raise SaladError(f"a prompt's text must not hold the character U+{ord(MARK):04X}")
         if self.name == "chat":
             blanks = self._lead[len(self._lead.rstrip(" ")) :]  # they begin the answer's first token
-            told = self._render(told.strip()) + self._lead.rstrip(" ")
+            text = self._render(text.strip()) + self._lead.rstrip(" ")
             continuations = [blanks + continuation.lstrip() for continuation in continuations]
-        *pieces, tail = told.split(MARK)
+        *pieces, tail = text.split(MARK)
         units: list = [self.prefix] if self.name == "plain" else []
         for piece, recording in zip(pieces, recordings, strict=True):
             units += [*self._encode(piece.rstrip(" ")), recording]
@@ -170,7 +172,7 @@ class PromptFormat:
         template = self.tokenizer.chat_template
         if isinstance(template, str) and "strftime_now" in template:
             given["chat_template"] = re.sub(
-                r"""strftime_now\(\s*(['"])(.*?)\1\s*\)""", lambda found: repr(TODAY.strftime(found[2])), template
+                r"""strftime_now\(\s*(['"])(.*?)\1\s*\)""", lambda match: repr(TODAY.strftime(match[2])), template
             )  # fmt: skip
         try:
             return self.tokenizer.apply_chat_template(
@@ -199,8 +201,8 @@ class PromptFormat:
             except SaladError:
                 continue
             if works:
-                told = json.dumps(given)
-                raise SaladError(f"{APART}; with --set 'sequences.template={told}' it does")
+                arguments = json.dumps(given)
+                raise SaladError(f"{APART}; with --set 'sequences.template={arguments}' it does")
         raise SaladError(f"{APART}; use another LLM, sequences.prompt=plain, or sequences.template for its arguments")
 
     def _lead_of(self) -> str | None:
@@ -232,7 +234,7 @@ def turn(text: str) -> int:
     words'. The text's length where there is none. A function of the text alone, so that checkpoints compare."""
     first = len(text) - len(text.lstrip())
     for border in (r"(?<=[.!?])[\"')\]”’]*\s+(?=\S)", r"\s+(?=\S)"):
-        starts = [found.end() for found in re.finditer(border, text) if found.start() > first]
+        starts = [match.end() for match in re.finditer(border, text) if match.start() > first]
         if starts:
             return min(starts, key=lambda start: abs(start - len(text) / 2))
     return len(text)

@@ -346,7 +346,7 @@ class TeacherCache:
             atomic.write_bytes(path, save(dict(zip(TeacherRecord._fields, joined, strict=True)), {"texts": json.dumps(texts)}))
         except OSError as error:
             raise SaladError(f"{path} cannot be written: {os.strerror(error.errno or 0)}; make room and resume") from None
-        self._texts |= texts
+        self._texts |= {key: (path, *where) for key, where in texts.items()}
         self._new, self._new_bytes = {}, 0
 
 

@@ -127,10 +127,10 @@ def synthesise_pass(
 
     texts = to_synthesise(lab, selection)
     con = store.connect(lab)
-    asked = con.execute("select budget_h from selections where selection_id = ?", [selection]).fetchone()
-    budget_h = asked[0] if budget_h is None else budget_h
+    ((asked_h,),) = con.execute("select budget_h from selections where selection_id = ?", [selection]).fetchall()
+    budget_h = asked_h if budget_h is None else budget_h
     if budget_h is None:
-        raise SaladError(f"selection {selection} names no budget in hours, so nothing says how much of it is to be spoken")
+        raise SaladError(f"selection {selection} has no budget in hours, so it does not say how much of it to speak")
     estimated = con.execute("select sample_id, estimated_s from selected where selection_id = ?", [selection]).fetchall()
     engine, jobs = load_tts(tts), jobs_of(texts, tuple(voices), seed)
     made_from = {"seed": seed, "tts": engine.name, "jobs": store.ids.digest([vars(job) for job in jobs])}
@@ -158,13 +158,13 @@ def check_pass(
     if asr is None:
         raise SaladError(f"{lab} has no models/recogniser; name one with --asr (openai/whisper-small, a folder …)")
     check(lab, speech, asr, load, shard, shards, progress)
-    row = (
+    ((count, mean_cer, high),) = (
         store.connect(lab)
         .execute("select count(*), avg(cer), count(*) filter (cer > 0.25) from syntheses where speech = ?", [speech])
-        .fetchone()
+        .fetchall()
     )
-    mean = "no CER" if row[1] is None else f"mean CER {row[1]:.3f}"
-    return f"{row[0]} recordings of {speech}: {mean}, {row[2]} above 0.25"
+    mean = "no CER" if mean_cer is None else f"mean CER {mean_cer:.3f}"
+    return f"{count} recordings of {speech}: {mean}, {high} above 0.25"
 
 
 def score_pass(

@@ -93,10 +93,10 @@ def select_with_notes(
     name = store.ids.selection_id(made_from)
     spent_h = 0.0 if before is None else before.seconds.sum() / 3600
     if _published(lab, made_from):  # somebody may have reviewed it: its texts stay
-        new_s = con.execute(
+        ((new_s,),) = con.execute(
             "SELECT sum(estimated_s) FROM selected WHERE selection_id = ? AND draw >= ?",
             [name, 0 if before is None else len(before)],
-        ).fetchone()[0]
+        ).fetchall()
         return Drawn(name, spent_h + (new_s or 0.0) / 3600, ("it was drawn before, and stays as it is",))
     texts = pool(con, clustering_id, run_id, step, max_cer, speech)
     left_h = budget_h - spent_h

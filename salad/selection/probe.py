@@ -163,7 +163,12 @@ def _learning(con, run_id: str) -> dict[str, float]:
 
 
 def pool(
-    lab: Path | str, clustering_id: str, run_id: str, step: int, max_cer: float | None = None, speech: str | None = None
+    lab: Path | str | duckdb.DuckDBPyConnection,
+    clustering_id: str,
+    run_id: str,
+    step: int,
+    max_cer: float | None = None,
+    speech: str | None = None,
 ) -> Pool:
     """What a strategy decides on, read from a lab: texts, estimated seconds, divergences, clusters above `max_cer`.
 

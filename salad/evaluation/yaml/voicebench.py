@@ -28,5 +28,5 @@ def names_the_reference(doc: dict, results: list[str]) -> dict:
     """acc: whether the answer holds the reference word by word, whatever the case and the punctuation; of several
     references (a list, or a text with ";" between them) one suffices."""
     references = doc["reference"] if isinstance(doc["reference"], list) else str(doc["reference"]).split(";")
-    said = _plain(results[0])
-    return {"acc": float(any(_plain(reference) in said for reference in references if _plain(reference).strip()))}
+    answer = _plain(results[0])
+    return {"acc": float(any(_plain(reference) in answer for reference in references if _plain(reference).strip()))}
