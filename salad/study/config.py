@@ -316,7 +316,7 @@ class Study(BaseStudy):
             return None if source is None else source.model_copy(update=update)
 
         def short(run: RunConfig, steps: int) -> RunConfig:
-            tokens = min(run.optim.batch_tokens, 400) or 0
+            tokens = min(run.optim.batch_tokens, 200)
             optim = {"steps": steps, "warmup": min(2, run.optim.warmup), "decay": steps // 3, "checkpoint_every": 8, "keep": (),
                      "batch_tokens": tokens, "micro_tokens": 0, "batch": min(run.optim.batch, 2)}  # fmt: skip
             warm = run.adapter.warm_start
@@ -327,12 +327,12 @@ class Study(BaseStudy):
         return self.model_copy(
             update={
                 "text": fewer(self.text, limit=40, max_s=min(self.text.max_s, 10.0), min_s=min(self.text.min_s, 4.0)),
-                "heldout_text": fewer(self.heldout_text, limit=30),
+                "heldout_text": fewer(self.heldout_text, limit=30, max_s=6.0, min_s=3.0),
                 "heldout_per_domain": 1,
-                "natural": fewer(self.natural, limit=24),
-                "further_natural": tuple(fewer(source, limit=24) for source in self.further_natural),
-                "heldout": fewer(self.heldout, limit=6),
-                "tasks": tuple(fewer(task, limit=6) for task in self.tasks[:1]),
+                "natural": fewer(self.natural, limit=16),
+                "further_natural": tuple(fewer(source, limit=16) for source in self.further_natural),
+                "heldout": fewer(self.heldout, limit=4),
+                "tasks": tuple(fewer(task, limit=4) for task in self.tasks[:1]),
                 "contenders": (),
                 "seeds": self.seeds[:1],
                 "n_clusters": 4,
