@@ -128,6 +128,7 @@ def smollm2_360m_stage1() -> RunConfig:
 
 
 def smollm2_360m_stage2() -> RunConfig:
+    """Stage II of SmolLM2-360M, after `smollm2_360m_stage1`."""
     return _small("HuggingFaceTB/SmolLM2-360M", 2)
 
 
@@ -137,6 +138,7 @@ def qwen2_5_0_5b_stage1() -> RunConfig:
 
 
 def qwen2_5_0_5b_stage2() -> RunConfig:
+    """Stage II of Qwen2.5-0.5B, after `qwen2_5_0_5b_stage1`."""
     return _small("Qwen/Qwen2.5-0.5B", 2)
 
 
@@ -146,6 +148,7 @@ def qwen2_5_3b_stage1() -> RunConfig:
 
 
 def qwen2_5_3b_stage2() -> RunConfig:
+    """Stage II of Qwen2.5-3B, after `qwen2_5_3b_stage1`."""
     return _qwen("Qwen/Qwen2.5-3B", 2)
 
 
@@ -155,6 +158,7 @@ def qwen2_5_3b_lora_stage1() -> RunConfig:
 
 
 def qwen2_5_3b_lora_stage2() -> RunConfig:
+    """Stage II of Qwen2.5-3B with LoRA, after `qwen2_5_3b_lora_stage1`."""
     return _qwen("Qwen/Qwen2.5-3B", 2, lora=True)
 
 
@@ -164,6 +168,7 @@ def qwen2_5_7b_stage1() -> RunConfig:
 
 
 def qwen2_5_7b_stage2() -> RunConfig:
+    """Stage II of Qwen2.5-7B, after `qwen2_5_7b_stage1`."""
     return _qwen("Qwen/Qwen2.5-7B", 2)
 
 

@@ -179,6 +179,7 @@ class MetricsWriter:
             self._name(lambda names: names | {Path(self._file.name).name})
 
     def close(self) -> None:
+        """Close the file."""
         if self._file is not None:
             self._file.close()
 

@@ -136,6 +136,7 @@ def now(lab: Path | str, run_id: str) -> dict:
 
 
 def duration(seconds: float | None) -> str:
+    """Seconds as text, such as "2 h 05 min"; empty for a missing value."""
     if seconds is None or pd.isna(seconds):
         return ""
     hours, rest = divmod(int(seconds), 3600)

@@ -70,6 +70,7 @@ class Loader:
         self._pools: dict[str, tuple[list[list[Member]], dict[str, int]]] = {}
 
     def next(self) -> StepBatches:
+        """The batches of the next step; advances `state`."""
         rng = np.random.default_rng([self.config.seed, 1, self.state["step"]])
         self.state["step"] += 1
         kind = "text" if self.sources["text"] and rng.random() < self.config.data.p_text else "speech"

@@ -26,6 +26,7 @@ from store.errors import UserError
 
 
 def main(argv: list[str] | None = None) -> int:
+    """The command line. Returns the exit code: 0, 2 on a user error (one line on stderr), 75 to be restarted, else failed."""
     parser = argparse.ArgumentParser(prog="python -m salad.engines", description=__doc__.split(";")[0])
     parser.add_argument("run_id")
     parser.add_argument("--lab", required=True)

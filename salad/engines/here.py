@@ -32,9 +32,11 @@ class Here(Engine):
     runs_recorded_code = False
 
     def check(self) -> list[Finding]:
+        """Whether a launch would work, one finding per requirement. Starts nothing."""
         return [Finding(True, f"{sys.executable}, {gpus()} GPUs")]
 
     def preflight(self, spec: Spec) -> None:
+        """Raise SaladError, in one line, if this launch cannot work. Writes nothing."""
         if spec.nodes > 1:
             raise SaladError("--nodes: this machine is one node; use --on slurm or --on sky")
         have = gpus() if self.target.gpus is None else self.target.gpus
@@ -43,9 +45,11 @@ class Here(Engine):
         secrets(spec.env)
 
     def plan(self, run: RunFolder, spec: Spec) -> str:
+        """What `start` would do, as text for --dry-run."""
         return shlex.join(command(spec, str(run.lab)))
 
     def start(self, run: RunFolder, spec: Spec) -> None:
+        """Start the run so that it outlives this process. Raises SaladError if it did not start."""
         for shard in range(spec.workers):
             log = open(run.path / "log.txt", "ab")
             child = subprocess.Popen(
@@ -62,6 +66,7 @@ class Here(Engine):
                 supervisor.mark_supervisor(run, shard, child.pid)
 
     def look(self, run: RunFolder, spec: Spec) -> Life | None:
+        """The run's state: alive or gone."""
         for child in _children[:]:
             if child.poll() is not None:
                 _children.remove(child)
@@ -69,5 +74,6 @@ class Here(Engine):
         return None if alive is None else "alive" if alive else "gone"
 
     def stop(self, run: RunFolder, spec: Spec) -> None:
+        """Ask the run to write a checkpoint and end, and keep it from being restarted."""
         run.request_stop()
         supervisor.signal_processes(run, signal.SIGTERM)

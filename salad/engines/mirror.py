@@ -16,6 +16,7 @@ GIVES_UP_S = 24 * 3600
 
 
 def main() -> None:
+    """The command line: copy until the run has ended. Returns the exit code."""
     parser = argparse.ArgumentParser()
     parser.add_argument("run_id")
     parser.add_argument("--lab", required=True)

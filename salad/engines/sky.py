@@ -51,6 +51,7 @@ class Sky(Engine):
 
     @staticmethod
     def rendezvous(spec: Spec) -> tuple[list[str], bool]:
+        """torchrun's arguments on this node, and whether this is the first node."""
         nodes, rank = os.environ.get("SKYPILOT_NUM_NODES", "1"), os.environ.get("SKYPILOT_NODE_RANK", "0")
         if nodes == "1" or spec.workers > 1:
             return [], True
@@ -69,6 +70,7 @@ class Sky(Engine):
             return subprocess.CompletedProcess(words, 127, "", str(error))
 
     def check(self) -> list[Finding]:
+        """Whether a launch would work, one finding per requirement. Starts nothing."""
         try:
             self._able()
         except SaladError as error:
@@ -91,6 +93,7 @@ class Sky(Engine):
         _scheme(self.target.bucket)
 
     def preflight(self, spec: Spec) -> None:
+        """Raise SaladError, in one line, if this launch cannot work. Writes nothing."""
         self._able()
         if not codesync.ROOT.joinpath(".git").exists():
             raise SaladError(f"{codesync.ROOT} is not a git checkout, so its code cannot be sent; clone the project with git")
@@ -165,11 +168,13 @@ class Sky(Engine):
         return [*words, str(path)]
 
     def plan(self, run: RunFolder, spec: Spec) -> str:
+        """What `start` would do, as text for --dry-run."""
         sent = "".join(f"# to {self._bucket(run)}/{name}\n" for name in inputs(run))
         shown = shlex.join([self.target.sky or "sky", *self._command("task.yaml", spec.env)])
         return f"{sent}{_yaml(self.task(run, spec, './code'))}# {shown}"
 
     def start(self, run: RunFolder, spec: Spec) -> None:
+        """Start the run so that it outlives this process. Raises SaladError if it did not start."""
         code = run.path / "code"
         if not code.exists():
             unfinished = run.path / ".code.tmp"
@@ -201,6 +206,7 @@ class Sky(Engine):
         return _json(completed.stdout, list)
 
     def look(self, run: RunFolder, spec: Spec) -> Life | None:
+        """Copy the run's small files here and return its state from SkyPilot's queue; None if SkyPilot cannot be asked."""
         if self._looked and time.monotonic() - self._looked[0] < LOOK_S:
             return self._looked[1]
         life = self._look(run, spec)
@@ -240,6 +246,7 @@ class Sky(Engine):
         return "gone"
 
     def stop(self, run: RunFolder, spec: Spec) -> None:
+        """Ask the run to write a checkpoint and end, and keep it from being restarted."""
         launched = read_json(run.path / "sky.json")
         if launched is None:
             return
@@ -249,6 +256,7 @@ class Sky(Engine):
         self._looked = None
 
     def fetch(self, run: RunFolder, spec: Spec, tables_only: bool = False, compare: bool = False) -> None:
+        """Copy units and, unless `tables_only`, checkpoints and audio into this lab; repeatable. `compare`: byte by byte."""
         launched = read_json(run.path / "sky.json")
         if launched is None:
             raise SaladError(f"{run.run_id} has not been started with sky; there is nothing to fetch")

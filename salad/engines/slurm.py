@@ -82,6 +82,7 @@ class Slurm(Engine):
 
     @staticmethod
     def rendezvous(spec: Spec) -> tuple[list[str], bool]:
+        """torchrun's arguments on this node, and whether this is the first node."""
         first = os.environ.get("SLURM_NODEID", "0") == "0"
         if spec.nodes == 1:
             return [], first
@@ -93,6 +94,7 @@ class Slurm(Engine):
                 "--rdzv_endpoint", f"{job.hostnames[0]}:{29400 + number % 1000}", "--rdzv_id", str(number)], first  # fmt: skip
 
     def check(self) -> list[Finding]:
+        """Whether a launch would work, one finding per requirement. Starts nothing."""
         try:
             self.preflight(Spec(run_id="r000000000000", on="slurm", engine="slurm", target=self.target))
         except SaladError as error:
@@ -102,6 +104,7 @@ class Slurm(Engine):
         return [Finding(True, f"Slurm answers; {where} has {most} GPUs on a node, jobs of up to {self._walltime_min() / 60:g} h")]
 
     def preflight(self, spec: Spec) -> None:
+        """Raise SaladError, in one line, if this launch cannot work. Writes nothing."""
         if shutil.which("sbatch") is None:
             raise SaladError("no Slurm here: sbatch is not on the PATH; go to the cluster's login node")
         try:
@@ -121,12 +124,14 @@ class Slurm(Engine):
         secrets(spec.env)
 
     def plan(self, run: RunFolder, spec: Spec) -> str:
+        """What `start` would do, as text for --dry-run."""
         from submitit.slurm.slurm import _make_sbatch_string
 
         parameters = self._parameters(run, spec)
         return _make_sbatch_string(" ".join(command(spec, str(run.lab))), folder=run.path / "slurm", **parameters)
 
     def start(self, run: RunFolder, spec: Spec) -> None:
+        """Start the run so that it outlives this process. Raises SaladError if it did not start."""
         import submitit
 
         code = run.path / "code"
@@ -171,6 +176,7 @@ class Slurm(Engine):
         return str(env / "bin" / "python")
 
     def look(self, run: RunFolder, spec: Spec) -> Life | None:
+        """The job's state in Slurm's queue: queued, alive or gone; None if Slurm cannot be asked."""
         job = read_json(run.path / "slurm.json")
         if job is None:
             return "gone"
@@ -181,6 +187,7 @@ class Slurm(Engine):
         return "gone" if not states else "queued" if states <= WAITS else "alive"
 
     def stop(self, run: RunFolder, spec: Spec) -> None:
+        """Ask the run to write a checkpoint and end, and keep it from being restarted."""
         run.request_stop()
         job = read_json(run.path / "slurm.json")
         if job is None:

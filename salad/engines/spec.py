@@ -37,11 +37,13 @@ class Spec(Frozen):
 
     @property
     def env(self) -> tuple[str, ...]:
+        """Names of the environment variables that the run receives."""
         handed = (parts.VARIABLE,) if parts.VARIABLE in os.environ and parts.VARIABLE not in self.target.env else ()
         return self.target.env + handed
 
     @property
     def limits(self) -> Limits:
+        """The limits on hours and cost."""
         return Limits(self.max_hours, self.budget, self.price_per_hour)
 
     def save(self, run: RunFolder) -> None:

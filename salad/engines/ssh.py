@@ -87,6 +87,7 @@ class Ssh(Engine):
     # the engine
 
     def check(self) -> list[Finding]:
+        """Whether a launch would work, one finding per requirement. Starts nothing."""
         try:
             python, gpus = self._look_around()
             findings = [Finding(True, f"{self._name} answers: {python}, {gpus} GPUs, rsync")]
@@ -104,6 +105,7 @@ class Ssh(Engine):
             return [Finding(False, str(error))]
 
     def preflight(self, spec: Spec) -> None:
+        """Raise SaladError, in one line, if this launch cannot work. Writes nothing."""
         if spec.nodes > 1:
             raise SaladError(f"--nodes: {self._name} is one node; use --on slurm or --on sky")
         if codesync.ROOT.joinpath(".git").exists() is False:
@@ -140,12 +142,14 @@ class Ssh(Engine):
         return self._do(f"mkdir -p {quoted} && cd {quoted} && pwd", "making the scratch folder").strip().split("\n")[-1]
 
     def plan(self, run: RunFolder, spec: Spec) -> str:
+        """What `start` would do, as text for --dry-run."""
         there = self.target.scratch or "~/salad"
         python = self.target.python or f"{there}/env/…/bin/python"
         sent = "\n".join(f"  {name}" for name in inputs(run))
         return f"rsync to {self._name}:{there}\n{sent}\n" + shlex.join(command(spec, f"{there}/labs/…", python))
 
     def start(self, run: RunFolder, spec: Spec) -> None:
+        """Start the run so that it outlives this process. Raises SaladError if it did not start."""
         base = self._base()
         lab = f"{base}/labs/{ids.hash_id('w', socket.gethostname(), str(run.lab))}"
         code = f"{base}/code/{spec.code['tree']}"
@@ -182,6 +186,7 @@ class Ssh(Engine):
         )
 
     def look(self, run: RunFolder, spec: Spec) -> Life | None:
+        """Copy the run's small files here and return its state on the host; None if the host cannot be reached."""
         if self._looked and time.monotonic() - self._looked[0] < LOOK_S:
             return self._looked[1]
         life = self._bring(run)
@@ -205,10 +210,12 @@ class Ssh(Engine):
         return json.loads(answer.stdout.strip().splitlines()[-1])["life"]
 
     def stop(self, run: RunFolder, spec: Spec) -> None:
+        """Ask the run to write a checkpoint and end, and keep it from being restarted."""
         self._do(self._there(run, "--stop"), "stopping")
         self._looked = None
 
     def fetch(self, run: RunFolder, spec: Spec, tables_only: bool = False, compare: bool = False) -> None:
+        """Copy units and, unless `tables_only`, checkpoints and audio into this lab; repeatable. `compare`: byte by byte."""
         there = read_json(run.path / "ssh.json")
         if there is None:
             raise SaladError(f"{run.run_id} has not been started on {self._name}; there is nothing to fetch")

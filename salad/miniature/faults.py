@@ -24,6 +24,7 @@ class Faulty:
         self.name, self.voices = tts.name, tts.voices
 
     def planted(self, spoken: str, voice: str, seed: int) -> str | None:
+        """The fault planted in the synthesis of a text by a voice and seed; None if there is none."""
         return fault_of(spoken, voice, seed, self.rate)
 
     def columns(self, spoken: str, voice: str, seed: int) -> dict[str, str | None]:
@@ -31,6 +32,7 @@ class Faulty:
         return {"planted": self.planted(spoken, voice, seed)}
 
     def speak(self, spoken: str, voice: str, seed: int) -> Utterance:
+        """The utterance, with its fault planted if it has one."""
         fault = self.planted(spoken, voice, seed)
         utterance = self.tts.speak(spoken, WRONG_VOICE if fault == "wrong voice" else voice, seed)
         if fault == "truncated":

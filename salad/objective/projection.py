@@ -54,6 +54,7 @@ class Projection:
         self.head = head[:vocab_size].to(self.dtype)
 
     def rows(self, at: slice | Tensor) -> Tensor:
+        """The hidden states [R, H] of the rows `at`, in the type of the products."""
         return self.hidden[at].to(self.dtype)
 
     def widens(self, dtype: torch.dtype) -> bool:
@@ -120,11 +121,13 @@ def project(
 
 
 def wide_tile(projections: Sequence[Projection], dtype: torch.dtype, tile: int = HEAD_TILE) -> Tensor | None:
+    """A buffer for one float32 tile of the widest head; None if no head has to be widened."""
     sizes = [min(tile, HEAD_TILE, p.vocab_size) * p.head.shape[1] for p in projections if p.widens(dtype)]
     return torch.empty(max(sizes), dtype=dtype, device=projections[0].head.device) if sizes else None
 
 
 def sum_dtype(*projections) -> torch.dtype:
+    """The type in which results are summed: float64 if any projection is, else float32."""
     return torch.float64 if any(p.dtype == torch.float64 for p in projections) else torch.float32
 
 
@@ -144,4 +147,5 @@ def bfloat16_products(dtype: torch.dtype) -> Iterator[None]:
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager:
+    """A context without autocast on `device`."""
     return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)

@@ -13,6 +13,7 @@ from salad.runs import Preempted
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """The command line: run one shard of a prepared pass. Returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m salad.passes", description=__doc__.split(";")[0])
     parser.add_argument("run_id")
     parser.add_argument("--lab", default=os.environ.get("SALAD_LAB", "lab"))

@@ -59,6 +59,7 @@ class BalancedKMeans(ClusterMixin, BaseEstimator):
         self.iterations, self.rounds, self.restarts, self.column = iterations, rounds, restarts, column
 
     def fit(self, x: Vectors, y: None = None) -> "BalancedKMeans":
+        """Fit centroids and prices on the vectors `x` [N, D]. Returns self; raises SaladError for unusable vectors."""
         if min(self.n_clusters, self.largest, self.restarts) < 1:
             raise SaladError(
                 f"BalancedKMeans: n_clusters {self.n_clusters}, largest {self.largest} and restarts {self.restarts} "
@@ -108,6 +109,7 @@ class BalancedKMeans(ClusterMixin, BaseEstimator):
         return np.concatenate(labels) if labels else np.zeros(0, np.int32)
 
     def fit_predict(self, x: Vectors, y: None = None) -> np.ndarray:
+        """Fit on `x` and return each document's cluster, [N] int32."""
         return self.fit(x).predict(x)
 
     def transform(self, x: Vectors) -> np.ndarray:

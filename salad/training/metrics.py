@@ -100,6 +100,7 @@ class Meter:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
     def close(self) -> None:
+        """Close the metrics file and the trackers."""
         self._writer.close()
         for tracker in self._trackers:
             tracker.finish()

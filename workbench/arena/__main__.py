@@ -55,6 +55,7 @@ def _end(number: int, frame) -> None:
 
 
 def main(args: list[str] | None = None) -> int:
+    """The command line: serve the A/B app. Returns the exit code."""
     given = _parser().parse_args(args)
     password = given.password or os.environ.get("SALAD_ARENA_PASSWORD")
     try:

@@ -176,6 +176,7 @@ class Answer:
             self.models.lock.release()
 
     def run(self) -> "Answer":
+        """Generate the answer to its end, token by token."""
         while self.step():
             pass
         return self

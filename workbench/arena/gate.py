@@ -167,6 +167,7 @@ class Gate:
 
 
 def is_upload(scope: dict) -> bool:
+    """Whether the request (an ASGI scope) uploads a file."""
     return scope.get("method") == "POST" and re.search(r"/(upload|process_recording|stream/[^/]+)/?$", scope["path"]) is not None
 
 
@@ -176,6 +177,7 @@ def largest(scope: dict) -> int:
 
 
 def too_large(scope: dict) -> str:
+    """The error message for a request whose body exceeds the limit."""
     return f"this is larger than the maximum allowed size of {largest(scope) // 1024**2} MB"
 
 

@@ -31,10 +31,12 @@ class ArenaModel:
 
     @property
     def key(self) -> str:
+        """What identifies the contender in votes and links."""
         return f"{self.name}@{self.run_id or '-'}:{self.step if self.step is not None else '-'}"
 
     @property
     def modalities(self) -> tuple[str, ...]:
+        """The modalities in which the contender can answer."""
         return ("text", "cascade") if self.teacher else MODALITIES
 
 

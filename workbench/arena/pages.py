@@ -19,6 +19,7 @@ NO_WORDS = Markup("<i>no words</i>")
 
 
 def decimals(value: float | None, digits: int = 2) -> str:
+    """A number with a fixed number of decimals, or a dash for a missing one."""
     return "–" if value is None else f"{value:.{digits}f}"
 
 

@@ -11,6 +11,7 @@ DEVICE = {"concurrency_id": "device", "concurrency_limit": 1}  # one question at
 
 
 def vote_buttons(prefix: str, interactive: bool) -> dict[str, gr.Button]:
+    """The buttons of a vote: left, right, tie, both bad."""
     return {
         choice: gr.Button(f"{label}  [{key}]", elem_id=f"{prefix}-{choice}", interactive=interactive)
         for key, (choice, label) in enumerate(CHOICES.items(), 1)

@@ -245,6 +245,7 @@ def lines(table: pd.DataFrame, margin: float = MARGIN, minimum: int = MINIMUM) -
 
 
 def main(args: list[str] | None = None) -> int:
+    """The command line: print the preferences of a lab, or simulate studies. Returns the exit code."""
     import store
 
     parser = argparse.ArgumentParser(prog="python -m workbench.arena.preferences", description=__doc__.split("\n")[0])

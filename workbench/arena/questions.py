@@ -39,6 +39,7 @@ class Question:
 
     @property
     def duration_s(self) -> float:
+        """Length of the recording in seconds."""
         return len(self.samples) / SAMPLE_RATE
 
     @property
@@ -109,6 +110,7 @@ class Listener:
 
     @property
     def tts(self) -> TTS:
+        """The synthesiser of typed questions, loaded when first needed."""
         from salad import parts
         from salad.speech import load_tts
 
@@ -133,6 +135,7 @@ class Listener:
             return self._recogniser
 
     def item(self, item_id: str) -> Item | None:
+        """The test item with this id; None if there is none."""
         match = next((item for item in self.items if item.item_id == item_id), None)
         if match is None:
             raise SaladError(f"no item {str(item_id)[:80]!r} in this lab's tasks")

@@ -12,6 +12,7 @@ from workbench.arena.service import ArenaService
 
 
 def statistics_tab(service: ArenaService, tab: gr.Tab) -> None:
+    """The tab with the statistics of the votes."""
     with gr.Row():
         blind_only = gr.Checkbox(value=True, label="Blind votes only")
         margin = gr.Slider(0.02, 0.25, value=preferences.MARGIN, step=0.01, label="Parity is 0.5 ± this")

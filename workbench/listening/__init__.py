@@ -59,6 +59,7 @@ class Listening(anywidget.AnyWidget):
 
     @property
     def current(self) -> str | None:
+        """The sample id of the text that is shown; None if the queue is empty."""
         return self._ids[self._index] if self._ids else None
 
     def _card(self) -> dict | None:

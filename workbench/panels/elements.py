@@ -38,6 +38,7 @@ def lab_name(lab: Path | str) -> mo.Html:
 
 
 def stats(*facts: tuple[str, str, str | None]) -> mo.Html:
+    """Figures with their labels, side by side."""
     return mo.hstack(
         [mo.stat(value, label=label, caption=caption, bordered=True) for label, value, caption in facts],
         wrap=True,
@@ -71,6 +72,7 @@ def figure(chart: Any) -> mo.Html:
 
 
 def plain_table(rows: pd.DataFrame, digits: int = 2) -> mo.ui.table:
+    """A table without selection, download or search."""
     return mo.ui.table(
         rows,
         selection=None,

@@ -252,6 +252,7 @@ def audits(con: duckdb.DuckDBPyConnection, selection_id: str, ids: list[int], n:
 
 
 def agreement(con: duckdb.DuckDBPyConnection, selection_id: str) -> mo.Html:
+    """Each pair of reviewers: the texts that both have judged, and how often they agree."""
     rows = review.agreement(con, selection_id)
     if rows.empty:
         return mo.md("No text has been judged by two reviewers yet.")

@@ -54,6 +54,7 @@ class ClaimResult:
 
 
 def not_run(text: str, source: str, *cells: str) -> ClaimResult:
+    """The result of a claim whose cells have not been run."""
     return ClaimResult(text, source, f"needs {' and '.join(cells)} on one seed at least", "not run")
 
 
@@ -127,10 +128,12 @@ def judge(rows: pd.DataFrame, claim: Claim) -> ClaimResult:
 
 
 def last_of(rows: pd.DataFrame, contender: str, group: str = ALL) -> pd.DataFrame:
+    """A contender's last checkpoint in a group of domains, by seed."""
     return rows[rows["last"] & rows.contender.eq(contender) & rows.group.eq(group)]
 
 
 def claims_of_prediction(rows: pd.DataFrame) -> list[ClaimResult]:
+    """The claims that M predicts speech accuracy and F text accuracy."""
     out = []
     part = rows[rows.group.eq(ALL) & rows.speech.notna() & rows.m.gt(0) & rows.f.gt(0)]
     for text, measure, other, paper, partial in (

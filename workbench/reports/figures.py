@@ -39,6 +39,7 @@ class Figure(NamedTuple):
         return vl_convert.vegalite_to_png({**self.chart.to_dict(), "background": "white"}, scale=2)
 
     def csv(self) -> bytes:
+        """The figure's rows as CSV."""
         return self.rows.to_csv(index=False).encode()
 
 

@@ -39,6 +39,7 @@ def heard_cell(row: dict) -> str:
 
 
 def cells_of(row: dict, rows: pd.DataFrame) -> list[str]:
+    """The cells of a table as text."""
     out = []
     for measure in MEASURES:
         value, se = row[measure], row[f"{measure}_se"]
@@ -57,12 +58,14 @@ def steady(value: float) -> float:
 
 
 def words_of(value: object) -> str:
+    """A value as text for a table."""
     if value is None or (isinstance(value, float) and not np.isfinite(value)) or value is pd.NaT or value is pd.NA:
         return "–"
     return f"{value:g}" if isinstance(value, float | np.floating) else str(value)
 
 
 def as_csv(table: ReportTable) -> bytes:
+    """A table as CSV."""
     return pd.DataFrame(table.cells, columns=table.heads).to_csv(index=False).encode()
 
 

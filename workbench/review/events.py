@@ -36,9 +36,11 @@ class Review:
         return event
 
     def drop(self, sample_id: str, reason: str, note: str | None = None) -> dict:
+        """Drop a text, with a reason and an optional note. Returns the event."""
         return self._append(target="sample", sample_id=sample_id, verdict="drop", reason=reason, note=note)
 
     def keep(self, sample_id: str, note: str | None = None) -> dict:
+        """Keep a text, with an optional note. Returns the event."""
         return self._append(target="sample", sample_id=sample_id, verdict="keep", note=note)
 
     def rule(self, predicate: str, reason: str) -> dict:
