@@ -6,6 +6,7 @@ least the threshold, the estimate of the Jaccard similarity of their sets of thr
 from collections.abc import Iterable
 from pathlib import Path
 
+import duckdb
 import numpy as np
 import pyarrow as pa
 import xxhash
@@ -40,7 +41,7 @@ def columns(signatures_NH: np.ndarray) -> dict[str, pa.Array]:
     return arrays | {name: pa.array(bands_NB[:, i], pa.uint64()) for i, name in enumerate(BAND_COLUMNS)}
 
 
-def mark(con, threshold: float = THRESHOLD) -> None:
+def mark(con: duckdb.DuckDBPyConnection, threshold: float = THRESHOLD) -> None:
     """Find the duplicates among the rows of the view or table `prepared` (n BIGINT, unique and in order; fingerprint
     UBIGINT; what `columns` gives) and put them into two tables of the connection: `exact` (n, of) and `near` (n, of,
     similarity). The earliest of equal texts stays; a near-duplicate is one of an earlier text."""
@@ -78,8 +79,6 @@ def mark(con, threshold: float = THRESHOLD) -> None:
 def near_duplicates(texts: list[str], threshold: float = THRESHOLD) -> dict[int, tuple[int, float]]:
     """Index of a near-duplicate -> (index of an earlier text, estimated similarity). Equal texts are no
     near-duplicates of each other: all but the first are left out of account."""
-    import duckdb
-
     if not texts:
         return {}
     con = duckdb.connect()
@@ -94,7 +93,7 @@ def near_duplicates(texts: list[str], threshold: float = THRESHOLD) -> dict[int,
 class Seen:
     """Which ids have been seen before: 64-bit hashes in sorted runs that are merged as they grow, 8 bytes an id."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._runs: list[np.ndarray] = []
 
     def add(self, ids: list[str]) -> list[bool]:
@@ -125,10 +124,9 @@ class Seen:
             self._runs[-2:] = [np.sort(np.concatenate(self._runs[-2:]), kind="stable")]
 
 
-def connection(folder: Path, memory: str):
-    """A DuckDB of its own that spills into `folder`."""
-    import duckdb
-
+def connection(folder: Path, memory: str) -> duckdb.DuckDBPyConnection:
+    """A DuckDB database of its own, `folder`/marks.duckdb, that holds at most `memory` (such as "2GB") and spills the rest
+    into `folder`. The caller closes it."""
     file = str(folder / "marks.duckdb")
     # DuckDB takes what follows a question mark in a path for the parameters of a URL
     return duckdb.connect(

@@ -12,7 +12,7 @@ import re
 import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -54,7 +54,7 @@ class Segment(NamedTuple):
         return (f"@{self.start_s:g}" if self.start_s else "") + channels
 
 
-def number_of(value, name: str) -> float | None:
+def number_of(value: Any, name: str) -> float | None:
     """A number of seconds, or None where nothing is said. Unusable for what is no number, negative or not finite."""
     if value is None or (isinstance(value, str) and not value.strip()):
         return None

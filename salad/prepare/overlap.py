@@ -64,6 +64,7 @@ class Benchmarks:
         )
 
     def fingerprint(self) -> str:
+        """16 hexadecimal digits that change with any n-gram of any task."""
         return xxhash.xxh3_64_hexdigest(self.hashes.tobytes() + self.owners.tobytes() + "\n".join(self.tasks).encode())
 
     def overlaps(self, text: str) -> list[str]:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from salad.errors import SaladError
-from salad.speech.check import CTCRecogniser, WhisperRecogniser
+from salad.speech.check import CTCRecogniser, Recogniser, WhisperRecogniser
 from salad.speech.spoken import spoken_form, text_words
 from salad.speech.utterance import SAMPLE_RATE, Word
 from salad.speech.words import runs, words_of
@@ -116,7 +116,9 @@ def _by_attention(samples: np.ndarray, text: str, recogniser: WhisperRecogniser,
     return timed, float(log_probs.mean())
 
 
-def delays(recogniser, spoken: list[tuple[np.ndarray, str, list[Word]]]) -> tuple[float, float]:
+def delays(
+    recogniser: CTCRecogniser | WhisperRecogniser, spoken: list[tuple[np.ndarray, str, list[Word]]]
+) -> tuple[float, float]:
     """How late `recogniser` fires, in seconds: the medians of (aligned - true) word starts and ends over speech whose
     word times are known (a voice with word events). CTC says when a letter is sure, not when it begins; a causal
     encoder is later still. Put them into the model's configuration as `word_delay_s`, and `align` takes them off.
@@ -156,7 +158,7 @@ def measured_delay(recogniser: WhisperRecogniser) -> tuple[float, float]:
     return recogniser.measured_delay_s
 
 
-def align(samples: np.ndarray, text: str, recogniser, log_probs_TV: np.ndarray | None = None,
+def align(samples: np.ndarray, text: str, recogniser: Recogniser, log_probs_TV: np.ndarray | None = None,
           language: str = "en") -> Alignment:  # fmt: skip
     """samples: float32 [T] at 16 kHz; text: what is said, in `language`; recogniser: a CTC or a Whisper-type model;
     log_probs_TV: what a CTC model made of it, where it has heard it already (`hear`). Numbers and the like are aligned as

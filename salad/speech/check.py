@@ -8,6 +8,7 @@ Only the normalised rates exclude anything: text and transcript both go through 
 """
 
 import re
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import cache, cached_property, partial
 from pathlib import Path
@@ -30,6 +31,8 @@ EXPECTED = (0.5, 2.0)  # of the expected duration
 
 
 class Recogniser(Protocol):
+    """What the ASR check asks of a speech recogniser. `name` is stored beside every transcript."""
+
     name: str
 
     def transcribe(self, samples: list[np.ndarray]) -> list[str]:
@@ -162,7 +165,7 @@ def acoustic_flags(
     return flags
 
 
-def check(samples, text: str, recogniser: Recogniser, *, spoken: str | None = None, rate: int = SAMPLE_RATE,
+def check(samples: np.ndarray, text: str, recogniser: Recogniser, *, spoken: str | None = None, rate: int = SAMPLE_RATE,
           expected_s: float | None = None, language: str = "en") -> Check:  # fmt: skip
     """One recording. samples: float32 [T] at `rate` Hz; text: what stands written, in `language`; spoken: what the voice
     was given, where it differs; expected_s: the duration that is expected. See `check_many`."""
@@ -405,7 +408,7 @@ class WhisperRecogniser(_Batched):
         return self.processor.tokenizer.batch_decode(ids, skip_special_tokens=True)
 
 
-def recogniser_of(lab: Path | str, name: str | None):
+def recogniser_of(lab: Path | str, name: str | None) -> tuple[str | None, Callable[..., Recogniser]]:
     """(name, what loads it) of a recogniser: a folder of the lab, a folder, a hub name, or the lab's own by default;
     (None, …) where there is none. A hub name stays a name, though SALAD_MODELS has a folder for it."""
     from salad.models.names import resolve

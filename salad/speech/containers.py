@@ -11,7 +11,7 @@ import re
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 UNKNOWN = 0x7EFF0000  # bytes: sox, ffmpeg, arecord and others write this much, or more, where they do not know the length
 UNKNOWN_64 = 1 << 60  # the same where the field has 64 bits
@@ -36,6 +36,7 @@ class Container:
 
     @property
     def mended(self) -> bool:
+        """Whether the file must be read otherwise than it stands."""
         return bool(self.patches or self.instead or self.skip)
 
     @property
@@ -85,7 +86,7 @@ class Patched(io.RawIOBase):
         self._at = min(max(start + offset, 0), 1 << 62)
         return self._at
 
-    def readinto(self, buffer) -> int:
+    def readinto(self, buffer: Any) -> int:
         if self._at >= self._size:
             return 0
         before = self._container.instead[self._at :][: len(buffer)]

@@ -109,6 +109,7 @@ def part(below: int, several: bool) -> str:
 
 
 def fraction(above: str, below: str) -> str:
+    """E.g. 3, 4 → "three quarters"; "twenty-two over seven" where it is no part of a whole or the parts are too small."""
     over, under = int(above[:15]), int(below[:15])
     if 0 < over < under and (under <= 20 or under in (32, 64, 100, 1000)):
         return f"{cardinal(above)} {part(under, over > 1)}"

@@ -17,6 +17,7 @@ _DATIVE = re.compile(r"\b(?:am|dem|vom|zum|beim|im|bis|ab|seit|nach|vor|den|der|
 
 
 def cardinal(digits: str) -> str:
+    """E.g. "21" → "einundzwanzig"; digit by digit where there are more than 15, or a leading zero."""
     return _cardinal(digits, "de")
 
 
@@ -56,6 +57,7 @@ _NEUTER_COUNTED = frozenset("Jahrhundert Jh Mal Kapitel Jahr Quartal Halbjahr Se
 
 
 def years(digits: str) -> str:
+    """A year: "1998" → "neunzehnhundertachtundneunzig"."""
     return _year(digits, "de")
 
 

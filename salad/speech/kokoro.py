@@ -112,6 +112,8 @@ class Kokoro:
         return self._styles[voice]
 
     def speak(self, spoken: str, voice: str = "af_heart", seed: int = 0) -> Utterance:
+        """`spoken` in a voice of `voices`: float32 samples, words with their times. The same (spoken, voice, seed) gives the
+        same utterance. Raises SaladError for a voice that the engine does not have."""
         import torch
 
         style, pipeline = self._style(voice), self._pipeline(voice)

@@ -74,6 +74,8 @@ class Piper:
         return self._models[stem]
 
     def speak(self, spoken: str, voice: str | None = None, seed: int = 0) -> Utterance:
+        """`spoken` in a voice of `voices`: float32 samples, words with their times. The same (spoken, voice, seed) gives the
+        same utterance. Raises SaladError for a voice that the engine does not have."""
         from salad.speech.shar import to_rate
 
         voice = voice or self.voices[0]

@@ -17,6 +17,7 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -26,6 +27,9 @@ from salad.errors import SaladError
 from salad.speech.utterance import SAMPLE_RATE, Utterance, Word
 from store.atomic import fsync_folder
 from store.ids import digest
+
+if TYPE_CHECKING:
+    from lhotse import MonoCut
 
 
 @dataclass
@@ -46,6 +50,7 @@ class Speech:
 
 
 def folder_of(lab: Path | str, name: str) -> Path:
+    """The folder of the speech `name` of a lab, lab/speech/<name>, whether it is there or not."""
     return Path(lab, "speech", name)
 
 
@@ -84,8 +89,20 @@ def write(
     return rows
 
 
-def write_shard(lab, name: str, shard: int, jobs: Sequence, make, *, job_id, progress=None, replace=False) -> list[dict]:
-    """One shard of `write`, for a worker of its own. Returns its rows. `replace`: other speech that is there goes."""
+def write_shard(
+    lab: Path | str,
+    name: str,
+    shard: int,
+    jobs: Sequence,
+    make: Callable[..., Speech | None],
+    *,
+    job_id: Callable[..., str],
+    progress: Callable[[int], None] | None = None,
+    replace: bool = False,
+) -> list[dict]:
+    """Write `make(job)` of the jobs as shard number `shard` of lab/speech/<name>, so that several workers can share the shards
+    of one speech; the other arguments are those of `write`. Returns the shard's rows of `syntheses`, in order. `replace`:
+    speech of other jobs that the shard holds is replaced; otherwise it raises SaladError."""
     folder, ids = folder_of(lab, name), [job_id(job) for job in jobs]
     if len(set(ids)) != len(ids):
         raise SaladError(f"two jobs for {folder} have the same id: {next(i for i in ids if ids.count(i) > 1)}")
@@ -368,6 +385,7 @@ class Shar:
 
     @property
     def ids(self) -> list[str]:
+        """The ids of the cuts, in the order in which they were written."""
         return list(self._index)
 
     def row(self, id: str) -> dict:
@@ -375,9 +393,11 @@ class Shar:
         return _row(self.name, self._index[id][0], self._line(id))
 
     def rows(self) -> list[dict]:
+        """The rows of `syntheses` of all cuts, in the order in which they were written."""
         return [_row(self.name, shard, cut) for shard in self.shards for cut in _read_cuts(_paths(self.folder, shard)[0])]
 
-    def cut(self, id: str):
+    def cut(self, id: str) -> "MonoCut":
+        """The lhotse cut of an id, without its audio. Raises SaladError where there is none."""
         return _to_cut(self._line(id))
 
     def __getitem__(self, id: str):

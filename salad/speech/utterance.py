@@ -38,6 +38,7 @@ class Utterance:
 
     @property
     def duration_s(self) -> float:
+        """How long the sound lasts, in seconds."""
         return len(self.samples) / self.sample_rate
 
 
