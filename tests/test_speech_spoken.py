@@ -1,6 +1,7 @@
 """Spoken form: what is said, where it stands in the text, and what cannot be spoken."""
 
 import csv
+import os
 import time
 import unicodedata
 
@@ -170,7 +171,7 @@ RANDOM = st.text(
 )
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=int(os.environ.get("SALAD_FUZZ", "400")), deadline=None)
 @given(RANDOM, st.sampled_from(["en", "de", "zh"]))
 def test_every_character_of_any_text_is_spoken_or_reported(text, language):
     spoken = spoken_form(text, language)

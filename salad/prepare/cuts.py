@@ -19,7 +19,7 @@ import numpy as np
 
 from salad.errors import SaladError
 from salad.prepare.lists import LICENCE, first_file, named, number_of
-from salad.prepare.recorded import Recorded, plain
+from salad.prepare.recorded import Recorded, not_loaded, plain
 from salad.speech.audio import SHORT_S, Unusable, decode
 from store import lines
 from store.errors import StoreError
@@ -64,8 +64,9 @@ def listed(source: Path) -> Iterator[Recorded]:
             if item is not None:
                 asked.add(str(item.get("id")))
             yield from _recorded(f"{manifest.name.partition('.')[0]}-{number}", number, item, fault, folder, tar)
-        for cut_id in sorted(set(tar.members) - asked) if tar else ():
-            yield _aside("no text", f"no cut of {manifest.name} lists {cut_id}", cut_id, f"{tar.path.name}:{cut_id}")
+        if tar is not None:
+            for cut_id in sorted(set(tar.members) - asked):
+                yield _aside("no text", f"no cut of {manifest.name} lists {cut_id}", cut_id, f"{tar.path.name}:{cut_id}")
     if source.is_dir():
         for path in sorted({*source.glob("recording.*.tar"), *source.glob("recording.*.tar.gz")} - tars):
             yield _aside("no text", f"no cuts.*.jsonl beside {path.name} lists what it holds", path.name, path.name)
@@ -86,7 +87,7 @@ def _tar_of(manifest: Path) -> _Tar | None:
     try:
         with tarfile.open(path, "r:") as tar:
             while (member := tar.next()) is not None:
-                tar.members.clear()  # else it keeps them all
+                tar.members.clear()  # type: ignore[attr-defined]  # else it keeps them all
                 cut_id, _, kind = member.name.rpartition(".")
                 if kind not in ("json", "nometa"):
                     members.setdefault(plain(cut_id), []).append(
@@ -120,7 +121,8 @@ def _items(path: Path) -> Iterator[tuple[int, dict | None, str | None]]:
 
 
 def _aside(reason: str, why: str, id: str, place: str) -> Recorded:
-    return Recorded(plain(id), "", "unknown", lambda longest_s=None: None, fault=(reason, plain(why)), place=plain(place))
+    fault = (reason, plain(why))
+    return Recorded(plain(id), "", "unknown", not_loaded(fault), fault=fault, place=plain(place))
 
 
 def _recorded(name: str, number: int, item: dict | None, fault: str | None, folder: Path, tar: _Tar | None) -> Iterator[Recorded]:
@@ -180,8 +182,8 @@ def _load(cut: Any, place: _Place, longest_s: float | None) -> tuple[np.ndarray,
     """float32 [T] of a MonoCut or MultiCut, its channels averaged, and the rate in Hz. Raises Unusable."""
     wanted = [cut.channel] if isinstance(cut.channel, int) else list(cut.channel)
     recording, parts, rate = cut.recording, [], 0
-    sources = [(source, [c for c in wanted if c in source.channels]) for source in recording.sources]
-    sources = [(source, channels, _sound(source, place)) for source, channels in sources if channels]
+    chosen = [(source, [c for c in wanted if c in source.channels]) for source in recording.sources]
+    sources = [(source, channels, _sound(source, place)) for source, channels in chosen if channels]
     if sorted(channel for _, channels, _ in sources for channel in channels) != sorted(wanted):
         raise Unusable("unreadable", f"channel {wanted} is asked for, and its recording has {recording.channel_ids}")
     if recording.transforms:
@@ -194,7 +196,7 @@ def _load(cut: Any, place: _Place, longest_s: float | None) -> tuple[np.ndarray,
         rate = hertz
         parts.append((len(channels), samples))
     shortest = min(len(samples) for _, samples in parts)
-    mixed = sum(count * samples[:shortest] for count, samples in parts) / len(wanted)
+    mixed = np.sum([count * samples[:shortest] for count, samples in parts], axis=0) / len(wanted)
     return mixed.astype(np.float32), rate
 
 

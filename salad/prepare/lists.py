@@ -86,12 +86,12 @@ def part_of(row: dict, unclear: bool = True) -> Segment:
         if asked := next((name for name in UNCLEAR if row.get(name) not in (None, "", 0, "0")), None):
             raise Unusable("unclear column", f"{asked} is {_short(row[asked])}: in seconds it is called start_s and end_s")
     start_s, seconds = start[1] if start else 0.0, duration[1] if duration else None
-    if seconds == 0:
+    if duration is not None and seconds == 0:
         raise Unusable("bad number", f"{duration[0]} is 0")
     if end is not None:
         if end[1] <= start_s:
             raise Unusable("bad number", f"{end[0]} is {end[1]:g}, not after {start_s:g}")
-        if seconds is not None and abs(end[1] - start_s - seconds) > SHORT_S:
+        if duration is not None and seconds is not None and abs(end[1] - start_s - seconds) > SHORT_S:
             raise Unusable("bad number", f"{end[0]} - start is {end[1] - start_s:g}, but {duration[0]} is {seconds:g}")
         seconds = end[1] - start_s
     return Segment(start_s, seconds, channels_of(row))
@@ -131,7 +131,7 @@ def _read(path: Path) -> Iterator[_Row]:
         kind = path.name.removesuffix(".gz").rpartition(".")[2].lower()
         if kind in ("jsonl", "ndjson", "json"):
             for row in json_rows(path, encoding):
-                yield _Row(row.number, row.value, None if row.value is not None else ("unreadable", row.fault))
+                yield _Row(row.number, row.value, None if row.value is not None else ("unreadable", row.fault or ""))
         else:
             yield from _table(path, encoding, ",;\t|" if kind == "csv" else "\t,;|")
     except StoreError as error:
@@ -155,7 +155,7 @@ def _table(path: Path, encoding: str, delimiters: str) -> Iterator[_Row]:
                 raise NotAList(_needs(path, header))
             continue
         if fields is None:
-            yield _Row(number, None, ("unreadable", fault))
+            yield _Row(number, None, ("unreadable", fault or ""))
         elif len(fields) == len(header):
             yield _Row(number, dict(zip(header, fields, strict=True)))
         else:
@@ -213,12 +213,12 @@ def _quoted(path: Path, encoding: str, delimiter: str) -> Iterator[tuple[int, li
         if not line.text.strip():
             continue
         taken, more = [line], None
-        while "\n".join(piece.text for piece in taken).count('"') % 2 and len(taken) < _QUOTED:
+        while "\n".join(piece.text or "" for piece in taken).count('"') % 2 and len(taken) < _QUOTED:
             more = following()
             if more is None or more.text is None:
                 break
             taken.append(more)
-        text = "\n".join(piece.text for piece in taken)
+        text = "\n".join(piece.text or "" for piece in taken)
         try:
             (fields,) = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
             yield line.number, fields, None

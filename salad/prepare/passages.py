@@ -83,7 +83,9 @@ def passages(
     by itself), "long word" (longer by an unbroken run of characters alone) and "short" (the rest of a run of sentences,
     shorter than `min_s`)."""
     timed = [(start, end, expected_s(text[start:end], rate, language)) for start, end in sentences(text, language)]
-    kept, left, run = [], Counter(), []
+    kept: list[Passage] = []
+    left: Counter[str] = Counter()
+    run: list[tuple[int, int, float]] = []
     for sentence in [*timed, None]:
         if sentence is not None and sentence[2] <= max_s:
             run.append(sentence)

@@ -36,6 +36,17 @@ class Recorded:
     file: str | None = None
 
 
+def not_loaded(fault: tuple[str, str]) -> Callable[..., tuple[np.ndarray, int]]:
+    """What loads a recording that is set aside: it raises salad.speech.audio.Unusable with the reason."""
+
+    def load(longest_s: float | None = None) -> tuple[np.ndarray, int]:
+        from salad.speech.audio import Unusable
+
+        raise Unusable(*fault)
+
+    return load
+
+
 def check_name(name: str) -> None:
     """SaladError for a name of a corpus that is not one folder's."""
     if not name or name != Path(name).name or name.startswith(".") or any(ord(c) < 32 for c in name):

@@ -14,7 +14,7 @@ stop at the first file that is broken; so those lists are read here.
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from salad.errors import SaladError
 from salad.prepare import cuts, lists, tars
 from salad.prepare.duplicates import Seen
 from salad.prepare.lists import NotAList
-from salad.prepare.recorded import Recorded, comparable, files_under
+from salad.prepare.recorded import Recorded, comparable, files_under, not_loaded
 from salad.speech.audio import Unusable, decode
 from store import lines
 from store.errors import StoreError
@@ -88,8 +88,8 @@ def not_listed(source: Path | str, layout: str, language: str, known: Seen) -> I
         inside = [file.removeprefix(f"{beside}/") for beside in lists.BESIDE if beside]
         names = [file, *inside, str(path), os.path.abspath(path)]
         if not any(known.knows([*names, *map(comparable, names)])):
-            yield Recorded(str(Path(file).with_suffix("")), "", "unknown", lambda longest_s=None: None,
-                           fault=("no text", f"no list names {file}"), place=file, file=file)  # fmt: skip
+            fault = ("no text", f"no list names {file}")
+            yield Recorded(str(Path(file).with_suffix("")), "", "unknown", not_loaded(fault), fault=fault, place=file, file=file)
 
 
 def _sounds(root: Path) -> Iterator[Path]:
@@ -239,4 +239,10 @@ def _table(source: Path, language: str) -> Iterator[Recorded]:
         raise refused
 
 
-_LAYOUTS = {"librispeech": _librispeech, "cuts": _cuts, "emilia": _emilia, "webdataset": _of_tars, "table": _table}
+_LAYOUTS: dict[str, Callable[..., Iterator[Recorded]]] = {
+    "librispeech": _librispeech,
+    "cuts": _cuts,
+    "emilia": _emilia,
+    "webdataset": _of_tars,
+    "table": _table,
+}

@@ -98,7 +98,9 @@ def prepare_speech(lab: Path | str, source: Path | str, name: str, recogniser: C
     if not total:
         raise SaladError(f"{source} lists no recording")
     beside = [
-        _aside(recording, Unusable(*recording.fault)) for recording in not_listed(source, options.layout, options.language, files)
+        _aside(recording, Unusable(*recording.fault))
+        for recording in not_listed(source, options.layout, options.language, files)
+        if recording.fault is not None
     ]
     _write_where_new(work / "aside.not-listed.jsonl", _json_lines(beside))
     counts = _counts(work, range(total), seen, beside) | {"shards": f"{done} of {total}"}
@@ -298,7 +300,10 @@ def _sound(recording: Recorded, options: SpeechOptions) -> np.ndarray:
 def _counts(work: Path, numbers, listed: int, beside: list[dict]) -> dict:
     """Over the shards that are done and the files that no list names; SaladError where kept and set aside do not make up
     what there is."""
-    aside, flags, licences, kept, done, seconds = Counter(row["reason"] for row in beside), Counter(), Counter(), 0, 0, 0.0
+    aside: Counter[str] = Counter(row["reason"] for row in beside)
+    flags: Counter[str] = Counter()
+    licences: Counter[str] = Counter()
+    kept, done, seconds = 0, 0, 0.0
     for number in numbers:
         there = _outcome(work, number)
         if there is not None:
@@ -318,7 +323,7 @@ def _publish_samples(lab: Path, name: str, work: Path, total: int, made_from: di
     from salad.prepare.duplicates import connection
 
     code, named = options.spoken_as, options.language
-    now = store.ids.digest([_outcome(work, number)["listed"] for number in range(total)])
+    now = store.ids.digest([there["listed"] for number in range(total) if (there := _outcome(work, number)) is not None])
     before = atomic.load_json(work / "published.json") if (work / "published.json").exists() else {"unit": now}
     unit, same = made_from | {"texts": before["unit"]}, before.get("texts") == now
     con = connection(work, "1GB")

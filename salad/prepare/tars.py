@@ -146,8 +146,8 @@ def _scan(path: Path, length: int) -> list[dict]:
             if half == "audio":
                 row |= {"offset": member.offset_data, "size": member.size}
             elif half == "json":
-                detail = _told(data, path)
-                row |= {name: value for name, value in detail.items() if name != "text" or value or "text" not in row}
+                columns = _columns(data, path)
+                row |= {name: value for name, value in columns.items() if name != "text" or value or "text" not in row}
             elif not row.get("text"):
                 row |= _written(data)
             if not whole:
@@ -193,7 +193,7 @@ def _members(path: Path) -> Iterator[tarfile.TarInfo]:
         with tarfile.open(path, "r:", ignore_zeros=True) as tar:
             while (member := tar.next()) is not None:
                 yield member
-                tar.members.clear()  # else it keeps them all
+                tar.members.clear()  # type: ignore[attr-defined]  # else it keeps them all
     except tarfile.ReadError:  # it ends too early, or is no tar: the caller sees what is left
         return
     except OSError as error:
@@ -207,7 +207,7 @@ def _anything(file, start: int, stop: int) -> bool:
     return False
 
 
-def _told(data: bytes, path: Path) -> dict:
+def _columns(data: bytes, path: Path) -> dict:
     """What a recording's JSON says, as columns of the index."""
     try:
         value = json.loads(data)

@@ -130,8 +130,11 @@ def prepare_text(lab: Path | str, source: Path | str, name: str, options: TextOp
     try:
         con.execute("create or replace view prepared as select * from read_parquet(?)".replace("?", _listed(names)))
         duplicates.mark(con, options.near)
-        published, units = Counter(), []
-        hours, tasks_seen, licences = 0.0, Counter(), Counter()
+        published: Counter[str] = Counter()
+        tasks_seen: Counter[str] = Counter()
+        licences: Counter[str] = Counter()
+        units: list[int] = []
+        hours = 0.0
         for number, part in enumerate(names):
             rows = _marked(con, number, part)
             outcome = _publish(lab, name, number, rows, made_from)
@@ -246,14 +249,17 @@ def _cut_file(part: list[Document], number: int, path: Path, options, benchmarks
 
 def cut(part: list[Document], options: TextOptions, benchmarks: Benchmarks, number: int = 0) -> tuple[pa.Table, dict]:
     """Passages of some documents with everything that can be said of each alone, and the counts of the documents."""
-    outcome, left, rows = Counter(), Counter(), []
+    outcome: Counter[str] = Counter()
+    left: Counter[str] = Counter()
+    rows: list[dict] = []
     for document in part:
-        why = document.fault or _unwanted(document.text, options.language)
+        text = document.text or ""
+        why = document.fault or _unwanted(text, options.language)
         if why is None:
             if options.answer is not None:
-                pieces, rest = whole(document.text, options.max_s, options.rate, options.spoken_as)
+                pieces, rest = whole(text, options.max_s, options.rate, options.spoken_as)
             else:
-                pieces, rest = passages(document.text, options.min_s, options.max_s, options.rate, options.spoken_as)
+                pieces, rest = passages(text, options.min_s, options.max_s, options.rate, options.spoken_as)
             left.update(rest)
             rows += [_row(document, passage, options, benchmarks) for passage in pieces]
             why = "kept" if pieces else "no passage"
@@ -286,7 +292,7 @@ _SCHEMA = pa.schema(
 
 
 def _row(document: Document, passage, options: TextOptions, benchmarks: Benchmarks) -> dict:
-    text = document.text[passage.start : passage.end]
+    text = (document.text or "")[passage.start : passage.end]
     reasons = speakability(text, options.spoken_as)
     overlaps = benchmarks.overlaps(text if document.answer is None else f"{text} {document.answer}")
     if overlaps:
@@ -358,7 +364,11 @@ def _marked(con, number: int, path: Path) -> pa.Table:
 def _publish(lab: Path, name: str, number: int, rows: pa.Table, made_from: dict) -> dict:
     """One chunk into `samples` and lab/corpora/<name>."""
     passages_kept = rows.to_pylist()
-    passages, benchmarks, licences, hours, clean = Counter(), Counter(), Counter(), 0.0, []
+    passages: Counter[str] = Counter()
+    benchmarks: Counter[str] = Counter()
+    licences: Counter[str] = Counter()
+    clean: list[dict] = []
+    hours = 0.0
     passages["exact duplicate"] = int(rows.schema.metadata[b"exact"])
     for row in passages_kept:
         row["sample_id"], row["corpus"] = store.ids.sample_id(name, row["text"]), name
@@ -395,7 +405,9 @@ def _parquet(table: pa.Table) -> bytes:
 
 def _counts(parts, published: Counter, hours: float, tasks: Counter, licences: Counter, benchmarks) -> dict:
     """All counts; SaladError where they do not add up, which would be an error of this program."""
-    documents, left, cut_out = Counter(), Counter(), 0
+    documents: Counter[str] = Counter()
+    left: Counter[str] = Counter()
+    cut_out = 0
     for part in parts:
         documents.update(part["documents"])
         left.update(part["left over"])

@@ -191,7 +191,7 @@ def align(samples: np.ndarray, text: str, recogniser: Recogniser, log_probs_TV: 
             labels.append(gap)
         places = range(len(labels), len(labels) + len(known))
         letters[run] = [place for place, (c, _) in zip(places, known, strict=True) if c.isalnum()] or list(places)
-        labels += [label for _, label in known]
+        labels += [label for _, label in known if label is not None]
     if not letters:
         raise SaladError(f"nothing in {text[:60]!r} can be aligned: {recogniser.name} knows none of its letters")
     log_probs = recogniser.log_probs([samples])[0] if log_probs_TV is None else log_probs_TV

@@ -191,7 +191,7 @@ def _pyav(file: BinaryIO, container: Container, start_s: float, duration_s: floa
     promised, parts, rate = 0, [], 0
     try:
         # the format is named, so that no playlist can lead to another file
-        with av.open(file, format=kind, metadata_errors="replace") as container_file:
+        with av.open(file, "r", format=kind, metadata_errors="replace") as container_file:
             streams = container_file.streams.audio
             if len(streams) != 1:
                 raise Unusable("unreadable", f"it has {len(streams)} audio tracks, and one is needed")

@@ -221,12 +221,11 @@ def load_recogniser(folder: str, device: str = "cpu", batch_s: float = 120.0) ->
     with loading(f'the recogniser "{folder}"'):
         config = AutoConfig.from_pretrained(place, trust_remote_code=False)
         if type(config) in MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING:
-            kind, model = (
-                WhisperRecogniser,
-                AutoModelForSpeechSeq2Seq.from_pretrained(place, use_safetensors=True, trust_remote_code=False),
-            )
+            kind: type[_Batched] = WhisperRecogniser
+            model = AutoModelForSpeechSeq2Seq.from_pretrained(place, use_safetensors=True, trust_remote_code=False)
         elif type(config) in MODEL_FOR_CTC_MAPPING:
-            kind, model = CTCRecogniser, AutoModelForCTC.from_pretrained(place, use_safetensors=True, trust_remote_code=False)
+            kind = CTCRecogniser
+            model = AutoModelForCTC.from_pretrained(place, use_safetensors=True, trust_remote_code=False)
         else:
             raise SaladError(f'"{folder}" ({config.model_type}) is neither a CTC nor a Whisper-type recogniser')
         processor = AutoProcessor.from_pretrained(place, trust_remote_code=False)
@@ -246,6 +245,10 @@ class _Batched:
         return self.processor.feature_extractor(
             samples, sampling_rate=SAMPLE_RATE, return_tensors="pt", return_attention_mask=self._masks, **how
         ).to(self.model.device)
+
+    def _batch(self, samples: list[np.ndarray], language: str) -> list[str]:
+        """The transcripts of a batch in one language."""
+        raise NotImplementedError
 
     def transcribe(self, samples: list[np.ndarray], languages: list[str] | None = None) -> list[str]:
         """float32 [T] at 16 kHz each -> transcripts, in order; batched by length, longest first. languages: what is
@@ -408,7 +411,7 @@ class WhisperRecogniser(_Batched):
         return self.processor.tokenizer.batch_decode(ids, skip_special_tokens=True)
 
 
-def recogniser_of(lab: Path | str, name: str | None) -> tuple[str | None, Callable[..., Recogniser]]:
+def recogniser_of(lab: Path | str, name: str | None) -> tuple[str | None, Callable[[], Recogniser]]:
     """(name, what loads it) of a recogniser: a folder of the lab, a folder, a hub name, or the lab's own by default;
     (None, …) where there is none. A hub name stays a name, though SALAD_MODELS has a folder for it."""
     from salad.models.names import resolve
@@ -419,4 +422,4 @@ def recogniser_of(lab: Path | str, name: str | None) -> tuple[str | None, Callab
     else:
         path = resolve(name, lab)  # SaladError where it looks like a folder and is none
         name = path if (Path(lab) / name).is_dir() else name
-    return name, partial(load_recogniser, name)
+    return name, partial(load_recogniser, name)  # type: ignore[arg-type]  # never called where there is no name

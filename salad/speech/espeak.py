@@ -104,8 +104,8 @@ def _own_copy() -> str:
     library = Path(espeakng_loader.get_library_path()).read_bytes()
     if hasattr(os, "memfd_create"):  # nothing on the disk, gone with the process however it ends
         memory = os.memfd_create("espeak-ng")
-        with open(memory, "wb", closefd=False) as copy:
-            copy.write(library)
+        with open(memory, "wb", closefd=False) as file:
+            file.write(library)
         return f"/proc/self/fd/{memory}"
     copy = tempfile.NamedTemporaryFile(prefix="espeak-ng-", delete=False)
     atexit.register(Path(copy.name).unlink, missing_ok=True)
@@ -292,7 +292,8 @@ def _words(text: str, events, phones: list[TimedPhone], total_s: float) -> list[
         run = bisect_left(ends, character + 1)
         if run >= len(spans) or run < last:
             continue
-        begin = re.search(r"\w|$", text[slice(*spans[run])]).start() + spans[run][0]
+        first, last_of_run = spans[run]
+        begin = next((at for at in range(first, last_of_run) if re.match(r"\w", text[at])), last_of_run)
         at_start = character <= begin
         # an event inside a run (odd ones of digits) counts only until the one at the run's start has come
         if run not in starts or (at_start and run not in exact):

@@ -45,7 +45,8 @@ class Kokoro:
         self.voices = VOICES
         if self.folder:
             self.voices = tuple(sorted(path.stem for path in self.folder.glob("voices/*.pt")))
-        self._pipelines, self._styles = {}, {}
+        self._pipelines: dict = {}
+        self._styles: dict = {}
 
     def _file(self, name: str) -> str:
         how = (
@@ -119,7 +120,10 @@ class Kokoro:
         style, pipeline = self._style(voice), self._pipeline(voice)
         speed = 1 + float(np.random.default_rng(seed).uniform(-self.jitter, self.jitter))
         text = spoken.translate(_BRACKETS)
-        sound, flags, tokens, length = [], set(), [], 0
+        sound: list[np.ndarray] = []
+        flags: set[str] = set()
+        tokens: list = []
+        length = 0
         with torch.random.fork_rng(), torch.no_grad():
             torch.manual_seed(seed)  # the vocoder draws its noise
             for start, end in pieces(text, PIECE):

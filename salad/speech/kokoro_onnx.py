@@ -69,7 +69,7 @@ class KokoroOnnx:
 
     @cached_property
     def _styles(self) -> dict[str, np.ndarray]:
-        styles = {}
+        styles: dict[str, np.ndarray] = {}
         for path in self._style_files:
             try:
                 with np.load(path, allow_pickle=False) as file:
@@ -96,10 +96,11 @@ class KokoroOnnx:
     @cached_property
     def _inputs(self) -> dict[str, str]:
         """The model's own names of what it takes, as exports differ."""
-        names_found = {key: next((n for n in names if n in self._model.inputs), None) for key, names in _NAMES.items()}
-        if None in names_found.values():
+        candidates = {key: next((n for n in names if n in self._model.inputs), None) for key, names in _NAMES.items()}
+        inputs = {key: name for key, name in candidates.items() if name is not None}
+        if len(inputs) < len(candidates):
             raise SaladError(f"{self._model_file.name} takes {', '.join(self._model.inputs)}: it is no export of Kokoro")
-        return names_found
+        return inputs
 
     @cached_property
     def _aligner(self):
@@ -117,7 +118,10 @@ class KokoroOnnx:
             raise SaladError(f'Kokoro has no voice "{voice}" in {self.folder.name}; it has {", ".join(self.voices)}')
         speed = 1 + float(np.random.default_rng(seed).uniform(-self.jitter, self.jitter))
         language = "en-gb" if voice.startswith("b") else "en-us"
-        sound, flags, timed, length, first = [], set(), {}, 0, 0
+        sound: list[np.ndarray] = []
+        flags: set[str] = set()
+        timed: dict[int, tuple[float, float]] = {}
+        length = first = 0
         for number, (start, end) in enumerate(pieces(spoken, PIECE)):
             phonemes = phonemised(spoken[start:end], language, misaki)
             tokens, spans = self._tokens(phonemes, flags)
@@ -126,8 +130,8 @@ class KokoroOnnx:
                 if frames is not None:
                     edges = np.concatenate([[0], np.cumsum(frames)]) * (len(samples) / frames.sum()) + length
                     for run, begin, stop in spans:
-                        times = (max(float(edges[at]) / NATIVE_RATE - LATE_S, 0.0) for at in (begin, stop))
-                        timed[first + run] = tuple(times)
+                        start_s, end_s = (max(float(edges[at]) / NATIVE_RATE - LATE_S, 0.0) for at in (begin, stop))
+                        timed[first + run] = start_s, end_s
                 sound.append(samples)
                 length += len(samples)
             first += len(runs(spoken[start:end]))

@@ -83,7 +83,10 @@ class Piper:
             raise SaladError(f'Piper has no voice "{voice}" in {self.folder.name}; it has {", ".join(self.voices)}')
         stem, _, speaker = voice.partition("#")
         config, model = self._configs[stem], self._model(stem)
-        rate, sound, flags, timed, length = config["audio"]["sample_rate"], [], set(), {}, 0
+        rate, length = config["audio"]["sample_rate"], 0
+        sound: list[np.ndarray] = []
+        flags: set[str] = set()
+        timed: dict[int, tuple[float, float]] = {}
         first = 0  # the number of the piece's first run
         for number, (start, end) in enumerate(pieces(spoken, PIECE)):
             phonemes = phonemised(spoken[start:end], config["espeak"]["voice"])
@@ -119,7 +122,7 @@ class Piper:
     def _feed(config: dict, ids: list[int], speaker: str, model: OnnxModel) -> dict[str, np.ndarray]:
         how = config.get("inference", {})
         scales = [how.get("noise_scale", 0.667), how.get("length_scale", 1.0), how.get("noise_w", 0.8)]
-        feed = {
+        feed: dict[str, np.ndarray] = {
             "input": np.array([ids], np.int64), "input_lengths": np.array([len(ids)], np.int64),
             "scales": np.array(scales, np.float32),
         }  # fmt: skip

@@ -143,7 +143,8 @@ def _write_new(folder: Path, name: str, shard: int, jobs, make, key: str, progre
         if cuts:
             with tarfile.open(temporary / tar_path.name) as tar:
                 flacs = [m for m in tar.getmembers() if m.name.endswith(".flac")]
-                crcs = [zlib.crc32(tar.extractfile(member).read()) for member in flacs]
+                streams = [stream for member in flacs if (stream := tar.extractfile(member)) is not None]
+                crcs = [zlib.crc32(stream.read()) for stream in streams]
             for cut, member, crc in zip(cuts, flacs, crcs, strict=True):
                 cut.supervisions[0].custom |= {
                     "audio_offset": member.offset_data, "audio_bytes": member.size, "audio_crc32": crc

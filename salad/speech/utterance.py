@@ -48,8 +48,15 @@ class TTS(Protocol):
 
     It may have a method `columns(spoken, voice, seed)` besides: further columns of `syntheses`, as a dict."""
 
-    name: str
-    voices: tuple[str, ...]
+    @property
+    def name(self) -> str:
+        """What is stored as `syntheses.tts`."""
+        ...
+
+    @property
+    def voices(self) -> tuple[str, ...]:
+        """The names of its voices."""
+        ...
 
     def speak(self, spoken: str, voice: str, seed: int) -> Utterance:
         """Raises SaladError for a voice that the engine does not have."""
