@@ -25,7 +25,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -75,10 +75,24 @@ class Latch:
     def __init__(self):
         self.set = False
 
-    def install(self) -> None:
-        """Take SIGTERM over; does nothing outside the main thread, where Python forbids it."""
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, lambda number, frame: setattr(self, "set", True))
+    def install(self) -> Callable | None:
+        """Take SIGTERM over; does nothing outside the main thread, where Python forbids it.
+
+        Returns the handler of the program around it (a notebook's server), None where there is none but the default."""
+        if threading.current_thread() is not threading.main_thread():
+            return None
+        before = signal.getsignal(signal.SIGTERM)
+        signal.signal(signal.SIGTERM, self._latch)
+        return before if callable(before) and before != self._latch else None
+
+    def _latch(self, number: int, frame: object) -> None:
+        self.set = True
+
+    def give_back(self, before: Callable | None) -> None:
+        """Let the program around it have SIGTERM again. A process of the run's own keeps it latched: it is about to end, and
+        a signal that comes now must not cost what it still writes."""
+        if before is not None:
+            signal.signal(signal.SIGTERM, before)
 
 
 _latch = Latch()
@@ -392,7 +406,7 @@ def running(run: RunFolder, engine: str | None = None, device: str | None = None
     with the last line of the error. Exceptions propagate."""
     launch = read_json(run.path / "launch.json") or {}
     _latch.set = False
-    _latch.install()
+    handler = _latch.install()
     before = run.read_status()
     run.reread()
     run._limits = run.limits()
@@ -448,3 +462,4 @@ def running(run: RunFolder, engine: str | None = None, device: str | None = None
         except OSError as full:  # a full disk must not hide what ended the run
             print(f"{run.path}: the end of the run could not be written down: {full.strerror}", file=sys.stderr)
         run._began = None
+        _latch.give_back(handler)

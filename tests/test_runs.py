@@ -174,3 +174,22 @@ def test_sigterm_ends_a_real_process_with_code_75(run, by_hand, state):
     finally:
         process.kill()
     assert run.read_status()["state"] == state and run.read_status()["step"] >= 0
+
+
+def test_a_program_around_a_run_has_its_sigterm_again_afterwards(tmp_path):
+    run = RunFolder.get_or_create(tmp_path, "pass", "x", {"a": 1})
+    heard = []
+
+    def own(number, frame):
+        heard.append(number)
+
+    before = signal.signal(signal.SIGTERM, own)
+    try:
+        with running(run):
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert run.should_stop() is not None and not heard
+        assert signal.getsignal(signal.SIGTERM) is own
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert heard == [signal.SIGTERM]
+    finally:
+        signal.signal(signal.SIGTERM, before)
