@@ -101,6 +101,7 @@ def put(con: duckdb.DuckDBPyConnection, name: str, table: schema.Table, rows: pa
     con.unregister("_incoming")
 
 
+WHOLE_PROMPT = (0, 0)  # the spans of a diagnosis: its whole prompt is speech, in every lab the same
 SPANS = "coalesce(span_min, 1) AS span_min, coalesce(span_max, 4) AS span_max"
 
 
@@ -141,6 +142,7 @@ def scoring_spans(lab: Path, units_by_table: dict[str, list[Unit]], runs: pa.Tab
         scored = {}
     for spans, checkpoints in checkpoints_by_span.items():
         scored[spans] = scored.get(spans, 0) + len(checkpoints)
+    scored.pop(WHOLE_PROMPT, None)
     if older:
         scored[1, 4] = scored.get((1, 4), 0) + len({unit.path.parent.name for unit in older})
     preferences = []
@@ -216,10 +218,11 @@ def build(
 
 
 def _of_spans(spans: tuple[int, int]) -> str:
-    """SQL of the scorings that all other views show: of one range of spans."""
+    """SQL of the scorings that all other views show: of one range of spans, and diagnoses."""
     of = f"span_min = {spans[0]} AND span_max = {spans[1]}"
     if spans == (1, 4):
         of = "coalesce(span_min, 1) = 1 AND coalesce(span_max, 4) = 4"
+    of = f"({of}) OR (span_min, span_max) = {WHOLE_PROMPT}"
     return (
         f"CREATE OR REPLACE VIEW raw.scored AS FROM raw.divergences WHERE {of};\n"
         f"CREATE OR REPLACE VIEW raw.scored_tokens AS FROM token_divergences WHERE {of};\n"

@@ -68,14 +68,21 @@ _CHECKPOINT = (
 )
 _SYNTHESIS = (
     _key("sample_id", "the text"),
-    Column("synthesis_id", TEXT, "the speech that was heard"),
+    Column("synthesis_id", TEXT, "the speech that was heard; of a diagnosis' control, the speech that it took the place of"),
     _key("pattern", "which of the two complementary interleavings, 0 or 1", INT),
 )
 
 # Before 2026-12 every scoring cut spans of 1 to 4 units.
 _SPANS = (
-    Column("span_min", INT, "shortest span of the scoring's patterns", "units", since=2, default=1),
-    Column("span_max", INT, "longest span of the scoring's patterns", "units", since=2, default=4),
+    Column(
+        "span_min",
+        INT,
+        "shortest span of the scoring's patterns; 0 of a diagnosis, whose whole prompt is speech",
+        "units",
+        since=2,
+        default=1,
+    ),
+    Column("span_max", INT, "longest span of the scoring's patterns; 0 of a diagnosis", "units", since=2, default=4),
 )
 
 UNITS = (
@@ -203,17 +210,22 @@ UNITS = (
         (
             *_CHECKPOINT,
             *_SYNTHESIS,
-            _key("position", "the token's index in the text", INT),
+            _key("position", "the token's index in the text; of a diagnosis in the answer", INT),
             Column("token", TEXT, "the token, as text"),
             Column("char_start", INT, "in the text; an answer's count on from its end", "characters"),
             Column("char_end", INT, "in the text; an answer's count on from its end", "characters"),
-            Column("start_s", NUMBER, "in the speech", "s"),
+            Column("start_s", NUMBER, "in the speech, which a diagnosed model hears no further than its prompt", "s"),
             Column("end_s", NUMBER, "in the speech", "s"),
             Column("after_speech", FLAG, "whether a speech span came before: m and d count only then"),
             Column("m", NUMBER, "misalignment", "nats"),
             Column("f", NUMBER, "forgetting", "nats"),
             Column("d", NUMBER, "distillation divergence", "nats"),
-            Column("teacher_top", TOP, "the teacher's five likeliest tokens", "probability"),
+            Column(
+                "teacher_top",
+                TOP,
+                "the teacher's five likeliest tokens; of a diagnosis without a base LLM the model's own, on text",
+                "probability",
+            ),
             Column("student_top", TOP, "the student's five likeliest tokens, after speech", "probability"),
             *_SPANS,
         ),
@@ -425,7 +437,7 @@ RUNS = (
         "a run",
         (
             _key("run_id", "r + 12 hex digits of the hash of configuration, parent and repetition"),
-            Column("kind", TEXT, "teacher, encoder, recogniser, stage1, stage2, pass or evaluate"),
+            Column("kind", TEXT, "teacher, encoder, recogniser, stage1, stage2, pass, diagnose or evaluate"),
             Column("recipe", TEXT, "the recipe that it was launched with"),
             _json("config", "its whole configuration"),
             Column("parent_run_id", TEXT, "the run whose checkpoint it starts from"),

@@ -1,6 +1,6 @@
 -- Views over the tables of a lab. `raw.<table>` is a table as published; what users ask for is in `main`.
 -- raw.scored and raw.scored_tokens are divergences and token_divergences in one range of spans, that in which all
--- checkpoints of the lab are compared: every view but those two tables' own is of them.
+-- checkpoints of the lab are compared, and of diagnoses (0 to 0): every view but those two tables' own is of them.
 -- current_assignments and current_clusters, those of the newest clustering, are written at refresh.
 
 -- Student's t at 0.975 with `df` degrees of freedom (Hill's expansion from 6 on, right to 2e-4 there); null below one.

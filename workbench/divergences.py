@@ -24,6 +24,7 @@ FUNCTION_WORDS = """
     being am do does did has have had not no who what which when where how why there here will would can could
     may might shall should must one all each some any more most also very
 """.split()
+ANSWER = "\n\n"  # between a text and its answer, where both are shown
 _OF = "($corpus IS NULL OR corpus = $corpus)"
 TEXTS = 20_000  # texts whose tokens are read for figures by token: a fixed random part of a larger lab
 
@@ -40,17 +41,22 @@ class ScoredCheckpoint(NamedTuple):
 
 
 def checkpoints(con: duckdb.DuckDBPyConnection) -> pd.DataFrame:
-    """The checkpoints that have divergences: run_id, step, contender, label, n_texts; Stage I first, then by time."""
+    """The checkpoints and diagnosed models that have divergences: run_id, step, contender, label, n_texts, diagnosis
+    (whether the whole prompt was speech: `salad diagnose`); Stage I first, diagnoses last, then by time."""
     return con.execute("""
         WITH scored AS (SELECT run_id, step, count(DISTINCT sample_id) AS n_texts FROM raw.scored GROUP BY ALL)
         SELECT s.*, coalesce(r.config->>'contender', r.kind, 'run') AS contender,
-            format('{} · step {} · {}', coalesce(r.config->>'contender', r.kind, 'run'), s.step, s.run_id) AS label
+            format('{} · {} · {}', coalesce(r.config->>'contender', r.kind, 'run'),
+                if(r.kind = 'diagnose', 'diagnosis', 'step ' || s.step), s.run_id) AS label,
+            r.kind IS NOT DISTINCT FROM 'diagnose' AS diagnosis
         FROM scored AS s LEFT JOIN runs AS r USING (run_id)
-        ORDER BY r.kind IS DISTINCT FROM 'stage1', r.started_at, s.run_id, s.step""").df()
+        ORDER BY diagnosis, r.kind IS DISTINCT FROM 'stage1', r.started_at, s.run_id, s.step""").df()
 
 
 def two(listed: pd.DataFrame) -> tuple[str, str]:
-    """Labels of the two checkpoints to compare first: the first one, and the newest of Stage II's active arm."""
+    """Labels of the two checkpoints to compare first: the first one, and the newest of Stage II's active arm. Diagnoses are
+    compared with each other, where there is nothing else."""
+    listed = listed if listed.diagnosis.all() else listed[~listed.diagnosis]
     arm = listed[listed.contender == "stage2_active"]
     return listed.label.iloc[0], (arm if len(arm) else listed).label.iloc[-1]
 
@@ -177,7 +183,8 @@ def _sums(con, scored: str, corpus: str | None) -> str:
             SELECT DISTINCT sample_id FROM {scored} WHERE {_OF} ORDER BY md5(sample_id) LIMIT {TEXTS}
         ), words AS (
             SELECT c.label, v.position, v.token, v.m, v.d, v.f, v.char_start = v.char_end AS of_no_text,
-                regexp_extract(ltrim(substr(s.text, v.char_start + 1, 40)), '^[\\p{{L}}\\p{{N}}]+') AS word,
+                regexp_extract(ltrim(coalesce(nullif(substr(s.text, v.char_start + 1, 40), ''), v.token)), '^[\\p{{L}}\\p{{N}}]+')
+                    AS word,
                 substr(s.text, v.char_start, 1) AS before, right(rtrim(left(s.text, v.char_start)), 1) AS ended
             FROM raw.scored_tokens AS v JOIN (SELECT DISTINCT label, run_id, step FROM {scored}) AS c
                 ON v.run_id = c.run_id AND v.step = c.step
@@ -328,7 +335,9 @@ def card(con: duckdb.DuckDBPyConnection, checkpoint: ScoredCheckpoint, sample_id
         )
     )
     texts = dicts(
-        con.execute("SELECT sample_id, text, domain, coalesce(flags, []) AS flags FROM samples WHERE sample_id = ?", [sample_id])
+        con.execute(
+            "SELECT sample_id, text, answer, domain, coalesce(flags, []) AS flags FROM samples WHERE sample_id = ?", [sample_id]
+        )
     )
     if not measured or not texts:
         return None
@@ -340,11 +349,31 @@ def card(con: duckdb.DuckDBPyConnection, checkpoint: ScoredCheckpoint, sample_id
         )
     )
     speech = read_speech(con, measured[0]["synthesis_id"])
+    tokens = read_tokens(con, checkpoint.run_id, checkpoint.step, sample_id, measured[0]["synthesis_id"])
+    text, tokens = with_answer(texts[0]["text"], texts[0].pop("answer"), tokens)
     return {
         "cluster_id": None, "terms": None, **texts[0], **measured[0], **(clusters[0] if clusters else {}), **speech,
-        "said": [], "flags": texts[0]["flags"] + speech["flags"],
-        "tokens": read_tokens(con, checkpoint.run_id, checkpoint.step, sample_id, measured[0]["synthesis_id"]),
+        "said": [], "flags": texts[0]["flags"] + speech["flags"], "text": text, "tokens": tokens,
     }  # fmt: skip
+
+
+def with_answer(text: str, answer: str | None, tokens: list[dict]) -> tuple[str, list[dict]]:
+    """A text with its answer behind a blank line, and its tokens with their characters there.
+
+    An answer's characters count on from the text's end. One that no sample holds (a task's right choice) is what its tokens
+    spell."""
+    beyond = [token for token in tokens if token["char_end"] > len(text)]
+    if answer is None:
+        answer = "".join(dict((token["char_start"], token["token"]) for token in beyond).values()).lstrip()
+    if not answer or not beyond:
+        return text, tokens
+    shift = len(ANSWER)
+    moved = [
+        token | {"char_start": token["char_start"] + shift, "char_end": token["char_end"] + shift}
+        if token["char_start"] >= len(text) else token
+        for token in tokens
+    ]  # fmt: skip
+    return text + ANSWER + answer, moved
 
 
 def tokens(cards: dict[str, dict | None]) -> pd.DataFrame:

@@ -31,6 +31,22 @@ def show(table: pa.Table, width: int | None = None) -> None:
         print(f"{table.num_rows:,} rows")
 
 
+def show_words(rows: list[dict[str, str]]) -> None:
+    """Print rows of words as a table: numbers to the right, as wide as the terminal, without a count of rows."""
+    import sys
+
+    from rich.console import Console
+    from rich.table import Table
+
+    grid = Table(box=None, header_style="bold", pad_edge=False)
+    for name in rows[0] if rows else ():
+        number = all(row[name][:1] in "0123456789-−–" for row in rows)
+        grid.add_column(name, justify="right" if number else "left", overflow="fold")
+    for row in rows:
+        grid.add_row(*row.values())
+    Console(width=None if sys.stdout.isatty() else 240, markup=False, highlight=False, emoji=False).print(grid)
+
+
 def rounded(rows: list[dict]) -> pa.Table:
     """Rows as a table to be read: floats with three digits after the point, and no column that is empty throughout."""
     kept = [key for key in rows[0] if any(row[key] is not None for row in rows)]

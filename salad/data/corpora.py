@@ -156,8 +156,12 @@ def audio(lab: Path | str, spoken: SpokenText, sample_rate: int) -> np.ndarray:
 SHORTEST_S = 0.002  # by how much a recording may be shorter than its row says: what rounding and resampling take
 
 
+class AudioError(SaladError):
+    """A recording that cannot be read, or is cut short."""
+
+
 def audio_of(lab: Path | str, row: dict, sample_rate: int) -> np.ndarray:
-    """Samples of a row of the table `syntheses`, float32 [T] at the sample rate that is asked for."""
+    """Samples of a row of the table `syntheses`, float32 [T] at the sample rate that is asked for; raises AudioError."""
     import soundfile
     import soxr
 
@@ -171,10 +175,10 @@ def audio_of(lab: Path | str, row: dict, sample_rate: int) -> np.ndarray:
         with interrupts.held():
             samples, rate = soundfile.read(io.BytesIO(data), dtype="float32")
     except (OSError, RuntimeError, IndexError, TypeError, ValueError) as error:  # libsndfile's own is a RuntimeError
-        raise SaladError(f"{path}: the recording of {row['synthesis_id']} cannot be read ({error})") from None
+        raise AudioError(f"{path}: the recording of {row['synthesis_id']} cannot be read ({error})") from None
     missing_s = row["duration_s"] - len(samples) / rate
     if missing_s > SHORTEST_S or missing_s < -0.1:  # words and frames are laid out up to duration_s
-        raise SaladError(f"{path}: the recording of {row['synthesis_id']} is cut short; run its pass again")
+        raise AudioError(f"{path}: the recording of {row['synthesis_id']} is cut short; run its pass again")
     return samples if rate == sample_rate else soxr.resample(samples, rate, sample_rate)
 
 

@@ -2,6 +2,7 @@
 
 import time
 from pathlib import Path
+from typing import Any
 
 import store
 from salad.data import corpora
@@ -24,7 +25,7 @@ def read_questions(path: Path | str) -> list[tuple[str, str, str | None]]:
     "reference"). Raises SaladError."""
     found = []
     for line in items.written(path):
-        number, question, name, reference = line.number, line.text.strip(), None, None
+        number, question, name, reference = line.number, (line.text or "").strip(), None, None
         if not question:
             continue
         if question.startswith("{"):
@@ -54,7 +55,7 @@ def answer(lab: Path | str, contender: Contender, questions: list[tuple[str, str
     What was answered already with the same settings is left as it is. The same question, seed and checkpoint give the
     same answer, whatever it is asked together with."""
     wanted = run.chosen(contender, modalities, MODALITIES)
-    sound = None
+    sound: Any = None  # SpokenItems, where something is heard
     if set(wanted) - {"text"}:
         texts = [question for _, question, _ in questions]
         (sound, *_) = spoken.prepare(lab, QUESTIONS, texts, [voice] if voice else None, tts, asr)
@@ -86,7 +87,7 @@ def answer(lab: Path | str, contender: Contender, questions: list[tuple[str, str
             row["text"] = known[row["answer_id"]]
         else:
             started = time.perf_counter()
-            prompt = [_asked(row["modality"], row["question"], sound, contender)]
+            prompt = [_asked(str(row["modality"]), str(row["question"]), sound, contender)]
             (row["text"],) = contender.generate([prompt], max_new_tokens, until, temperature, seed)
             row["compute_s"] = time.perf_counter() - started
             fresh.append(row)

@@ -19,7 +19,7 @@ from salad.evaluation.choices import parse_choice
 from salad.evaluation.scoring import Prompt, Recording, loglikelihoods
 from store.ids import digest
 
-__all__ = ["KINDS", "Contender", "Ours", "fingerprint", "outside", "parse_choice", "same_tokenizer"]
+__all__ = ["KINDS", "Chooser", "Contender", "Ours", "fingerprint", "outside", "parse_choice", "same_tokenizer"]
 
 
 @runtime_checkable
@@ -27,12 +27,18 @@ class Contender(Protocol):
     """What evaluation asks of a contender. `scores`: whether choices are scored by `loglikelihoods`; else it answers
     in words by `choose`."""
 
-    name: str
-    run_id: str | None
-    step: int | None
-    modalities: tuple[str, ...]
-    sample_rate: int
-    scores: bool
+    @property
+    def name(self) -> str: ...
+    @property
+    def run_id(self) -> str | None: ...
+    @property
+    def step(self) -> int | None: ...
+    @property
+    def modalities(self) -> tuple[str, ...]: ...
+    @property
+    def sample_rate(self) -> int: ...
+    @property
+    def scores(self) -> bool: ...
 
     def loglikelihoods(self, prompts: list[Prompt], continuations: list[list[str]], progress=None) -> list[list[tuple]]:
         """(log-probability in nats, is it greedy) of each continuation of each prompt of texts and `Recording`s."""
@@ -41,6 +47,14 @@ class Contender(Protocol):
     def generate(self, prompts: list[Prompt], max_new_tokens: int = 64, until: tuple[str, ...] | None = None,
                  temperature: float = 0.0, seed: int = 0) -> list[str]:  # fmt: skip
         """An answer in words to each prompt, ending before any of `until`; None leaves that to the contender."""
+        ...
+
+
+class Chooser(Contender, Protocol):
+    """A contender that answers in words (`scores` is False)."""
+
+    def choose(self, prompts: list[Prompt], choices: list[list[str]], progress=None) -> list[str]:
+        """An answer in words to each prompt with its choices."""
         ...
 
 

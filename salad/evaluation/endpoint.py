@@ -80,7 +80,8 @@ class Endpoint:
     def generate(self, prompts, max_new_tokens=64, until=None, temperature=0.0, seed=0, progress=None) -> list[str]:
         """An answer to each prompt (`Reply`), ending before any of `until`. What a reasoning model thinks is no answer: where
         it has said nothing beside, the answer is empty."""
-        told, stopped = [], threading.Event()
+        told: list[str] = []
+        stopped = threading.Event()
         pool = ThreadPoolExecutor(AT_ONCE)
         try:
             asked = [pool.submit(self._ask, p, max_new_tokens, until, temperature, seed, stopped) for p in prompts]

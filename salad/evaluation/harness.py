@@ -18,6 +18,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from lm_eval.api.model import LM
 
@@ -62,7 +63,7 @@ class Task:
     spec: TaskSpec
     items: list[Item]
     requests: list[list]
-    harness: object = field(repr=False)
+    harness: Any = field(repr=False)
     audio: list | None = field(repr=False, default=None)  # each item's recording in the data set, where there is one
 
     @property
@@ -131,7 +132,8 @@ def _named() -> dict[str, Path]:
     harness' own index of all of them takes many times as long."""
     import lm_eval.tasks
 
-    root, found = Path(lm_eval.tasks.__file__).parent, {}
+    root = Path(lm_eval.tasks.__file__).parent
+    found: dict[str, Path] = {}
     for path in root.rglob("*.yaml"):
         for name in re.findall(r"^(?:task|group): *[\"']?([\w.-]+)", path.read_text(errors="replace"), re.MULTILINE):
             found.setdefault(name, root / path.relative_to(root).parts[0])
@@ -315,16 +317,17 @@ class HarnessLM(LM):
         if modality != "text" and hear is None:
             raise SaladError(f"{modality} needs something to hear")
         self.contender, self.modality, self.hear = contender, modality, hear
-        self.progress = None
+        self.progress: Callable[[int, int], None] | None = None
 
     def prompt(self, request) -> Prompt:
         """What the contender is given for a request of the harness."""
         context = request.args[0]
         if self.modality == "text":
             return [unmarked(context)]
-        spec = TaskSpec.parse(request.task_name)
+        spec, hear = TaskSpec.parse(request.task_name), self.hear
+        assert hear is not None  # whatever is not read is heard
         pieces = split(context, spec.spoken_shots)
-        return [self.hear(spec.name, text) if spoken else unmarked(text) for spoken, text in pieces]
+        return [hear(spec.name, text) if spoken else unmarked(text) for spoken, text in pieces]
 
     def loglikelihood(self, requests) -> list[tuple[float, bool]]:
         """The harness' method: (sum of log-probabilities, is it greedy) a request. Requests that share a prompt are

@@ -8,7 +8,7 @@ items of any task.
 """
 
 import difflib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,7 +37,7 @@ def names(lab: Path | str) -> list[str]:
     return sorted(path.stem for path in (Path(lab) / "tasks").glob("*.jsonl") if "." not in path.stem)
 
 
-def unknown(lab: Path | str, task: str, others: list[str] = ()) -> SaladError:
+def unknown(lab: Path | str, task: str, others: Sequence[str] = ()) -> SaladError:
     """What to say of a task that does not exist: the nearest that does."""
     near = difflib.get_close_matches(task, [*names(lab), *others], 1)
     hint = f"did you mean {near[0]!r}?" if near else f"the lab's own: {', '.join(names(lab)) or 'none'}"
@@ -64,8 +64,9 @@ def objects(path: Path | str) -> Iterator[tuple[int, dict]]:
     """(line number, object) of JSON lines; a line that is no object is a SaladError with its number. Empty lines are
     passed over."""
     for line in written(path):
-        if line.text.strip():
-            found, fault = lines.parsed(line.text)
+        text = line.text or ""  # `written` has raised for a line that is none
+        if text.strip():
+            found, fault = lines.parsed(text)
             if found is None:
                 raise SaladError(f"{path} line {line.number} is no JSON object: {fault}")
             yield line.number, found

@@ -19,7 +19,8 @@ def read(lab: Path | str, path: Path | str) -> list[dict]:
     """The rows of `evaluations` that a file of predictions makes; anything wrong in it is a SaladError with its line."""
     path = Path(path)
     tasks: dict[str, tuple] = {}
-    rows, seen = [], {}
+    rows: list[dict] = []
+    seen: dict[str, int] = {}
     for number, told in objects(path):
         where = f"{path} line {number}"
         try:
@@ -42,6 +43,7 @@ def read(lab: Path | str, path: Path | str) -> list[dict]:
         if index is None:
             raise SaladError(f"{where}: {name} has no item {item_id!r}; its items are called like {task.items[0].item_id!r}")
         item = task.items[index]
+        answer: list[str] | str | list[tuple[float, bool]]
         if scores is None:
             answer = [str(text)] if task.generates else str(text)
         elif not isinstance(scores, list) or len(scores) != len(item.choices) or not all(map(_is_score, scores)):

@@ -7,14 +7,16 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 
 import store
 from salad.errors import SaladError
 from salad.evaluation import harness, spoken
-from salad.evaluation.contenders import Contender, parse_choice
+from salad.evaluation.contenders import Chooser, Contender, parse_choice
 from salad.evaluation.harness import FLOORS, MODALITIES, HarnessLM, Task
+from salad.evaluation.scoring import Recording
 from salad.evaluation.spoken import SpokenItems
 from salad.evaluation.statistics import one_llm
 from store.ids import hash_id
@@ -91,6 +93,12 @@ class EvaluationJob:
     seed: int = 0
     limit: int | None = None
 
+    @property
+    def speech(self) -> SpokenItems:
+        """`sound`, for the modalities that have one."""
+        assert self.sound is not None
+        return self.sound
+
     def missing(self, con) -> list[int]:
         """The items that have no row yet; in voice `recorded`, of those that someone has spoken."""
         who = self.contender
@@ -119,7 +127,7 @@ class EvaluationJob:
 
     def asr(self, index: int) -> str | None:
         """The recogniser of a cascade."""
-        return self.sound.asr(self.task.items[index].context) if self.modality == "cascade" else None
+        return self.speech.asr(self.task.items[index].context) if self.modality == "cascade" else None
 
     def eval_id(self, index: int) -> str:
         """The id of the answer to an item: of all that its number depends on."""
@@ -138,7 +146,7 @@ class EvaluationJob:
         who, item = self.contender, self.task.items[index]
         if self.modality in FLOORS or self.sound is not None and not self.sound.is_only(item.context):
             return None
-        if self.modality == "cascade" and not self.sound.is_transcribed(item.context):
+        if self.modality == "cascade" and not self.speech.is_transcribed(item.context):
             return None
         return hash_id("e", who.run_id, who.step, who.name, item.task, self.modality, self.voice(index), item.item_id)
 
@@ -160,9 +168,11 @@ class EvaluationJob:
         model = HarnessLM(who, self.modality, None if self.sound is None else self._hear())
         model.progress = lambda n, of: progress(n)
         requests = [request for index in part for request in task.requests[index]]
-        started, reasons = time.perf_counter(), [None] * len(part)
+        started = time.perf_counter()
+        reasons: list[str | None] = [None] * len(part)
+        answers: list[Any]
         if self.modality == "cascade":
-            self.sound.transcribe([text for index in part for text in task.spoken_in(index)])
+            self.speech.transcribe([text for index in part for text in task.spoken_in(index)])
         if task.generates:
             answers = [[text] for text in model.generate_until(requests)]
             reasons = [getattr(text, "finish_reason", None) for (text,) in answers]
@@ -171,19 +181,19 @@ class EvaluationJob:
             answers = [[next(flat) for _ in task.requests[index]] for index in part]
         else:
             prompts = [model.prompt(task.requests[index][0]) for index in part]
-            answers = who.choose(prompts, [list(task.items[index].choices) for index in part], progress)
+            answers = cast(Chooser, who).choose(prompts, [list(task.items[index].choices) for index in part], progress)
             reasons = [getattr(answer, "finish_reason", None) for answer in answers]
         seconds, at = (time.perf_counter() - started) / len(part), datetime.datetime.now(datetime.UTC)
         rows = []
         for index, answer, reason in zip(part, answers, reasons, strict=True):
             item, texts = task.items[index], task.spoken_in(index) if self.sound is not None else []
-            heard = [self.sound.row(self.heard(text)) for text in texts]
+            heard = [self.speech.row(self.heard(text)) for text in texts]
             rows.append({
                 "eval_id": self.eval_id(index), "run_id": who.run_id, "step": who.step, "contender": who.name,
                 "fingerprint": fingerprint(who), "teacher": getattr(who, "teacher_fingerprint", None),
                 "content": content(task, index), "task": item.task, "domain": item.domain, "modality": self.modality,
                 "voice": self.voice(index), "item_id": item.item_id,
-                "tts": self.sound.row(item.context)["tts"] if texts else None,
+                "tts": self.speech.row(item.context)["tts"] if texts else None,
                 "syntheses": [row["synthesis_id"] for row in heard] if texts else None,
                 "asr": self.asr(index) if texts else None, "seed": self.seed if self.modality == "deaf" else None,
                 "speech_s": sum(row["duration_s"] for row in heard) if texts and self.modality != "cascade" else None,
@@ -192,14 +202,14 @@ class EvaluationJob:
             })  # fmt: skip
         return rows
 
-    def _hear(self) -> Callable[[str, str], object]:
+    def _hear(self) -> Callable[[str, str], Recording | str]:
         """What stands in a prompt for a spoken text."""
         if self.modality == "cascade":
-            return lambda _, text: self.sound.transcript(text)
+            return lambda _, text: self.speech.transcript(text)
         rate = self.contender.sample_rate
         if self.modality == "silent":
-            return lambda _, text: self.sound.silence(text, rate)
-        return lambda _, text: self.sound.recording(self.heard(text), rate)
+            return lambda _, text: self.speech.silence(text, rate)
+        return lambda _, text: self.speech.recording(self.heard(text), rate)
 
     def heard(self, text: str) -> str:
         """The text whose recording is heard for `text`: in modality deaf another's."""

@@ -67,7 +67,8 @@ class _Scorer:
         alike: dict[tuple, list[int]] = {}
         for i, (units, _) in enumerate(laid):
             alike.setdefault(tuple(units[:SHORTEST_SHARED]), []).append(i)
-        groups, rest = [], []
+        groups: list[list[int]] = []
+        rest: list[int] = []
         for key, members in alike.items():
             long = len(key) == SHORTEST_SHARED and len(members) > 1
             groups, rest = (groups + [members], rest) if long else (groups, rest + members)
@@ -198,17 +199,17 @@ class _Scorer:
         inputs = vectors[0].new_zeros(len(pieces), longest, vectors[0].shape[1])
         mask = torch.zeros(len(pieces), before + longest, dtype=torch.long, device=device)
         mask[:, :before] = 1
-        for row, some in enumerate(vectors):
-            inputs[row, longest - len(some) :] = some
-            mask[row, before + longest - len(some) :] = 1
+        for number, vector in enumerate(vectors):
+            inputs[number, longest - len(vector) :] = vector
+            mask[number, before + longest - len(vector) :] = 1
         cache = None
         if head is not None:
             cache = copy.deepcopy(head)
             cache.batch_repeat_interleave(len(pieces))
         rows = torch.repeat_interleave(torch.arange(len(pieces), device=device), torch.tensor(counts, device=device))
         ids = torch.zeros(len(flat), width, dtype=torch.long)
-        for row, some in enumerate(flat):
-            ids[row, : len(some)] = torch.tensor(some, dtype=torch.long)
+        for number, tokens in enumerate(flat):
+            ids[number, : len(tokens)] = torch.tensor(tokens, dtype=torch.long)
         ids = ids.to(device)
         positions = (mask.cumsum(1) - 1).clamp_min(0)
         with self.source.switched():
@@ -247,3 +248,16 @@ def _common(lists: list[list]) -> int:
     shortest = min(map(len, lists)) - 1
     first = lists[0]
     return next((n for n in range(shortest) if any(other[n] != first[n] for other in lists)), shortest)
+
+
+@torch.no_grad()
+def answer_logits(model: SpeechLM, prompt: Prompt, ids: list[int], teacher: bool = False) -> torch.Tensor:
+    """Logits [T, V] that predict each of an answer's T token ids after a prompt of texts and `Recording`s, teacher-forced.
+
+    V is the whole output head, padding included. `teacher`: the original LLM predicts, and the prompt must be text."""
+    source = model.teacher if teacher else Teacher(model.llm)
+    scorer = _Scorer(model, source)
+    vectors = scorer._vectors([*model.prompt.units(prompt)[0], *ids[:-1]])
+    with source.switched():
+        hidden = scorer.decoder(inputs_embeds=vectors[None], use_cache=False).last_hidden_state[0, len(vectors) - len(ids) :]
+        return head_of(source.llm).logits(before_head(source.llm, hidden))

@@ -4,6 +4,7 @@ in the lab as syntheses with their CER, so that each is made once whoever is eva
 import functools
 import re
 from collections import Counter
+from collections.abc import Set
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +32,7 @@ class SpokenItems:
     contender hears. `rows`: of `syntheses`, by sample id; `only`: the samples that have no other speech in their voice."""
 
     def __init__(self, lab: Path | str, task: str, voice: str | None, rows: dict[str, dict], asr: str | None = None,
-                 only: set[str] = frozenset()):  # fmt: skip
+                 only: Set[str] = frozenset()):  # fmt: skip
         self.lab, self.task, self.voice, self._rows, self._asr, self._only = Path(lab), task, voice, rows, asr, only
         self._transcripts: dict[str, str] = {}
 
@@ -66,7 +67,7 @@ class SpokenItems:
         row = self.row(text)
         if row["text_asr"] is None:
             return False
-        return self._asr is None or is_kept(row["asr"], self._recogniser_name, self.lab)
+        return self._asr is None or is_kept(row["asr"], self._recogniser_name or "", self.lab)
 
     def asr(self, text: str) -> str | None:
         """The recogniser whose transcript a cascade reads, as `evaluations` names it: `recogniser_label`."""

@@ -5,7 +5,7 @@ Answers of different settings never stand in one figure: the task's examples, th
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -193,8 +193,10 @@ def hearing(con, side: Side, setting: Setting) -> Heard | None:
     """The heard share of a side's speech in one setting; None where it was not asked deaf, or not as text."""
     if setting.modality != "speech":
         return None
-    found = [answers(con, side, s) for s in (setting, Setting(setting.task, "text"), setting._replace(modality="deaf"))]
-    return heard_share(*found) if all(found) else None
+    speech, text, deaf = (
+        answers(con, side, s) for s in (setting, Setting(setting.task, "text"), setting._replace(modality="deaf"))
+    )
+    return heard_share(speech, text, deaf) if speech and text and deaf else None
 
 
 def overlapping(lab: Path | str, task: str) -> set[str] | None:
@@ -234,7 +236,8 @@ def summary(lab: Path | str, contender: str, who: str | None, step: int | None,
     con = store.connect(lab)
     answered(con)
     side = identity(con, contender, who, step)
-    told, touched = [], {}
+    told: list[dict] = []
+    touched: dict[str, Any] = {}  # the items of each task that overlap with the lab's corpora; None where nothing tells
     for setting in settings(con, side, tasks):
         mine = answers(con, side, setting)
         if not mine:
@@ -333,7 +336,8 @@ def comparisons(lab: Path | str, one: Side, other: Side, tasks: list[str] | None
     con = store.connect(lab)
     answered(con)
     one, other = identity(con, *one), identity(con, *other)
-    rows, whole = [], {}
+    rows: list[Any] = []  # None where nothing is paired
+    whole: dict[Any, Any] = {}
     theirs = set(settings(con, other, tasks))
     for setting in settings(con, one, tasks):
         if setting not in theirs:

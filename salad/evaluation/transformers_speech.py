@@ -1,9 +1,10 @@
-"""Speech LLMs of transformers as contenders: Qwen2-Audio and Qwen2.5-Omni, by their own classes, no remote code.
+"""Speech LLMs of transformers, loaded by their own classes without remote code; two of them as contenders of evaluation.
 
-A recording stands in the prompt as the model's own audio tokens between their begin and end marks. Choices are scored by
-log-likelihood, as ours are."""
+As a contender, a recording stands in the prompt as the model's own audio tokens between their begin and end marks, and
+choices are scored by log-likelihood, as a checkpoint of ours scores them."""
 
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -12,47 +13,89 @@ from salad.errors import SaladError
 from salad.models.names import folder_sha256, loading, quiet, resolve
 from store.ids import digest
 
-TYPES = {"qwen2-audio": ("qwen2_audio",), "qwen2.5-omni": ("qwen2_5_omni", "qwen2_5_omni_thinker")}
+
+class Kind(NamedTuple):
+    """A kind of speech LLM: the model types of its config.json, and transformers' classes for weights and processor."""
+
+    types: tuple[str, ...]
+    model: str
+    processor: str
+
+
+KINDS = {  # of the omni models the thinker, which answers in text
+    "qwen2-audio": Kind(("qwen2_audio",), "Qwen2AudioForConditionalGeneration", "Qwen2AudioProcessor"),
+    "qwen2.5-omni": Kind(("qwen2_5_omni", "qwen2_5_omni_thinker"), "Qwen2_5OmniThinkerForConditionalGeneration",
+                         "Qwen2_5OmniProcessor"),
+    "qwen3-omni": Kind(("qwen3_omni_moe", "qwen3_omni_moe_thinker"), "Qwen3OmniMoeThinkerForConditionalGeneration",
+                       "Qwen3OmniMoeProcessor"),
+    "voxtral": Kind(("voxtral",), "VoxtralForConditionalGeneration", "VoxtralProcessor"),
+}  # fmt: skip
 MARKS = {
     "qwen2-audio": ("<|audio_bos|>", "<|AUDIO|>", "<|audio_eos|>"),
     "qwen2.5-omni": ("<|audio_bos|>", "<|AUDIO|>", "<|audio_eos|>"),
 }
 
 
+def model_type(name: str, lab: Path | str | None) -> str:
+    """The model type in the config.json of a folder or hub name; SaladError where transformers has no class for it."""
+    import transformers
+
+    quiet()
+    folder = resolve(name, lab)
+    try:
+        with loading(f"model {name!r}"):
+            return transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False).model_type
+    except SaladError as error:
+        if not any(words in str(error) for words in ("custom code", "does not recognize", "model type")):
+            raise
+        reason = f"transformers {transformers.__version__} has no class for it, and code that comes with a model is not run"
+        raise SaladError(f"model {name!r} cannot be loaded: {reason}") from None
+
+
+def load_model(kind: str, name: str, lab: Path | str | None, device: str = "cpu",
+               dtype: torch.dtype | None = None) -> tuple[Any, str]:  # fmt: skip
+    """(the model, ready to be asked; its fingerprint) of a folder or hub name that is of `kind`, a key of KINDS.
+
+    `dtype`: by default float32 on a CPU and bfloat16 elsewhere. The fingerprint is a hash of the folder's files (of a hub's
+    model its name and commit) and the type. Raises SaladError where the model is of another kind, cannot be had, or lacks
+    weights that its class needs."""
+    import transformers
+
+    quiet()
+    folder = resolve(name, lab)
+    dtype = dtype or (torch.float32 if device == "cpu" else torch.bfloat16)
+    found = model_type(name, lab)
+    if found not in KINDS[kind].types:  # another model's settings would make one of full size and random weights
+        raise SaladError(f"{kind}:{name} is no {kind}: it is of type {found}")
+    with loading(f"{kind}:{name}"):
+        model, loaded = getattr(transformers, KINDS[kind].model).from_pretrained(
+            folder, dtype=dtype, use_safetensors=True, output_loading_info=True
+        )
+    if lacking := sorted(loaded["missing_keys"]):
+        raise SaladError(f"{kind}:{name} lacks {len(lacking)} of its class's weights, {lacking[0]} among them")
+    weights = folder_sha256(folder) if Path(folder).is_dir() else [name, getattr(model.config, "_commit_hash", None)]
+    return model.to(device).eval(), digest({"kind": kind, "weights": weights, "dtype": str(dtype)})
+
+
 class TransformersSpeech:
-    """kind: a key of MARKS; name: a folder (in the lab, or anywhere) or a hub name. Of Qwen2.5-Omni the thinker, which
-    answers in text. Raises SaladError where it cannot be loaded."""
+    """Qwen2-Audio or Qwen2.5-Omni as a contender. kind: a key of MARKS; name: a folder (in the lab, or anywhere) or a hub
+    name; label: what the contender is called. Raises SaladError where it cannot be loaded."""
 
     scores = True
     modalities = ("text", "speech", "cascade")
     run_id = step = None
 
-    def __init__(self, kind: str, name: str, told_name: str, lab: Path | str | None = None, device: str = "cpu",
-                 dtype=None):  # fmt: skip
-        from transformers import (
-            AutoConfig,
-            AutoTokenizer,
-            Qwen2_5OmniThinkerForConditionalGeneration,
-            Qwen2AudioForConditionalGeneration,
-            WhisperFeatureExtractor,
-        )
+    def __init__(self, kind: str, name: str, label: str, lab: Path | str | None = None, device: str = "cpu",
+                 dtype: torch.dtype | None = None):  # fmt: skip
+        from transformers import AutoTokenizer, WhisperFeatureExtractor
 
-        quiet()
-        self.kind, self.name = kind, told_name
-        known = {"qwen2-audio": Qwen2AudioForConditionalGeneration,
-                 "qwen2.5-omni": Qwen2_5OmniThinkerForConditionalGeneration}  # fmt: skip
+        self.kind, self.name = kind, label
+        self.model, self.fingerprint = load_model(kind, name, lab, device, dtype)
         folder = resolve(name, lab)
-        dtype = dtype or (torch.float32 if device == "cpu" else torch.bfloat16)
         with loading(f"{kind}:{name}"):
-            found = AutoConfig.from_pretrained(folder, trust_remote_code=False).model_type
-            if found not in TYPES[kind]:  # another model's settings would make one of full size and random weights
-                raise SaladError(f"{kind}:{name} is no {kind}: it is of type {found}")
-            self.model = known[kind].from_pretrained(folder, dtype=dtype, use_safetensors=True).to(device).eval()
             self.tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
             self.features = WhisperFeatureExtractor.from_pretrained(folder)
         self.device, self.sample_rate = device, self.features.sampling_rate
-        weights = folder_sha256(folder) if Path(folder).is_dir() else [name, getattr(self.model.config, "_commit_hash", None)]
-        self.fingerprint = digest({"kind": kind, "weights": weights, "dtype": str(dtype)})
         self._begin, self._audio, self._end = (self.tokenizer.convert_tokens_to_ids(mark) for mark in MARKS[kind])
         ids, unknown = (self._begin, self._audio, self._end), self.tokenizer.unk_token_id
         if None in ids or unknown in ids:
@@ -63,7 +106,9 @@ class TransformersSpeech:
 
     def _inputs(self, prompt) -> tuple[list[int], str, dict]:
         """(ids before the last text, that text, the recordings' features) of a prompt."""
-        ids, sounds, tail = [], [], ""
+        ids: list[Any] = []
+        sounds: list[np.ndarray] = []
+        tail = ""
         for part in prompt:
             if isinstance(part, str):
                 tail += part
@@ -111,8 +156,8 @@ class TransformersSpeech:
         rows = torch.zeros(count, width, dtype=torch.long)
         for row, some in enumerate(after):
             rows[row, : len(some)] = torch.tensor(some)
-        rows, context = rows.to(self.device), torch.tensor([context], device=self.device)
-        first = self.model(input_ids=context, attention_mask=torch.ones_like(context), use_cache=True, **sounds)
+        rows, read = rows.to(self.device), torch.tensor([context], device=self.device)
+        first = self.model(input_ids=read, attention_mask=torch.ones_like(read), use_cache=True, **sounds)
         logits = first.logits[:, -1:].expand(count, -1, -1)
         if width > 1:  # choices end with padding, which what stands before it does not see: no mask is needed
             cache, positions = first.cache, {}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
@@ -39,18 +39,9 @@ def of_llm(llm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch: int 
 
     @torch.no_grad()
     def embed(texts: list[str], tick=None) -> Embedded:
-        ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
-        order = sorted(range(len(texts)), key=lambda i: (len(ids[i]), i))
         vectors = np.zeros((len(texts), llm.config.hidden_size), dtype=np.float32)
         nll, head = np.full(len(texts), np.nan), head_of(llm)
-        for start in range(0, len(order), batch):
-            group = order[start : start + batch]
-            longest = max(len(ids[i]) for i in group) or 1
-            inputs, mask = torch.zeros(len(group), longest, dtype=torch.long), torch.zeros(len(group), longest, 1)
-            for row, i in enumerate(group):
-                inputs[row, : len(ids[i])] = torch.tensor(ids[i], dtype=torch.long)
-                mask[row, : len(ids[i])] = 1
-            inputs, mask = inputs.to(llm.device), mask.to(llm.device)
+        for group, inputs, mask in _padded(texts, tokenizer, batch, llm.device):
             hidden = llm.get_decoder()(input_ids=inputs, use_cache=False).last_hidden_state
             targets = torch.where(mask[:, 1:, 0] > 0, inputs[:, 1:], -1)
             before = before_head(llm, hidden[:, :-1].flatten(0, 1))
@@ -60,13 +51,49 @@ def of_llm(llm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch: int 
             count = (targets >= 0).sum(1)
             mean = loss.nll.view(targets.shape).sum(1) / count
             nll[group] = torch.where(count > 0, mean, torch.nan).double().cpu().numpy()
-            pooled = (hidden.float() * mask).sum(1) / mask.sum(1).clamp_min(1)
-            vectors[group] = torch.nn.functional.normalize(pooled, dim=-1).cpu().numpy()
+            vectors[group] = _pooled(hidden, mask)
             if tick is not None:
                 tick(len(group))
         return Embedded(vectors, nll)
 
     return embed
+
+
+def of_decoder(decoder, tokenizer, batch: int = 64) -> Embedder:
+    """Mean-pooled last hidden states of a text decoder: the language model inside a speech LLM."""
+
+    @torch.no_grad()
+    def embed(texts: list[str], tick=None) -> Embedded:
+        vectors: list[np.ndarray] = [np.zeros(0)] * len(texts)
+        for group, inputs, mask in _padded(texts, tokenizer, batch, next(decoder.parameters()).device):
+            pooled = _pooled(decoder(input_ids=inputs, use_cache=False).last_hidden_state, mask)
+            for row, i in enumerate(group):
+                vectors[i] = pooled[row]
+            if tick is not None:
+                tick(len(group))
+        return Embedded(np.stack(vectors), None)
+
+    return embed
+
+
+def _padded(texts: list[str], tokenizer, batch: int, device) -> Iterator[tuple[list[int], torch.Tensor, torch.Tensor]]:
+    """Batches of texts of like length: (their numbers, token ids [B, T] padded on the right, a mask [B, T, 1])."""
+    ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    order = sorted(range(len(texts)), key=lambda i: (len(ids[i]), i))
+    for start in range(0, len(order), batch):
+        group = order[start : start + batch]
+        longest = max(len(ids[i]) for i in group) or 1
+        inputs, mask = torch.zeros(len(group), longest, dtype=torch.long), torch.zeros(len(group), longest, 1)
+        for row, i in enumerate(group):
+            inputs[row, : len(ids[i])] = torch.tensor(ids[i], dtype=torch.long)
+            mask[row, : len(ids[i])] = 1
+        yield group, inputs.to(device), mask.to(device)
+
+
+def _pooled(hidden: torch.Tensor, mask: torch.Tensor) -> np.ndarray:
+    """The mean over a text's positions, of unit length, [B, H]."""
+    pooled = (hidden.float() * mask).sum(1) / mask.sum(1).clamp_min(1)
+    return torch.nn.functional.normalize(pooled, dim=-1).cpu().numpy()
 
 
 def of_sentences(name: str, lab: Path | str | None = None) -> Embedder:
@@ -107,12 +134,14 @@ def embed(
     run_parts(lab, parts(lab, load, corpus, model_name), shard, shards, progress)
 
 
-def parts(lab: Path | str, load: Callable[[], Embedder], corpus: str, model_name: str) -> list[Part]:
-    """The pass's parts."""
+def parts(lab: Path | str, load: Callable[[], Embedder], corpus: str, model_name: str,
+          only: Collection[str] | None = None) -> list[Part]:  # fmt: skip
+    """The pass's parts. `only`: of these samples alone."""
     rows = store.connect(lab).execute(
         "select sample_id, text from samples where corpus = ? and len(coalesce(flags, [])) = 0 order by sample_id",
         [corpus],
     ).fetchall()  # fmt: skip
+    rows = rows if only is None else [row for row in rows if row[0] in only]
     if not rows:
         there = store.connect(lab).execute("select distinct corpus from samples order by all").fetchall()
         hint = f"it has {', '.join(str(name) for (name,) in there)}" if there else "`salad prepare text` makes one"

@@ -191,7 +191,7 @@ def score_pass(
     scored = parts(lab, model, run_id, step, spoken, speech, seed, (low, high))
     run_parts(lab, scored, shard, shards, progress)
     summary = f"{speech} scored by {run_id}, step {step}, in spans of {low} to {high} units"
-    shown = store.connect(lab).execute("select span_min, span_max from raw.scored limit 1").fetchone()
+    shown = store.connect(lab).execute("select span_min, span_max from raw.scored where span_max > 0 limit 1").fetchone()
     if shown not in (None, (low, high)):
         summary += f"; this lab's views show its scorings in spans of {shown[0]} to {shown[1]}, these are in raw.divergences"
     return summary

@@ -112,7 +112,7 @@ def score_texts(
     Batches are of like length, up to BATCH_ROWS rows with their padding. The teacher and the student read a text
     once for both patterns, and a position's logits are made once, for the rows that count, in chunks."""
     laid = [_lay_out(encoded, recording, seed, span_units) for recording in spoken]
-    spell = _Spelling(model.tokenizer, model.vocab_size)
+    spell = Spelling(model.tokenizer, model.vocab_size)
     rows, tokens = [], []
     size = BATCH_ROWS.get(model.device.type, BATCH_ROWS["cuda"])
     for group in batches([max(len(s.ids) for s in sequences) for _, _, sequences in laid], size):
@@ -172,8 +172,8 @@ def _score_batch(model, encoded: FrameSource, group: list[SpokenText], laid, spe
     return pa.concat_tables(rows), pa.concat_tables(tokens)
 
 
-class _Spelling:
-    """What ids read as, in arrays: each id is decoded once."""
+class Spelling:
+    """What token ids read as, in Arrow arrays: each id is decoded once. `vocab_size`: above every id that comes."""
 
     def __init__(self, tokenizer, vocab_size: int):
         self.tokenizer, self.place = tokenizer, np.full(vocab_size, -1, np.int64)
@@ -191,7 +191,7 @@ class _Spelling:
         return pa.ListArray.from_arrays(pa.array(np.arange(0, len(ids) + 1, k or 1, dtype=np.int32)), pairs)
 
 
-def _token_rows(layouts: list[Layout], group, batch, measured, pattern: int, spell: _Spelling) -> pa.Table:
+def _token_rows(layouts: list[Layout], group, batch, measured, pattern: int, spell: Spelling) -> pa.Table:
     """A row a text position of the batch."""
     sample, position, after = (x.cpu().numpy() for x in (batch.sample_N, batch.positions_N, batch.after_N))
     chars, times, words = (np.zeros((len(sample), 2), dtype) for dtype in (np.int32, np.float64, object))

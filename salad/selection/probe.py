@@ -88,7 +88,7 @@ def _nothing_scored(con, clustering_id: str, run_id: str, step: int) -> NoReturn
     ).fetchall()
     hint = "score the probe first: `salad pass score`"
     if others:
-        shown = con.execute("SELECT DISTINCT span_min, span_max FROM raw.scored").fetchone() or ("?", "?")
+        shown = con.execute("SELECT DISTINCT span_min, span_max FROM raw.scored WHERE span_max > 0").fetchone() or ("?", "?")
         hint = (
             f"it was scored in spans of {' and '.join(f'{low} to {high}' for low, high in others)} units only, and this lab "
             f"compares in spans of {shown[0]} to {shown[1]}: score the probe again, `salad pass score`"

@@ -95,9 +95,10 @@ function render({ model, el }) {
     select.addEventListener("change", () => { act(select.value); root.focus({ preventScroll: true }); });
     box.append(select);
     options.append(box);
+    return select;
   };
   chooser("speed", [["1", "1 ×"], ["1.25", "1.25 ×"], ["1.5", "1.5 ×"], ["0.75", "0.75 ×"]], (v) => { audio.defaultPlaybackRate = audio.playbackRate = Number(v); });
-  chooser("colour", Object.entries(MEASURES), (v) => { measure = v; paintText(); draw(); });
+  const colours = chooser("colour", Object.entries(MEASURES), (v) => { measure = v; paintText(); draw(); });
   const legend = node("span", "legend");
   options.append(legend);
 
@@ -285,8 +286,9 @@ function render({ model, el }) {
     const title = node("div", "token", `“${visible(t.token)}”`);
     title.append(node("small", "", ` D ${fixed(t.d)}  M ${fixed(t.m)}  F ${fixed(t.f)} nats`));
     const columns = node("div", "columns");
-    for (const [name, list] of [["teacher (text)", t.teacher], ["student (speech)", t.student]]) {
-      const column = node("div", name.split(" ")[0]);
+    const [reads, hears] = t.d === null && t.m !== null ? ["itself (text)", "itself (speech)"] : ["teacher (text)", "student (speech)"];
+    for (const [side, name, list] of [["teacher", reads, t.teacher], ["student", hears, t.student]]) {
+      const column = node("div", side);
       column.append(node("b", "", name));
       for (const [token, p] of list) {
         const row = node("div", "row");
@@ -339,6 +341,7 @@ function render({ model, el }) {
   function show() {
     const card = model.get("card");
     shown = card && card.sample_id ? card : null;
+    if (shown && shown.d === null && shown.m !== null && measure === "d") measure = colours.value = "m"; // it has no teacher
     root.dataset.sample = shown ? shown.sample_id : "";
     hovered = -1;
     tip.style.display = "none";

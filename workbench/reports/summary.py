@@ -3,7 +3,7 @@ terminal, as report.md and report.html, and, for a paper, each table as LaTeX an
 in the lab's folder report/."""
 
 import difflib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import duckdb
@@ -12,7 +12,8 @@ from markupsafe import escape
 
 import store
 from salad.selection.exclusion import left_out, speech_by_cluster
-from workbench import charts, review
+from workbench import charts, diagnosis, review, tables
+from workbench.reports import diagnosis as diagnosis_page
 from workbench.reports.figures import Figure, figures
 from workbench.reports.measures import arms_of, beside_published, checkpoints, measured, warm_start_in_words
 from workbench.reports.tables import ReportTable, as_csv, cells_of, heads_of, latex, markdown_table, words_of
@@ -41,9 +42,17 @@ class Report:
     markdown_path: Path
     html_path: Path
     files: list[Path]
+    diagnoses: list[ReportTable] = field(default_factory=list)
 
     def print(self) -> None:
-        """The table, in the terminal."""
+        """The results, and diagnosed models, in the terminal."""
+        if len(self.rows):
+            self._print_results()
+        for table in self.diagnoses:
+            print(f"\n{table.title}:")
+            tables.show_words([dict(zip(table.heads, row, strict=True)) for row in table.cells])
+
+    def _print_results(self) -> None:
         from rich.console import Console
         from rich.table import Table
 
@@ -64,10 +73,10 @@ class Report:
 
 
 def report(lab: Path | str, runs: list[str] | None = None) -> Report:
-    """Read a lab's evaluations and divergences and write report.md and report.html into it.
+    """Read a lab's evaluations, divergences and diagnoses and write report.md and report.html into it.
 
-    `runs` names run ids to show; without it each contender stands for its newest evaluated checkpoint. Raises
-    StoreError where nothing has been evaluated.
+    `runs` names run ids to show; without it each contender stands for its newest evaluated checkpoint. A lab in which
+    nothing is evaluated has its diagnosed models alone. Raises StoreError where there is neither.
     """
     lab = store.lab_path(lab)
     con = store.connect(lab)
@@ -77,20 +86,23 @@ def report(lab: Path | str, runs: list[str] | None = None) -> Report:
             near = difflib.get_close_matches(run, known, 1)
             hint = f"did you mean {near[0]}?" if near else "`salad evaluate --run` does that"
             raise store.StoreError(f"run {run} is not evaluated in {lab}; {hint}")
-    chosen = checkpoints(con, runs)
-    if chosen.empty:
+    chosen, diagnosed = checkpoints(con, runs), _diagnoses(con)
+    if chosen.empty and (runs or not diagnosed):
         raise store.StoreError(
             f"{lab}: nothing is evaluated yet; `salad demo` or `salad evaluate` does that"
             + (f" (asked for {', '.join(runs)})" if runs else "")
         )
-    study, rows = measured(lab, con, chosen)
-    arms, published = arms_of(con), beside_published(con, rows)
-    drawn = _figures(con, lab, study, rows)
-    tables = [*_grids(rows, arms, published), *clusters_left_out(con)]
-    words = explain(lab)
-    markdown = _markdown(tables, words)
-    files = {lab / "report.md": markdown.encode(), lab / "report.html": _html(tables, drawn, words).encode()}
-    for table in tables:
+    rows, arms, published, drawn, shown = pd.DataFrame(), pd.DataFrame(), pd.DataFrame(), [], []
+    if len(chosen):
+        study, rows = measured(lab, con, chosen)
+        arms, published = arms_of(con), beside_published(con, rows)
+        drawn = _figures(con, lab, study, rows)
+        shown = [*_grids(rows, arms, published), *clusters_left_out(con)]
+    shown = [*shown, *diagnosed]
+    words = _explained(lab, shown)
+    markdown = _markdown(shown, words)
+    files = {lab / "report.md": markdown.encode(), lab / "report.html": _html(shown, drawn, words).encode()}
+    for table in shown:
         files[lab / "report" / f"{table.name}.csv"] = as_csv(table)
         files[lab / "report" / f"{table.name}.tex"] = latex(table.title, table.heads, table.cells).encode()
     for figure in drawn:
@@ -99,7 +111,17 @@ def report(lab: Path | str, runs: list[str] | None = None) -> Report:
     (lab / "report").mkdir(exist_ok=True)
     for path, content in files.items():
         store.atomic.write_bytes(path, content)
-    return Report(lab, rows, arms, published, markdown, lab / "report.md", lab / "report.html", list(files))
+    return Report(lab, rows, arms, published, markdown, lab / "report.md", lab / "report.html", list(files), diagnosed)
+
+
+def _diagnoses(con) -> list[ReportTable]:
+    """Diagnosed models on the texts that the newest one has in common with the most of them, and its worst clusters."""
+    sides = diagnosis.diagnosed(con)
+    if not sides:
+        return []
+    there = {run: set(part.sample_id) for run, part in diagnosis.read(con, sides).groupby("run_id")}
+    first = there.get(sides[0].run_id, set())
+    return diagnosis_page.tables(con, [side for side in sides if first <= there.get(side.run_id, set())])
 
 
 def _figures(con, lab, study: dict, rows: pd.DataFrame) -> list:
@@ -155,6 +177,12 @@ def clusters_left_out(con: duckdb.DuckDBPyConnection) -> list[ReportTable]:
 def explain(lab: Path | str) -> str:
     """What the tables of a lab hold, in words, and whether its adapters were warm-started."""
     return " ".join(part for part in (EXPLAIN, warm_start_in_words(lab)) if part)
+
+
+def _explained(lab: Path | str, tables: list[ReportTable]) -> str:
+    """What stands above a report's tables: of results, of diagnoses, or of both."""
+    names = {table.name for table in tables}
+    return " ".join([explain(lab)] * ("results" in names) + [diagnosis_page.LEGEND] * ("diagnoses" in names))
 
 
 def _markdown(tables: list[ReportTable], words: str) -> str:

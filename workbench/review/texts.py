@@ -166,7 +166,7 @@ def read_tokens(con: duckdb.DuckDBPyConnection, run_id: str, step: int, sample_i
 
 
 def top_divergence(con: duckdb.DuckDBPyConnection) -> float:
-    """Where the ribbon's colour is fullest: the lab's 98th percentile of D per token, so that it is one scale for
-    every text of a lab."""
-    top = of_lab(con, "SELECT quantile_cont(d, 0.98) FROM raw.scored_tokens")
+    """Where the ribbon's colour is fullest: the lab's 98th percentile of D per token (of M where nothing has a teacher), so
+    that it is one scale for every text of a lab."""
+    top = of_lab(con, "SELECT coalesce(quantile_cont(d, 0.98), quantile_cont(m, 0.98)) FROM raw.scored_tokens")
     return float(top) if top else 1.0
