@@ -246,7 +246,7 @@ def test_a_base_llm_gives_d_and_f_over_the_tokens_that_both_know(place, texts, q
 def test_a_deaf_control_hears_another_texts_recording_and_a_silent_one_silence(place, texts, ours):
     heard = {}
 
-    class Listens(speech_llms.Checkpoint):
+    class Listens(speech_llms.CheckpointLLM):
         def logits(self, prompt, ids):
             for part in prompt:
                 if isinstance(part, Recording):
@@ -283,7 +283,7 @@ def test_a_text_with_an_answer_is_spoken_whole_and_shown_with_it(tmp_path):
     assert set(tiny.TEXTS[:3]) <= set(whole) and len(whole) == 6
     one = whole[tiny.TEXTS[0]]
     assert one.answer == " Yes, it is." and one.speech_s == one.sounds[0].row["duration_s"] and one.start == len(tiny.TEXTS[0])
-    model = speech_llms.Checkpoint(SpeechLM.build(tiny.config(), place).eval(), "fresh")
+    model = speech_llms.CheckpointLLM(SpeechLM.build(tiny.config(), place).eval(), "fresh")
     done = diagnosis.diagnose(place, model, found, controls=())
     con = store.connect(place)
     card = divergences.card(con, divergences.ScoredCheckpoint(done.runs["speech"], 0, "fresh"), one.sample_id)
@@ -358,7 +358,7 @@ def test_views_show_diagnoses_beside_scorings_in_whatever_spans_the_lab_compares
     lm = SpeechLM.from_pretrained(ours, place).eval()
     for spans in ((1, 4), (2, 3)):
         score(place, lm, "r00000000000a", 5, corpora.of_speech(store.connect(place), ["natural"]), "natural", span_units=spans)
-    done = diagnosis.diagnose(place, speech_llms.Checkpoint(lm, "mine"), passages.read_texts(place, "natural"), controls=())
+    done = diagnosis.diagnose(place, speech_llms.CheckpointLLM(lm, "mine"), passages.read_texts(place, "natural"), controls=())
     con = store.connect(place)
     seen = con.execute("select distinct run_id, span_min, span_max from misalignment order by all").fetchall()
     assert seen == sorted([("r00000000000a", 2, 3), (done.runs["speech"], 0, 0)])
@@ -443,7 +443,7 @@ def test_interrupted_it_goes_on_where_it_was_and_measures_nothing_twice(place, t
     monkeypatch.setattr(diagnosis, "PART", 2)
     calls = []
 
-    class Stops(speech_llms.Checkpoint):
+    class Stops(speech_llms.CheckpointLLM):
         stop = None
 
         def logits(self, prompt, ids):
@@ -471,7 +471,7 @@ def test_interrupted_it_goes_on_where_it_was_and_measures_nothing_twice(place, t
     calls.clear()
     diagnosis.diagnose(place, model, texts, controls=("deaf", "silent"))
     assert not calls
-    whole = diagnosis.diagnose(place, speech_llms.Checkpoint(model.model, "whole"), texts, controls=())
+    whole = diagnosis.diagnose(place, speech_llms.CheckpointLLM(model.model, "whole"), texts, controls=())
     con, rows = store.connect(place), "select sample_id, m, d, f from raw.divergences where run_id = ? order by 1"
     assert con.execute(rows, [done.runs["speech"]]).fetchall() == con.execute(rows, [whole.runs["speech"]]).fetchall()
 
@@ -575,7 +575,7 @@ def test_a_speech_lm_of_real_parts_that_has_learned_nothing_is_shown_to_be_deaf(
         adapter=AdapterConfig(layers=1, width=64, mlp=128, heads=4, kv_heads=2, match_embedding_rms=True),
     )
     lm = SpeechLM.build(config, place).eval()
-    done = diagnosis.diagnose(place, speech_llms.Checkpoint(lm, "untrained"), passages.read_texts(place, "natural"))
+    done = diagnosis.diagnose(place, speech_llms.CheckpointLLM(lm, "untrained"), passages.read_texts(place, "natural"))
     con = store.connect(place)
     (side,) = [side for side in shown.diagnosed(con) if side.run_id == done.runs["speech"]]
     row = shown.compared(con, [side]).to_dict("records")[0]

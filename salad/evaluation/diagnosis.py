@@ -23,9 +23,9 @@ import store
 from salad.config import LLMConfig
 from salad.data import corpora
 from salad.errors import SaladError
-from salad.evaluation.passages import Passage, Piece, Sound, Texts
+from salad.evaluation.passages import DiagnosisTexts, Piece, Sound, SpokenPrompt
 from salad.evaluation.scoring import Recording
-from salad.evaluation.speech_llms import Checkpoint, SpeechLLM
+from salad.evaluation.speech_llms import CheckpointLLM, SpeechLLM
 from salad.models.names import folder_sha256, resolve
 from salad.models.speech_lm import load_llm, load_tokenizer
 from salad.objective.logits import kl, log_softmax_
@@ -86,7 +86,7 @@ class Base:
 
 def base_of(name: str, model: SpeechLLM, lab: Path | str, device: str = "cpu") -> Base | None:
     """The base LLM for a model; SaladError for a checkpoint of ours, which knows its teacher."""
-    if isinstance(model, Checkpoint):
+    if isinstance(model, CheckpointLLM):
         raise SaladError(f"--base {name}: {model.name} is a checkpoint of salad, which knows the LLM that it was made from")
     return Base(name, model, lab, device)
 
@@ -143,10 +143,11 @@ class Diagnosis(NamedTuple):
 
     runs: dict[str, str]
     step: int
-    texts: Texts
+    texts: DiagnosisTexts
 
 
-def diagnose(lab: Path | str, model: SpeechLLM, texts: Texts, base: Base | None = None, controls: Iterable[str] = CONDITIONS[1:],
+def diagnose(lab: Path | str, model: SpeechLLM, texts: DiagnosisTexts, base: Base | None = None,
+             controls: Iterable[str] = CONDITIONS[1:],
              instruction: str | None = None, seed: int = 0, progress: Progress | None = None) -> Diagnosis:  # fmt: skip
     """Publish `divergences` and `token_divergences` of a speech LLM on texts, and of its controls (`deaf`, `silent`).
 
@@ -180,10 +181,10 @@ def diagnose(lab: Path | str, model: SpeechLLM, texts: Texts, base: Base | None 
             for other in runs.values():
                 if other is not run:
                     other.status(state="done", ended_at=now())
-    return Diagnosis({c: run.run_id for c, run in runs.items()}, model.step, Texts(passages, texts.corpus, notes))
+    return Diagnosis({c: run.run_id for c, run in runs.items()}, model.step, DiagnosisTexts(passages, texts.corpus, notes))
 
 
-def _longest(passage: Passage) -> float:
+def _longest(passage: SpokenPrompt) -> float:
     return max(sound.end_s for sound in passage.sounds)
 
 
@@ -202,7 +203,7 @@ def _run(lab: Path | str, model: SpeechLLM, base: Base | None, condition: str, i
 class _Work:
     """A diagnosis of some passages in some conditions, as far as it is not in the lab yet."""
 
-    def __init__(self, lab: Path, model: SpeechLLM, base: Base | None, runs: dict[str, RunFolder], passages: list[Passage],
+    def __init__(self, lab: Path, model: SpeechLLM, base: Base | None, runs: dict[str, RunFolder], passages: list[SpokenPrompt],
                  seed: int):  # fmt: skip
         self.lab, self.model, self.base, self.runs, self.passages = lab, model, base, runs, passages
         self.spell = Spelling(model.tokenizer, len(model.tokenizer))
@@ -216,7 +217,7 @@ class _Work:
             there = [sounds[b][key] for key in sorted(sounds[b])]
             self.others |= {key: there[n % len(there)] for n, key in enumerate(sorted(sounds[a]))}
 
-    def missing(self) -> list[tuple[Passage, list[str]]]:
+    def missing(self) -> list[tuple[SpokenPrompt, list[str]]]:
         """The passages that have no rows yet, and in which conditions. SaladError for one that has those of another answer."""
         con, known = store.connect(self.lab), {}
         for condition, run in self.runs.items():
@@ -241,7 +242,7 @@ class _Work:
                 out.append((one, lacking))
         return out
 
-    def do(self, missing: list[tuple[Passage, list[str]]], progress: Progress) -> None:
+    def do(self, missing: list[tuple[SpokenPrompt, list[str]]], progress: Progress) -> None:
         """Measure and publish them, PART at a time. A recording that cannot be read is passed over, and told at the end."""
         faults: list[str] = []
         for start in range(0, len(missing), PART):
@@ -265,7 +266,7 @@ class _Work:
         for table, found in zip(TABLES, (tokens, rows), strict=True):
             store.publish(self.lab, table, found, made_from)
 
-    def _measure(self, one: Passage, conditions: list[str]) -> dict[str, tuple[pa.Table, pa.Table]]:
+    def _measure(self, one: SpokenPrompt, conditions: list[str]) -> dict[str, tuple[pa.Table, pa.Table]]:
         """condition -> (rows of `token_divergences`, the row of `divergences`) of a passage."""
         model = self.model
         ids = model.encode(one.answer)
@@ -301,7 +302,7 @@ class _Work:
         samples = corpora.audio_of(self.lab, sound.row, rate)[: max(1, round(sound.end_s * rate))]
         return Recording(f"{sound.row['synthesis_id']}-{sound.end_s}", samples)
 
-    def _rows(self, one: Passage, ids: list[int], found: Measured, run_id: str) -> tuple[pa.Table, pa.Table]:
+    def _rows(self, one: SpokenPrompt, ids: list[int], found: Measured, run_id: str) -> tuple[pa.Table, pa.Table]:
         n = len(ids)
         key = {"run_id": run_id, "step": self.model.step, "sample_id": one.sample_id, "synthesis_id": one.synthesis_id,
                "pattern": 0, "span_min": 0, "span_max": 0}  # fmt: skip
@@ -327,7 +328,7 @@ class _Work:
         return tokens, row
 
 
-def _times(one: Passage, chars: np.ndarray) -> dict[str, pa.Array]:
+def _times(one: SpokenPrompt, chars: np.ndarray) -> dict[str, pa.Array]:
     """start_s and end_s of an answer's tokens, where the recording goes on with it after the prompt; that part is not heard."""
     sound = one.pieces[-1].sound
     words = sound.row["words"] if one.first == 0 and sound is not None else None
@@ -354,8 +355,8 @@ def _ends(tokenizer, ids: Sequence[int], answer: str) -> list[int]:
 # --- clusters ---
 
 
-def cluster(lab: Path | str, model: SpeechLLM, texts: Texts, k: int | None = None, embedder: str | None = None, seed: int = 0,
-            progress: Progress | None = None) -> list[str]:  # fmt: skip
+def cluster(lab: Path | str, model: SpeechLLM, texts: DiagnosisTexts, k: int | None = None, embedder: str | None = None,
+            seed: int = 0, progress: Progress | None = None) -> list[str]:  # fmt: skip
     """See to it that diagnosed texts are in clusters; returns notes where they are not.
 
     Without `k`, the lab's newest clustering is left as it is, for selections and views go by it: only where the lab has none

@@ -38,7 +38,7 @@ class Piece(NamedTuple):
     sound: Sound | None = None
 
 
-class Passage(NamedTuple):
+class SpokenPrompt(NamedTuple):
     """A prompt, in pieces, and the answer that follows it, with the blank before it. `start`: the character at which the
     answer begins (its blank not counted), in the text of the sample, or counting on from its end; `first`: the lowest
     character that is a token's of the answer, so that a blank that the text does not hold is none of it."""
@@ -69,18 +69,18 @@ class Passage(NamedTuple):
         return sum(sound.end_s for sound in self.sounds)
 
 
-class Texts(NamedTuple):
+class DiagnosisTexts(NamedTuple):
     """What a model is diagnosed on. `corpus`: whose samples these are, None where they are of several; `notes`: what was left
     out and why, a line each."""
 
-    passages: list[Passage]
+    passages: list[SpokenPrompt]
     corpus: str | None
     notes: list[str]
 
 
 def read_texts(lab: Path | str, name: str, limit: int | None = 256, seed: int = 0, voices: list[str] | None = None,
                tts: str | None = None, asr: str | None = None, instruction: str | None = None,
-               progress: Progress | None = None) -> Texts:  # fmt: skip
+               progress: Progress | None = None) -> DiagnosisTexts:  # fmt: skip
     """The passages of `name`: a folder of lab/speech, a corpus of the lab, or a task.
 
     Of a corpus or a folder, `limit` texts that `seed` draws; of a task its first items. A text with an answer of its own
@@ -128,7 +128,7 @@ def _dicts(con, sql: str, *values: object) -> list[dict]:
 
 
 def _of_samples(name: str, texts: list[dict], speak: Callable[[list[dict]], list[dict]], limit: int | None, seed: int,
-                before: tuple[Piece, ...]) -> Texts:  # fmt: skip
+                before: tuple[Piece, ...]) -> DiagnosisTexts:  # fmt: skip
     """Passages of samples, each once for every recording that it has. `speak`: rows of `syntheses` for the chosen ones."""
     left_out: Counter[str] = Counter()
     texts = sorted(texts, key=lambda one: hashlib.sha256(f"{seed} {one['sample_id']}".encode()).digest())
@@ -147,14 +147,14 @@ def _of_samples(name: str, texts: list[dict], speak: Callable[[list[dict]], list
             left_out["have no word times, so their recording cannot be divided (`salad prepare speech` aligns it)"] += 1
             continue
         first = len(one["text"]) if one["answer"] else 0
-        passages.append(Passage(row["sample_id"], (*before, Piece(prompt, Sound(row, end_s))), answer, start, first))
+        passages.append(SpokenPrompt(row["sample_id"], (*before, Piece(prompt, Sound(row, end_s))), answer, start, first))
     transcribed = {passage.sample_id for passage in passages}
     if not passages:
         why = "; ".join(f"{n} {what}" for what, n in left_out.items() if n) or "none of its recordings has a transcript"
         raise SaladError(f"{name} has nothing to diagnose on: {why}")
     notes = [f"{n} texts of {name} {what}: left out" for what, n in left_out.items() if n]
     of = {by_id[sample]["corpus"] for sample in transcribed}
-    return Texts(passages, of.pop() if len(of) == 1 else None, notes)
+    return DiagnosisTexts(passages, of.pop() if len(of) == 1 else None, notes)
 
 
 def _divided(one: dict) -> tuple[str, str, int] | None:
@@ -178,7 +178,7 @@ def _end_of(row: dict, start: int) -> float | None:
 
 
 def _of_task(lab: Path | str, name: str, limit: int | None, voices: list[str] | None, tts: str | None, asr: str | None,
-             before: tuple[Piece, ...], there: list[str]) -> Texts:  # fmt: skip
+             before: tuple[Piece, ...], there: list[str]) -> DiagnosisTexts:  # fmt: skip
     try:
         task = harness.load(lab, name)
     except SaladError as error:
@@ -204,7 +204,7 @@ def _of_task(lab: Path | str, name: str, limit: int | None, voices: list[str] | 
                     pieces.append(Piece(harness.unmarked(text)))
             answer = f" {(item.reference or '').split(';')[0].strip()}" if task.generates else request[item.answer].args[1]
             sample = spoken.context_sample(item)[0]
-            passage = Passage(sample, _blanks(pieces), answer, len(item.context), len(item.context))
+            passage = SpokenPrompt(sample, _blanks(pieces), answer, len(item.context), len(item.context))
             if (sample, passage.synthesis_id) in seen or not answer.strip():
                 twice += 1
                 continue
@@ -213,7 +213,7 @@ def _of_task(lab: Path | str, name: str, limit: int | None, voices: list[str] | 
     if not passages:
         raise SaladError(f"task {name} has no item that is spoken and has an answer")
     notes = [f"{twice} items of {name} have another's spoken context, or no answer: left out"] if twice else []
-    return Texts(passages, task.spec.name, notes)
+    return DiagnosisTexts(passages, task.spec.name, notes)
 
 
 def _blanks(pieces: list[Piece]) -> tuple[Piece, ...]:

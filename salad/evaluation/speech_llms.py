@@ -63,7 +63,7 @@ class SpeechLLM:
         return None
 
 
-class Checkpoint(SpeechLLM):
+class CheckpointLLM(SpeechLLM):
     """A SpeechLM of ours. Its teacher is the original LLM, so D and F are always measured."""
 
     def __init__(self, model: SpeechLM, name: str, run_id: str | None = None, step: int = 0):
@@ -183,10 +183,10 @@ def load(spec: str, lab: Path | str, name: str | None = None, device: str = "cpu
     run = found[1] if found else _newest_of(lab, spec)
     if run is not None:
         model, step = lookup.model_of(lab, run, int(found[2]) if found and found[2] else None)
-        return Checkpoint(model.to(device), name or _contender(lab, run), run, step)
+        return CheckpointLLM(model.to(device), name or _contender(lab, run), run, step)
     for folder in (Path(lab) / spec, Path(spec)):
         if (folder / SETTINGS).is_file():
-            return Checkpoint(SpeechLM.from_pretrained(folder, lab).eval().to(device), name or folder.resolve().name)
+            return CheckpointLLM(SpeechLM.from_pretrained(folder, lab).eval().to(device), name or folder.resolve().name)
     kind, _, rest = spec.partition(":")
     if rest and kind in KINDS:
         return TransformersLLM(kind, rest, name or spec, lab, device)
