@@ -1,7 +1,6 @@
 """Carrying a run, a selection or a table to a colleague's lab: a bundle is a small lab, and an import is a merge.
 
-A bundle's manifest is written last, and nothing is read that is no plain file. Ids and times are kept, so that units
-merge as the log orders them, in whichever direction they go."""
+A bundle's manifest is written last, only plain files are read, and ids and times are kept: units merge as the log orders them."""
 
 import contextlib
 import fnmatch
@@ -126,9 +125,9 @@ def export(lab: Path | str | None, what: str, to: Path | str) -> dict[str, Any]:
     """Write a run (r...), a selection (l...) or a table into the folder `to`, with all that it rests on.
 
     The bundle is a lab of its own: parents, clustering, texts, speech, divergences, decisions, run folders with their
-    checkpoints, and the log of its units. Its manifest, `bundle.json`, is written last: it names every file and its
-    sha256, and an export that was killed has none that is complete. Returns what is in it: rows by table, bytes of audio
-    and run folders. Raises StoreError where there is no such thing, `to` holds something, or the disk refuses."""
+    checkpoints, and the log of its units. Its manifest, `bundle.json`, is written last and names every file with its
+    sha256; an unfinished export has none. Returns rows by table, bytes of audio and of run folders. Raises StoreError
+    where the lab has no such thing, `to` is not empty, or writing fails."""
     lab, to = lab_path(lab), Path(to).expanduser().resolve()
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise StoreError(f"{to} is there already and not empty; name a new folder")
@@ -272,11 +271,13 @@ def _write_events(folder: Path, lines: list[bytes]) -> int:
 
 
 def _checked_list(bundle: Path) -> None:
-    """StoreError unless everything in a bundle is a plain file and as its manifest says. A lab has no such manifest."""
+    """Raise StoreError unless every file of a bundle is a plain file and matches its manifest, which a whole lab lacks."""
     for path in _parts(bundle):
         if path.is_symlink() or not path.is_file():
             name = path.relative_to(bundle)
-            raise StoreError(f"{bundle} holds {name}, which is no plain file; nothing was imported: links are not followed")
+            raise StoreError(
+                f"{bundle} holds {name}, which is not a plain file; nothing was imported, because links are not followed"
+            )
     if (bundle / MANIFEST).is_symlink():
         raise StoreError(f"{bundle / MANIFEST} is a link; nothing was imported")
     try:

@@ -138,7 +138,7 @@ def scoring_spans(lab: Path, units_by_table: dict[str, list[Unit]], runs: pa.Tab
                 newer.append(str(unit.path))
     try:
         scored = dict(_ranges_of(tuple(sorted(newer)))) if newer else {}
-    except duckdb.Error:  # a file that goes while it is read: whoever queries it is told
+    except duckdb.Error:  # a file that is removed meanwhile: a query of it fails with a message
         scored = {}
     for spans, checkpoints in checkpoints_by_span.items():
         scored[spans] = scored.get(spans, 0) + len(checkpoints)

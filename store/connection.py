@@ -50,7 +50,7 @@ def _warn(lab: Path, damage: list[Damage]) -> None:
 
 
 def refresh(con: Connection) -> None:
-    """Pick up what others have published, said and logged since. What is damaged is left out, with a warning."""
+    """Show the units, events and metrics that others have written since. Damaged files are left out, with a warning."""
     if type(con) is sql.LockedConnection:
         con.mark_stale()
     bare = _bare(con)
@@ -127,7 +127,7 @@ def _bare(con: Connection) -> duckdb.DuckDBPyConnection:
 
 def version(con: Connection, *tables: str) -> tuple:
     """Equal as long as these tables hold the same under this connection (`connect`'s): `refresh` changes it where
-    somebody has published or said something. For what is computed from tables once and kept."""
+    somebody has published a unit or appended an event. For what is computed from tables once and kept."""
     changes = _state[_bare(con)]["changes"]
     return tuple(changes[name] for name in tables)
 
@@ -205,7 +205,7 @@ def audio(con: Connection, synthesis_id: str) -> bytes:
 
 def renew_soon(lab: Path | str | None = None, after_s: float = 10.0) -> None:
     """`renew` in the background once nobody has asked for it for `after_s` seconds, or when this process ends: for
-    a review session, which renews after its last click and not at each. A lab that cannot be written is let be."""
+    a review session, which renews after its last click and not at each. Read-only labs are skipped."""
     lab = lab_path(lab)
 
     def due():

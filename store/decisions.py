@@ -1,4 +1,4 @@
-"""Saying something about a lab: an event; a rule is tried on the texts that it is about before it is set."""
+"""Appending an event to a lab; a rule is first tried on the texts that it decides about."""
 
 import warnings
 from pathlib import Path
@@ -11,10 +11,10 @@ from .rules import check_rule, try_rule
 
 
 def append(lab: Path | str | None, table: str, **fields: Any) -> dict[str, Any]:
-    """Say something: an event of `decisions`, `votes` or `run_notes`, on the disk when this returns.
+    """Append an event of `decisions`, `votes` or `run_notes`; it is on the disk when this returns.
 
     Id, time (UTC) and author are filled in where they are not given. `clock` is later than that of every event in the
-    lab, whatever the machine's time is: what is said last stands. A rule is tried first: one that fails on every text is
+    lab, whatever the machine's time is: the last event stands. A rule is tried first: one that fails on every text is
     refused, one that fails on some is set with a DamagedWarning. Returns the event as written. Raises StoreError where a
     field is unknown, missing or of the wrong kind, and where the disk refuses."""
     if table == "decisions" and fields.get("target") == "rule" and fields.get("verdict") != "undo" and fields.get("rule"):

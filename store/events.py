@@ -1,4 +1,4 @@
-"""Events: what people and processes say, one append-only JSONL file per writing process.
+"""Events (decisions, votes, notes): one append-only JSONL file per writing process.
 
 Nothing is updated in place: undo is an event. Every line carries its own checksum, and a manifest beside the file,
 written after its first line, says that there is one."""
@@ -63,13 +63,13 @@ def _checked(table: str, fields: dict) -> dict:
         try:
             event["at"] = datetime.datetime.fromisoformat(event["at"])
         except ValueError:
-            raise StoreError(f"{table}: at: {event['at']!r} is no ISO time") from None
+            raise StoreError(f"{table}: at: {event['at']!r} is not an ISO 8601 time") from None
     if event["at"].tzinfo is None:
         raise StoreError(f"{table}: at: give the time with its zone (UTC)")
     event["at"] = event["at"].astimezone(datetime.UTC)
     for column, allowed in CHOICES.get(table, {}).items():
         if column in event and event[column] not in allowed:
-            raise StoreError(f"{table}: {column} {event[column]!r} is none of {', '.join(allowed)}")
+            raise StoreError(f"{table}: {column} {event[column]!r} is not one of {', '.join(allowed)}")
     if table == "decisions":
         undo = event.get("verdict") == "undo"
         needed = ["undoes"] if undo else ["selection_id", "target"]
@@ -90,10 +90,10 @@ def _checked(table: str, fields: dict) -> dict:
 
 
 def append(lab: Path | str | None, table: str, **fields: Any) -> dict[str, Any]:
-    """Say something: an event of `decisions`, `votes` or `run_notes`, on the disk when this returns.
+    """Append an event of `decisions`, `votes` or `run_notes`; it is on the disk when this returns.
 
     Id, time (UTC), author and clock are filled in (the first three where they are not given). `clock` is later than that of
-    every event in the lab, whatever the machine's time is: what is said last stands. Returns the event as written. Raises
+    every event in the lab, whatever the machine's time is: the last event stands. Returns the event as written. Raises
     StoreError where a field is unknown, missing or of the wrong kind, and where the disk refuses."""
     lab, event = lab_path(lab), _checked(table, fields)
     with _lock:
@@ -117,7 +117,8 @@ def append(lab: Path | str | None, table: str, **fields: Any) -> dict[str, Any]:
 
 
 def finished(path: Path) -> bool:
-    """Whether no process writes to an event file any more. One that is gone nobody writes to: see `_Writer`."""
+    """Whether no process writes to an event file any more. An Appender never goes on with
+    a file that is gone."""
     if path.name.startswith(("merged-", "imported-")) or not path.with_suffix(".jsonl").exists():
         return True
     return jsonl.writer_ended(path)
@@ -182,13 +183,13 @@ def _fault(event: dict) -> str | None:
             try:
                 jsonl.plain(json.loads(value))
             except (ValueError, RecursionError):
-                return f"{column.name}: {value!r:.40} is no JSON"
+                return f"{column.name}: {value!r:.40} is not JSON"
         elif type == schema.TIME:
             try:
                 event[column.name] = value = datetime.datetime.fromisoformat(value)
                 moment(value)
             except (TypeError, ValueError, OverflowError, StoreError):
-                return f"{column.name}: {value!r:.40} is no time"
+                return f"{column.name}: {value!r:.40} is not a time"
         else:
             fits = {
                 schema.TEXT: isinstance(value, str),
@@ -198,7 +199,7 @@ def _fault(event: dict) -> str | None:
                 schema.BIG: isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63,
             }
             if not fits[type]:
-                return f"{column.name}: {value!r:.40} is no {schema.sql_type(type)}"
+                return f"{column.name}: {value!r:.40} is not a {schema.sql_type(type)}"
     if event.get("clock") is None:  # written before there was one
         event["clock"] = max(0, moment(event["at"]))
     elif not 0 <= event["clock"] <= LATEST_CLOCK:
@@ -263,7 +264,7 @@ def _latest_clock(lab: Path) -> int:
 def read(lab: Path, as_of: int | None = None) -> tuple[dict[str, pa.Table], list[Damage]]:
     """Every event by table, each once, in the order of their clocks, and the lines that had to be left out.
 
-    `as_of`: a reading of the clock; what was said until then."""
+    `as_of`: a reading of the clock; only events up to then."""
     by_id: dict[str, dict[str, dict]] = {name: {} for name in ID}
     with _lock:
         cache = _read.setdefault(str(lab), {})
@@ -302,7 +303,7 @@ def read(lab: Path, as_of: int | None = None) -> tuple[dict[str, pa.Table], list
         earlier_rows, table = _made.get((str(lab), name), ([], None))
         if table is None or rows[: len(earlier_rows)] != earlier_rows:
             table = _arrow(declared, rows)
-        elif len(rows) > len(earlier_rows):  # a click adds one event, and should not cost all that were said before
+        elif len(rows) > len(earlier_rows):  # a click adds one event, and should not cost rereading all earlier ones
             table = pa.concat_tables([table, _arrow(declared, rows[len(earlier_rows) :])]).combine_chunks()
         _made[str(lab), name] = rows, table
         tables[name] = table

@@ -184,7 +184,7 @@ def accept(lab: Path | str | None, name: str) -> None:
 def _manifest(path: Path) -> dict | str:
     try:
         manifest = json.loads(path.read_bytes())
-        return manifest if isinstance(manifest, dict) else "is no manifest"
+        return manifest if isinstance(manifest, dict) else "is not a manifest"
     except (ValueError, RecursionError):
         return "is not JSON"
     except OSError as error:

@@ -50,7 +50,7 @@ def moment(at: str | datetime.datetime) -> int:
     try:
         time = datetime.datetime.fromisoformat(at) if isinstance(at, str) else at
     except ValueError:
-        raise StoreError(f"{at!r} is no time such as 2026-11-27T10:00Z") from None
+        raise StoreError(f"{at!r} is not a time such as 2026-11-27T10:00Z") from None
     if time.tzinfo is None:
         raise StoreError(f"{at}: give the time with its zone, such as {time.isoformat()}Z for UTC")
     return (time - datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)) // datetime.timedelta(microseconds=1)
@@ -85,7 +85,7 @@ def _fault(entry: dict) -> str | None:
         return f"an unknown operation {str(entry.get('op'))!r:.40}"
     after = entry.get("after", {})
     if not isinstance(after, dict) or not all(isinstance(seq, int) and seq >= 1 for seq in after.values()):
-        return "`after` is no list of writers and numbers"
+        return "`after` does not map writers to numbers"
     if entry["op"] in ("publish", "found", "remove", "prefer"):
         named = isinstance(entry.get("table"), str) and isinstance(entry.get("unit_id"), str)
         if not named or entry["table"] not in schema.TABLES:
@@ -317,7 +317,7 @@ def carry(lab: Path, entries: list[dict]) -> None:
 
 
 def rows(lab: Path | str | None = None, as_of: str | None = None) -> list[dict]:
-    """The log's entries in order, with who, when and what. Raises StoreError where `as_of` is no time."""
+    """The log's entries in order, with who, when and what. Raises StoreError where `as_of` is not a time."""
     history = read(lab_path(lab))
     if as_of is not None:
         history = history.until(moment(as_of))

@@ -71,13 +71,13 @@ def read_new(path: Path, earlier: Lines | None) -> Lines:
 
 
 def plain(value: Any, depth: int = 0) -> Any:
-    """`value`, as `json` reads it, where every other reader takes it too; else ValueError: a text that is no Unicode, a
+    """`value`, as `json` reads it, where every other reader takes it too; else ValueError: a text that is not Unicode, a
     number that is not finite or no 64-bit integer, nesting beyond 100."""
     if depth > 100:
         raise ValueError("nested too deeply")
     if isinstance(value, str):
         if not value.isascii() and re.search("[\ud800-\udfff]", value):
-            raise ValueError("a text that is no Unicode")
+            raise ValueError("a text that is not Unicode")
     elif isinstance(value, dict):
         for key, child in value.items():
             plain(key, depth + 1)

@@ -1,4 +1,4 @@
-"""One row a key: rows of two units that have the same key are told once, and where they differ, that is said.
+"""One row a key: of rows of two units that have the same key one is shown, and where they differ, `damaged` says so.
 
 A table's key is declared in schema.py. Of the rows with one key those of the unit that a user preferred are shown
 (`salad verify --prefer UNIT`), else those of the unit published last, by the log's clock. Which rows lose is found out

@@ -151,7 +151,7 @@ def parsed(text: str) -> tuple[dict[str, Any] | None, str | None]:
     except ValueError as error:
         return None, f"it is not JSON ({error})"
     if not isinstance(value, dict):
-        return None, f"it is no JSON object but {'null' if value is None else 'a ' + type(value).__name__}"
+        return None, f"it is not a JSON object but {'null' if value is None else 'a ' + type(value).__name__}"
     if "\\ud" in text.lower() and has_surrogate(value) or _SURROGATE.search(text):
-        return None, "it holds half of a surrogate pair, which is no character"
+        return None, "it holds half of a surrogate pair, which is not a character"
     return value, None

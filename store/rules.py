@@ -62,9 +62,9 @@ def _refused(name: str) -> str | None:
     scalar = [stability for kind, stability, _ in functions if kind == "scalar"]
     macros = [definition for kind, _, definition in functions if kind == "macro"]
     if any(stability != "CONSISTENT" for stability in scalar):
-        return f"{name}() does not say the same each time"
+        return f"{name}() does not give the same value each time"
     if not scalar and not macros:
-        return f"{name}() is no function of one row" if functions else f"there is no function {name}()"
+        return f"{name}() is not a function of one row" if functions else f"there is no function {name}()"
     for definition in macros:
         for inner in _functions(sql.syntax_tree(f"SELECT {definition}")):
             if inner != name and _refused(inner):
@@ -134,14 +134,14 @@ def holds(rule: str) -> str:
 
 
 def fails(rule: str) -> str:
-    """The condition under which a rule cannot be told for a row."""
+    """The condition under which evaluating a rule fails on a row."""
     return f"TRY(coalesce(({rule}\n), false)) IS NULL"
 
 
 def try_rule(con: duckdb.DuckDBPyConnection, rule: str, selection_id: str | None = None) -> Trial:
     """Ask a rule of the texts of a selection, or of all: how many it holds for and how many it fails on, before it is set.
 
-    Raises StoreError where it is no rule, or fails on every text."""
+    Raises StoreError where it is not a valid rule, or fails on every text."""
     check_rule(rule)
     where = "" if selection_id is None else f" WHERE selection_id = {catalogue.quoted(selection_id)}"
     cursor = con.cursor()

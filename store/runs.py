@@ -65,7 +65,7 @@ def _cell(column: schema.Column, value):
     if column.json:
         return json.dumps(plain(value), ensure_ascii=False)
     if isinstance(value, (dict, list)):
-        raise ValueError(f"{str(value)!r:.40} is no {schema.sql_type(column.type)}")
+        raise ValueError(f"{str(value)!r:.40} is not a {schema.sql_type(column.type)}")
     if column.type == schema.TIME:
         time = _time(value)
         if time is not None:
@@ -106,7 +106,7 @@ def _of_status(status: dict) -> dict:
     document = {key: value for key, value in status.items() if key not in ("sum", "status", "run_id")}
     names = document.get("metrics_files") or []
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise ValueError("metrics_files: is no list of names")
+        raise ValueError("metrics_files: is not a list of names")
     return {"status": None, **_cells(document, {"status": "state"})}
 
 
@@ -119,7 +119,7 @@ def _values(line: dict) -> list[tuple]:
         if (number is not None or name == "step") and (
             not isinstance(number, int) or isinstance(number, bool) or abs(number) >= 2**63
         ):
-            raise ValueError(f"{name}: {number!r:.40} is no number of {name}s")
+            raise ValueError(f"{name}: {number!r:.40} is not a number of {name}s")
     if not isinstance(values, dict):
         raise ValueError("it has no values")
     try:
@@ -127,11 +127,11 @@ def _values(line: dict) -> list[tuple]:
         if at is not None:
             moment(at)
     except (ValueError, TypeError, OverflowError, StoreError):
-        raise ValueError(f"at: {line.get('at')!r:.40} is no time") from None
+        raise ValueError(f"at: {line.get('at')!r:.40} is not a time") from None
     rows = []
     for name, value in values.items():
         if value is not None and not isinstance(value, (int, float)):
-            raise ValueError(f"{name}: {value!r:.40} is no number")
+            raise ValueError(f"{name}: {value!r:.40} is not a number")
         try:
             value = None if value is None or not math.isfinite(value) else float(value)
         except OverflowError:

@@ -272,7 +272,7 @@ class LockedConnection:
         return self._worker.ask(sql, parameters, timeout_s or self._timeout_s)
 
     def mark_stale(self) -> None:
-        """The next query sees what others have published and said since."""
+        """The next query reads what others have written since."""
         self._worker.stale = True
 
     def execute(self, query: str, parameters: Parameters = None, timeout_s: float | None = None) -> "LockedConnection":

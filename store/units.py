@@ -348,7 +348,7 @@ def _scan(lab: Path, remembered: bool, as_of: int | None) -> tuple[dict[str, lis
 def _resolve(
     then: history.History, past: history.History, table: str, units: list[tuple[Unit, int]], as_of: int | None = None
 ) -> tuple[list[Unit], list[Damage]]:
-    """Units of one table such that every row is told once, whatever has been merged, replaced or copied; and those that
+    """Units of one table such that every row is shown once, whatever has been merged, replaced or copied; and those that
     the log names and that are gone. `units` come with the times of their manifests, for those that no log knows.
 
     Of a unit that was published more than once, the version published last stands. A merged unit stands for its

@@ -124,13 +124,13 @@ def forget(lab: Path, name: str) -> None:
 
 
 def _unlike(path: Path, manifest: dict) -> str | None:
-    """Why a Parquet file whose bytes are as its manifest says is none of its table, or None."""
+    """Why a Parquet file whose bytes are as its manifest says does not fit its table, or None."""
     table = schema.TABLES[manifest["table"]]
     try:
         with pq.ParquetFile(path) as file:
             columns, rows = file.schema_arrow, file.metadata.num_rows
     except (OSError, pa.ArrowException) as error:
-        return f"it is no Parquet file ({str(error).splitlines()[0]:.80})"
+        return f"it is not a Parquet file ({str(error).splitlines()[0]:.80})"
     if rows != manifest["rows"]:
         return f"its manifest says {manifest['rows']} rows, it has {rows}"
     for field in table.arrow(min(manifest["schema"], table.version)):

@@ -105,7 +105,7 @@ def serve(questions: int, answers: int) -> None:
         os._exit(1)
 
     threading.Thread(target=follow, daemon=True).start()
-    warnings.simplefilter("ignore")  # what is damaged, the one who asks has said
+    warnings.simplefilter("ignore")  # the asking process has already warned about damaged files
     start = pickle.loads(read_exactly(questions, *struct.unpack("<q", read_exactly(questions, 8))))
     keep_in_memory()  # who only asks writes nothing
     con = connect(start["lab"], as_of=start["as_of"])

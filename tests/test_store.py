@@ -651,7 +651,7 @@ def test_a_strangers_broken_rule_is_left_out_and_told(lab):
         (dict(verdict="reweight", target="sample", sample_id="s", selection_id="l"), "needs weight"),
         (dict(verdict="undo"), "needs undoes"),
         (dict(verdict="drop", target="sample", sample_id="s", selection_id="l", colour="red"), "no column 'colour'"),
-        (dict(verdict="drop", target="sample", sample_id="s", selection_id="l", at="yesterday"), "no ISO time"),
+        (dict(verdict="drop", target="sample", sample_id="s", selection_id="l", at="yesterday"), "not an ISO 8601 time"),
     ],
 )
 def test_events_that_make_no_sense_are_refused(lab, fields, message):
