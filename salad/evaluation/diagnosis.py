@@ -366,8 +366,8 @@ def cluster(lab: Path | str, model: SpeechLLM, texts: DiagnosisTexts, k: int | N
     samples = sorted({one.sample_id for one in texts.passages})
     held = con.execute(
         "SELECT count(DISTINCT sample_id) FROM current_assignments WHERE sample_id IN (SELECT unnest(?))", [samples]
-    ).fetchone()[0]
-    if k is None and con.execute("SELECT count(*) FROM clusters").fetchone()[0]:
+    ).fetchall()[0][0]
+    if k is None and con.execute("SELECT count(*) FROM clusters").fetchall()[0][0]:
         if held == len(samples):
             return []
         return [f"{len(samples) - held} of {len(samples)} texts are in no cluster of the newest clustering; --k N clusters them"]

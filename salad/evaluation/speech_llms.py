@@ -208,7 +208,7 @@ def _newest_of(lab: Path | str, contender: str) -> str | None:
         """SELECT run_id FROM runs WHERE config->>'contender' = ? AND kind IN ('stage1', 'stage2') AND status = 'done'
            ORDER BY ended_at DESC NULLS LAST, run_id DESC LIMIT 1""", [contender]
     ).fetchone()  # fmt: skip
-    return row and row[0]
+    return row[0] if row else None
 
 
 def _contender(lab: Path | str, run_id: str) -> str:

@@ -246,7 +246,7 @@ def summary(lab: Path | str, contender: str, who: str | None, step: int | None,
             f"""select count(distinct voice), avg((not parsed)::int), sum(speech_s), sum(compute_s) from answered
                where {_OF} and task = ? and modality = ? and tts is not distinct from ? and asr is not distinct from ?""",
             [*side, *setting],
-        ).fetchone()  # fmt: skip
+        ).fetchall()[0]  # fmt: skip
         task = setting.task
         accuracy, error = mean_and_error(mine.values())
         teachers = teacher_of(con, side)
