@@ -75,6 +75,12 @@ class EncoderConfig(Frozen):
         description="neighbouring positions in one frame, for encoders that look ahead: Whisper's 50 Hz by 4 is 12.5 Hz",
         json_schema_extra=LATER,
     )
+    layer: int | tuple[float, ...] | None = Field(
+        None,
+        description="which layer's positions: the last, one by its number (0 is what goes into the first), or a weight for each, "
+        "from 0 on",
+        json_schema_extra=LATER,
+    )
 
 
 class WarmStartConfig(Frozen):

@@ -31,8 +31,13 @@ def is_part(name: object) -> bool:
 
 
 def trust(*names: object) -> None:
-    """`allow` those of these names that are parts: what a user's own recipe or option says."""
-    allow(*(str(name) for name in names if is_part(name)))
+    """`allow` those of these names that are parts, or addresses that texts go to: what a user's own recipe or option says."""
+    allow(*(str(name) for name in names if is_part(name) or is_address(name)))
+
+
+def is_address(name: object) -> bool:
+    """Whether a name is that of an endpoint which texts would be sent to (`openai:http://…`)."""
+    return isinstance(name, str) and name.startswith("openai:")
 
 
 def allow(*names: str | None) -> None:
@@ -56,6 +61,11 @@ def check(name: object, where: str) -> None:
         return
     if name in OWN or name in _allowed() or name.partition(":")[0] in _allowed():
         return
+    if is_address(name):
+        raise SaladError(
+            f"{where} names {name}, which texts would be sent to, and what a lab or a checkpoint brings with it is not asked. If "
+            f"you know and want it: {FLAG} {name}, or {VARIABLE}={name} in the environment"
+        )
     raise SaladError(
         f"{where} names {name}, which is code that is not salad's own, and what a lab or a checkpoint brings with it is not "
         f"run. If you know and want it: {FLAG} {name}, or {VARIABLE}={name} in the environment"

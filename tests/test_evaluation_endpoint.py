@@ -14,8 +14,9 @@ import store
 from salad import SaladError
 from salad.evaluation import statistics
 from salad.evaluation.contenders import outside
-from salad.evaluation.endpoint import TOKENS, Endpoint, retry_after
+from salad.evaluation.endpoint import TOKENS, Endpoint
 from salad.evaluation.run import evaluate
+from salad.retry import retry_after
 
 ITEMS = [
     {"item_id": f"e-{n}", "context": f"What is number {n}?", "choices": CHOICES, "answer": n % 3} for n in range(40)

@@ -54,7 +54,7 @@ class FrameSource:
         frames = self.cached.of(spoken) if cached and self.cached is not None else None
         if frames is None:
             frames = self._encode(audio(self.lab, spoken, self.encoder.sample_rate), spans)
-        if self.keep and self.encoder.causal:
+        if self.keep and self.encoder.is_causal:
             self._frames[spoken.synthesis_id] = frames
         return frames
 
@@ -76,7 +76,7 @@ class FrameSource:
         read = map if self._readers is None else self._readers.map
         speech_members = [i for i, m in enumerate(members) if any(span.speech for span in m.spans)]
         frames_by_member: list[np.ndarray | None] = [None] * len(members)
-        if not self.encoder.causal:
+        if not self.encoder.is_causal:
             sounds = list(read(sound, [members[i] for i in speech_members]))
             for i, frames in zip(
                 speech_members, self._encode_spans(sounds, [members[i].spans for i in speech_members]), strict=True
@@ -114,7 +114,7 @@ class FrameSource:
         """Frames of one recording [T]."""
         import torch
 
-        if not self.encoder.causal:
+        if not self.encoder.is_causal:
             return self._encode_spans([sound], [spans])[0]
         return self.encoder(torch.from_numpy(sound).to(self._device())).cpu().numpy()
 

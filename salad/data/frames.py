@@ -124,7 +124,7 @@ class Frames:
 
     def __init__(self, lab: Path | str, encoder: SpeechEncoder, dtypes: tuple[str, ...] = DTYPES):
         self.lab, self.encoder, self.dtypes = Path(lab), encoder, dtypes
-        there = encoder.causal and (self.lab / "frames").is_dir()
+        there = encoder.is_causal and (self.lab / "frames").is_dir()
         self.sha256 = fingerprint(encoder) if there else None
         self._open: OrderedDict[Path, tuple | None] = OrderedDict()
         self._told: set[Path] = set()

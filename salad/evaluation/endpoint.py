@@ -4,14 +4,12 @@ Speech goes as `input_audio` parts, WAV in base64. A key is read from the enviro
 tokens of an answer that names a choice from SALAD_ENDPOINT_TOKENS (16; a reasoning model needs more, for its thoughts count)."""
 
 import base64
-import email.utils
 import http.client
 import io
 import json
 import os
 import string
 import threading
-import time
 import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +18,7 @@ from salad import interrupts
 from salad.errors import SaladError
 from salad.evaluation.scoring import Prompt, Recording
 from salad.models.decoding import before_stop
+from salad.retry import retry_after
 from store.ids import digest
 
 KEY = "SALAD_ENDPOINT_KEY"  # pragma: allowlist secret (the name of a variable)
@@ -169,18 +168,3 @@ def _wav(recording: Recording, sample_rate: int) -> str:
     file = io.BytesIO()
     soundfile.write(file, recording.samples, sample_rate, format="WAV", subtype="PCM_16")
     return base64.b64encode(file.getvalue()).decode()
-
-
-def retry_after(header: str | None) -> float | None:
-    """Seconds from now that a `Retry-After` says, a number or a date; None where it says neither."""
-    if header is None:
-        return None
-    try:
-        return max(0.0, float(header))
-    except ValueError:
-        pass
-    try:
-        at = email.utils.parsedate_to_datetime(header)
-    except (TypeError, ValueError):
-        return None
-    return max(0.0, at.timestamp() - time.time())

@@ -99,10 +99,13 @@ def _found(llm: nn.Module) -> HeadForm:
     weight, bias = out.weight, getattr(out, "bias", None)
     size = min(weight.shape[0], llm.get_input_embeddings().weight.shape[0])
     ids = torch.linspace(0, size - 1, PROBE, device=weight.device).long()[None]
+    other = ids.clone()
+    other[0, -1] = ids[0, 0]
     trains = llm.training
     llm.eval()
     try:
         quiet, loud = _run(llm, out, ids), _run(llm, out, ids, LOUD)
+        earlier = llm.get_decoder()(input_ids=other, use_cache=False).last_hidden_state[:, :-1]
         embedded = llm.get_input_embeddings()(ids)
         given = llm.get_decoder()(inputs_embeds=embedded, use_cache=False).last_hidden_state
         try:  # what speech gives it is no token's embedding
@@ -112,6 +115,8 @@ def _found(llm: nn.Module) -> HeadForm:
     finally:
         llm.train(trains)
     tolerance = TOLERANCE[weight.dtype]
+    if not _close(earlier, quiet.hidden[:, :-1], tolerance):
+        raise _NotUnderstood("it reads the tokens that come after: it is no causal LM")
     if not _close(given, quiet.hidden, tolerance):
         raise _NotUnderstood("it reads token ids otherwise than their embeddings")
     before, scale_in = _before(quiet)

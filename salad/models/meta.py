@@ -3,15 +3,18 @@ shapes, and for `salad plan`. The sizes of the LLMs that recipes name lie beside
 
 import json
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
 from salad.config import EncoderConfig, RunConfig
 from salad.errors import SaladError
-from salad.models.encoders import SpeechEncoder, load_encoder, wrap
+from salad.models.encoders import SpeechEncoder, load_encoder, new_tower, tower_config, wrap
 from salad.models.names import DTYPES, loading, resolve
 from salad.models.speech_lm import SpeechLM, llm_class, new_adapter, settings_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 SIZES = Path(__file__).with_name("sizes")
 
@@ -70,7 +73,7 @@ def speech_lm(config: RunConfig, lab: Path | str | None = None, device: str = "m
 
 
 def _encoder(config: EncoderConfig, lab: Path | str | None) -> SpeechEncoder:
-    from transformers import AutoConfig, AutoModel, MimiConfig, WhisperConfig
+    from transformers import AutoConfig, MimiConfig, WhisperConfig
 
     import salad.models.phone  # noqa: F401  (registers the miniature's encoder with transformers)
 
@@ -87,4 +90,10 @@ def _encoder(config: EncoderConfig, lab: Path | str | None) -> SpeechEncoder:
     else:
         known = "kyutai/mimi, openai/whisper-tiny or openai/whisper-tiny.en"
         raise SaladError(f"the sizes of encoder {config.name!r} are not at hand; name its folder, or one of {known}")
-    return wrap(AutoModel.from_config(known, dtype=DTYPES[config.dtype], trust_remote_code=False), config.name, config=config)
+    return sketched_encoder(known, config.name, config)
+
+
+def sketched_encoder(known: "PreTrainedConfig", name: str, config: EncoderConfig | None = None) -> SpeechEncoder:
+    """The encoder of a transformers configuration with random weights; on the meta device (`with torch.device("meta")`) its
+    class, rate and width, without values."""
+    return wrap(new_tower(tower_config(known), DTYPES[(config or EncoderConfig()).dtype]), name, config=config)

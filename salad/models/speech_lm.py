@@ -428,7 +428,11 @@ def load_llm(config: LLMConfig, lab: Path | str | None, name: str | None = None)
     folder = resolve(name, lab)
     with loading(f"LLM {name!r}"):
         kind = llm_class(AutoConfig.from_pretrained(folder, trust_remote_code=False))
-        llm = kind.from_pretrained(folder, dtype=DTYPES[config.dtype], use_safetensors=True, trust_remote_code=False)
+        llm, info = kind.from_pretrained(folder, dtype=DTYPES[config.dtype], use_safetensors=True, trust_remote_code=False,
+                                         output_loading_info=True)  # fmt: skip
+    if missing := sorted(info["missing_keys"]):
+        raise SaladError(f"LLM {name!r} cannot be used: its files lack {len(missing)} weights of a {type(llm).__name__}, such as "
+                         f"{missing[0]}, which would be random")  # fmt: skip
     understand(llm, name)
     return llm.eval()
 

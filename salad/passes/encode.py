@@ -54,7 +54,7 @@ def parts(
 
 def refuse_look_ahead(encoder: SpeechEncoder, name: str) -> None:
     """SaladError for an encoder whose frames are not a recording's own."""
-    if not encoder.causal:
+    if not encoder.is_causal:
         raise SaladError(f"encoder {name!r} looks ahead: its frames depend on the spans that it hears, and cannot be kept")
 
 

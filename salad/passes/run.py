@@ -271,7 +271,7 @@ def prepare(lab: Path | str, name: str, options: dict, yes: bool = False, say: C
     if odd:
         raise SaladError(f"the pass {name} has no option {odd[0]}; it has {', '.join(p for p in known if p not in GIVEN)}")
     given = {option: value for option, value in options.items() if value is not None}
-    parts.trust(given.get("tts"), given.get("encoder"))
+    parts.trust(given.get("tts"), given.get("encoder"), given.get("asr"))
     if name == "score":  # what is newest may change between the workers' starts
         given["run_id"] = given.get("run_id") or lookup.newest_run(lab, "stage1")
         given["step"] = lookup.checkpoint(lab, given["run_id"], given.get("step")).step
@@ -309,7 +309,7 @@ def _report_size(lab, given: dict, yes: bool, say) -> None:
 def perform(run: RunFolder, shard: int = 0, shards: int = 1, progress: Progress | None = None) -> str:
     """Do a prepared pass, or one shard of it, in this process. Returns the pass's one-line summary."""
     options = dict(run.config)
-    for name in ("tts", "encoder"):
+    for name in ("tts", "encoder", "asr"):
         parts.check(options.get(name), str(run.path / "config.json"))
     function = PASSES[options.pop("pass")]
     if "run" in inspect.signature(function).parameters:

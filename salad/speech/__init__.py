@@ -1,7 +1,7 @@
 """Speech: text that can be spoken, voices behind one interface, Shar folders, the ASR check, alignment.
 
 An engine is named by a specification: `espeak`, `kokoro`, `kokoro:<folder or repository>`, `kokoro-onnx:<folder>`,
-`piper:<folder>` or the user's own `package.module:name` (see `load_tts`)."""
+`piper:<folder>`, `openai:<url>#<model>::<recogniser>` or the user's own `package.module:name` (see `load_tts`)."""
 
 import os
 from pathlib import Path
@@ -20,7 +20,8 @@ def _engine_folder(name: str) -> str:
 def load_tts(spec: str) -> TTS:
     """The engine that `spec` names: "espeak", "kokoro" (hexgrad/Kokoro-82M), "kokoro:<folder or repository>",
     "kokoro-onnx:<folder>" and "piper:<folder>" (either with "::<recogniser>", which aligns words where the model does not
-    tell durations), or "package.module:name", a class or function called without arguments. Raises SaladError."""
+    tell durations), "openai:<url>#<model>::<recogniser>" (an OpenAI-compatible endpoint), or "package.module:name", a class
+    or function called without arguments. Raises SaladError."""
     if spec == "espeak":
         from salad.speech.espeak import Espeak
 
@@ -30,6 +31,12 @@ def load_tts(spec: str) -> TTS:
 
         return Kokoro(spec.partition(":")[2] or "hexgrad/Kokoro-82M")
     engine, _, where = spec.partition(":")
+    if engine == "openai":
+        from salad.speech.speech_endpoint import SpeechEndpoint
+
+        address, _, recogniser = where.partition("::")
+        url, _, model = address.partition("#")
+        return SpeechEndpoint(url, model, recogniser or None)
     if engine in ("kokoro-onnx", "piper"):
         folder, _, recogniser = where.partition("::")
         if not folder:
@@ -48,7 +55,7 @@ def load_tts(spec: str) -> TTS:
     if ":" not in spec:
         raise SaladError(
             f'unknown TTS "{spec}": say espeak, kokoro, kokoro:<folder or repository>, kokoro-onnx:<folder>, '
-            "piper:<folder> or package.module:name"
+            "piper:<folder>, openai:<url>#<model>::<recogniser> or package.module:name"
         )
     try:
         engine = parts.load(spec)()

@@ -5,6 +5,8 @@
 
 Only the normalised rates exclude anything: text and transcript both go through one normaliser (`normalise`), so that
 "$1,000" and "one thousand dollars" agree. The raw ones stand beside them.
+
+Long because the recognisers that it asks, a class for each kind of model, stand in it too.
 """
 
 import re
@@ -12,22 +14,28 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import cache, cached_property, partial
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 import store
+from salad import parts
 from salad.errors import SaladError
 from salad.speech.languages import find_language
 from salad.speech.spoken import spoken_form
 from salad.speech.utterance import SAMPLE_RATE
 from salad.speech.words import runs
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
 MIN_S = 0.1  # shorter is empty
 SPEAKING_RATE = (4 / 15, 2.0)  # letters and digits of what is spoken, re what is fluent in the language
 LONGEST_PAUSE_S = 1.5
 NO_SOUND = 1e-3  # RMS of the louder frames below which nothing is heard
 EXPECTED = (0.5, 2.0)  # of the expected duration
+TOKENS_PER_S = 6.5  # at most, as Moonshine's authors limit an answer; more is a loop
+QWEN_TOKENS_PER_S = 12.0
 
 
 class Recogniser(Protocol):
@@ -201,16 +209,12 @@ def check_many(samples: list, texts: list[str], recogniser: Recogniser, *, spoke
 
 
 def load_recogniser(folder: str, device: str = "cpu", batch_s: float = 120.0) -> Recogniser:
-    """Any CTC or Whisper-type model that transformers loads, by folder or repository. `batch_s`: seconds of padded
-    speech a batch. Raises SaladError where `folder` is no such model."""
-    from transformers import (
-        MODEL_FOR_CTC_MAPPING,
-        MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING,
-        AutoConfig,
-        AutoModelForCTC,
-        AutoModelForSpeechSeq2Seq,
-        AutoProcessor,
-    )
+    """A recogniser that transformers loads, by folder or repository: CTC models, Whisper, Moonshine, Parakeet's transducers and
+    Qwen3-ASR, each by its class; or `package.module:name`, called without arguments. `batch_s`:
+    seconds of padded speech a batch. Raises SaladError where `folder` is no such model."""
+    if parts.is_part(folder):
+        return parts.load(folder)()
+    from transformers import AutoConfig, AutoProcessor
 
     import salad.models.phone  # noqa: F401  registers the miniature's recogniser
     from salad.models.names import loading, quiet, resolve
@@ -220,19 +224,15 @@ def load_recogniser(folder: str, device: str = "cpu", batch_s: float = 120.0) ->
     store.files.check(place)
     with loading(f'the recogniser "{folder}"'):
         config = AutoConfig.from_pretrained(place, trust_remote_code=False)
-        if type(config) in MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING:
-            kind: type[_Batched] = WhisperRecogniser
-            model = AutoModelForSpeechSeq2Seq.from_pretrained(place, use_safetensors=True, trust_remote_code=False)
-        elif type(config) in MODEL_FOR_CTC_MAPPING:
-            kind = CTCRecogniser
-            model = AutoModelForCTC.from_pretrained(place, use_safetensors=True, trust_remote_code=False)
-        else:
-            raise SaladError(f'"{folder}" ({config.model_type}) is neither a CTC nor a Whisper-type recogniser')
+        kind = class_of(config)
+        model = model_class(config).from_pretrained(place, use_safetensors=True, trust_remote_code=False)
         processor = AutoProcessor.from_pretrained(place, trust_remote_code=False)
     return kind(str(folder), model.to(device).eval(), processor, batch_s)
 
 
-class _Batched:
+class BatchedRecogniser:
+    """A model of transformers that hears recordings in batches of like length; a subclass defines `_batch`."""
+
     def __init__(self, name: str, model, processor, batch_s: float):
         self.name, self.model, self.processor, self.batch_s = name, model, processor, batch_s
 
@@ -276,7 +276,7 @@ class _Batched:
         return out
 
 
-class CTCRecogniser(_Batched):
+class CTCRecogniser(BatchedRecogniser):
     """The best path of a CTC model, decoded by its own tokenizer.
 
     A model of the wav2vec2-base kind normalises each channel over the whole recording and was trained without an attention
@@ -315,9 +315,12 @@ class CTCRecogniser(_Batched):
         if self._alone and len(samples) > 1:
             return [self.log_probs([recording])[0] for recording in samples]
         with torch.inference_mode():
-            logits = self.model(**self._features(samples, padding=True)).logits.float().log_softmax(-1).cpu()
+            features = self._features(samples, padding=True)
+            logits = self.model(**features).logits.float().log_softmax(-1).cpu()
         if hasattr(self.model, "_get_feat_extract_output_lengths"):
             frames = self.model._get_feat_extract_output_lengths(torch.tensor([len(s) for s in samples])).tolist()
+        elif hasattr(self.model, "_get_subsampling_output_length") and "attention_mask" in features:  # Parakeet's
+            frames = self.model._get_subsampling_output_length(features["attention_mask"].sum(-1)).tolist()
         else:
             frames = [round(len(s) / self.hop) for s in samples]
         return [row[: max(int(n), 1)].numpy() for row, n in zip(logits, frames, strict=True)]
@@ -334,7 +337,7 @@ class CTCRecogniser(_Batched):
         return [self._decode(row) for row in self.log_probs(samples)]
 
 
-class WhisperRecogniser(_Batched):
+class WhisperRecogniser(BatchedRecogniser):
     """Whisper and its kin, greedy, in the language that is spoken; above 30 s by its own long form."""
 
     WINDOW = 30 * SAMPLE_RATE
@@ -409,6 +412,78 @@ class WhisperRecogniser(_Batched):
             return texts
         ids = self.model.generate(**self._features(samples), **how)
         return self.processor.tokenizer.batch_decode(ids, skip_special_tokens=True)
+
+
+def _most(samples: np.ndarray, tokens_per_s: float) -> int:
+    """The most tokens that a recording is heard as, whatever is heard beside it."""
+    return max(int(tokens_per_s * len(samples) / SAMPLE_RATE), 4)
+
+
+class TransducerRecogniser(BatchedRecogniser):
+    """Parakeet's transducers (TDT, RNN-T), greedy, by transformers' own loop, in whatever language they have learnt. One at a
+    time: in a batch that loop (5.24) writes on behind a shorter recording's end, in what pads it."""
+
+    def _batch(self, samples, language):
+        return [self._heard(one) for one in samples]
+
+    def _heard(self, samples: np.ndarray) -> str:
+        ids = self.model.generate(**self._features([samples], padding=True), return_dict_in_generate=True).sequences
+        return self.processor.decode(ids[0], skip_special_tokens=True)
+
+
+class MoonshineRecogniser(BatchedRecogniser):
+    """Moonshine, greedy: samples go in as they are, and an answer is at most as long as somebody can speak. One at a time: its
+    first layers are normalised over time, so they would hear what pads a shorter one."""
+
+    def _batch(self, samples, language):
+        if language != "en":
+            spoken = find_language(language).name
+            raise SaladError(f"{self.name} hears English alone, and this is {spoken}: name a multilingual one")
+        ids = [self.model.generate(**self._features([one], padding=True), max_new_tokens=_most(one, TOKENS_PER_S))[0]
+               for one in samples]  # fmt: skip
+        return self.processor.tokenizer.batch_decode(ids, skip_special_tokens=True)
+
+
+class Qwen3ASRRecogniser(BatchedRecogniser):
+    """Qwen3-ASR by its processor's own request, in the language that is spoken. One at a time: beside a longer recording a
+    shorter one came out otherwise (transformers 5.24)."""
+
+    def _batch(self, samples, language):
+        return [self._heard(one, find_language(language).name) for one in samples]
+
+    def _heard(self, samples: np.ndarray, language: str) -> str:
+        given = self.processor.apply_transcription_request(audio=[np.asarray(samples, np.float32)], language=[language])
+        most = _most(samples, QWEN_TOKENS_PER_S)
+        ids = self.model.generate(**given.to(self.model.device), max_new_tokens=most, do_sample=False)
+        return self.processor.decode(ids[0, given["input_ids"].shape[1] :], return_format="transcription_only")
+
+
+BY_TYPE: dict[str, type[BatchedRecogniser]] = {
+    "whisper": WhisperRecogniser,
+    "moonshine": MoonshineRecogniser,
+    "qwen3_asr": Qwen3ASRRecogniser,
+    "parakeet_tdt": TransducerRecogniser,
+    "parakeet_rnnt": TransducerRecogniser,
+}
+
+
+def class_of(config: "PreTrainedConfig") -> type[BatchedRecogniser]:
+    """Which class reads a model of this configuration; SaladError where none does."""
+    from transformers import MODEL_FOR_CTC_MAPPING
+
+    found = BY_TYPE.get(config.model_type) or (CTCRecogniser if type(config) in MODEL_FOR_CTC_MAPPING else None)
+    if found is None:
+        raise SaladError(f"{config.model_type} is no recogniser that is known here: neither a CTC model nor {', '.join(BY_TYPE)}")
+    return found
+
+
+def model_class(config: "PreTrainedConfig") -> type:
+    """The Auto class of transformers that loads such a model."""
+    import transformers
+
+    names = {"parakeet_tdt": "AutoModelForTDT", "parakeet_rnnt": "AutoModelForRNNT", "whisper": "AutoModelForSpeechSeq2Seq",
+             "moonshine": "AutoModelForSpeechSeq2Seq", "qwen3_asr": "Qwen3ASRForConditionalGeneration"}  # fmt: skip
+    return getattr(transformers, names.get(config.model_type, "AutoModelForCTC"))
 
 
 def recogniser_of(lab: Path | str, name: str | None) -> tuple[str | None, Callable[[], Recogniser]]:

@@ -137,7 +137,7 @@ def _fill(natural, frames: FrameSource, config: RunConfig, progress) -> tuple[li
         ]
         for (layout, spans, held), sound in zip(waiting, frames.frames_of(members, {}), strict=True):
             assert sound is not None
-            cut = [_words_of(layout, span, sound, encoder.causal) for span in spans if span.speech]
+            cut = [_words_of(layout, span, sound, encoder.is_causal) for span in spans if span.speech]
             (held_out if held else bank).extend(span for span in cut if span.words)
             room -= 0 if held else sum(span.frames.nbytes for span in cut)
         waiting.clear()
