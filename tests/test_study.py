@@ -22,6 +22,7 @@ from salad.speech import load_tts
 from salad.study import conduct, costs, graph, sources, state
 from salad.study.config import SpeechSource, Study, TaskSource, TextSource
 from salad.study.load import load
+from workbench.cli import main
 
 pytestmark = pytest.mark.timeout(1800)
 
@@ -268,11 +269,13 @@ def test_until_takes_what_a_step_needs_and_nothing_else(tmp_path):
         ('base = "first_cpu"\n[tasks', "cannot be read"),
     ],
 )
-def test_a_file_that_says_what_cannot_be_is_refused_in_one_line(tmp_path, text, why):
+def test_a_file_that_says_what_cannot_be_is_refused_in_one_line(tmp_path, capsys, text, why):
     path = tmp_path / "mine.toml"
     path.write_text(text)
-    told = salad("study", path, "--dry-run", "--lab", tmp_path / "lab")
-    assert told.returncode == 2 and why in told.stderr and len(told.stderr.splitlines()) == 1, told.stderr
+    with pytest.raises(SystemExit) as end:
+        main(["study", str(path), "--dry-run", "--lab", str(tmp_path / "lab")])
+    error = capsys.readouterr().err
+    assert end.value.code == 2 and why in error and len(error.splitlines()) == 1, error
     assert not (tmp_path / "lab").exists()
 
 
