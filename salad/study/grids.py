@@ -107,6 +107,7 @@ def cells() -> tuple[Cell, ...]:
         stage2("active_k8", "k", 19, n_clusters=8), stage2("active_k32", "k", 19, n_clusters=32),
         stage2("uniform_clusters", "strategy", 20, strategy="uniform_clusters"),
         stage2("active_shrunk", "strategy", 20, strategy="active_shrunk"),
+        stage2("marginal", "strategy", 20, strategy="marginal"),
         stage2("uniform_filtered", "faults", 21, strategy="uniform", filtered=True),
         stage2("uniform_full", "finetune", 22, strategy="uniform", parent="stage1_full", overrides=full),
         hours("active", 0.5, 23), hours("active", 2.0, 23),
