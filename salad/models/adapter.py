@@ -1,5 +1,7 @@
 """The adapter: a causal transformer that turns encoder frames into vectors in the LLM's embedding space."""
 
+from typing import cast
+
 import torch
 from torch import nn
 from transformers import LlamaConfig, LlamaModel
@@ -31,11 +33,11 @@ class Adapter(nn.Module):
                 pad_token_id=None,
             )
         )
-        self.transformer.embed_tokens = nn.Identity()  # it is fed with frames, never with ids
+        self.transformer.embed_tokens = cast(nn.Embedding, nn.Identity())  # it is fed with frames, never with ids
         self.out = nn.Linear(config.width, out_dim, bias=False)
         self.norm = nn.RMSNorm(out_dim, eps=1e-6) if config.match_embedding_rms else nn.Identity()
         if config.match_embedding_rms:
-            nn.init.constant_(self.norm.weight, embedding_rms)
+            nn.init.constant_(cast(torch.Tensor, self.norm.weight), embedding_rms)
 
     def forward(self, frames_BFD: torch.Tensor) -> torch.Tensor:
         hidden = self.transformer(inputs_embeds=self.into(frames_BFD), use_cache=False).last_hidden_state

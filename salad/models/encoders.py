@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from functools import cached_property, partial
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -115,7 +116,7 @@ def look_ahead(encoder: SpeechEncoder, seconds: float = 4.0, cuts: int = 5) -> f
 
 def check_layer(about, config: EncoderConfig) -> None:
     """SaladError where `config.layer` names a layer, or weighs layers, that a model of the configuration `about` has not."""
-    layers = getattr(about, "encoder_layers", None) or getattr(about, "num_hidden_layers", 0)
+    layers = int(getattr(about, "encoder_layers", None) or getattr(about, "num_hidden_layers", 0) or 0)
     if isinstance(config.layer, int) and not -layers - 1 <= config.layer <= layers:
         raise SaladError(f"encoder.layer={config.layer}: {config.name!r} has {layers} layers, so 0 to {layers}")
     if isinstance(config.layer, tuple) and (len(config.layer) != layers + 1 or sum(config.layer) <= 0):
@@ -197,7 +198,7 @@ class LookAhead(Pretrained):
     positions_per_s: float
     width: int
 
-    def __init__(self, model: nn.Module, config: EncoderConfig | None = None):
+    def __init__(self, model: Any, config: EncoderConfig | None = None):
         super().__init__(model)
         config = config or EncoderConfig()
         self.stack, self.layer = config.stack, config.layer
@@ -208,11 +209,11 @@ class LookAhead(Pretrained):
         return {} if self.layer is None else {"layer": self.layer}
 
     @property
-    def frame_rate(self) -> float:
+    def frame_rate(self) -> float:  # type: ignore[override]
         return self.positions_per_s / self.stack
 
     @property
-    def dim(self) -> int:
+    def dim(self) -> int:  # type: ignore[override]
         return self.width * self.stack
 
     def encode(self, parts: list[torch.Tensor]) -> list[torch.Tensor]:
@@ -232,7 +233,7 @@ class LookAhead(Pretrained):
 
         Neighbours in length are encoded together, so that little of a batch is padding; a recording longer than
         `longest_s` is split into windows and joined again, and frames that the encoder leaves out are filled with zeros."""
-        window = int(self.longest_s * self.sample_rate)
+        window = int(cast(float, self.longest_s) * self.sample_rate)
         parts = [(i, part) for i, whole in enumerate(samples) if len(whole) for part in whole.split(window)]
         order = sorted(range(len(parts)), key=lambda n: -len(parts[n][1]))
         encoded: dict[int, torch.Tensor] = {}
@@ -266,7 +267,7 @@ class Whisper(LookAhead):
 
     sample_rate, positions_per_s, longest_s = 16_000, 50.0, 30.0
 
-    def __init__(self, model: nn.Module, extractor=None, config: EncoderConfig | None = None):
+    def __init__(self, model: Any, extractor=None, config: EncoderConfig | None = None):
         """model: the encoder alone; extractor: a WhisperFeatureExtractor, or None where nothing is computed."""
         super().__init__(model, config)
         self.extractor, self.window = extractor, "full" if config is None else config.window
@@ -354,7 +355,7 @@ class Wav2Vec2(LookAhead):
 
     sample_rate, longest_s = 16_000, 30.0
 
-    def __init__(self, model: nn.Module, extractor=None, config: EncoderConfig | None = None):
+    def __init__(self, model: Any, extractor=None, config: EncoderConfig | None = None):
         super().__init__(model, config)
         self.extractor, about = extractor, model.config
         self.positions_per_s = self.sample_rate / math.prod(about.conv_stride)
@@ -389,7 +390,7 @@ class FastConformer(LookAhead):
     sample_rate, longest_s = 16_000, 30.0
     SHORTEST = 1600  # samples: its features are scaled by their own spread, which a single one has none of
 
-    def __init__(self, model: nn.Module, extractor=None, config: EncoderConfig | None = None):
+    def __init__(self, model: Any, extractor=None, config: EncoderConfig | None = None):
         super().__init__(model, config)
         self.extractor = extractor
         hop = 160 if extractor is None else extractor.hop_length
@@ -410,7 +411,7 @@ class Qwen2Audio(Whisper):
 
     positions_per_s = 25.0
 
-    def __init__(self, model: nn.Module, extractor=None, config: EncoderConfig | None = None):
+    def __init__(self, model: Any, extractor=None, config: EncoderConfig | None = None):
         super().__init__(model, extractor, config)
         _only(self, "encoder.window=speech", self.window == "full")
         _only(self, "encoder.layer", self.layer is None)
@@ -422,7 +423,7 @@ class QwenOmni(LookAhead):
 
     sample_rate, longest_s = 16_000, 30.0
 
-    def __init__(self, model: nn.Module, extractor=None, config: EncoderConfig | None = None):
+    def __init__(self, model: Any, extractor=None, config: EncoderConfig | None = None):
         super().__init__(model, config)
         _only(self, "encoder.layer", self.layer is None)
         self.extractor = extractor
@@ -463,7 +464,7 @@ class QwenOmni(LookAhead):
 class Qwen3ASR(QwenOmni):
     """Qwen3-ASR's tower: Qwen3-Omni's without the projection behind it."""
 
-    def __init__(self, model: nn.Module, extractor=None, config: EncoderConfig | None = None):
+    def __init__(self, model: Any, extractor=None, config: EncoderConfig | None = None):
         model.config.output_dim = getattr(model.config, "output_dim", None) or model.config.d_model
         super().__init__(model, extractor, config)
         self.width = model.config.d_model
@@ -490,7 +491,7 @@ class VoxtralRealtime(Pretrained):
 
     sample_rate, causal = 16_000, True
 
-    def __init__(self, model: nn.Module, extractor=None, config: EncoderConfig | None = None):
+    def __init__(self, model: Any, extractor=None, config: EncoderConfig | None = None):
         super().__init__(model)
         config = config or EncoderConfig()
         _only(self, "encoder.window=speech", config.window == "full")
@@ -529,6 +530,7 @@ KINDS: dict[str, Callable[..., Pretrained]] = {
     "voxtral_realtime_encoder": VoxtralRealtime,
 }
 
+
 def tower_config(whole):
     """The configuration of the audio tower inside of a whole model's; the configuration itself where it is a tower's."""
     for name in INSIDE.get(whole.model_type, ()):
@@ -536,14 +538,14 @@ def tower_config(whole):
     return whole
 
 
-def new_tower(config, dtype: torch.dtype) -> nn.Module:
+def new_tower(config, dtype: torch.dtype) -> Any:
     """A tower of these sizes with random weights, as transformers builds it."""
     from transformers import AutoModel
     from transformers.models.qwen2_5_omni.modeling_qwen2_5_omni import Qwen2_5OmniAudioEncoder
     from transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe import Qwen3OmniMoeAudioEncoder
 
     for unregistered in (Qwen2_5OmniAudioEncoder, Qwen3OmniMoeAudioEncoder):  # AutoModel has no row for them
-        if isinstance(config, unregistered.config_class):
+        if isinstance(config, cast(type, unregistered.config_class)):
             return unregistered._from_config(config, dtype=dtype)
     return AutoModel.from_config(config, dtype=dtype, trust_remote_code=False)
 
@@ -574,7 +576,7 @@ def load_tower(folder: str, whole, config: EncoderConfig) -> nn.Module:
     prefix = next((one for one in sorted(prefixes, key=len) if all(one + name in where for name in wanted)), None)
     if prefix is None:
         raise SaladError(f"encoder {config.name!r}: its files hold no whole audio tower of type {tower.config.model_type!r}")
-    found = {}
+    found: dict[str, torch.Tensor] = {}
     for file in sorted({where[prefix + name] for name in wanted}):
         with safe_open(place / file, framework="pt") as opened:
             found |= {name: opened.get_tensor(prefix + name) for name in wanted if where[prefix + name] == file}
@@ -593,6 +595,7 @@ def load_encoder(config: EncoderConfig, lab: Path | str | None = None) -> Speech
     from transformers import AutoConfig, AutoFeatureExtractor, AutoModel
 
     import salad.models.phone  # noqa: F401  (registers the miniature's encoder with transformers)
+
     quiet()
     folder = resolve(name, lab)
     with loading(f"encoder {name!r}"):
@@ -639,7 +642,7 @@ def unknown(name: str, kind: str) -> str:
     return f"encoder {name!r} is of type {kind!r}; known: {known}, logmel, or package.module:name"
 
 
-def wrap(model: nn.Module, name: str, extractor=None, config: EncoderConfig | None = None) -> SpeechEncoder:
+def wrap(model: Any, name: str, extractor=None, config: EncoderConfig | None = None) -> SpeechEncoder:
     """The SpeechEncoder around a model of transformers; a type that none is written for is a SaladError, as is a setting of
     `config` that its type does not have."""
     config = config or EncoderConfig(name=name)

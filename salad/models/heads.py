@@ -10,6 +10,7 @@ refused where the model is loaded, never computed wrongly.
 import math
 import weakref
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -18,6 +19,9 @@ from torch import nn
 from salad.errors import SaladError
 from salad.models.packing import decode
 from salad.objective.projection import Head
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 PROBE = 12  # tokens that a model reads for this
 LOUD = 1e4  # how much larger than its own the head's input is made, to see whether large logits are bent
@@ -39,7 +43,7 @@ class HeadForm:
 _forms: "weakref.WeakKeyDictionary[nn.Module, HeadForm]" = weakref.WeakKeyDictionary()
 
 
-def understand(llm: nn.Module, name: str) -> None:
+def understand(llm: "PreTrainedModel", name: str) -> None:
     """Find out how `llm` makes logits, once, and check it against its own forward pass; SaladError where that fails."""
     if llm not in _forms and not any(parameter.is_meta for parameter in llm.parameters()):
         try:
@@ -51,31 +55,31 @@ def understand(llm: nn.Module, name: str) -> None:
             ) from None
 
 
-def form_of(llm: nn.Module) -> HeadForm:
+def form_of(llm: "PreTrainedModel") -> HeadForm:
     """What `understand` found; for a model on the meta device, where nothing can be run, a plain matrix."""
     if llm not in _forms:
         understand(llm, type(llm).__name__)
     return _forms.get(llm, HeadForm())
 
 
-def hidden_of(llm: nn.Module, **inputs) -> torch.Tensor:
+def hidden_of(llm: "PreTrainedModel", **inputs) -> torch.Tensor:
     """The hidden states [B, T, H] that the output matrix is multiplied with. `inputs`: those of `salad.models.packing.decode`."""
     return before_head(llm, decode(llm, **inputs))
 
 
-def before_head(llm: nn.Module, last_hidden: torch.Tensor) -> torch.Tensor:
+def before_head(llm: "PreTrainedModel", last_hidden: torch.Tensor) -> torch.Tensor:
     """The decoder's last hidden states as the output matrix takes them."""
     before = form_of(llm).before
     return last_hidden if before is None else before(last_hidden)
 
 
-def head_of(llm: nn.Module) -> Head:
+def head_of(llm: "PreTrainedModel") -> Head:
     """The output head as `salad.objective` takes it, LoRA on it included where that is switched on."""
     form, out = form_of(llm), llm.get_output_embeddings()
     weight, bias = out.weight, getattr(out, "bias", None)
     if isinstance(out, BaseTunerLayer) and not out.disable_adapters:
         for adapter in out.active_adapters:
-            weight = weight + out.get_delta_weight(adapter).to(weight.dtype)
+            weight = weight + cast(Any, out).get_delta_weight(adapter).to(weight.dtype)
     return Head(weight, None if bias is None else bias * form.bias_scale, form.scale, form.soft_cap)
 
 
@@ -92,12 +96,12 @@ def _line(error: Exception) -> str:
 
 
 @torch.no_grad()
-def _found(llm: nn.Module) -> HeadForm:
+def _found(llm: "PreTrainedModel") -> HeadForm:
     out = llm.get_output_embeddings()
     if not isinstance(getattr(out, "weight", None), torch.Tensor):
         raise _NotUnderstood("it has no output matrix")
     weight, bias = out.weight, getattr(out, "bias", None)
-    size = min(weight.shape[0], llm.get_input_embeddings().weight.shape[0])
+    size = min(weight.shape[0], cast(torch.Tensor, llm.get_input_embeddings().weight).shape[0])
     ids = torch.linspace(0, size - 1, PROBE, device=weight.device).long()[None]
     other = ids.clone()
     other[0, -1] = ids[0, 0]
@@ -149,7 +153,7 @@ class _Run:
     between: list[tuple[nn.Module, torch.Tensor, torch.Tensor]]
 
 
-def _run(llm: nn.Module, out: nn.Module, ids: torch.Tensor, louder: float = 1.0) -> _Run:
+def _run(llm: "PreTrainedModel", out: nn.Module, ids: torch.Tensor, louder: float = 1.0) -> _Run:
     seen: dict = {"between": []}
     decoder = llm.get_decoder()
     inside = set(decoder.modules())

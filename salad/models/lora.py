@@ -1,6 +1,8 @@
 """LoRA on a text LLM, through peft: which of its layers are adapted, told in a line, and refused where they are too few."""
 
 import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, cast
 
 from peft import LoraConfig, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -10,10 +12,13 @@ from transformers.pytorch_utils import Conv1D
 from salad.config import LLMConfig
 from salad.errors import SaladError
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 ALL_LINEAR, BY_ARCHITECTURE = "all-linear", "peft"
 
 
-def add_lora(llm: nn.Module, config: LLMConfig, name: str | None = None):
+def add_lora(llm: "PreTrainedModel", config: LLMConfig, name: str | None = None):
     """Put LoRA layers into `llm`, in place; returns peft's wrapper around it. SaladError where what `config.lora_targets` names
     is not there (`lora_targets`), or where dropout is asked for in front of the output head."""
     targets = lora_targets(llm, config, name)
@@ -24,7 +29,7 @@ def add_lora(llm: nn.Module, config: LLMConfig, name: str | None = None):
         )
     lora = LoraConfig(
         r=config.lora_rank,
-        lora_alpha=config.lora_alpha,
+        lora_alpha=cast(int, config.lora_alpha),  # a float is meant, too: it is divided by the rank
         lora_dropout=config.lora_dropout,
         target_modules=targets,
         exclude_modules=_towers(llm, targets) or None,
@@ -34,7 +39,7 @@ def add_lora(llm: nn.Module, config: LLMConfig, name: str | None = None):
     return get_peft_model(llm, lora, autocast_adapter_dtype=False)
 
 
-def lora_targets(llm: nn.Module, config: LLMConfig, name: str | None = None) -> list[str]:
+def lora_targets(llm: "PreTrainedModel", config: LLMConfig, name: str | None = None) -> list[str]:
     """The names of the modules to adapt, as peft matches them (the whole name or its end).
 
     `config.lora_targets`: names; "all-linear", every linear layer of the decoder; or "peft", what peft's own table has for
@@ -42,7 +47,8 @@ def lora_targets(llm: nn.Module, config: LLMConfig, name: str | None = None) -> 
     them. Raises SaladError where a name is nowhere in the model, or fewer than half of the layers would be adapted."""
     from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as TABLE
 
-    name, wanted = repr(name or config.name), config.lora_targets
+    name = repr(name or config.name)
+    wanted: str | Sequence[str] = config.lora_targets
     linear = _linear_layers(llm)
     if not linear:
         raise SaladError(f"LLM {name}: none of its layers are linear, so there is nothing for LoRA; use llm.finetune=full")
@@ -76,7 +82,7 @@ def lora_targets(llm: nn.Module, config: LLMConfig, name: str | None = None) -> 
     return list(wanted)
 
 
-def describe(llm: nn.Module) -> str:
+def describe(llm: "PreTrainedModel") -> str:
     """What LoRA adapts in `llm` and how many parameters train, in a line."""
     adapted = [key for key, module in llm.named_modules() if isinstance(module, BaseTunerLayer)]
     kinds = dict.fromkeys(key.rpartition(".")[2] for key in adapted)
@@ -85,7 +91,7 @@ def describe(llm: nn.Module) -> str:
     return f"LoRA adapts {len(adapted)} layers ({', '.join(kinds)}): {trains:,} of {total:,} parameters of the LLM train"
 
 
-def _linear_layers(llm: nn.Module) -> list[str]:
+def _linear_layers(llm: "PreTrainedModel") -> list[str]:
     """Names of the decoder's linear layers; the output head is none of them."""
     head = llm.get_output_embeddings()
     inside = set(llm.get_decoder().modules())
@@ -93,7 +99,7 @@ def _linear_layers(llm: nn.Module) -> list[str]:
             if isinstance(module, (nn.Linear, Conv1D)) and module is not head and module in inside]  # fmt: skip
 
 
-def _towers(llm: nn.Module, targets: list[str]) -> list[str]:
+def _towers(llm: "PreTrainedModel", targets: list[str]) -> list[str]:
     """Layers of these names outside of the decoder and the output head: a vision tower's, which reads no text."""
     head, inside = llm.get_output_embeddings(), set(llm.get_decoder().modules())
     return [key for key, module in llm.named_modules()

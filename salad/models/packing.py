@@ -9,9 +9,13 @@ put back: what comes out is the same, at the price of some padding.
 """
 
 import weakref
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import nn
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 PROBE = 6  # tokens in a document of the measurement
 LEAK = 1e-5  # of the largest hidden state: where nothing is carried on, the two are bit for bit equal
@@ -20,7 +24,7 @@ ALIKE = 0.5  # of the longest: shorter documents are not run beside it, for they
 _keeps_apart: "weakref.WeakKeyDictionary[nn.Module, bool]" = weakref.WeakKeyDictionary()
 
 
-def keeps_documents_apart(llm: nn.Module) -> bool:
+def keeps_documents_apart(llm: "PreTrainedModel") -> bool:
     """Whether `llm` reads each document of a packed row as if it stood alone, by its positions; measured once. A model on the
     meta device, where nothing can be run, counts as one that does."""
     if any(parameter.is_meta for parameter in llm.parameters()):
@@ -31,8 +35,8 @@ def keeps_documents_apart(llm: nn.Module) -> bool:
 
 
 @torch.no_grad()
-def _measured(llm: nn.Module) -> bool:
-    embeddings = llm.get_input_embeddings().weight
+def _measured(llm: "PreTrainedModel") -> bool:
+    embeddings = cast(torch.Tensor, llm.get_input_embeddings().weight)
     ids = torch.linspace(0, embeddings.shape[0] - 1, 3 * PROBE, device=embeddings.device).long().view(3, PROBE)
     place = torch.arange(PROBE, device=ids.device).repeat(2)[None]
     trains = llm.training
@@ -45,7 +49,7 @@ def _measured(llm: nn.Module) -> bool:
     return float((together - other).abs().max()) <= LEAK * float(together.abs().max())
 
 
-def decode(llm: nn.Module, position_ids: torch.Tensor | None = None, **inputs: torch.Tensor) -> torch.Tensor:
+def decode(llm: "PreTrainedModel", position_ids: torch.Tensor | None = None, **inputs: torch.Tensor) -> torch.Tensor:
     """The decoder's last hidden states [B, T, H] of `input_ids` [B, T] or `inputs_embeds` [B, T, H].
 
     position_ids: None where each row is one document, padded on the right; else int64 [B, T] of packed rows, counting from 0

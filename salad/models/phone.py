@@ -260,7 +260,7 @@ class PhoneForCTC(PhonePreTrainedModel):
         loss = None
         if labels is not None:
             n_frames = mask.sum(1) if mask is not None else torch.full((len(logits),), frames.shape[1])
-            loss = ctc_loss(logits, n_frames * self.config.frames_stacked, labels, self.config.pad_token_id)
+            loss = ctc_loss(logits, n_frames * self.config.frames_stacked, labels, int(self.config.pad_token_id or 0))
         if return_dict is False:
             return (logits,) if loss is None else (loss, logits)
         return CausalLMOutput(loss=loss, logits=logits)

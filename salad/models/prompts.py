@@ -16,6 +16,7 @@ not what the answer is. A template that puts in the date gets the same one every
 import json
 import re
 import warnings
+from collections.abc import Sequence
 from datetime import datetime
 from typing import NamedTuple
 
@@ -132,7 +133,7 @@ class PromptFormat:
 
     # --- answering ---
 
-    def units(self, prompt: list, continuations: list[str] = ()) -> tuple[list, list[list[int]]]:
+    def units(self, prompt: list, continuations: Sequence[str] = ()) -> tuple[list, list[list[int]]]:
         """Token ids and recordings of a prompt in order, and the token ids of each continuation of it.
 
         prompt: texts (str) and recordings (anything else), in `chat` the user's turn. A continuation begins with its

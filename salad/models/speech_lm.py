@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -404,7 +404,7 @@ def load_tokenizer(name: str, lab: Path | str | None):
         return AutoTokenizer.from_pretrained(resolve(name, lab), trust_remote_code=False)
 
 
-def llm_class(config: "PreTrainedConfig") -> type:
+def llm_class(config: "PreTrainedConfig") -> Any:
     """The Auto class of transformers that loads an LLM of this configuration: causal LMs, and those that are published with a
     vision tower (Ministral 3), of which the text half is used."""
     from transformers import (

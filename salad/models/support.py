@@ -22,8 +22,7 @@ from salad.models.prompts import NOT_THINKING, PromptFormat
 from salad.models.speech_lm import llm_class, load_llm
 
 if TYPE_CHECKING:
-    from torch import nn
-    from transformers import PreTrainedConfig
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 ROLES = ("teacher", "encoder", "recogniser", "voice")
 RECURRENT = {"linear_attention", "mamba", "mamba2", "conv", "recurrent", "hybrid", "hybrid_mamba"}  # of config.layer_types
@@ -103,7 +102,7 @@ def _teacher(name: str, folder: str, config: "PreTrainedConfig", lab: Path | str
         say("head", None, "open until its weights are loaded: it is measured by running them")
         layers = set(getattr(text, "layer_types", None) or ())
         apart = not (getattr(llm, "_is_stateful", False) or layers & RECURRENT)
-    if not weights and getattr(text, "hidden_size_per_layer_input", 0):
+    if not weights and getattr(text, "hidden_size_per_layer_input", None):
         say("speech", False, "it reads the embeddings of tokens only (embeddings for each layer), which speech has none of")
     window = getattr(text, "sliding_window", None) if "sliding_attention" in (getattr(text, "layer_types", None) or ()) else None
     how = f"sliding windows of {window} are masked as well" if window else "by positions"
@@ -117,7 +116,7 @@ def _teacher(name: str, folder: str, config: "PreTrainedConfig", lab: Path | str
     return found
 
 
-def _sketched(config: "PreTrainedConfig") -> "nn.Module":
+def _sketched(config: "PreTrainedConfig") -> "PreTrainedModel":
     with torch.device("meta"):
         return llm_class(config).from_config(config, trust_remote_code=False)
 
@@ -184,6 +183,12 @@ def known() -> dict[str, list[str]]:
         "teacher": ["any causal LM of transformers (docs/models.md lists those that a test has run)"],
         "encoder": [*OWN, "whisper", *KINDS, *INSIDE, "logmel", "package.module:name"],
         "recogniser": ["any CTC model", *BY_TYPE, "package.module:name"],
-        "voice": ["espeak", "kokoro", "kokoro-onnx:<folder>", "piper:<folder>", "openai:<url>#<model>::<recogniser>",
-                  "package.module:name"],
+        "voice": [
+            "espeak",
+            "kokoro",
+            "kokoro-onnx:<folder>",
+            "piper:<folder>",
+            "openai:<url>#<model>::<recogniser>",
+            "package.module:name",
+        ],
     }

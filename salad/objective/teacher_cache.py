@@ -100,7 +100,7 @@ def cache_rows(
 
 def cached_distillation_loss(
     student_hidden_NH: Tensor,
-    head_VH: Tensor,
+    head_VH: Tensor | Head,
     record: TeacherRecord,
     targets_N: Tensor,
     alpha: float = 1.0,

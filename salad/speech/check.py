@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import cache, cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -477,7 +477,7 @@ def class_of(config: "PreTrainedConfig") -> type[BatchedRecogniser]:
     return found
 
 
-def model_class(config: "PreTrainedConfig") -> type:
+def model_class(config: "PreTrainedConfig") -> Any:
     """The Auto class of transformers that loads such a model."""
     import transformers
 

@@ -125,8 +125,9 @@ def select(lab: Lab, config: MiniatureStudy, cell: Cell, at: tuple[str, int], bu
         seed=config.seed, max_cer=config.max_cer, parent=parent, number=number,
     )  # fmt: skip
     if cell.filtered:
-        decisions = store.connect(lab).execute("select count(*) from decisions where selection_id = ?", [name])
-        if not decisions.fetchone()[0]:
+        query = "select count(*) from decisions where selection_id = ?"
+        ((decisions,),) = store.connect(lab).execute(query, [name]).fetchall()
+        if not decisions:
             store.append(lab, "decisions", selection_id=name, target="rule", rule=f"cer > {MAX_CER}", verdict="drop",
                          reason="bad synthesis", reviewer="salad findings")  # fmt: skip
     return name

@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, cast
 
 import store
 from salad.errors import SaladError
@@ -123,7 +124,7 @@ def _recordings(progress: Progress, lab: Lab, config: Study, source: SpeechSourc
             return f"{counts['kept']:,} recordings, {counts['hours']:,.2f} h"
     path, layout = sources.recordings(lab, source, name)
     options = SpeechOptions(layout, source.language, source.max_cer, source.max_s, source.licence, source.domain)
-    counts = prepare_speech(lab, path, name, load_recogniser(config.recogniser, _device()), options,
+    counts = prepare_speech(lab, path, name, cast(Any, load_recogniser(config.recogniser, _device())), options,
                             progress=_counted(progress))  # fmt: skip
     if not counts["kept"]:
         aside = ", ".join(f"{n} {reason}" for reason, n in counts["set aside"].items())
