@@ -114,12 +114,6 @@ def conduct(lab: Path | str, config: BaseStudy, watch: Callable, *, corpus: str 
     todo = chosen(steps, until, only)
     costs.check_present(config, lab)
     costs.room(config, lab, costs.costs(config, todo))
-    for path in labs_of(lab, config):
-        graph.claim(path, config, corpus)
-    if again is not None:
-        _again(steps, again)
-        if only is None and until is None:
-            todo = steps
     if only is not None:
         done = {path: state.records(path) for path in {step.lab for step in steps}}
         by_name = {step.name: step for step in steps}
@@ -128,6 +122,12 @@ def conduct(lab: Path | str, config: BaseStudy, watch: Callable, *, corpus: str 
             if lacking:
                 raise SaladError(f"--only {only}: it waits for {', '.join(lacking)}; `--until {only}` does those first")
         todo = [runner.Step(s.name, s.title, s.work, s.arguments, (), s.key, s.device) for s in todo]
+    for path in labs_of(lab, config):
+        graph.claim(path, config, corpus)
+    if again is not None:
+        _again(steps, again)
+        if only is None and until is None:
+            todo = steps
     made = Conducted()
     pausing = {s.name for s in todo if s.own_name == state.PAUSE and not state.is_reviewed(s.lab)}
     if pausing:

@@ -14,7 +14,7 @@ Step = Annotated[str | None, tyro.conf.arg(metavar="STEP", help_behavior_hint=""
 
 @command
 def study(
-    name: tyro.conf.Positional[str] = "",
+    name: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="NAME", help_behavior_hint="")] = "",
     *,
     lab: Lab = None,
     models: Folder = None,
