@@ -346,7 +346,7 @@ class RunFolder:
         rows, files = [], self._metric_files()
         for index, (_, path) in enumerate(files):
             end = files[index + 1][0] if index + 1 < len(files) else float("inf")
-            for line in path.read_text().splitlines():
+            for line in path.read_text(errors="replace").splitlines():
                 with contextlib.suppress(ValueError, RecursionError, TypeError, KeyError):  # cut short by a kill
                     row = json.loads(line)
                     if row["step"] < end:

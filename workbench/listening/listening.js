@@ -271,7 +271,7 @@ function render({ model, el }) {
       peaks = peaks.map((p) => p / loudest);
       root.dataset.loaded = shown?.synthesis_id || "";
     } catch (error) {
-      said.append(node("span", "message", `This recording cannot be decoded (${error.message}); `salad verify` names the damaged file.`));
+      said.append(node("span", "message", `This recording cannot be decoded (${error.message}); salad verify names the damaged file.`));
     }
     draw();
     if (wantPlay && url === mine) { wantPlay = false; audio.play().catch(() => {}); }
