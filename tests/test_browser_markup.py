@@ -51,7 +51,7 @@ def lab(tmp_path_factory):
 
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(store, "publish", publish)
-        patched.setattr(RunFolder, "create", created)
+        patched.setattr(RunFolder, "get_or_create", created)
         ids = make_lab(place, broad=70, spoken=24, heldout=3, n_items=3)
     for path in place.glob("runs/*/status.json"):
         status = json.loads(path.read_text()) | {"error": EVIL, "host": EVIL, "device": EVIL}
