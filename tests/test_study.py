@@ -78,7 +78,7 @@ def toy(**fields) -> Study:
         "heldout": SpeechSource(path="list.tsv", layout="table", rows=(0.8, 1.0), domain="stories", max_cer=50.0),
         "tasks": (TaskSource(name="facts", path="items.jsonl"),), "recogniser": "recogniser", "n_clusters": 3,
         "probe_per_cluster": 1, "probe_voices": ("en-us@rate=195",), "voices": ("en-us@rate=195",), "budget_h": 0.004,
-        "max_cer": 50.0, "stage1": stages[0], "stage2": stages[1],
+        "max_cer": 50.0, "workers": {"probe": 2}, "stage1": stages[0], "stage2": stages[1],
     } | fields)  # fmt: skip
 
 
@@ -286,6 +286,9 @@ def test_a_file_begins_from_a_recipe_and_python_gives_one_whole(tmp_path):
     made = load(str(tmp_path / "a.toml"))
     assert made.budget_h == 1.5 and made.stage1.optim.steps == 300 and made.engine_of("stage2_active") == "slurm"
     assert made.stage1.llm == recipes.first_cpu().stage1.llm and made.engine_of("probe") == "here"
+    (tmp_path / "c.toml").write_text('base = "first_cpu"\n[text]\npath = "mine.jsonl"\n')
+    text = load(str(tmp_path / "c.toml")).text
+    assert text.get == "" and text.gb == 0 and text.max_domain_share == recipes.first_cpu().text.max_domain_share
     (tmp_path / "b.py").write_text("from salad import recipes\ndef study():\n    return recipes.first_cpu()\n")
     assert load(str(tmp_path / "b.py")) == recipes.first_cpu()
     with pytest.raises(SaladError, match="no function other"):

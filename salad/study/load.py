@@ -62,6 +62,10 @@ def _of_data(data: Any, where: str) -> BaseStudy:
     if base is None:
         return validate(Study, data)
     study = recipes.study(str(base))
+    for source in data.values():  # another path is got in another way than the recipe's
+        if isinstance(source, dict) and "path" in source:
+            source.setdefault("get", "")
+            source.setdefault("gb", 0.0)
     return apply_overrides(study, dict(_flat(data, study.model_dump())))
 
 
