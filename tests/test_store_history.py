@@ -261,7 +261,7 @@ def test_a_lab_is_read_as_of_a_moment(lab, tmp_path):
                "SELECT count(*) FROM divergences") == 6  # fmt: skip
     with pytest.raises(store.StoreError, match="zone"):
         store.connect(lab, as_of="2026-11-27T10:00")
-    with pytest.raises(store.StoreError, match="no time"):
+    with pytest.raises(store.StoreError, match="is not a time such as"):
         store.connect(lab, as_of="yesterday")
 
 
