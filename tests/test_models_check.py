@@ -71,7 +71,7 @@ def test_a_template_that_thinks_first_is_named_with_what_turns_it_off(tmp_path):
     tok.chat_template = THINKS
     tok.save_pretrained(folder)
     ok, detail = lines(support.check_model(str(folder)), "teacher")["chat"]
-    assert ok and "sequences.template={\"enable_thinking\": false}" in detail
+    assert ok and 'sequences.template={"enable_thinking": false}' in detail
 
 
 @pytest.mark.parametrize("kind", ["voxtral", "wav2vec2-large", "parakeet-ctc", "whisper"])
