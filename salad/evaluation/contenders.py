@@ -95,8 +95,8 @@ class Ours:
         if isinstance(parts[-1], str):  # as the harness has it: a blank at the end belongs to the answer
             parts[-1] = parts[-1].rstrip()
         stop = None if until is None else tuple(until)
-        told = self.model.stream(parts, max_new_tokens, stop, temperature, seed, self.teacher)
-        return "".join(one.text for one in told).strip()
+        tokens = self.model.stream(parts, max_new_tokens, stop, temperature, seed, self.teacher)
+        return "".join(token.text for token in tokens).strip()
 
 
 def fingerprint(model, teacher: bool = False) -> str:

@@ -79,19 +79,19 @@ class Endpoint:
     def generate(self, prompts, max_new_tokens=64, until=None, temperature=0.0, seed=0, progress=None) -> list[str]:
         """An answer to each prompt (`Reply`), ending before any of `until`. What a reasoning model thinks is no answer: where
         it has said nothing beside, the answer is empty."""
-        told: list[str] = []
+        answers: list[str] = []
         stopped = threading.Event()
         pool = ThreadPoolExecutor(AT_ONCE)
         try:
             asked = [pool.submit(self._ask, p, max_new_tokens, until, temperature, seed, stopped) for p in prompts]
             for answer in asked:
-                told.append(answer.result())
+                answers.append(answer.result())
                 if progress is not None:
-                    progress(len(told), len(prompts))
+                    progress(len(answers), len(prompts))
         finally:
             stopped.set()  # who waits for a busy server waits no more
             pool.shutdown(wait=False, cancel_futures=True)
-        return told
+        return answers
 
     def _ask(self, prompt: Prompt, max_new_tokens, until, temperature, seed, stopped: threading.Event) -> Reply:
         body = {
@@ -106,9 +106,9 @@ class Endpoint:
             try:
                 return self._reply(self._post(body | {limit: max_new_tokens}), until or ())
             except urllib.error.HTTPError as error:
-                said = " ".join(error.read(2000).decode(errors="replace").split())[:300]
-                told = f"{error.code} {error.reason}: {said}"
-                if error.code in (400, 422) and limit == "max_tokens" and "max_tokens" in said:
+                detail = " ".join(error.read(2000).decode(errors="replace").split())[:300]
+                message = f"{error.code} {error.reason}: {detail}"
+                if error.code in (400, 422) and limit == "max_tokens" and "max_tokens" in detail:
                     self._limit = "max_completion_tokens"
                     continue
                 if error.code in (429, 503):
@@ -118,19 +118,19 @@ class Endpoint:
                     if waited <= self.wait_s:
                         stopped.wait(pause)
                         continue
-                    told += f"; it asks to wait longer than {self.wait_s:.0f} s: the same command goes on later"
+                    message += f"; it asks to wait longer than {self.wait_s:.0f} s: the same command goes on later"
                     break
                 if error.code < 500:
                     break
             except (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError, http.client.HTTPException) as error:
-                told = f"{type(error).__name__}: {error}"
+                message = f"{type(error).__name__}: {error}"
             failed += 1
             if failed >= TRIES:
                 break
             stopped.wait(self.pause_s * 2 ** (failed - 1))
         if stopped.is_set():
             raise SaladError(f"{self.name} was not asked to the end")
-        raise SaladError(f"{self.name} at {self.url} does not answer: {' '.join(told.split())[:400]}")
+        raise SaladError(f"{self.name} at {self.url} does not answer: {' '.join(message.split())[:400]}")
 
     def _post(self, body: dict) -> dict:
         headers = {"Content-Type": "application/json"}

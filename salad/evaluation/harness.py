@@ -159,11 +159,11 @@ def _find(lab: Path | str, name: str):
 
 def expand(lab: Path | str, specs: list[str]) -> list[str]:
     """The tasks that names stand for: a group or a tag of the harness (mmlu) stands for its tasks."""
-    told = []
+    expanded = []
     for text in specs:
         spec = TaskSpec.parse(text)
-        told += [text.strip().replace(spec.name, name, 1) for name in _leaves(lab, spec.name)]
-    return list(dict.fromkeys(told))
+        expanded += [text.strip().replace(spec.name, name, 1) for name in _leaves(lab, spec.name)]
+    return list(dict.fromkeys(expanded))
 
 
 def _leaves(lab, name: str) -> list[str]:
@@ -338,16 +338,16 @@ class HarnessLM(LM):
         members = list(groups.values())
         prompts = [self.prompt(requests[some[0]]) for some in members]
         wanted = [[requests[i].args[1] for i in some] for some in members]
-        told: list = [None] * len(requests)
+        results: list = [None] * len(requests)
         found = self.contender.loglikelihoods(prompts, wanted, self.progress)
         for some, scores in zip(members, found, strict=True):
             for i, score in zip(some, scores, strict=True):
-                told[i] = score
-        return told
+                results[i] = score
+        return results
 
     def generate_until(self, requests) -> list[str]:
         """The harness' method: greedy answers, each ending before the first of its stop strings."""
-        told: list = [None] * len(requests)
+        results: list = [None] * len(requests)
         alike: dict[tuple, list[int]] = {}
         for number, request in enumerate(requests):
             until, longest = tuple(request.args[1].get("until") or ()), request.args[1].get("max_gen_toks", 64)
@@ -355,8 +355,8 @@ class HarnessLM(LM):
         for (until, longest), members in alike.items():
             prompts = [self.prompt(requests[i]) for i in members]
             for i, text in zip(members, self.contender.generate(prompts, longest, until), strict=True):
-                told[i] = text
-        return told
+                results[i] = text
+        return results
 
     def loglikelihood_rolling(self, requests):
         raise SaladError("perplexity of whole texts is not a task of speech: use lm-eval's own `hf` model for it")

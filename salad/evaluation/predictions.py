@@ -21,13 +21,13 @@ def read(lab: Path | str, path: Path | str) -> list[dict]:
     tasks: dict[str, tuple] = {}
     rows: list[dict] = []
     seen: dict[str, int] = {}
-    for number, told in objects(path):
+    for number, row in objects(path):
         where = f"{path} line {number}"
         try:
-            contender, name, item_id, modality = (told[key] for key in ("contender", "task", "item", "modality"))
+            contender, name, item_id, modality = (row[key] for key in ("contender", "task", "item", "modality"))
         except KeyError as error:
             raise SaladError(f"{where} lacks {error}") from None
-        text, scores, voice, tts, asr = (told.get(key) for key in ("text", "scores", "voice", "tts", "asr"))
+        text, scores, voice, tts, asr = (row.get(key) for key in ("text", "scores", "voice", "tts", "asr"))
         for key, value in (("contender", contender), ("task", name), *(("voice", voice), ("tts", tts), ("asr", asr))):
             if not isinstance(value, str) and (value is not None or key in ("contender", "task")):
                 raise SaladError(f"{where}: {key} is {value!r}, and must be a text")

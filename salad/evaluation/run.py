@@ -245,14 +245,14 @@ def grade(task: Task, index: int, answer, scores: bool) -> dict:
         right = bool(task.results(index, answer)["acc"])
         return {"scores": None, "prediction": str(answer[0]), "answer": item.reference, "correct": right, "correct_norm": right,
                 "parsed": bool(answer[0].strip())}  # fmt: skip
-    told = {"answer": item.choices[item.answer]}
+    row = {"answer": item.choices[item.answer]}
     if not scores:
         choice = parse_choice(answer, list(item.choices))
         right = choice == item.answer
-        return told | {"scores": None, "prediction": str(answer) if choice is None else item.choices[choice], "correct": right,
+        return row | {"scores": None, "prediction": str(answer) if choice is None else item.choices[choice], "correct": right,
                        "correct_norm": right, "parsed": choice is not None}  # fmt: skip
     found = task.results(index, answer)
     sums = [float(score) for score, _ in answer]
     normed = int(np.argmax(np.array(sums) / np.array([float(len(choice)) for choice in item.choices])))
-    return told | {"scores": sums, "prediction": item.choices[normed], "correct": bool(found["acc"]),
+    return row | {"scores": sums, "prediction": item.choices[normed], "correct": bool(found["acc"]),
                    "correct_norm": bool(found["acc_norm"]), "parsed": True}  # fmt: skip

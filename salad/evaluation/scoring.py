@@ -72,7 +72,7 @@ class _Scorer:
         for key, members in alike.items():
             long = len(key) == SHORTEST_SHARED and len(members) > 1
             groups, rest = (groups + [members], rest) if long else (groups, rest + members)
-        told: list[list[tuple[float, bool]]] = [[]] * len(prompts)
+        results: list[list[tuple[float, bool]]] = [[]] * len(prompts)
         done = 0
         for members in [*groups, rest]:
             members.sort(key=lambda i: (len(laid[i][0]) + max(map(len, laid[i][1]), default=0), i))
@@ -92,10 +92,10 @@ class _Scorer:
                     torch.cuda.empty_cache()
                     continue
                 for i, scores in zip(part, found, strict=True):
-                    told[i] = scores
+                    results[i] = scores
                 done += len(part)
                 progress(done, len(prompts))
-        return told
+        return results
 
     def _parts(self, laid: list[tuple[list, list[list[int]]]], shared: int, batch: int | None) -> list[list[int]]:
         """Numbers of prompts that are run together, in order: `batch` of them, or as many as the budget holds."""

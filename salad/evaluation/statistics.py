@@ -236,7 +236,7 @@ def summary(lab: Path | str, contender: str, who: str | None, step: int | None,
     con = store.connect(lab)
     answered(con)
     side = identity(con, contender, who, step)
-    told: list[dict] = []
+    summaries: list[dict] = []
     touched: dict[str, Any] = {}  # the items of each task that overlap with the lab's corpora; None where nothing tells
     for setting in settings(con, side, tasks):
         mine = answers(con, side, setting)
@@ -259,7 +259,7 @@ def summary(lab: Path | str, contender: str, who: str | None, step: int | None,
                and tts is not distinct from ? and asr is not distinct from ? and finish_reason is not null
                group by 1 order by 2 desc, 1""", [*side, *setting]
         ).fetchall()  # fmt: skip
-        told.append({
+        summaries.append({
             "task": task, "modality": setting.modality, "tts": setting.tts, "asr": setting.asr, "items": len(mine),
             "voices": voices, "accuracy": accuracy, "standard_error": error, "gap": gap and gap.difference,
             "gap_low": gap and gap.low, "gap_high": gap and gap.high, "heard_share": heard and heard.share,
@@ -270,9 +270,9 @@ def summary(lab: Path | str, contender: str, who: str | None, step: int | None,
             "accuracy_without_overlap": mean_and_error(clean.values())[0] if clean else None,
             "speech_s": speech_s, "compute_s": compute_s,
         })  # fmt: skip
-    if not told:
+    if not summaries:
         raise SaladError(f"{contender} has no evaluation here; make one with `salad evaluate`")
-    return told
+    return summaries
 
 
 def share_in_words(row: dict) -> str:

@@ -135,12 +135,12 @@ class TransformersSpeech:
 
     @torch.no_grad()
     def loglikelihoods(self, prompts, continuations, progress=None):
-        told = []
+        results = []
         for number, (prompt, wanted) in enumerate(zip(prompts, continuations, strict=True)):
-            told.append(self._score(prompt, wanted))
+            results.append(self._score(prompt, wanted))
             if progress is not None:
                 progress(number + 1, len(prompts))
-        return told
+        return results
 
     def _score(self, prompt, continuations: list[str]) -> list[tuple[float, bool]]:
         """A prompt's recordings are encoded and the prompt is run once; its key-value cache serves every choice."""
@@ -168,12 +168,12 @@ class TransformersSpeech:
             cache.batch_repeat_interleave(count)
             rest = self.model(input_ids=rows[:, :-1], cache=cache, use_cache=True, **positions).logits
             logits = torch.cat([logits, rest], dim=1)
-        told = []
+        results = []
         for row, some in enumerate(after):
             logp = logits[row, : len(some)].float().log_softmax(-1)
             target = rows[row, : len(some)]
-            told.append((float(logp.gather(1, target[:, None]).sum()), bool((logp.argmax(-1) == target).all())))
-        return told
+            results.append((float(logp.gather(1, target[:, None]).sum()), bool((logp.argmax(-1) == target).all())))
+        return results
 
     @torch.no_grad()
     def generate(self, prompts, max_new_tokens=64, until=None, temperature=0.0, seed=0):

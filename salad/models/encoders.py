@@ -620,11 +620,11 @@ def fingerprint(encoder: SpeechEncoder) -> str:
 
     The code of an encoder of one's own is not in it: where that changes, its class or its weights must."""
     config = getattr(getattr(encoder, "model", None), "config", None)
-    told = {} if config is None else config.to_dict()
+    settings = {} if config is None else config.to_dict()
     for name in ("_name_or_path", "transformers_version", "architectures"):  # of the folder that it came from
-        told.pop(name, None)
+        settings.pop(name, None)
     kind = f"{type(encoder).__module__}.{type(encoder).__qualname__}"
-    about = [kind, encoder.sample_rate, encoder.frame_rate, encoder.dim, encoder.longest_s, told]
+    about = [kind, encoder.sample_rate, encoder.frame_rate, encoder.dim, encoder.longest_s, settings]
     about += [encoder.settings] if encoder.settings else []
     total = hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode())
     for name, tensor in sorted(encoder.state_dict().items()):

@@ -91,8 +91,8 @@ class _NotUnderstood(Exception):
 
 
 def _line(error: Exception) -> str:
-    told = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return told if isinstance(error, _NotUnderstood) else f"it cannot be run: {told}"
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return reason if isinstance(error, _NotUnderstood) else f"it cannot be run: {reason}"
 
 
 @torch.no_grad()

@@ -45,9 +45,9 @@ def sizes(name: str, lab: Path | str | None = None):
         except Exception:  # what transformers and tokenizers raise over a file has no common class
             known = ", ".join(sorted(p.stem.replace("--", "/") for p in SIZES.glob("*.json")))
             raise SaladError(f"the sizes of {name!r} are not at hand; name its folder, or one of {known}") from None
-    told = json.loads(path.read_text())
-    tokenizer = told.pop("tokenizer")
-    return AutoConfig.for_model(told.pop("model_type"), **told), TokenizerSizes(
+    settings = json.loads(path.read_text())
+    tokenizer = settings.pop("tokenizer")
+    return AutoConfig.for_model(settings.pop("model_type"), **settings), TokenizerSizes(
         tokenizer["ids"], tokenizer["bos"], tokenizer["eos"]
     )
 
