@@ -7,6 +7,7 @@ same LLM, fine-tuning and adapter where it has, and otherwise an assumption that
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import duckdb
 
@@ -19,11 +20,16 @@ SHARE_OF_PEAK = 0.4  # of the GPU's bfloat16 matrix rate, where nothing is measu
 TTS_RATE = 50.0  # seconds of speech a second that Kokoro gives on a GPU, where nothing is measured
 TEXT_TOKENS_PER_S = 3.3  # of English speech
 SHAR_MB_PER_H = 60.0  # FLAC, 16 kHz
+CHECKPOINT_BYTES = 14  # a trained parameter: bfloat16 weights, float32 ones and AdamW's two moments
 PROBE_H = 128 * 6 * 15 / 3600  # 128 clusters, 6 texts each, 15 s a text
 SPEECH = {"librispeech": (960, 60), "libriheavy": (50_000, 60), "emilia": (91_000, 24)}  # hours, MB an hour to download
 TEXT_GB = {"fineweb_edu": 28.0, "passages": 2.2}  # FineWeb-Edu's 10 B token sample; one file of it
-KOKORO_GB, EMBEDDER_GB = 0.33, 1.34
-MIMI_GB = 0.385
+HUB_GB = {  # downloads by hub name, rounded
+    "HuggingFaceTB/SmolLM2-135M-Instruct": 0.27, "HuggingFaceTB/SmolLM2-360M": 0.72, "Qwen/Qwen2.5-0.5B": 1.0,
+    "Qwen/Qwen2.5-3B": 6.2, "Qwen/Qwen2.5-7B": 15.2, "openai/whisper-tiny.en": 0.15, "openai/whisper-base": 0.29,
+    "kyutai/mimi": 0.385, "hexgrad/Kokoro-82M": 0.33, "sentence-transformers/all-MiniLM-L6-v2": 0.09,
+    "BAAI/bge-large-en-v1.5": 1.34, "facebook/wav2vec2-base-960h": 0.38,
+}  # fmt: skip
 
 
 @dataclass
@@ -65,19 +71,53 @@ def cost(lab: Path | str, name: str, config: RunConfig, gpu: str | None = None) 
         _stage1_data(lab, config, model, hours, made)
     else:
         _stage2_data(con, config, hours, made)
-    trained = [p for p in model.parameters() if p.requires_grad]
-    parameters, size = sum(p.numel() for p in trained), sum(p.numel() * p.element_size() for p in model.parameters())
+    parameters, size = _trained(model), sum(p.numel() * p.element_size() for p in model.parameters())
     original = model._beside["original"]
     if original is not None:
         size += sum(p.numel() * p.element_size() for p in original.parameters())
     made.memory_gb = (size + 16 * parameters) / 1e9
-    kept = 3 if config.kind == "stage1" else 2  # the last, the one before the decay, and the one that is being written
-    made.disk_gb += made.download_gb + kept * 14 * parameters / 1e9
+    kept = _checkpoints(config)
+    made.disk_gb += made.download_gb + kept * CHECKPOINT_BYTES * parameters / 1e9
     made.notes.append(
-        f"disk: what is downloaded and made, and {kept} checkpoints of {14 * parameters / 1e9:.2f} GB; memory: weights, "
-        f"gradients and optimizer of {parameters / 1e6:,.0f} M trained parameters, activations apart"
+        f"disk: what is downloaded and made, and {kept} checkpoints of {CHECKPOINT_BYTES * parameters / 1e9:.2f} GB; memory: "
+        f"weights, gradients and optimizer of {parameters / 1e6:,.0f} M trained parameters, activations apart"
     )
     return made
+
+
+class Training(NamedTuple):
+    """Of a run's training alone: GPU hours, whether this lab has measured the speed that they rest on, trained parameters and
+    all parameters of the LLM, and the disk that its checkpoints take at most, in GB."""
+
+    gpu_hours: float
+    measured: bool
+    trained: int
+    llm: int
+    checkpoints_gb: float
+
+
+def training(lab: Path | str, config: RunConfig, gpu: str | None = None) -> Training:
+    """The cost of training `config`, without its data; `gpu` and errors as of `cost`."""
+    from salad.models import meta
+    from salad.models.names import quiet
+
+    quiet()
+    model, made = meta.speech_lm(config, lab), Cost("", 0.0, 0.0, 0.0, 0.0, 0.0)
+    con = store.connect(lab)
+    _training(con, config, model, _tokens(con, config, model, made), gpu, made)
+    trained = _trained(model)
+    llm = sum(p.numel() for name, p in model.llm.named_parameters() if "lora_" not in name)
+    return Training(made.gpu_hours, measured(con, config) is not None, trained, llm,
+                    _checkpoints(config) * CHECKPOINT_BYTES * trained / 1e9)  # fmt: skip
+
+
+def _trained(model) -> int:
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+def _checkpoints(config: RunConfig) -> int:
+    """How many lie on the disk at once: the last, Stage I's before the decay, the one being written, and those to keep."""
+    return (3 if config.kind == "stage1" else 2) + len(config.optim.keep)
 
 
 def _natural_hours(con, config: RunConfig, made: Cost) -> float:
@@ -171,7 +211,7 @@ def _stage1_data(lab, config: RunConfig, model, hours: float, made: Cost) -> Non
             llm = sum(p.numel() for n, p in model.llm.named_parameters() if "lora_" not in n)
             made.download_gb += 2 * llm / 1e9
     if config.encoder.name == "kyutai/mimi":
-        made.download_gb += MIMI_GB
+        made.download_gb += HUB_GB["kyutai/mimi"]
     for source in config.data.natural:
         if not (lab / "speech" / source).is_dir() and source in SPEECH:
             known, mb = SPEECH[source]
@@ -211,6 +251,6 @@ def _stage2_data(con, config: RunConfig, hours: float, made: Cost) -> None:
         rate, how = row[1], f"measured by {row[0]}, its ASR check included"
     made.gpu_hours += made.tts_hours / rate
     made.notes.append(f"TTS: {rate:,.0f} × real time ({how})")
-    made.download_gb += KOKORO_GB + EMBEDDER_GB
+    made.download_gb += HUB_GB["hexgrad/Kokoro-82M"] + HUB_GB["BAAI/bge-large-en-v1.5"]
     made.disk_gb += made.tts_hours * SHAR_MB_PER_H / 1e3
     made.notes.append("download: Kokoro and the sentence embedder; embedding, scoring and evaluation are not counted")

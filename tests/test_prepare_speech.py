@@ -119,6 +119,24 @@ def test_bad_audio_is_set_aside_with_its_reason_and_the_counts_reconcile(librisp
         prepare_speech(tmp_path, source, "natural", recogniser, SpeechOptions(max_cer=0.2, max_s=30), shard_size=5)
 
 
+def test_blocks_of_a_source_share_no_recording_and_together_are_the_whole(librispeech, recogniser, tmp_path):
+    source, seen = librispeech[0], []
+    for name, rows in (("first", (0.0, 0.6)), ("rest", (0.6, 1.0))):
+        counts = prepare_speech(tmp_path, source, name, recogniser, SpeechOptions(max_s=30, rows=rows))
+        cuts = [json.loads(line) for path in (tmp_path / "speech" / name).glob("cuts.*.jsonl") for line in open(path)]
+        seen.append({*aside(tmp_path, name), *(cut["supervisions"][0]["custom"]["recording"] for cut in cuts)})
+        assert counts["listed"] == counts["kept"] + sum(counts["set aside"].values()) == len(seen[-1])
+    assert not seen[0] & seen[1] and seen[0] | seen[1] == {recording.id for recording in recordings(source)}
+    counts = prepare_speech(tmp_path, source, "few", recogniser, SpeechOptions(max_s=30, limit=2))
+    assert counts["listed"] == 2
+    with pytest.raises(SaladError, match="limit was 2"):
+        prepare_speech(tmp_path, source, "few", recogniser, SpeechOptions(max_s=30, limit=3))
+
+
+def test_a_preparation_of_the_whole_keeps_the_name_that_it_had_before_there_were_blocks():
+    assert set(SpeechOptions().as_made_from()) == {"layout", "language", "max_cer", "max_s", "licence", "domain"}
+
+
 def test_libriheavy_cuts_out_of_long_recordings(recogniser, tmp_path):
     first, second = 0.5 * tones(TEXTS[0])[0], 0.5 * tones(TEXTS[1])[0]
     audio = tmp_path / "librilight" / "small" / "100" / "book.flac"

@@ -15,11 +15,11 @@ from demo_lab import SALAD, finished, salad
 from tools import real_model, shared
 
 import store
-from salad import SaladError, recipes
+from salad import SaladError, lookup, plan, recipes
 from salad.config import WarmStartConfig
 from salad.runs import read_json
 from salad.speech import load_tts
-from salad.study import conduct, costs, graph, sources, state
+from salad.study import conduct, costs, graph, material, sources, state
 from salad.study.config import SpeechSource, Study, TaskSource, TextSource
 from salad.study.load import load
 from workbench.cli import main
@@ -150,6 +150,17 @@ def test_the_dry_run_says_that_everything_is_done_and_starts_nothing(whole, worl
     count = len(conduct.steps_of(lab, toy(review=True)))
     assert f"{count} of {count} steps are done" in told.stdout
     assert sorted(path.name for path in (lab / "runs").iterdir()) == before
+
+
+def test_a_clustering_that_a_person_makes_meanwhile_does_not_become_the_studys(whole, tmp_path):
+    import shutil
+
+    lab = shutil.copytree(whole[0], tmp_path / "lab")
+    before = state.noted(lab, "clustering")
+    assert salad("pass", "cluster", "--corpus", "broad", "--k", "2", "--lab", lab).returncode == 0
+    assert lookup.newest_clustering(lab) != before
+    material.clusters(lambda *_: None, lab, toy(review=True))
+    assert state.noted(lab, "clustering") == before
 
 
 def test_again_trains_a_further_run_beside_the_first(whole, world, tmp_path):
@@ -327,12 +338,43 @@ def test_a_domain_gives_at_most_its_share():
         sources.caps({"a": 1, "b": 1}, 0.3)
 
 
-def test_a_block_of_a_table_is_contiguous_and_its_paths_are_whole(world, tmp_path, monkeypatch):
-    monkeypatch.setenv("SALAD_DATA", str(world[1]))
-    path, layout = sources.recordings(tmp_path, SpeechSource(path="list.tsv", rows=(0.5, 1.0), limit=3), "x")
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
-    assert layout == "table" and [Path(row["path"]).name for row in rows] == ["7.wav", "8.wav", "9.wav"]
-    assert all(Path(row["path"]).is_file() for row in rows)
+def test_documents_are_taken_by_a_hash_of_their_ids_whatever_their_order(tmp_path, monkeypatch):
+    monkeypatch.setenv("SALAD_DATA", str(tmp_path))
+    rows = [{"doc_id": f"d{i}", "text": "x" * (10 + i), "domain": "ab"[i % 2]} for i in range(60)]
+
+    def taken(name: str, listed: list[dict], **fields) -> set[str]:
+        (tmp_path / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in listed))
+        path, words = sources.texts(tmp_path / "lab", TextSource(path="t.jsonl", **fields), name)
+        kept = [json.loads(line) for line in path.read_text().splitlines()]
+        assert words.startswith(f"{len(kept)} of ")
+        return {row["doc_id"] for row in kept}
+
+    one, other = taken("one", rows, documents=(0.0, 0.5)), taken("other", rows, documents=(0.5, 1.0))
+    assert not one & other and len(one | other) == 60
+    assert taken("again", rows[::-1], documents=(0.0, 0.5)) == one
+    few = taken("few", rows, limit=7)
+    assert len(few) == 7 and taken("fewer", rows[::-1], limit=5) < few
+    many_a = [row | {"domain": "b" if i < 6 else "c" if i < 12 else "a"} for i, row in enumerate(rows)]
+    shares = taken("capped", many_a, max_domain_share=0.5)
+    size = {row["doc_id"]: (row["domain"], len(row["text"])) for row in many_a}
+    of_a = sum(size[name][1] for name in shares if size[name][0] == "a")
+    assert of_a <= 0.5 * sum(size[name][1] for name in shares) * 1.1 and {size[name][0] for name in shares} == {"a", "b", "c"}
+
+
+def test_times_follow_the_size_of_what_is_trained_and_nothing_is_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(costs, "has_gpu", lambda: True)
+    seconds = {}
+    for name in ("first_gpu", "salad_3b", "salad_7b"):
+        study = recipes.study(name).model_copy(update={"gpus": 1})
+        found = {cost.step.name: cost for cost in costs.costs(study, conduct.steps_of(tmp_path / "lab", study))}
+        seconds[name] = found["stage1"].seconds
+        own = plan.training(tmp_path / "lab", study.stage1)
+        assert found["stage1"].seconds == pytest.approx(3600 * own.gpu_hours) and found["stage1"].gb > own.checkpoints_gb * 0.99
+    assert seconds["first_gpu"] < 0.01 * seconds["salad_3b"] < 0.01 * seconds["salad_7b"]
+    monkeypatch.setattr(costs, "has_gpu", lambda: False)
+    study = recipes.study("first_gpu")
+    slow = {cost.step.name: cost.seconds for cost in costs.costs(study, conduct.steps_of(tmp_path / "lab", study))}
+    assert slow["stage1"] > 20 * seconds["first_gpu"] and not (tmp_path / "lab").exists()
 
 
 def test_original_files_of_piqa_and_arc_become_items(tmp_path, monkeypatch):

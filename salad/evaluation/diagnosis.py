@@ -177,10 +177,14 @@ def diagnose(lab: Path | str, model: SpeechLLM, texts: DiagnosisTexts, base: Bas
             for other in runs.values():
                 if other is not run:  # a control is measured in the same process, which tells of the speech's run
                     other.status(state="running", started_at=now(), ended_at=None)
-            work.do(missing, report_progress(run, progress))
-            for other in runs.values():
-                if other is not run:
-                    other.status(state="done", ended_at=now())
+            ended = "stopped"  # by a fault or by a person: the same command resumes it
+            try:
+                work.do(missing, report_progress(run, progress))
+                ended = "done"
+            finally:
+                for other in runs.values():
+                    if other is not run:
+                        other.status(state=ended, ended_at=now())
     return Diagnosis({c: run.run_id for c, run in runs.items()}, model.step, DiagnosisTexts(passages, texts.corpus, notes))
 
 

@@ -3,7 +3,9 @@
 import hashlib
 import os
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -109,8 +111,13 @@ def probe_texts(lab: Path | str, clustering: str, per_cluster: int, seed: int) -
            where clustering_id = ? order by 1, 2""",
         [clustering],
     ).fetchall()  # fmt: skip
-    by_cluster: dict[int, list] = {}
-    for cluster_id, sample_id, text in rows:
+    return of_each(rows, per_cluster, seed)
+
+
+def of_each(rows: Iterable[tuple[Any, str, str]], n: int, seed: int) -> list[tuple[str, str]]:
+    """(sample id, text) of `n` texts of each group, drawn by a hash of seed and id, from (group, sample id, text) rows."""
+    groups: dict[Any, list] = {}
+    for group, sample_id, text in rows:
         key = hashlib.sha256(f"{seed} {sample_id}".encode()).digest()
-        by_cluster.setdefault(cluster_id, []).append((key, sample_id, text))
-    return [(s, t) for k in sorted(by_cluster) for _, s, t in sorted(by_cluster[k])[:per_cluster]]
+        groups.setdefault(group, []).append((key, sample_id, text))
+    return [(s, t) for group in sorted(groups) for _, s, t in sorted(groups[group])[:n]]

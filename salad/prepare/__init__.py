@@ -6,7 +6,7 @@ from salad.errors import SaladError
 from salad.prepare.duplicates import near_duplicates
 from salad.prepare.overlap import Benchmarks
 from salad.prepare.recordings import refuse_nothing
-from salad.prepare.speech import SpeechOptions, prepare_speech
+from salad.prepare.speech import SpeechOptions, block_of, prepare_speech
 from salad.prepare.text import TextOptions, prepare_text
 
 
@@ -61,6 +61,6 @@ def describe_counts(counts: dict) -> str:
 
 
 __all__ = [
-    "Benchmarks", "SpeechOptions", "TextOptions", "describe_counts", "near_duplicates", "own_recogniser", "parse_part",
-    "prepare_speech", "prepare_text", "refuse_nothing",
+    "Benchmarks", "SpeechOptions", "TextOptions", "block_of", "describe_counts", "near_duplicates", "own_recogniser",
+    "parse_part", "prepare_speech", "prepare_text", "refuse_nothing",
 ]  # fmt: skip

@@ -41,7 +41,8 @@ BATCH = 100_000  # rows of `samples` a unit
 class SpeechOptions:
     """What a preparation is made with. `max_cer`: character error rate, both sides normalised, above which the text
     is held not to match; above 1 everything passes. `licence`, `domain`: of recordings that name none. `max_s`:
-    longer recordings are set aside."""
+    longer recordings are set aside. `rows`: which share of the recordings, from and to, in the source's order (what is held
+    out is then a contiguous block); `limit`: at most so many of them."""
 
     layout: str = "auto"
     language: str = "en"
@@ -49,6 +50,17 @@ class SpeechOptions:
     max_s: float = 60.0
     licence: str = "unknown"
     domain: str | None = None
+    rows: tuple[float, float] = (0.0, 1.0)
+    limit: int | None = None
+
+    @property
+    def takes_all(self) -> bool:
+        return tuple(self.rows) == (0.0, 1.0) and self.limit is None
+
+    def as_made_from(self) -> dict:
+        """The options by name, without those that came later and are not used: a preparation keeps its name."""
+        options = asdict(self) | {"rows": list(self.rows)}
+        return {key: value for key, value in options.items() if key not in ("rows", "limit") or not self.takes_all}
 
     @property
     def spoken_as(self) -> str:
@@ -80,14 +92,19 @@ def prepare_speech(lab: Path | str, source: Path | str, name: str, recogniser: C
     refuse_nothing(source, options.layout, options.language)
     _ = options.spoken_as  # refused before anything is written
     work = lab / "speech" / f"{name}.prepared"
-    made_from = {"prepare": "speech", "speech": name, "options": asdict(options), "shard_size": shard_size,
+    made_from = {"prepare": "speech", "speech": name, "options": options.as_made_from(), "shard_size": shard_size,
                  "recogniser": names.kept(recogniser.name, lab), "source": Path(source).name}  # fmt: skip
     made_from = _begin(lab, name, work, made_from, recogniser.name)
     where = (source, options.layout, options.language, work / "tars")
-    expected = count(*where) if progress else None
+    if options.takes_all:
+        block, expected = slice(None), count(*where) if progress else None
+    else:
+        block = block_of(sum(1 for _ in recordings(*where)), options.rows, options.limit)
+        expected = block.stop - block.start
     total, done, seen, files = 0, 0, 0, Seen()
     _keep_published(lab, name, work)
-    for number, listed in enumerate(_shards(recordings(*where), shard_size)):
+    wanted = itertools.islice(recordings(*where), block.start, block.stop)
+    for number, listed in enumerate(_shards(wanted, shard_size)):
         files.add([recording.file for recording in listed if recording.file is not None])
         total, seen = total + 1, seen + len(listed)
         if number % part[1] == part[0]:
@@ -96,12 +113,10 @@ def prepare_speech(lab: Path | str, source: Path | str, name: str, recogniser: C
         if progress:
             progress(seen, expected)
     if not total:
-        raise SaladError(f"{source} lists no recording")
-    beside = [
-        _aside(recording, Unusable(*recording.fault))
-        for recording in not_listed(source, options.layout, options.language, files)
-        if recording.fault is not None
-    ]
+        raise SaladError(f"{source} lists no recording" + ("" if options.takes_all else " in the block that `rows` names"))
+    # of a block of a source nothing is known about files that no list names
+    unlisted = not_listed(source, options.layout, options.language, files) if options.takes_all else ()
+    beside = [_aside(recording, Unusable(*recording.fault)) for recording in unlisted if recording.fault is not None]
     _write_where_new(work / "aside.not-listed.jsonl", _json_lines(beside))
     counts = _counts(work, range(total), seen, beside) | {"shards": f"{done} of {total}"}
     if done == total:
@@ -110,6 +125,12 @@ def prepare_speech(lab: Path | str, source: Path | str, name: str, recogniser: C
         for begun in (lab / "speech").glob(f".{glob.escape(name)}.??????.*"):  # shards that a killed process had begun
             shutil.rmtree(begun, ignore_errors=True)
     return counts
+
+
+def block_of(total: int, share: tuple[float, float], limit: int | None) -> slice:
+    """The places of a share of `total` recordings, at most `limit` of them."""
+    start, end = round(share[0] * total), round(share[1] * total)
+    return slice(start, end if limit is None else min(end, start + limit))
 
 
 def _begin(lab: Path, name: str, work: Path, made_from: dict, heard_by: str) -> dict:

@@ -222,7 +222,7 @@ def draw(
     if not (np.isfinite(budget_h) and budget_h > 0):
         raise SaladError(f"budget is {budget_h} h; it must be more than 0")
     start = len(pool.notes)
-    pool = replace(pool, budget_h=budget_h)
+    pool = replace(pool, budget_h=budget_h) if np.isnan(pool.budget_h) else pool  # a refill's own is a part of it
     decided, p_target = decide(pool, strategy_name, gamma)
     skip = set(dropped)
     usable = pool.open_K[pool.cluster_N] & np.array([s not in skip for s in pool.sample_ids], bool)

@@ -1,7 +1,7 @@
 """Selections in a lab: draw, review, freeze, refill. Everything about a draw is in the store."""
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import duckdb
@@ -15,7 +15,7 @@ from salad.errors import SaladError
 from store.rules import dropped
 
 from .draw import OVERSHOOT, Clusters, Pool, decide, draw
-from .probe import cluster_rankings, pool, probe_rows
+from .probe import cluster_rankings, learning, pool, probe_rows
 from .target import check_gamma, target_interval
 from .voicing import own_speech
 
@@ -98,7 +98,7 @@ def select_with_notes(
             [name, 0 if before is None else len(before)],
         ).fetchall()
         return Drawn(name, spent_h + (new_s or 0.0) / 3600, ("it was drawn before, and stays as it is",))
-    texts = pool(con, clustering_id, run_id, step, max_cer, speech)
+    texts = _pool(con, clustering_id, run_id, step, max_cer, speech, strategy, budget_h)
     left_h = budget_h - spent_h
     if left_h <= 0:
         raise SaladError(f"selection {parent} has {spent_h:.3g} h already; a round needs a budget above that")
@@ -233,12 +233,19 @@ def _ruled_out(con, selection_id: str, info: dict, texts: Pool) -> list[str]:
     }))  # fmt: skip
 
 
+def _pool(con, clustering_id, run_id, step, max_cer, speech, strategy: str, budget_h: float | None) -> Pool:
+    """The pool that a strategy decides on, with what `marginal` alone needs: its budget and Stage I's learning curve."""
+    texts = pool(con, clustering_id, run_id, step, max_cer, speech)
+    return replace(texts, budget_h=budget_h or np.nan, **learning(con, run_id)) if strategy == "marginal" else texts
+
+
 def _pool_again(con, info: dict) -> Pool:
     """The pool that a selection was drawn from: the same clusters are left out."""
     if info["clustering_id"] is None or info["run_id"] is None:
         raise SaladError(f"selection {info['selection_id']} does not record what it was drawn from; run `salad select` again")
     parts.check(info["strategy"], f"selection {info['selection_id']}")
-    return pool(con, info["clustering_id"], info["run_id"], info["step"], info["max_cer"], info["speech"])
+    names = ("clustering_id", "run_id", "step", "max_cer", "speech", "strategy", "budget_h")
+    return _pool(con, *(info[name] for name in names))
 
 
 def refill(lab: Path | str, selection_id: str) -> str:

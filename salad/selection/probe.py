@@ -3,7 +3,7 @@
 import json
 import logging
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import duckdb
 import numpy as np
@@ -138,7 +138,7 @@ def _uncovered(con) -> dict[str, tuple[str, ...]]:
         return {}
 
 
-def _learning(con, run_id: str) -> dict[str, float]:
+def learning(con, run_id: str) -> dict[str, Any]:
     """For `marginal`: hours of the natural speech that a run was trained on, and β and E of its Stage I's learning curve (M over
     tokens, held-out text by P_web) where four checkpoints before the decay were scored; NaN and 0 where not."""
     from salad import analysis
@@ -226,7 +226,6 @@ def pool(
         open_K=opened,
         probed_N=texts.sample_id.isin(probed).to_numpy(bool),
         **_uncovered(con),
-        **_learning(con, run_id),
         cer_K=speech_rows.set_index("cluster_id").cer.reindex(table.cluster_id).to_numpy(float),
         notes=notes,
     )

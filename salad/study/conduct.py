@@ -1,7 +1,7 @@
 """Run a study of any size: what is left of its graph of steps, in order, resumable at any point."""
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -121,20 +121,17 @@ def conduct(lab: Path | str, config: BaseStudy, watch: Callable, *, corpus: str 
             lacking = [b for b in step.after if by_name[b].own_name not in done[step.lab]]
             if lacking:
                 raise SaladError(f"--only {only}: it waits for {', '.join(lacking)}; `--until {only}` does those first")
-        todo = [runner.Step(s.name, s.title, s.work, s.arguments, (), s.key, s.device) for s in todo]
+        todo = [replace(step, after=()) for step in todo]
     for path in labs_of(lab, config):
         graph.claim(path, config, corpus)
     if again is not None:
         _again(steps, again)
-        if only is None and until is None:
-            todo = steps
     made = Conducted()
     pausing = {s.name for s in todo if s.own_name == state.PAUSE and not state.is_reviewed(s.lab)}
     if pausing:
         made.waiting = sorted({Path(s.lab) for s in todo if s.name in pausing})
         held = beyond(todo, pausing)
         todo = [s for s in todo if s.name not in held]
-    by_name = {step.name: step for step in todo}
 
     def note(event: str, step: Step, *details) -> None:
         if event == "done":
@@ -145,7 +142,7 @@ def conduct(lab: Path | str, config: BaseStudy, watch: Callable, *, corpus: str 
 
     gpu = isinstance(config, Study) and costs.has_gpu()
     made.outcomes = runner.run(todo, workers, note, keep_going=keep_going, one_device=gpu, threads=_threads(config, workers))
-    for path in {Path(step.lab) for step in by_name.values()}:
+    for path in {Path(step.lab) for step in todo}:
         store.renew(path)
     return made
 

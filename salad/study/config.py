@@ -207,8 +207,8 @@ class SpeechSource(Source):
     """Recordings with transcripts, aligned and checked by `salad prepare speech`."""
 
     layout: Literal["auto", "librispeech", "cuts", "emilia", "webdataset", "table"] = "auto"
-    rows: Share = Field((0.0, 1.0), description="which rows of a table, in its order: contiguous blocks are held out")
-    limit: int | None = Field(None, gt=0, description="at most so many rows of a table")
+    rows: Share = Field((0.0, 1.0), description="which recordings, in the source's order: contiguous blocks are held out")
+    limit: int | None = Field(None, gt=0, description="at most so many of them")
     domain: str | None = None
     max_s: float = Field(60.0, gt=0)
     max_cer: float = Field(0.5, gt=0)

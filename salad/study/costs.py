@@ -6,12 +6,16 @@ of a unit: what this study's labs have measured, else RATES, which are assumptio
 import os
 import shutil
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
+from salad import plan
+from salad.config import RunConfig
+from salad.engines.targets import resolve
 from salad.errors import SaladError
+from salad.plan import HUB_GB, SHAR_MB_PER_H
 from salad.study import sources, state
-from salad.study.config import BaseStudy, MiniatureStudy, Study
+from salad.study.config import BaseStudy, Study
 from salad.study.runner import Step
 
 # Seconds a unit on two CPU cores, measured with SmolLM2-135M, Whisper tiny.en, Piper and MiniLM (2026-11-27); on a GPU what a
@@ -20,17 +24,11 @@ RATES = {
     "MB of text": 7.0, "h of recordings": 400.0, "tokens": 1 / 200, "warm-start steps": 1.0, "passages": 0.005,
     "probe recordings": 0.75, "scored recordings": 0.3, "h of speech": 400.0, "answers": 0.12, "passages spoken": 0.75,
 }  # fmt: skip
-GPU_SPEED = {"tokens": 60.0, "h of recordings": 20.0, "warm-start steps": 10.0, "passages": 20.0, "probe recordings": 10.0,
+RATED_LLM = 134_515_008  # parameters of the LLM that RATES' tokens were measured with
+GPU_SPEED = {"h of recordings": 20.0, "warm-start steps": 10.0, "passages": 20.0, "probe recordings": 10.0,
              "scored recordings": 30.0, "h of speech": 10.0, "answers": 30.0, "passages spoken": 10.0}  # fmt: skip
 PASSAGE_BYTES, PASSAGE_S = 115.0, 8.0  # of a passage, for estimates
 MINIATURE_GB = 1.0  # of disk
-SHAR_GB_PER_H = 0.06  # FLAC, 16 kHz
-HUB_GB = {  # downloads by hub name, rounded
-    "HuggingFaceTB/SmolLM2-135M-Instruct": 0.27, "HuggingFaceTB/SmolLM2-360M": 0.72, "Qwen/Qwen2.5-0.5B": 1.0,
-    "Qwen/Qwen2.5-3B": 6.2, "Qwen/Qwen2.5-7B": 15.2, "openai/whisper-tiny.en": 0.15, "openai/whisper-base": 0.29,
-    "kyutai/mimi": 0.39, "hexgrad/Kokoro-82M": 0.33, "sentence-transformers/all-MiniLM-L6-v2": 0.09,
-    "BAAI/bge-large-en-v1.5": 1.34, "facebook/wav2vec2-base-960h": 0.38,
-}  # fmt: skip
 
 
 @dataclass
@@ -47,14 +45,12 @@ class StepCost:
     money: float
     where: str
     measured: bool
-    notes: list[str] = field(default_factory=list)
 
 
 def size_of(config: BaseStudy, name: str) -> tuple[float, str]:
     """(size, unit) of a step by its name within a lab; (0, "") of one that takes next to nothing, or whose size is not known."""
-    if isinstance(config, MiniatureStudy):
+    if not isinstance(config, Study):
         return 0.0, ""
-    assert isinstance(config, Study)
     kind, _, of = name.partition("_")
     if name in ("text", "heldout_text"):
         texts = config.text if name == "text" else config.heldout_text
@@ -94,28 +90,17 @@ def size_of(config: BaseStudy, name: str) -> tuple[float, str]:
 
 
 def disk_gb(config: BaseStudy, name: str) -> float:
-    """About how much a step leaves on the disk, in GB."""
+    """About how much a step leaves on the disk beside checkpoints, in GB."""
     size, unit = size_of(config, name)
     if unit in ("h of recordings", "h of speech"):
-        return size * SHAR_GB_PER_H
+        return size * SHAR_MB_PER_H / 1e3
     if unit in ("probe recordings", "passages spoken"):
-        return size * PASSAGE_S / 3600 * SHAR_GB_PER_H
+        return size * PASSAGE_S / 3600 * SHAR_MB_PER_H / 1e3
     if unit == "MB of text":
         return 2e-3 * size
     if unit == "passages":
         return size * 1.6e-6
-    if unit == "tokens" and isinstance(config, Study):
-        run = config.stage1 if name.startswith("stage1") else config.stage2
-        kept = (3 if name.startswith("stage1") else 2) + len(run.optim.keep)
-        return kept * 14e-9 * trained_parameters(run)
     return 0.0
-
-
-def trained_parameters(run) -> float:
-    """About how many parameters a run trains: the adapter's, and LoRA's or the LLM's, from the sizes in its name."""
-    adapter = run.adapter.layers * (3 * run.adapter.width * run.adapter.mlp + 3 * run.adapter.width**2)
-    whole = next((hub_gb / 2 * 1e9 for name, hub_gb in HUB_GB.items() if name == run.llm.name), 1e9)
-    return adapter + (whole if run.llm.finetune == "full" else whole * 0.0006 * run.llm.lora_rank)
 
 
 def has_gpu() -> bool:
@@ -139,33 +124,50 @@ def measured_rates(labs: Iterable[Path | str]) -> dict[str, float]:
 
 def costs(config: BaseStudy, steps: Iterable[Step], targets: Path | str | None = None) -> list[StepCost]:
     """The cost of every step. SaladError where a step's engine is not one that is known here."""
-    from salad.engines.targets import resolve
-
     steps = list(steps)
     labs = sorted({step.lab for step in steps})
-    rates, done = measured_rates(labs), {lab: state.records(lab) for lab in labs}
-    found, gpu = [], None
+    done = {lab: state.records(lab) for lab in labs}
+    if not isinstance(config, Study):  # the miniature's times are said beside `salad demo`
+        return [StepCost(step, step.own_name in done[step.lab], 0.0, "", 0.0, 0.0, 0.0, "here", False) for step in steps]
+    rates, gpu = measured_rates(labs), has_gpu()
+    trainings = {kind: _training(labs[0], getattr(config, kind)) for kind in ("stage1", "stage2")}
+    found = []
     for step in steps:
         size, unit = size_of(config, step.own_name)
-        where = config.engine_of(step.own_name) if isinstance(config, Study) else "here"
+        where, workers = config.engine_of(step.own_name), config.workers_of(step.own_name)
         price = 0.0
         if where != "here":
             _, target = resolve(where, targets)
             price = target.price_per_hour
-        rate = rates.get(unit)
-        if rate is None and unit and gpu is None:
-            gpu = has_gpu()
-        if rate is None:
-            rate = RATES.get(unit, 0.0) / (GPU_SPEED.get(unit, 1.0) if gpu or where != "here" else 1.0)
-        seconds = size * rate
-        if step.own_name == "stage1" and unit not in rates and isinstance(config, Study):
-            warm = config.stage1.adapter.warm_start.steps * RATES["warm-start steps"]
-            seconds += warm / (GPU_SPEED["warm-start steps"] if gpu or where != "here" else 1.0)
-        workers = config.workers_of(step.own_name) if isinstance(config, Study) else 1
-        seconds = seconds / workers if unit not in ("tokens", "answers") else seconds
-        found.append(StepCost(step, step.own_name in done[step.lab], size, unit, seconds, disk_gb(config, step.own_name),
-                              seconds * workers / 3600 * price, where, unit in rates))  # fmt: skip
+        fast, gb = gpu or where != "here", disk_gb(config, step.own_name)
+        rate = rates.get(unit, RATES.get(unit, 0.0) / (GPU_SPEED.get(unit, 1.0) if fast else 1.0))
+        seconds = size * rate / (workers if unit not in ("tokens", "answers") else 1)
+        training = trainings.get(step.own_name.partition("_")[0])
+        if unit == "tokens" and training is not None:
+            gb += training.checkpoints_gb
+            if unit not in rates:
+                seconds = _training_seconds(config, step.own_name, size, training, fast)
+        money = seconds * workers / 3600 * price
+        found.append(StepCost(step, step.own_name in done[step.lab], size, unit, seconds, gb, money, where, unit in rates))
     return found
+
+
+def _training(lab: str, run: RunConfig) -> plan.Training | None:
+    """The training of a stage as `salad plan` counts it; None where the sizes of its LLM or encoder are not at hand yet."""
+    try:
+        return plan.training(lab, run)
+    except SaladError:
+        return None
+
+
+def _training_seconds(config: Study, name: str, tokens: float, training: plan.Training, fast: bool) -> float:
+    """Of a training that no lab has measured: on a GPU by `salad plan`, on CPU cores by the LLM's size beside SmolLM2-135M's."""
+    warm = config.stage1.adapter.warm_start.steps * RATES["warm-start steps"] if name == "stage1" else 0.0
+    if not fast:
+        return tokens * RATES["tokens"] * training.llm / RATED_LLM + warm
+    run = config.stage1 if name.startswith("stage1") else config.stage2
+    share = tokens / (run.optim.steps * (run.optim.batch_tokens or run.optim.batch * 200))  # of a stage in rounds
+    return 3600 * training.gpu_hours * share / (config.gpus or 1) + warm / GPU_SPEED["warm-start steps"]
 
 
 def check_engines(config: BaseStudy) -> None:

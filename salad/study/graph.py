@@ -106,8 +106,8 @@ def seed_steps(lab: Path | str, config: Study, seed: int) -> list[Step]:
     graph: list[Step] = []
 
     def step(name, title, function, *after, arguments=(), device=False):
-        told = title if len(config.seeds) == 1 else f"{title}, seed {seed}"
-        graph.append(Step(prefix + name, told, function, (lab, own, *arguments), tuple(prefix + a for a in after), name,
+        shown = title if len(config.seeds) == 1 else f"{title}, seed {seed}"
+        graph.append(Step(prefix + name, shown, function, (lab, own, *arguments), tuple(prefix + a for a in after), name,
                           device and own.engine_of(name) == "here"))  # fmt: skip
 
     texts = []

@@ -86,11 +86,11 @@ def _of_python(path: Path, function: str) -> BaseStudy:
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
+        if not callable(getattr(module, function, None)):
+            raise SaladError(f"{path} has no function {function}; name one as {path}:FUNCTION")
         made = getattr(module, function)()
     except SaladError:
         raise
-    except AttributeError:
-        raise SaladError(f"{path} has no function {function}; name one as {path}:FUNCTION") from None
     except Exception as error:
         raise SaladError(f"{path}: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}") from error
     return _checked(made, str(path))

@@ -1,7 +1,6 @@
 """The steps by which a real study gets its material and measures it: step(progress, lab, config, …) -> a line that says what
 was made. What a command does alone (`salad prepare`, `salad pass`) a step does by the same functions."""
 
-import hashlib
 import json
 import time
 from collections.abc import Callable
@@ -12,6 +11,7 @@ import store
 from salad.errors import SaladError
 from salad.passes import Progress
 from salad.passes import run as passes
+from salad.passes.cluster import of_each
 from salad.passes.synthesise import jobs_of, synthesise
 from salad.prepare import SpeechOptions, TextOptions, prepare_speech, prepare_text
 from salad.runs import ENDED
@@ -34,7 +34,7 @@ def follow(handle, where: str, progress: Progress) -> None:
     """Wait until a launched run has ended, and bring what it made into this lab. SaladError where it was not done."""
     while True:
         status = handle.status()
-        if progress is not None and status.get("max_steps"):
+        if status.get("max_steps"):
             progress(int(status.get("step") or 0), int(status["max_steps"]))
         if status["state"] in ENDED:
             break
@@ -122,8 +122,9 @@ def _recordings(progress: Progress, lab: Lab, config: Study, source: SpeechSourc
         counts = json.loads(report.read_text())["counts"]
         if all(shar.damage(lab, name, number) is None for number in range(int(counts["shards"]))):
             return f"{counts['kept']:,} recordings, {counts['hours']:,.2f} h"
-    path, layout = sources.recordings(lab, source, name)
-    options = SpeechOptions(layout, source.language, source.max_cer, source.max_s, source.licence, source.domain)
+    path = sources.resolve(source, name)
+    options = SpeechOptions(source.layout, source.language, source.max_cer, source.max_s, source.licence, source.domain,
+                            source.rows, source.limit)  # fmt: skip
     counts = prepare_speech(lab, path, name, cast(Any, load_recogniser(config.recogniser, _device())), options,
                             progress=_counted(progress))  # fmt: skip
     if not counts["kept"]:
@@ -151,12 +152,10 @@ def clusters(progress: Progress, lab: Lab, config: Study) -> str:
     run_pass(progress, lab, config, "clusters", "embed", corpus="broad", model=config.embeddings)
     options = {"corpus": "broad", "model": config.embeddings, "k": config.n_clusters, "seed": config.seed}
     run_pass(progress, lab, config.model_copy(update={"engines": {}, "workers": {}}), "clusters", "cluster", **options)
-    row = store.connect(lab).execute("SELECT count(*) FROM clusters").fetchone()
-    if row is None or not row[0]:
-        raise SaladError("clusters: none were made")
-    from salad.lookup import newest_clustering
-
-    remember(lab, clustering=newest_clustering(lab))
+    run_id = recall(lab, "pass_clusters_cluster")
+    # by its run, not the newest: a person may have made others in between
+    ((name,),) = store.connect(lab).execute("SELECT DISTINCT clustering_id FROM clusters WHERE run_id = ?", [run_id]).fetchall()
+    remember(lab, clustering=name)
     return f"{config.n_clusters} clusters, {recall(lab, 'clustering')}"
 
 
@@ -188,7 +187,8 @@ def synthesis(progress: Progress, lab: Lab, config: Study, note: str, budget_h: 
     name = _refilled(lab, recall(lab, note))
     remember(lab, **{note: name})
     if not to_synthesise(lab, name):
-        raise SaladError(f"selection {name} has no text left to be spoken; `salad refill {name}` draws more")
+        raise SaladError(f"selection {name} has no text left to be spoken: every one was dropped; refill it in "
+                         "notebooks/selection.py, or take decisions back")  # fmt: skip
     return run_pass(progress, lab, config, "synthesis", "synthesise", selection=name, tts=config.tts, voices=config.voices,
                     seed=config.seed, budget_h=budget_h, asr=config.recogniser)  # fmt: skip
 
@@ -204,19 +204,16 @@ def review(progress: Progress, lab: Lab, config: Study) -> str:
 def spoken(progress: Progress, lab: Lab, config: Study) -> str:
     """Held-out passages of each domain in the voices of evaluation, as the speech folder `heldout`."""
     rows = store.connect(lab).execute(
-        "SELECT sample_id, text, domain FROM samples WHERE corpus = 'heldout' AND len(coalesce(flags, [])) = 0 ORDER BY 1"
+        "SELECT coalesce(domain, ''), sample_id, text FROM samples WHERE corpus = 'heldout' AND len(coalesce(flags, [])) = 0 "
+        "ORDER BY 1, 2"
     ).fetchall()  # fmt: skip
-    by_domain: dict[str, list] = {}
-    for sample_id, written, domain in rows:
-        key = hashlib.sha256(f"{config.seed} {sample_id}".encode()).digest()
-        by_domain.setdefault(domain or "", []).append((key, sample_id, written))
-    texts = [(s, t) for name in sorted(by_domain) for _, s, t in sorted(by_domain[name])[: config.heldout_per_domain]]
+    texts = of_each(rows, config.heldout_per_domain, config.seed)
     engine = load_tts(config.eval_tts or config.tts)
     jobs = jobs_of(texts, config.eval_voices or config.voices, config.seed)
     made_from = {"seed": config.seed, "tts": engine.name, "jobs": store.ids.digest([vars(job) for job in jobs])}
     check = load_recogniser(config.recogniser, _device())
     seconds = synthesise(lab, "heldout", jobs, engine, made_from, check, progress=progress)
-    return f"{len(texts)} passages of {len(by_domain)} domains, {seconds / 60:.1f} minutes"
+    return f"{len(texts)} passages of {len({domain for domain, *_ in rows})} domains, {seconds / 60:.1f} minutes"
 
 
 def _device() -> str:

@@ -7,9 +7,8 @@ from collections import Counter
 from pathlib import Path
 
 from salad.errors import SaladError
-from salad.prepare import documents
-from salad.study.config import Source, SpeechSource, Study, TaskSource, TextSource
-from store import atomic
+from salad.prepare import block_of, documents
+from salad.study.config import Source, Study, TaskSource, TextSource
 
 DATA = "SALAD_DATA"
 BESIDE = Path(__file__).resolve().parents[3] / "shared" / "data"  # beside a checkout, where one is kept
@@ -77,68 +76,47 @@ def caps(size_by_domain: dict[str, int], share: float) -> float:
 
 def texts(lab: Path | str, source: TextSource, name: str) -> tuple[Path, str]:
     """(the documents to be prepared, what was taken in words): the source itself, or lab/.study/sources/<name>.jsonl with the
-    documents that its `documents`, `max_domain_share` and `limit` let through, in the order of a hash of their ids."""
+    documents that its `documents`, `max_domain_share` and `limit` let through, in their order.
+
+    The source is read twice, and of each document only its place, domain and length are held."""
     path = resolve(source, name)
     if source.documents == (0.0, 1.0) and source.max_domain_share >= 1 and source.limit is None:
         return path, "all documents"
     low, high = source.documents
-    found: list[tuple[float, documents.Document, str]] = []
+    in_range: list[tuple[float, int, str, int]] = []  # hash, place, domain, characters
+    sizes: Counter[str] = Counter()
     faults = 0
-    for document in documents.read(path, source.column):
+    for place, document in enumerate(documents.read(path, source.column)):
         if document.fault is not None or not document.text:
             faults += 1
-        elif low <= (place := _hash(document.doc_id)) < high or high == 1.0 and place >= low:
-            found.append((place, document, document.text))
-    found.sort(key=lambda one: (one[0], one[1].doc_id))
-    sizes: Counter = Counter()
-    for _, document, text in found:
-        sizes[document.domain or ""] += len(text)
-    if not sizes:
-        raise SaladError(f"{name}: {path} has no document in the range {low:g} to {high:g} of `documents`")
-    cap, rows = caps(dict(sizes), source.max_domain_share), []
-    spent: Counter = Counter()
-    for _, document, text in found:
-        domain = document.domain or ""
-        if spent[domain] and spent[domain] + len(text) > cap:
             continue
-        spent[domain] += len(text)
-        rows.append({
-            "doc_id": document.doc_id, source.column: text, "source": document.source,
-            "licence": document.licence or source.licence, "domain": document.domain,
-        })  # fmt: skip
-    rows = rows[: source.limit]
+        key = _hash(document.doc_id)
+        if low <= key < high:
+            in_range.append((key, place, document.domain or "", len(document.text)))
+            sizes[document.domain or ""] += len(document.text)
+    if not in_range:
+        raise SaladError(f"{name}: {path} has no document in the range {low:g} to {high:g} of `documents`")
+    cap = caps(dict(sizes), source.max_domain_share)
+    spent: Counter[str] = Counter()
+    taken: set[int] = set()
+    for _, place, domain, size in sorted(in_range):
+        if len(taken) == source.limit:
+            break
+        if not spent[domain] or spent[domain] + size <= cap:
+            spent[domain] += size
+            taken.add(place)
     target = Path(lab) / ".study" / "sources" / f"{name}.jsonl"
-    _write(target, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    beside = target.with_name(f".{name}.{os.getpid()}.tmp")
+    with open(beside, "w", encoding="utf-8") as file:
+        for place, document in enumerate(documents.read(path, source.column)):
+            if place in taken:
+                row = {"doc_id": document.doc_id, source.column: document.text, "source": document.source,
+                       "licence": document.licence or source.licence, "domain": document.domain}  # fmt: skip
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    os.replace(beside, target)
     unreadable = f", {faults} empty or unreadable" if faults else ""
-    return target, f"{len(rows):,} of {len(found):,} documents in range{unreadable}"
-
-
-def recordings(lab: Path | str, source: SpeechSource, name: str) -> tuple[Path, str]:
-    """(what is to be prepared, the layout): the source itself, or lab/.study/sources/<name>.<ending> with the block of a table's
-    rows that `rows` and `limit` name, its paths made absolute."""
-    path = resolve(source, name)
-    if source.rows == (0.0, 1.0) and source.limit is None:
-        return path, source.layout
-    if not path.is_file() or source.layout not in ("auto", "table"):
-        raise SaladError(f"{name}: `rows` and `limit` take blocks of a table (TSV, CSV or JSONL), and {path} is not one")
-    import pandas as pd
-
-    try:
-        if path.suffix in (".jsonl", ".ndjson"):
-            table = pd.read_json(path, lines=True, dtype=False)
-        else:
-            table = pd.read_csv(path, sep="\t" if path.suffix == ".tsv" else ",", dtype=str, keep_default_na=False,
-                                quoting=3 if path.suffix == ".tsv" else 0)  # fmt: skip
-    except (ValueError, OSError) as error:
-        raise SaladError(f"{name}: {path} cannot be read as a table: {str(error).splitlines()[0]}") from None
-    column = next((c for c in ("path", "audio_filepath", "file", "audio", "wav") if c in table.columns), None)
-    if column is None:
-        raise SaladError(f"{name}: {path} has no column path, so that a block of its rows cannot be listed elsewhere")
-    table = table.iloc[_block(len(table), source.rows, source.limit)].copy()
-    table[column] = [str((path.parent / file).resolve()) for file in table[column]]
-    target = Path(lab) / ".study" / "sources" / f"{name}.jsonl"
-    _write(target, table.to_json(orient="records", lines=True, force_ascii=False))
-    return target, "table"
+    return target, f"{len(taken):,} of {len(in_range):,} documents in range{unreadable}"
 
 
 def items(source: TaskSource) -> list[dict]:
@@ -156,7 +134,7 @@ def items(source: TaskSource) -> list[dict]:
             rows = [_arc(row) for row in rows]
     except (ValueError, KeyError, TypeError, OSError) as error:
         raise SaladError(f"task {source.name}: {path} is not in the format {source.format!r}: {error}") from None
-    rows = rows[_block(len(rows), source.rows, source.limit)]
+    rows = rows[block_of(len(rows), source.rows, source.limit)]
     if not rows:
         raise SaladError(f"task {source.name}: {path} has no item in the range that `rows` names")
     return rows
@@ -168,17 +146,6 @@ def _arc(row: dict) -> dict:
         "id": row["id"], "question": row["question"]["stem"], "answerKey": row["answerKey"],
         "choices": {"text": [c["text"] for c in choices], "label": [c["label"] for c in choices]},
     }  # fmt: skip
-
-
-def _block(n: int, share: tuple[float, float], limit: int | None) -> slice:
-    start, end = round(share[0] * n), round(share[1] * n)
-    return slice(start, end if limit is None else min(end, start + limit))
-
-
-def _write(path: Path, text: str) -> None:
-    data = text.encode()
-    if not path.exists() or path.read_bytes() != data:
-        atomic.write_bytes(path, data)
 
 
 def of_study(config: Study) -> list[tuple[str, Source]]:

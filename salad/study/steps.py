@@ -13,7 +13,7 @@ from salad.data import corpora
 from salad.engines.launch import launch_run
 from salad.engines.targets import resolve
 from salad.evaluation import tasks
-from salad.evaluation.contenders import Ours, outside
+from salad.evaluation.contenders import Contender, Ours, outside
 from salad.evaluation.run import evaluate
 from salad.evaluation.spoken import context_sample
 from salad.miniature import make
@@ -304,11 +304,20 @@ def study_results(progress: Progress, lab: Lab, config: Study, contender: str, n
         else:
             model = load_checkpoint(lab, run_id, step).eval()
         who = Ours(passes.on_device(model), contender, run_id, step, teacher=note is None)
-        evaluate(lab, who, names, modalities, list(config.eval_voices or config.voices), config.eval_tts or config.tts,
-                 config.recogniser, progress=progress, seed=config.seed)  # fmt: skip
+        _ask(lab, config, who, modalities, progress)
 
     run_once(lab, "evaluate", made_from, work, kind="evaluate", progress=progress)
     return ", ".join([*made, *modalities])
+
+
+def _ask(lab: Lab, config: Study, who: Contender, modalities: tuple[str, ...], progress: Progress) -> None:
+    """Ask a contender the items of the study's tasks: of a file those that are in it, of the harness' own up to their limit."""
+    limits: dict[int | None, list[str]] = {}
+    for task in config.tasks:
+        limits.setdefault(None if task.path else task.limit, []).append(task.name)
+    for limit, names in limits.items():
+        evaluate(lab, who, names, modalities, list(config.eval_voices or config.voices), config.eval_tts or config.tts,
+                 config.recogniser, limit, progress=progress, seed=config.seed)  # fmt: skip
 
 
 def contender_results(progress: Progress, lab: Lab, config: Study, contender: str) -> str:
@@ -320,8 +329,7 @@ def contender_results(progress: Progress, lab: Lab, config: Study, contender: st
         import torch
 
         who = outside(contender, None, lab, "cuda" if torch.cuda.is_available() else "cpu")
-        evaluate(lab, who, names, config.modalities, list(config.eval_voices or config.voices), config.eval_tts or config.tts,
-                 config.recogniser, progress=progress, seed=config.seed)  # fmt: skip
+        _ask(lab, config, who, config.modalities, progress)
 
     run_once(lab, "evaluate", made_from, work, kind="evaluate", progress=progress)
     return ", ".join(names)

@@ -61,6 +61,10 @@ def show_plan(lab: Path, config: BaseStudy) -> None:
                   + (f", {money:.2f} in money" if money else ""))  # fmt: skip
     if not all(cost.measured or not cost.seconds for cost in found):
         console.print("* assumed; steps of the same kind that this lab has done give measured times")
+    here = any(cost.where == "here" and cost.unit == "tokens" and not cost.done for cost in found)
+    if here and not costs.has_gpu():
+        console.print("this machine has no GPU, so trainings are counted on its CPU cores; "
+                      """--set engines='{"stage": "ssh:HOST"}' counts them on a GPU elsewhere""", soft_wrap=True)  # fmt: skip
     if isinstance(config, Study):
         wanted = costs.downloads(config, lab)
         for name, size in wanted:
